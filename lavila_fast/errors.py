@@ -1,0 +1,64 @@
+"""What can go wrong, said so that the reader knows what to do next.
+
+Every error a user can cause is a `LavilaError`: its text is one line that names the thing, what is the matter with it
+and a way out. The command line prints that line and exits with the class's `exit_code`; a traceback means a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class LavilaError(Exception):
+    """Base of all errors that speak to a user."""
+
+    exit_code = 1
+
+
+class InputError(LavilaError, ValueError):
+    """An argument, option or list file that does not make sense."""
+
+    exit_code = 2
+
+
+class VideoError(LavilaError):
+    """A file that cannot be read as video; other files go on."""
+
+    exit_code = 1
+
+    def __init__(self, path: object, what: str, todo: str) -> None:
+        """Say which file, what is the matter, and what to do about it."""
+        super().__init__(f"{path}: {what}; {todo}")
+        self.path, self.what, self.todo = str(path), what, todo
+
+
+class CheckpointError(LavilaError):
+    """Weights that are truncated, of another model, or not safe to load."""
+
+    exit_code = 2
+
+
+class BundleError(LavilaError):
+    """A bundle folder that is incomplete, of a newer version, or altered."""
+
+    exit_code = 2
+
+
+class DownloadError(LavilaError):
+    """A file that could not be fetched or is not what it should be."""
+
+    exit_code = 1
+
+
+class StorageError(LavilaError):
+    """The output cannot be written (disk full, no permission)."""
+
+    exit_code = 1
+
+
+class MissingExtraError(LavilaError, ImportError):
+    """An optional dependency is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, package: str, extra: str) -> None:
+        """Name the missing package and the extra of ours that brings it."""
+        super().__init__(f"{package} is not installed; run: pip install 'lavila-fast[{extra}]'")

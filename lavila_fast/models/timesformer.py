@@ -1,0 +1,172 @@
+"""TimeSformer with frozen-in-time divided attention, the video encoder of every LaViLa model.
+
+Plain PyTorch, written to be read and exported: this is the reference that engines and kernels are compared with.
+Parameter names are those of the released checkpoints. Sources: Bain et al., "Frozen in Time" (ICCV 2021); Bertasius et
+al., "Is Space-Time Attention All You Need for Video Understanding?" (ICML 2021).
+
+Shape suffixes: B clips, C colours, T frames, H W pixels, N patches a frame, S = 1 + T·N tokens, D width, h heads,
+d = D / h.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavila_fast.config import VisionConfig
+from lavila_fast.errors import InputError
+
+
+class QuickGELU(nn.Module):
+    """CLIP's cheap approximation of GELU: ``x · sigmoid(1.702 x)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply elementwise."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers, four times as wide inside."""
+
+    def __init__(self, dim: int, act: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.act = QuickGELU() if act == "quick_gelu" else nn.GELU()
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        """Map (B, S, D) to (B, S, D)."""
+        out: Tensor = self.fc2(self.act(self.fc1(x_BSD)))
+        return out
+
+
+class DividedAttention(nn.Module):
+    """Attention in groups of patches, with CLS in every group; CLS itself sees all tokens.
+
+    `over` says what a group is: ``space`` the N patches of one frame, ``time`` the T patches at one place.
+    """
+
+    def __init__(self, dim: int, heads: int, over: str) -> None:
+        super().__init__()
+        self.heads, self.over = heads, over
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
+        """Map (B, 1 + frames·N, D) to the same shape."""
+        B, S, D = x_BSD.shape
+        qkv = self.qkv(x_BSD).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q_BhSd, k_BhSd, v_BhSd = qkv.unbind(0)
+        cls_Bh1d = F.scaled_dot_product_attention(q_BhSd[:, :, :1], k_BhSd, v_BhSd)
+        patches_BhPd = self._grouped(q_BhSd, k_BhSd, v_BhSd, frames)
+        out_BhSd = torch.cat([cls_Bh1d, patches_BhPd], dim=2)
+        out: Tensor = self.proj(out_BhSd.transpose(1, 2).reshape(B, S, D))
+        return out
+
+    def _grouped(self, q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
+        """Attend within groups; q, k, v are (B, h, S, d), the result is (B, h, S-1, d)."""
+        B, h, S, d = q.shape
+        per_frame = (S - 1) // frames
+
+        def group(x: Tensor) -> Tensor:  # (B, h, S-1, d) → (B, h, groups, members, d)
+            x = x.reshape(B, h, frames, per_frame, d)
+            return x if self.over == "space" else x.transpose(2, 3)
+
+        def with_cls(x: Tensor) -> Tensor:
+            members = group(x[:, :, 1:])
+            cls = x[:, :, None, :1].expand(-1, -1, members.shape[2], -1, -1)
+            return torch.cat([cls, members], dim=3).flatten(1, 2)
+
+        out = F.scaled_dot_product_attention(group(q[:, :, 1:]).flatten(1, 2), with_cls(k), with_cls(v))
+        groups = frames if self.over == "space" else per_frame
+        out = out.view(B, h, groups, -1, d)
+        return (out if self.over == "space" else out.transpose(2, 3)).reshape(B, h, S - 1, d)
+
+
+class SpaceTimeBlock(nn.Module):
+    """``u = x + time(norm3(x)); y = x + space(norm1(u)); y + mlp(norm2(y))``: the space branch is added to x, not u."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = DividedAttention(dim, config.heads, "space")
+        self.timeattn = DividedAttention(dim, config.heads, "time")
+        if config.gated_time:
+            self.alpha_timeattn = nn.Parameter(torch.zeros([]))
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, config.act)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
+        self.gated_time = config.gated_time
+
+    def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
+        """Map (B, S, D) to (B, S, D)."""
+        time = self.timeattn(self.norm3(x_BSD), frames)
+        if self.gated_time:
+            time = torch.tanh(self.alpha_timeattn) * time
+        y_BSD = x_BSD + self.attn(self.norm1(x_BSD + time), frames)
+        out: Tensor = y_BSD + self.mlp(self.norm2(y_BSD))
+        return out
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of non-overlapping patches of each frame."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.dim, config.patch, config.patch, bias=not config.ln_pre)
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Map (B, 3, T, H, W) to (B, T, N, D)."""
+        B, _, T = video_BCTHW.shape[:3]
+        x = self.proj(video_BCTHW.transpose(1, 2).flatten(0, 1))
+        return x.flatten(2).transpose(1, 2).reshape(B, T, -1, x.shape[1])
+
+
+class TimeSformer(nn.Module):
+    """The video encoder: (B, 3, T, H, W) float32, normalised, T ≤ ``config.frames``."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.patches + 1, config.dim))
+        self.temporal_embed = nn.Parameter(torch.zeros(1, config.frames, config.dim))
+        self.patch_embed = PatchEmbed(config)
+        self.ln_pre = nn.LayerNorm(config.dim) if config.ln_pre else nn.Identity()
+        self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+
+    def embed(self, video_BCTHW: Tensor) -> Tensor:
+        """Tokens before the blocks, (B, 1 + T·N, D): CLS, then frame by frame, row by row."""
+        x_BTND = self.patch_embed(video_BCTHW)
+        B, T = x_BTND.shape[:2]
+        x_BTND = x_BTND + self.pos_embed[:, None, 1:] + self.temporal_embed[:, :T, None]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(B, -1, -1)
+        out: Tensor = self.ln_pre(torch.cat([cls, x_BTND.flatten(1, 2)], dim=1))
+        return out
+
+    def forward_features(self, video_BCTHW: Tensor) -> Tensor:
+        """All tokens after the last norm, (B, 1 + T·N, D).
+
+        Raises:
+            InputError: the clip has another size than the model, or more frames than its temporal embedding.
+        """
+        self._check(video_BCTHW)
+        x_BSD = self.embed(video_BCTHW)
+        for block in self.blocks:
+            x_BSD = block(x_BSD, video_BCTHW.shape[2])
+        out: Tensor = self.norm(x_BSD)
+        return out
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """The CLS token after the last norm, (B, D)."""
+        return self.forward_features(video_BCTHW)[:, 0]
+
+    def _check(self, video: Tensor) -> None:
+        side, most = self.config.img, self.config.frames
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[3] != side or video.shape[4] != side:
+            raise InputError(f"video has shape {tuple(video.shape)}; expected (B, 3, T, {side}, {side})")
+        if video.shape[2] > most:
+            raise InputError(f"video has {video.shape[2]} frames; this model takes at most {most} (see config frames)")

@@ -1,0 +1,50 @@
+"""The two values that travel the main road's ends: which piece of which video, and what was said about it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A piece of a video to narrate.
+
+    Attributes:
+        video: Name of the video as it appears in the output (the path as given, or the uid of a clip list).
+        start: First second.
+        end: Last second, `end > start`.
+    """
+
+    video: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Narration:
+    """One sentence about one clip.
+
+    Attributes:
+        video: Name of the video.
+        start: First second of the clip.
+        end: Last second of the clip.
+        sample: 0-based number of this sentence among the clip's.
+        text: The sentence, e.g. ``#C C picks up the cup``.
+        perplexity: LaViLa's score, exp of the mean entropy of the unwarped distributions up to the end token
+            (sampling), or exp of minus the length-penalised beam score (beams). Lower is surer.
+        logprob: Mean natural-log probability of the chosen tokens, end token included, under the unwarped
+            distribution.
+    """
+
+    video: str
+    start: float
+    end: float
+    sample: int
+    text: str
+    perplexity: float
+    logprob: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as it is written, keys in the order of the fields."""
+        return asdict(self)
