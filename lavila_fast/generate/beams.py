@@ -1,0 +1,213 @@
+"""Beam sampling and group beam search with the original's rules, over the cached step.
+
+The rules (which Hugging Face's beam scorer of early 2023 defines): a group of g beams looks at its 2g best
+continuations; one that ends is kept as a hypothesis if it is among the first g; the first g that do not end go on. A
+clip is done when it has as many hypotheses as beams and none still running can beat the worst. LaViLa applies no
+diversity penalty, and warps the *accumulated* scores.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.generate.options import Options, Written
+from lavila_fast.generate.randomness import uniform
+from lavila_fast.generate.scheduler import Task, end_token, token_limit
+from lavila_fast.runtime.protocol import NarratorRuntime
+from lavila_fast.runtime.sampling import F32, Warp, kept
+
+T = TypeVar("T")
+
+
+@dataclass
+class Beam:
+    """A running hypothesis: tokens, accumulated (warped) score and plain log-probability."""
+
+    ids: tuple[int, ...]
+    score: float
+    logprob: float = 0.0
+
+
+@dataclass
+class Search:
+    """The beams of one clip (group search) or of one of its samples (beam sampling).
+
+    Attributes:
+        groups: Running beams, group by group.
+        limit: Hypotheses to hold: the number of all beams.
+        penalty: Exponent of the length.
+    """
+
+    groups: list[list[Beam]]
+    limit: int
+    penalty: float
+    hypotheses: list[tuple[float, Beam]] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def beams(self) -> list[Beam]:
+        """All running beams, in row order."""
+        return [beam for group in self.groups for beam in group]
+
+    def keep(self, beam: Beam, ids: tuple[int, ...]) -> None:
+        """Offer a hypothesis; only the best `limit` stay. The length counts the tokens before the end."""
+        value = beam.score / len(beam.ids) ** self.penalty
+        if len(self.hypotheses) < self.limit or value > self.hypotheses[-1][0]:
+            self.hypotheses.append((value, Beam(ids, beam.score, beam.logprob)))
+            self.hypotheses.sort(key=lambda pair: -pair[0])
+            del self.hypotheses[self.limit :]
+
+    def advance(self, group: int, candidates: list[tuple[float, int, int, float]], end: int) -> list[int]:
+        """Continue one group from its best continuations, best first.
+
+        Args:
+            group: Which.
+            candidates: (score, beam within the group, token, plain log-probability of the token), 2g of them.
+            end: The end token.
+
+        Returns:
+            For each new beam of the group, the number of the old one it continues.
+        """
+        old = self.groups[group]
+        new: list[Beam] = []
+        parents: list[int] = []
+        for rank, (score, parent, token, logprob) in enumerate(candidates):
+            before = old[parent]
+            beam = Beam((*before.ids, token), score, before.logprob + logprob)
+            if token == end:
+                if rank < len(old):
+                    self.keep(Beam(before.ids, score, beam.logprob), beam.ids)
+            elif len(new) < len(old):
+                new.append(beam)
+                parents.append(parent)
+        self.groups[group] = new
+        self._check_done(max(score for score, *_ in candidates), len(old[0].ids))
+        return parents
+
+    def _check_done(self, best: float, length: int) -> None:
+        if len(self.hypotheses) >= self.limit:
+            self.done = self.done or self.hypotheses[-1][0] >= best / length**self.penalty
+
+    def finish(self, count: int) -> list[Written]:
+        """The best `count` hypotheses, those still running included unless the search is done."""
+        if not self.done:
+            for beam in self.beams:
+                self.keep(beam, beam.ids)
+        return [_written(value, beam) for value, beam in self.hypotheses[:count]]
+
+
+def _written(value: float, beam: Beam) -> Written:
+    return Written(beam.ids, math.exp(min(-value, 700.0)), beam.logprob / (len(beam.ids) - 1), value)
+
+
+def write_beams(
+    runtime: NarratorRuntime, tasks: Iterable[Task[T]], options: Options
+) -> Iterator[tuple[T, list[Written]]]:
+    """Search `options.samples` sentences for each task with `options.beams` beams, one clip after another.
+
+    Yields:
+        Owner and sentences of each clip: the best first (group search), or one search's best a sample (sampling).
+    """
+    for task in tasks:
+        yield task.owner, _search_clip(runtime, task, options)
+
+
+def _search_clip(runtime: NarratorRuntime, task: Task[Any], options: Options) -> list[Written]:
+    end = end_token(runtime)
+    grouped = options.groups > 1
+    searches = [_new_search(options, end) for _ in range(1 if grouped else options.samples)]
+    state = runtime.begin()
+    runtime.join(state, task.context, sum(len(s.beams) for s in searches))
+    live = list(searches)
+    for step in range(token_limit(runtime, options) - 1):
+        parents = _advance_all(runtime.logprobs(state), live, searches, task.key, step, options, end)
+        keep = [parents[id(s)] for s in live if not s.done]
+        live = [s for s in live if not s.done]
+        if not live:
+            break
+        runtime.select(state, np.concatenate(keep))
+        runtime.step(state, np.array([beam.ids[-1] for s in live for beam in s.beams]))
+    return [one for s in searches for one in s.finish(options.samples if grouped else 1)]
+
+
+def _new_search(options: Options, end: int) -> Search:
+    size = options.beams // options.groups
+    # In a group search only the first beam of a group counts at the start: all are equal.
+    start = [0.0] + [-1e9 if options.groups > 1 else 0.0] * (size - 1)
+    groups = [[Beam((end,), score) for score in start] for _ in range(options.groups)]
+    return Search(groups, options.beams, options.length_penalty)
+
+
+def _advance_all(
+    logprobs: F32, live: list[Search], searches: list[Search], key: bytes, step: int, options: Options, end: int
+) -> dict[int, NDArray[np.int64]]:
+    """Advance every live search; returns, by search, the rows its new beams continue."""
+    parents: dict[int, NDArray[np.int64]] = {}
+    row = 0
+    for search in live:
+        mine: list[int] = []
+        for number, group in enumerate(search.groups):
+            lines = logprobs[row : row + len(group)]
+            number_of_search = next(i for i, s in enumerate(searches) if s is search)
+            draws = _draws(key, number_of_search, step, 2 * len(group)) if options.groups == 1 else None
+            candidates = continuations(lines, group, options.warp, draws)
+            mine += [row + p for p in (search.advance(number, candidates, end) if not search.done else [])]
+            row += len(group) if group else 0
+        parents[id(search)] = np.array(mine, np.int64)
+    return parents
+
+
+def _draws(key: bytes, search: int, step: int, count: int) -> list[float]:
+    return [uniform(key, search, step * count + i) for i in range(count)]
+
+
+def continuations(
+    logprobs: F32, beams: list[Beam], warp: Warp, draws: list[float] | None
+) -> list[tuple[float, int, int, float]]:
+    """The 2g continuations of a group's g beams: the best (`draws` None) or drawn without replacement, best first.
+
+    Args:
+        logprobs: (g, V), unwarped.
+        beams: The group.
+        warp: Applied to the accumulated scores, at least two words a beam staying.
+        draws: 2g uniform numbers.
+
+    Returns:
+        (score, beam, token, plain log-probability of the token).
+    """
+    pool: list[tuple[NDArray[np.float32], int, NDArray[np.int64]]] = []
+    for number, (line, beam) in enumerate(zip(logprobs, beams, strict=True)):
+        total = line + np.float32(beam.score)
+        ids = kept(total, warp, least=2)[0]
+        pool.append((total[ids] / np.float32(warp.temperature), number, ids))
+    scores = np.concatenate([p[0] for p in pool])
+    owner = np.concatenate([np.full(len(p[2]), p[1]) for p in pool])
+    tokens = np.concatenate([p[2] for p in pool])
+    count = min(2 * len(beams), len(scores))
+    picked = _best(scores, count) if draws is None else _drawn(scores, draws[:count])
+    return [(float(scores[i]), int(owner[i]), int(tokens[i]), float(logprobs[owner[i], tokens[i]])) for i in picked]
+
+
+def _best(scores: F32, count: int) -> NDArray[np.int64]:
+    among = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
+    return among[np.lexsort((among, -scores[among]))]
+
+
+def _drawn(scores: F32, draws: list[float]) -> NDArray[np.int64]:
+    weights = np.exp((scores - scores.max()).astype(np.float64))
+    picked: list[int] = []
+    for u in draws:
+        cumulative = np.cumsum(weights)
+        if cumulative[-1] <= 0:
+            break
+        i = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(scores) - 1)
+        picked.append(i)
+        weights[i] = 0.0
+    among = np.array(picked, np.int64)
+    return among[np.argsort(-scores[among], kind="stable")]

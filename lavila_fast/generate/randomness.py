@@ -1,0 +1,23 @@
+"""Random numbers that depend on what they are for, not on when they are drawn.
+
+Each is a keyed hash (BLAKE2b) of a counter, so a narration is the same whatever the batch size, the number of workers,
+the shard or the point of resuming, and on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import PurePath
+
+
+def clip_key(seed: int, video: str, start: float) -> bytes:
+    """The key of one clip: the video's file name without its folder, and the start rounded to milliseconds."""
+    text = f"{seed}\0{PurePath(video).name}\0{round(start * 1000)}"
+    return hashlib.blake2b(text.encode(), digest_size=32).digest()
+
+
+def uniform(key: bytes, sample: int, step: int) -> float:
+    """A number in [0, 1), uniform, for one step of one sample of the clip with this key."""
+    digest = hashlib.blake2b(struct.pack("<QQ", sample, step), key=key, digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53

@@ -1,0 +1,67 @@
+"""Turns scenes into a real video file: H.264 in MP4, one action after another, and says what is shown when."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavila_fast.errors import InputError, StorageError
+from lavila_fast.kitchen.render import render_frame
+from lavila_fast.kitchen.scene import Scene
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown from second `start` to second `end`."""
+
+    start: float
+    end: float
+    text: str
+
+
+def ground_truth(scenes: Iterable[Scene], seconds_per_clip: float = 2.0) -> list[Shown]:
+    """The narrations of a film of `scenes`."""
+    return [
+        Shown(i * seconds_per_clip, (i + 1) * seconds_per_clip, scene.action.sentence) for i, scene in enumerate(scenes)
+    ]
+
+
+def film(
+    scenes: Sequence[Scene],
+    path: str | Path,
+    width: int = 320,
+    height: int = 240,
+    fps: int = 15,
+    seconds_per_clip: float = 2.0,
+    crf: int = 20,
+) -> None:
+    """Encode `scenes` to `path`: scene k is shown in [k, k + 1) * `seconds_per_clip`. A failure leaves no file.
+
+    Raises:
+        InputError: no scenes, or a width or height that is odd (H.264 in yuv420p has none).
+        StorageError: the file cannot be written.
+        MissingExtraError: Pillow is not installed.
+    """
+    import av
+
+    if not scenes or width % 2 or height % 2:
+        raise InputError(f"a film needs scenes and an even width and height, not {len(scenes)} of {width}x{height}")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    frames = round(fps * seconds_per_clip)
+    try:
+        with av.open(str(part), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for scene, i in itertools.product(scenes, range(frames)):
+                picture = av.VideoFrame.from_ndarray(render_frame(scene, i / frames, width, height), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode(None))
+        part.replace(path)
+    except (OSError, av.FFmpegError) as error:
+        raise StorageError(f"{path}: cannot be written ({error}); choose another place") from error
+    finally:
+        part.unlink(missing_ok=True)

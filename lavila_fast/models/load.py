@@ -1,0 +1,170 @@
+"""Models from files: the public loaders, and the way from released checkpoints to our own format.
+
+    >>> from lavila_fast import load_narrator
+    >>> narrator = load_narrator("narrator.pth")
+    >>> logits = narrator.logits(narrator.visual_tokens(video), ids)
+
+Sizes come from the `config` argument, else from the file (our own format), else from the shapes of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from lavila_fast.config import ClassifierConfig, DualEncoderConfig, ModelConfig, NarratorConfig, from_dict
+from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
+
+try:
+    import torch
+    from safetensors import safe_open  # noqa: F401 - so that a missing one is reported here
+except ModuleNotFoundError as error:
+    raise MissingExtraError(error.name or "torch", "torch") from error
+
+from lavila_fast.models.checkpoint import check, fit_frames, infer_config, load_state, tidy
+from lavila_fast.models.classifier import Classifier
+from lavila_fast.models.dual_encoder import DualEncoder
+from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.sizes import config_from_sizes
+from lavila_fast.models.weight_files import Weights, read_weights, write_weights
+
+Model = Narrator | DualEncoder | Classifier
+Sizes = ModelConfig | Mapping[str, Any]
+M = TypeVar("M", Narrator, DualEncoder, Classifier)
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CLASSES: dict[type[Any], type[Model]] = {
+    NarratorConfig: Narrator,
+    DualEncoderConfig: DualEncoder,
+    ClassifierConfig: Classifier,
+}
+
+
+def load_narrator(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> Narrator:
+    """Load a narrator, in eval mode, float32, on the CPU.
+
+    Args:
+        path: A released ``.pth``, a ``.safetensors`` of ours, a bundle folder, or the name of a shipped model
+            (``nano``).
+        config: The model's sizes: a config, the dictionary of one, or a flat dictionary of sizes (see
+            `lavila_fast.models.sizes`). Needed only for a ``.pth`` of unusual widths.
+        frames: Length of the temporal embedding; the file's is cut or stretched to it.
+
+    Returns:
+        A module with ``visual_tokens(video) -> (B, Q, D)`` and ``logits(visual_tokens, ids) -> (B, L, V)``; video is
+        float32 (B, 3, T, H, W), normalised.
+
+    Raises:
+        CheckpointError: not a narrator's checkpoint, truncated, unsafe, or not exactly these keys and shapes.
+        InputError: a config of another kind of model, or one that makes no sense.
+    """
+    return _load(Narrator, path, config, frames)
+
+
+def load_dual_encoder(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> DualEncoder:
+    """Load a dual encoder; arguments and errors as for `load_narrator`.
+
+    Returns:
+        A module with ``embed_video(video, normalize=True)`` and ``embed_text(ids, mask=None, normalize=True)``, both
+        giving (B, E).
+    """
+    return _load(DualEncoder, path, config, frames)
+
+
+def load_classifier(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> Classifier:
+    """Load a classifier; arguments and errors as for `load_narrator`.
+
+    Returns:
+        A module called on video, giving logits (B, classes), or a tuple of them if it has several heads.
+    """
+    return _load(Classifier, path, config, frames)
+
+
+def save_checkpoint(model: Model, path: str | Path, dtype: str | None = None) -> Path:
+    """Write a model to a safetensors file that carries its config, atomically.
+
+    Args:
+        model: What to write.
+        path: The file to write.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; None keeps the weights' own.
+
+    Returns:
+        `path`.
+    """
+    return write_weights(path, _cast(model.state_dict(), dtype), model.config)
+
+
+def convert_checkpoint(
+    path: str | Path, output: str | Path, config: Sizes | None = None, dtype: str | None = None
+) -> Path:
+    """Write a released ``.pth`` as a safetensors file of ours, checked as strictly as when loading.
+
+    Args:
+        path: The checkpoint.
+        output: The file to write.
+        config: The model's sizes, where the file's widths do not tell them.
+        dtype: ``float32``, ``float16`` or ``bfloat16``; None keeps the file's, so half precision stays half.
+
+    Returns:
+        `output`.
+    """
+    weights = read_weights(path)
+    state = tidy(weights.tensors, weights.path)
+    sizes = _sizes(weights, state, config)
+    state = fit_frames(state, sizes.vision.frames)
+    check(_empty(sizes), state, weights.path)
+    return write_weights(output, _cast(state, dtype), sizes)
+
+
+def _load(cls: type[M], path: str | Path, config: Sizes | None, frames: int | None) -> M:
+    weights = read_weights(_find(path, cls))
+    state = tidy(weights.tensors, weights.path)
+    sizes = _sizes(weights, state, config)
+    if CLASSES[type(sizes)] is not cls:
+        kind = InputError if config is not None else CheckpointError
+        raise kind(f"{weights.path}: a model of kind {sizes.kind}; use load_{sizes.kind}")
+    if frames is not None:
+        sizes = replace(sizes, vision=replace(sizes.vision, frames=frames))
+    model = cast(M, _empty(sizes))
+    load_state(model, fit_frames(state, sizes.vision.frames), weights.path)
+    assert not any(t.is_meta for t in chain(model.parameters(), model.buffers()))
+    return model.eval()
+
+
+def _empty(config: ModelConfig) -> Model:
+    """The model without memory for its weights."""
+    with torch.device("meta"):
+        return CLASSES[type(config)](config)  # type: ignore[arg-type]
+
+
+def _sizes(weights: Weights, state: dict[str, torch.Tensor], config: Sizes | None) -> ModelConfig:
+    if isinstance(config, Mapping):
+        return from_dict(dict(config)) if "kind" in config else config_from_sizes(config)
+    return config or weights.config or infer_config(state, weights.path)
+
+
+def _cast(state: Mapping[str, torch.Tensor], dtype: str | None) -> dict[str, torch.Tensor]:
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    return {key: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for key, t in state.items()}
+
+
+def _find(path: str | Path, cls: type[Model]) -> Path:
+    """The weight file that a path or name stands for."""
+    found = Path(path)
+    if not found.exists() and len(found.parts) == 1 and (ASSETS / found).is_dir():
+        found = ASSETS / found
+    if found.is_dir():
+        name = {Narrator: "narrator", DualEncoder: "dual_encoder", Classifier: "classifier"}[cls]
+        found = found / f"{name}.safetensors"
+        if not found.is_file():
+            raise CheckpointError(f"{found.parent}: holds no {found.name}; give a bundle with {name} weights or a file")
+    if not found.is_file():
+        raise CheckpointError(
+            f"{path}: no such file, folder or shipped model; `lavila-fast models list` names what can be pulled"
+        )
+    return found

@@ -1,0 +1,125 @@
+"""A bundle: a folder with everything needed to narrate, and nothing else.
+
+``bundle.json`` says what the model is and how its input is prepared, and carries the SHA-256 of every file beside it;
+a file that was swapped, cut short or forgotten is noticed before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lavila_fast.config import ModelConfig, NarratorConfig, from_dict, to_dict
+from lavila_fast.errors import BundleError, InputError
+
+MANIFEST = "bundle.json"
+FORMAT = 1
+_LARGEST_MANIFEST = 4 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `bundle.json` says.
+
+    Attributes:
+        folder: Where it lies.
+        name: Short name, e.g. ``nano``.
+        models: Config of each model in it, by kind.
+        clip_seconds: Length of the clips the narrator was made for, seconds.
+        precision: Of each graph, e.g. ``{"encoder": "fp32", "decoder": "fp32"}``.
+        tokenizer: Tokenizer of each model, by kind; see `text.tokenizers.load_tokenizer`.
+        target: What the graphs were built for.
+        opset: ONNX operator set of the graphs.
+        built_with: Versions of what built it.
+        files: SHA-256 of every file, by name.
+        note: One line for `models show`.
+    """
+
+    folder: Path
+    name: str
+    models: dict[str, ModelConfig]
+    clip_seconds: float
+    precision: dict[str, str]
+    tokenizer: dict[str, Any]
+    target: str = "cpu"
+    opset: int = 0
+    built_with: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def narrator(self) -> NarratorConfig:
+        """The narrator's sizes.
+
+        Raises:
+            BundleError: there is no narrator in this bundle.
+        """
+        config = self.models.get("narrator")
+        if not isinstance(config, NarratorConfig):
+            raise BundleError(f"{self.folder}: this bundle has no narrator; it holds {', '.join(self.models) or 'nothing'}")
+        return config
+
+    def save(self) -> None:
+        """Hash the folder's files and write ``bundle.json``, whole or not at all."""
+        files = {p.name: sha256(p) for p in sorted(self.folder.iterdir()) if p.name != MANIFEST and p.is_file()}
+        values = {k: v for k, v in asdict(self).items() if k not in ("folder", "models", "files")}
+        values |= {"format": FORMAT, "models": {k: to_dict(v) for k, v in self.models.items()}, "files": files}
+        temporary = self.folder / (MANIFEST + ".new")
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.folder / MANIFEST)
+
+    def verify(self) -> None:
+        """Compare every file with its hash.
+
+        Raises:
+            BundleError: naming the first file that is missing or different.
+        """
+        for name, wanted in self.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise BundleError(f"{path}: missing from the bundle; export or download it again")
+            if sha256(path) != wanted:
+                raise BundleError(f"{path}: not the file {MANIFEST} describes (hash differs); export or download it again")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def open_bundle(folder: Path, verify: bool = True) -> Bundle:
+    """Read a bundle folder.
+
+    Raises:
+        BundleError: no or damaged ``bundle.json``, a newer format, or (with `verify`) altered files.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder}: no {MANIFEST} here, so this is not a bundle; see `lavila-fast models list`")
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise ValueError("it is far too large")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        number = values.pop("format")
+        if number > FORMAT:
+            raise BundleError(f"{path}: format {number} is newer than this lavila-fast reads ({FORMAT}); upgrade it")
+        values["models"] = {kind: from_dict(config) for kind, config in values["models"].items()}
+        if any(Path(name).name != name for name in values["files"]):
+            raise ValueError("a file name leaves the folder")
+        bundle = Bundle(folder=folder, **values)
+    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+        raise BundleError(f"{path}: damaged ({error}); export or download the bundle again") from error
+    if verify:
+        bundle.verify()
+    return bundle

@@ -1,0 +1,198 @@
+"""A runtime whose caches live in host memory as numpy arrays; an engine only has to run two graphs.
+
+The caches have a fixed capacity, the engine reads them in place and returns just the new keys and values, and rows that
+leave are replaced by the last ones: nothing is ever copied that did not change. Rows of any age live side by side,
+which is what continuous batching needs.
+
+Axes: N rows, B clips, R rows a clip, h heads, d head size, C capacity in tokens, Q visual tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.config import NarratorConfig
+from lavila_fast.runtime.protocol import ClipContext
+from lavila_fast.runtime.sampling import Chosen, Warp, choose, log_softmax
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+PAGE = 16  # the cache grows by this many tokens
+
+
+@dataclass(frozen=True)
+class HostContext:
+    """Key (B, h, d, Q) and value (B, h, Q, d) of each gated block in turn."""
+
+    cross: tuple[F32, ...]
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.cross[0])
+
+
+@dataclass
+class StepInputs:
+    """What the step graph reads; see `models.gpt2.GatedGPT2.step` for the shapes."""
+
+    ids: I64
+    lengths: I64
+    grid: I64
+    place: I64
+    past: list[F32]
+    cross: list[F32]
+
+
+class HostState:
+    """Rows in flight."""
+
+    def __init__(self, config: NarratorConfig) -> None:
+        text = config.text
+        self.heads, self.size = text.n_head, text.n_embd // text.n_head
+        self.layers, self.vocab = text.n_layer, text.vocab
+        self.kv = np.zeros((2 * self.layers, 0, self.heads, PAGE, self.size), np.float32)
+        self.cross: list[F32] = []
+        self.clips = 0
+        self.slot = np.empty(0, np.int64)  # the clip of each row
+        self.lengths = np.empty(0, np.int64)  # tokens of each row in the cache
+        self.logits = np.empty((0, text.vocab), np.float32)
+        self.source = np.empty(0, np.int64)  # the line of logits each row reads
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.slot)
+
+    def past(self, rows: int) -> list[F32]:
+        """Key and value caches of the first `rows` rows, one (rows, h, C, d) view a block and kind."""
+        return [layer[:rows] for layer in self.kv]
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` tokens; what is there stays."""
+        have_rows, have_length = self.kv.shape[1], self.kv.shape[3]
+        if rows <= have_rows and length <= have_length:
+            return
+        shape = list(self.kv.shape)
+        shape[1] = max(have_rows, rows)
+        shape[3] = max(have_length, -(-length // PAGE) * PAGE)
+        bigger = np.zeros(shape, np.float32)
+        bigger[:, : self.rows, :, :have_length] = self.kv[:, : self.rows]
+        self.kv = bigger
+
+    def place_clips(self, cross: Sequence[F32]) -> None:
+        """Copy new clips' keys and values behind those in flight."""
+        need = self.clips + len(cross[0])
+        if not self.cross or len(self.cross[0]) < need:
+            bigger = [np.empty((need, *c.shape[1:]), np.float32) for c in cross]
+            for new, old in zip(bigger, self.cross, strict=False):
+                new[: self.clips] = old[: self.clips]
+            self.cross = bigger
+        for mine, new in zip(self.cross, cross, strict=True):
+            mine[self.clips : need] = new
+        self.clips = need
+
+    def drop_idle_clips(self) -> None:
+        """Fill the place of a clip that has no rows with the last one."""
+        for clip in range(self.clips - 1, -1, -1):
+            if not (self.slot == clip).any():
+                last = self.clips - 1
+                if clip != last:
+                    for layer in self.cross:
+                        layer[clip] = layer[last]
+                    self.slot[self.slot == last] = clip
+                self.clips = last
+
+
+def grid_of(slot: I64, clips: int) -> tuple[I64, I64]:
+    """The rows of each clip as a padded table (B, R), and each row's place in the flattened table (N,)."""
+    counts = np.bincount(slot, minlength=clips)
+    order = np.argsort(slot, kind="stable")
+    nth = np.empty(len(slot), np.int64)
+    nth[order] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
+    grid = np.zeros((clips, int(counts.max())), np.int64)
+    grid[slot, nth] = np.arange(len(slot))
+    return grid, slot * grid.shape[1] + nth
+
+
+class HostRuntime(ABC):
+    """`NarratorRuntime` over two graphs that a subclass runs."""
+
+    def __init__(self, config: NarratorConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def _encode(self, video: F32) -> list[F32]:
+        """Video (1, 3, T, H, W) → key (1, h, d, Q), value (1, h, Q, d) of each gated block."""
+
+    @abstractmethod
+    def _step(self, inputs: StepInputs) -> tuple[F32, F32]:
+        """Logits (N, V) and new keys and values (2 · layers, N, h, d)."""
+
+    def encode(self, video: F32) -> HostContext:
+        """See `NarratorRuntime.encode`. One clip at a time: a CPU gains nothing from more, and results cannot vary."""
+        parts = [self._encode(video[i : i + 1]) for i in range(len(video))]
+        return HostContext(tuple(np.concatenate(layer) for layer in zip(*parts, strict=True)))
+
+    def begin(self) -> HostState:
+        """See `NarratorRuntime.begin`."""
+        return HostState(self.config)
+
+    def join(self, state: HostState, context: ClipContext, samples: int) -> None:
+        """See `NarratorRuntime.join`."""
+        assert isinstance(context, HostContext)
+        old, clips, first_clip = state.rows, len(context), state.clips
+        state.reserve(old + clips * samples, 1)
+        one = np.arange(clips)
+        begin = np.full(clips, self.config.text.vocab - 1)
+        past = [layer[old : old + clips] for layer in state.kv]
+        logits, new = self._step(
+            StepInputs(begin, np.zeros(clips, np.int64), one[:, None], one, past, list(context.cross))
+        )
+        state.place_clips(context.cross)
+        rows = slice(old, old + clips * samples)
+        state.kv[:, rows, :, 0] = np.repeat(new, samples, axis=1)
+        state.slot = np.concatenate([state.slot, first_clip + np.repeat(one, samples)])
+        state.lengths = np.concatenate([state.lengths, np.ones(clips * samples, np.int64)])
+        state.source = np.concatenate([state.source, len(state.logits) + np.repeat(one, samples)])
+        state.logits = np.concatenate([state.logits, logits])
+
+    def sample(self, state: HostState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+        """See `NarratorRuntime.sample`."""
+        return choose(state.logits, state.source, warp, u)
+
+    def logprobs(self, state: HostState) -> F32:
+        """See `NarratorRuntime.logprobs`."""
+        return log_softmax(state.logits)[0][state.source]
+
+    def top(self, state: HostState, k: int) -> tuple[F32, I64]:
+        """See `NarratorRuntime.top`."""
+        scores = log_softmax(state.logits)[0]
+        ids = np.argpartition(scores, -k, axis=-1)[:, -k:]
+        order = np.lexsort((ids, -np.take_along_axis(scores, ids, -1)), axis=-1)
+        ids = np.take_along_axis(ids, order, -1)
+        return np.take_along_axis(scores, ids, -1)[state.source], ids[state.source]
+
+    def step(self, state: HostState, tokens: I64) -> None:
+        """See `NarratorRuntime.step`."""
+        state.reserve(state.rows, int(state.lengths.max()) + 1)
+        grid, place = grid_of(state.slot, state.clips)
+        cross = [layer[: state.clips] for layer in state.cross]
+        inputs = StepInputs(tokens, state.lengths, grid, place, state.past(state.rows), cross)
+        state.logits, new = self._step(inputs)
+        state.kv[:, np.arange(state.rows), :, state.lengths] = new.transpose(1, 0, 2, 3)
+        state.lengths = state.lengths + 1
+        state.source = np.arange(state.rows)
+
+    def select(self, state: HostState, rows: I64) -> None:
+        """See `NarratorRuntime.select`."""
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
+        if len(moved):
+            used = int(state.lengths.max())
+            state.kv[:, moved, :, :used] = state.kv[:, rows[moved], :, :used]
+        state.slot, state.lengths, state.source = state.slot[rows], state.lengths[rows], state.source[rows]
+        state.drop_idle_clips()

@@ -1,0 +1,134 @@
+"""Which frames make a clip, and which clips make a video: arithmetic only, no file is opened.
+
+LaViLa (Zhao et al., CVPR 2023) cuts a clip into equal segments and takes the middle frame of each. Rounding is part of
+the definition: half to even at segment borders, truncation for lengths. `tests/test_video_clips.py` compares every
+function here with indices recorded from the original.
+
+A frame index is the place of a frame in presentation order, 0 for the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from lavila_fast.errors import InputError
+
+CHUNK_SECONDS = 300
+
+
+def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
+    """Middle frames of `segments` equal segments of ``[start_frame, end_frame)``.
+
+    Args:
+        start_frame: First frame of the clip.
+        end_frame: One past its last frame.
+        segments: Number of indices wanted, at least 1.
+
+    Returns:
+        `segments` non-decreasing indices. Frames repeat where there are fewer frames than segments.
+    """
+    if segments < 1:
+        raise InputError(f"{segments} frames a clip: at least 1 is needed")
+    borders = np.round((end_frame - start_frame - 1) / segments * np.arange(segments + 1)).astype(int) + start_frame
+    return [int(i) for i in (borders[:-1] + np.minimum(borders[1:], end_frame)) // 2]
+
+
+def _frame_range(offset_seconds: float, seconds: float, fps: float, segments: int) -> tuple[int, int]:
+    start = int(np.round(offset_seconds * fps))
+    return start, start + max(int(seconds * fps), segments)
+
+
+def whole_file_indices(frames: int, fps: float, start: float, end: float, segments: int) -> list[int]:
+    """Indices of a clip in a file that holds the whole video.
+
+    Args:
+        frames: Frames in the file.
+        fps: Its average frames a second.
+        start: First second of the clip.
+        end: Last second; what lies after the end of the file is cut off.
+        segments: Frames wanted.
+
+    Raises:
+        InputError: nothing of the clip lies inside the file.
+    """
+    duration = frames / fps
+    if min(end, duration) <= start:
+        raise InputError(f"clip {start:g}-{end:g} s lies after the end of the video at {duration:.3f} s")
+    first, stop = _frame_range(start, min(end, duration) - start, fps, segments)
+    return [min(max(i, 0), frames - 1) for i in frame_indices(first, min(stop, frames), segments)]
+
+
+def chunked_reads(
+    chunk_frames: Mapping[int, int],
+    fps: float,
+    start: float,
+    end: float,
+    segments: int,
+    chunk_seconds: int = CHUNK_SECONDS,
+) -> list[tuple[int, list[int]]]:
+    """Which frames of which chunk files make a clip of a video stored in chunks.
+
+    A clip that runs over its chunk takes the rest from the next one. Where there is no next one, the segments are laid
+    again over what is left of the chunk.
+
+    Args:
+        chunk_frames: First second of each chunk file → number of its frames.
+        fps: Frames a second.
+        start: First second of the clip in the whole video.
+        end: Last second.
+        segments: Frames wanted.
+        chunk_seconds: Length of a chunk.
+
+    Returns:
+        One or two ``(first second of the chunk, indices inside it)``.
+
+    Raises:
+        InputError: the chunk that holds `start` is missing.
+    """
+    chunk = int(start) // chunk_seconds * chunk_seconds
+    length = chunk_frames.get(chunk, 0)
+    if length < 1:
+        raise InputError(f"clip {start:g}-{end:g} s starts in chunk {chunk}, which is missing")
+    first, stop = _frame_range(start - chunk, end - start, fps, segments)
+    ids = frame_indices(first, stop, segments)
+    if max(ids) < length:
+        return [(chunk, ids)]
+    following = chunk_frames.get(chunk + chunk_seconds, 0)
+    if following < 1:
+        return [(chunk, frame_indices(min(first, length - 1), length, segments))]
+    here = [i for i in ids if i < length]
+    there = [min(i % length, following - 1) for i in ids if i >= length]
+    return [read for read in ((chunk, here), (chunk + chunk_seconds, there)) if read[1]]
+
+
+def windows(duration: float, clip_seconds: float, stride_seconds: float) -> Iterator[tuple[float, float]]:
+    """Slide a window over a video; times are rounded to milliseconds so that they can serve as keys when resuming.
+
+    Windows begin every `stride_seconds`. The first one that touches the end of the video is cut there and is the last;
+    it is left out if less than half of `clip_seconds` remains, unless it is the only one.
+
+    Args:
+        duration: Seconds of the video.
+        clip_seconds: Length of a window.
+        stride_seconds: Distance between the beginnings of two windows.
+
+    Yields:
+        ``(start, end)`` in seconds.
+    """
+    for name, value in (("clip", clip_seconds), ("stride", stride_seconds)):
+        if not (math.isfinite(value) and value >= 0.001):
+            raise InputError(f"{name} of {value} seconds: it must be at least a millisecond")
+    last = round(duration, 3) if math.isfinite(duration) else 0.0
+    i, start = 0, 0.0
+    while i == 0 or last - start >= clip_seconds / 2:
+        if last <= start:
+            return
+        end = min(round(start + clip_seconds, 3), last)
+        yield start, end
+        if end >= last:
+            return
+        i += 1
+        start = round(i * stride_seconds, 3)

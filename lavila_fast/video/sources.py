@@ -1,0 +1,119 @@
+"""Where a video lies: one file, or a folder of 300-second chunks ``UID.mp4/0.mp4, 300.mp4, …`` as LaViLa stores Ego4D.
+
+A list's uid becomes a source by `locate`, a source becomes clips by `expand_windows`:
+
+    for clip in expand_windows(VideoSource("kitchen.mp4", Path("kitchen.mp4")), 2.0, 2.0): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from lavila_fast.errors import InputError, VideoError
+from lavila_fast.records import Clip
+from lavila_fast.video.clips import windows
+from lavila_fast.video.probe import denied, header, open_video
+
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        "mp4",
+        "m4v",
+        "mov",
+        "mkv",
+        "webm",
+        "avi",
+        "ts",
+        "mts",
+        "m2ts",
+        "mpg",
+        "mpeg",
+        "ogv",
+        "flv",
+        "wmv",
+        "mxf",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSource:
+    """A video by the name it has in the output, and the file or chunk folder it is read from."""
+
+    name: str
+    path: Path
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether `path` is a folder of chunks."""
+        return self.path.is_dir()
+
+
+def is_chunk_folder(path: Path) -> bool:
+    """Whether a folder holds video files that are all named by their first second."""
+    try:
+        stems = [p.stem for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+    except OSError:
+        return False
+    return bool(stems) and all(stem.isdecimal() for stem in stems)
+
+
+def chunk_files(path: Path) -> dict[int, Path]:
+    """First second → file of a chunk folder, in order of time.
+
+    Raises:
+        VideoError: the folder cannot be read or holds no chunks.
+    """
+    try:
+        found = {int(p.stem): p for p in path.iterdir() if p.stem.isdecimal() and p.suffix.lower() in SUFFIXES}
+    except PermissionError:
+        raise denied(path) from None
+    except OSError as error:
+        raise VideoError(path, f"cannot be listed ({error.strerror})", "check the path") from error
+    if not found:
+        raise VideoError(path, "holds no chunks", "chunks are named by their first second: 0.mp4, 300.mp4, …")
+    return dict(sorted(found.items()))
+
+
+def locate(video: str, root: str | Path | None = None) -> VideoSource:
+    """Find the video that a clip list names: a file or chunk folder `video`, or `video` with a suffix such as .mp4.
+
+    Args:
+        video: Name or uid in the list.
+        root: Folder that the names are relative to; a name may not lead out of it.
+
+    Raises:
+        InputError: the name leads out of `root`.
+        VideoError: there is no such video.
+    """
+    pure = PurePath(video)
+    if root is not None and (pure.is_absolute() or ".." in pure.parts):
+        raise InputError(f"{video}: leads out of {root}; names in a clip list are relative to that folder")
+    path = Path(root or "", video)
+    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in sorted(SUFFIXES))):
+        if candidate.exists():
+            return VideoSource(video, candidate)
+    raise VideoError(path, "does not exist", "check the clip list and the folder of the videos")
+
+
+def duration(source: VideoSource) -> float:
+    """Seconds of a video; a chunk folder lasts until the end of its last chunk.
+
+    Raises:
+        VideoError: the file, or the last chunk, cannot be read.
+    """
+    start, path = list(chunk_files(source.path).items())[-1] if source.is_chunked else (0, source.path)
+    with open_video(path) as (_, stream):
+        return start + header(path, stream).duration
+
+
+def expand_windows(source: VideoSource, clip_seconds: float, stride_seconds: float) -> Iterator[Clip]:
+    """Clips that slide over a whole video; see `windows` for what happens at its end.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    for start, end in windows(duration(source), clip_seconds, stride_seconds):
+        yield Clip(source.name, start, end)

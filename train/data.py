@@ -1,0 +1,188 @@
+"""Clips of the miniature kitchen for training: rendered once to disk, then drawn in an order that only the step decides.
+
+Rendering costs about as much as training, so clips are kept as small uint8 arrays in a cache whose name is a digest of
+what made them (the settings below and the kitchen's own source): a changed kitchen never trains on old pictures.
+`Batches` has no state: the batch of step k is a function of (seed, k), whatever was drawn before and by how many
+processes, so a run resumes anywhere, and two processes share a batch without talking.
+
+Two symmetries of the kitchen quadruple the data: a mirrored clip shows the other hand, a reversed one the opposite verb
+(kept only where that verb-object pair may be shown).
+
+    config = DataConfig(clips=30_000)
+    batch = Batches(open_clips(config, Path("runs/cache"), workers=2), batch_size=64, seed=0).at(step=0)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import lavila_fast.kitchen as kitchen
+from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
+from lavila_fast.kitchen.render import render_frame
+from lavila_fast.kitchen.scene import Split, make_scene
+from lavila_fast.kitchen.world import COLOURS, HANDS, HELD_OUT_PAIRS, OBJECTS, VERBS, Action
+from lavila_fast.video.transforms import preprocess
+
+PARTS: dict[str, tuple[str, ...]] = {"verb": tuple(VERBS), "object": OBJECTS, "colour": COLOURS, "hand": HANDS}
+"""What an action is made of; labels are places in these tuples, in this order."""
+
+_OPPOSITES = (
+    *(("pick_up", "put_down"), ("push", "pull"), ("bring_in", "take_away")),
+    *(("reach_for", "let_go"), ("tip_over", "stand_up")),
+)
+_CHUNK = 500
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips, and how they are seen.
+
+    Attributes:
+        clips: How many, seeds `first` .. `first + clips - 1` of `split`.
+        sizes: Width and height of the pictures before the model's own resizing; clip k takes row k mod their number.
+        img: Side of what is kept, pixels.
+        frames: Frames a clip.
+        shift: Most seconds by which the frames of a clip are early or late, together.
+        jitter: The same, each frame for itself.
+    """
+
+    clips: int = 30_000
+    first: int = 0
+    split: Split = "train"
+    sizes: tuple[tuple[int, int], ...] = ((128, 96), (160, 120), (128, 96), (160, 120), (320, 240))
+    img: int = 64
+    frames: int = 4
+    shift: float = 0.1
+    jitter: float = 0.04
+
+    @property
+    def digest(self) -> str:
+        """Name of the cache folder: changes with these settings and with the kitchen."""
+        sources = [path.read_bytes() for path in sorted(Path(kitchen.__path__[0]).glob("*.py"))]
+        said = json.dumps({**asdict(self), "clips": 0}, sort_keys=True).encode()
+        return hashlib.sha256(b"\0".join([said, *sources])).hexdigest()[:16]
+
+
+def action_of(labels: NDArray[np.integer]) -> Action:
+    """The action of one row of labels."""
+    return Action(*(names[int(i)] for names, i in zip(PARTS.values(), labels, strict=True)))
+
+
+def labels_of(action: Action) -> tuple[int, ...]:
+    """Places of verb, object, colour and hand in `PARTS`."""
+    said = (action.verb, action.obj, action.colour, action.hand)
+    return tuple(names.index(one) for names, one in zip(PARTS.values(), said, strict=True))
+
+
+def render_one(config: DataConfig, number: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
+    """Clip `number`: uint8 (frames, img, img, 3), and its labels."""
+    scene = make_scene(config.first + number, split=config.split)
+    width, height = config.sizes[number % len(config.sizes)]
+    rng = np.random.Generator(np.random.Philox(key=[config.first + number, 77]))
+    late = rng.uniform(-config.shift, config.shift) + rng.uniform(-config.jitter, config.jitter, config.frames)
+    last = 1 - 1 / (FPS * SECONDS)
+    times = np.clip(np.asarray(frame_times(config.frames)) + late / SECONDS, 0, last)
+    pictures = [preprocess(render_frame(scene, float(t), width, height), config.img) for t in times]
+    return np.rint(np.stack(pictures)).astype(np.uint8), labels_of(scene.action)
+
+
+def _chunk(folder: Path, start: int) -> Path:
+    return folder / f"clips-{start:07d}.npz"
+
+
+def _render_chunk(job: tuple[DataConfig, Path, int]) -> None:
+    config, folder, start = job
+    frames, labels = zip(*(render_one(config, start + i) for i in range(_CHUNK)), strict=True)
+    part = folder / f".{start}.{os.getpid()}.part"
+    with part.open("wb") as file:
+        np.savez(file, frames=np.stack(frames), labels=np.asarray(labels, np.int64))
+    part.replace(_chunk(folder, start))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Rendered clips: `frames` uint8 (N, T, img, img, 3) and `labels` int64 (N, 4)."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def open_clips(config: DataConfig, cache: Path, workers: int = 1) -> Clips:
+    """Clips from the cache, rendering with `workers` processes what it lacks."""
+    folder = cache / config.digest
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, config.clips, _CHUNK)
+    jobs = [(config, folder, start) for start in starts if not _chunk(folder, start).is_file()]
+    if jobs:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            list(tqdm(pool.imap_unordered(_render_chunk, jobs), "rendering", len(jobs), unit=f"x{_CHUNK}"))
+    frames = np.empty((config.clips, config.frames, config.img, config.img, 3), np.uint8)
+    labels = np.empty((config.clips, len(PARTS)), np.int64)
+    for start in starts:
+        with np.load(_chunk(folder, start)) as chunk:
+            here = slice(start, min(start + _CHUNK, config.clips))
+            frames[here], labels[here] = (chunk[key][: here.stop - start] for key in ("frames", "labels"))
+    return Clips(frames, labels)
+
+
+def _opposite_verbs() -> NDArray[np.int64]:
+    verbs = list(VERBS)
+    swap = {a: b for pair in _OPPOSITES for a, b in (pair, pair[::-1])}
+    return np.array([verbs.index(swap.get(verb, verb)) for verb in verbs])
+
+
+_OPPOSITE = _opposite_verbs()
+_HELD_OUT = np.array([[(verb, obj) in HELD_OUT_PAIRS for obj in OBJECTS] for verb in VERBS])
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shuffled, augmented batches; the last few clips of an epoch that fill no batch are left out of it.
+
+    Attributes:
+        still: Take one frame of each clip instead of all.
+    """
+
+    clips: Clips
+    batch_size: int
+    seed: int = 0
+    still: bool = False
+
+    def _rng(self, stream: int, number: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed * 8 + stream, number]))
+
+    def at(self, step: int, rank: int = 0, world: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Frames uint8 (B / world, T, H, W, 3) and labels (B / world, 4) of one process's share of a step."""
+        in_epoch = len(self.clips.labels) // self.batch_size
+        epoch, place = divmod(step, in_epoch)
+        order = self._rng(0, epoch).permutation(len(self.clips.labels))
+        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+        rng = self._rng(1, step)
+        mirror, reverse, gains, pick = (
+            rng.random(len(rows)) < 0.5,
+            rng.random(len(rows)) < 0.5,
+            rng.uniform(0.85, 1.15, len(rows))[:, None] * rng.uniform(0.96, 1.04, (len(rows), 3)),
+            rng.integers(self.clips.frames.shape[1], size=len(rows)),
+        )
+        mine = slice(rank, None, world)
+        rows, mirror, reverse, gains, pick = (x[mine] for x in (rows, mirror, reverse, gains, pick))
+        frames, labels = self.clips.frames[rows], self.clips.labels[rows].copy()
+        if self.still:
+            frames = frames[np.arange(len(rows)), pick][:, None]
+        opposite = _OPPOSITE[labels[:, 0]]
+        reverse &= ~_HELD_OUT[opposite, labels[:, 1]]
+        frames[mirror] = frames[mirror, :, :, ::-1]
+        labels[mirror, 3] = 1 - labels[mirror, 3]
+        frames[reverse] = frames[reverse, ::-1]
+        labels[reverse, 0] = opposite[reverse]
+        lit = np.minimum(frames * gains[:, None, None, None].astype(np.float32), 255)
+        return lit.astype(np.uint8), labels
