@@ -74,8 +74,9 @@ def decoder_graph(narrator: Narrator) -> Graph:
     cross = [
         torch.zeros(clips, heads, *shape) for _ in text.cross_layers for shape in ((size, queries), (queries, size))
     ]
-    numbers = torch.arange(rows)
-    arguments = (numbers, torch.full((rows,), 5), numbers.view(clips, rows_a_clip), numbers, past, cross)
+    # Four tensors of their own: the exporter takes two names of one tensor for one input.
+    ids, lengths, place = torch.arange(rows), torch.full((rows,), 5), torch.arange(rows)
+    arguments = (ids, lengths, torch.arange(rows).view(clips, rows_a_clip), place, past, cross)
     n, b = Dim("rows", min=1, max=65536), Dim("clips", min=1, max=4096)
     r, c = Dim("rows_a_clip", min=1, max=4096), Dim("capacity", min=1, max=4096)
     axes = ({0: n}, {0: n}, {0: b, 1: r}, {0: n}, [{0: n, 2: c}] * len(past), [{0: b}] * len(cross))

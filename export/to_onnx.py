@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from lavila_fast.export.graphs import Graph, decoder_graph, encoder_graph
 
 from lavila_fast.errors import BundleError, MissingExtraError
-from lavila_fast.export.graphs import Graph, decoder_graph, encoder_graph
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.runtime.ort_backend import DECODER, ENCODER
 
@@ -65,7 +65,9 @@ def write_graph(graph: Graph, path: Path, half: bool = False) -> None:
 def _check_names(model: Any, graph: Graph, path: Path) -> None:
     found = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
     if found != (graph.inputs, graph.outputs):
-        raise BundleError(f"{path}: the exporter named inputs and outputs {found}, not as declared; this is a bug of ours")
+        raise BundleError(
+            f"{path}: the exporter named inputs and outputs {found}, not as declared; this is a bug of ours"
+        )
 
 
 def _store_half(model: Any) -> None:

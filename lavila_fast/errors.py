@@ -1,7 +1,8 @@
 """What can go wrong, said so that the reader knows what to do next.
 
 Every error a user can cause is a `LavilaError`: its text is one line that names the thing, what is the matter with it
-and a way out. The command line prints that line and exits with the class's `exit_code`; a traceback means a bug of ours.
+and a way out. The command line prints that line and exits with the class's `exit_code`; a traceback means a bug of
+ours.
 """
 
 from __future__ import annotations

@@ -71,7 +71,9 @@ def write_video(
         if turn:
             stream.set_display_rotation(turn)
         for i in range(count):
-            picture = coded(start + i, *size) if not turn % 180 else np.rot90(coded(start + i, *size[::-1]), -turn // 90)
+            picture = (
+                coded(start + i, *size) if not turn % 180 else np.rot90(coded(start + i, *size[::-1]), -turn // 90)
+            )
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts, frame.time_base = pts[i] if pts else i, time_base or 1 / Fraction(rate)
             container.mux(stream.encode(frame.reformat(format=pix_fmt)))
@@ -79,9 +81,16 @@ def write_video(
     return path
 
 
-def write_sound(path: Path, seconds: float) -> Path:
+def write_sound(path: Path, seconds: float, cover: bool = False) -> Path:
+    """Silence, with a cover picture if wanted."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 32, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(coded(0, 64, 32), format="rgb24")))
+            container.mux(picture.encode(None))
         for i in range(math.ceil(seconds * 16000 / 1024)):
             frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
             frame.sample_rate, frame.pts = 16000, i * 1024

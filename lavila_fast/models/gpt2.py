@@ -66,9 +66,9 @@ class SelfAttention(nn.Module):
         """Map (N, L, E) to (N, L, E)."""
         N, L, E = x_NLE.shape
         q, k, v = (t.view(N, L, self.heads, -1).transpose(1, 2) for t in self.c_attn(x_NLE).split(E, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out = self.c_proj(out.transpose(1, 2).reshape(N, L, E))
-        return out  # type: ignore[no-any-return]
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.c_proj(mixed.transpose(1, 2).reshape(N, L, E))
+        return out
 
     def step(self, x_NE: Tensor, past_k_NhCd: Tensor, past_v_NhCd: Tensor, mask_N11C: Tensor) -> tuple[Tensor, ...]:
         """One token a row: returns (N, E) and the new key and value, both (N, h, d)."""
@@ -129,11 +129,13 @@ class Block(nn.Module):
     def look(self, x_BLE: Tensor, key_BhdQ: Tensor, value_BhQd: Tensor) -> Tensor:
         """The cross-attention's part of the gated block, (B, L, E)."""
         seen = self.crossattention(self.ln_cross_attn(x_BLE), key_BhdQ, value_BhQd)
-        return torch.tanh(self.alpha_cattn) * seen
+        out: Tensor = torch.tanh(self.alpha_cattn) * seen
+        return out
 
     def digest(self, x: Tensor) -> Tensor:
         """Add the MLP's part of the gated block to (..., E)."""
-        return x + torch.tanh(self.alpha_dense) * self.mlp_crossattention(self.ln_2_crossattention(x))
+        out: Tensor = x + torch.tanh(self.alpha_dense) * self.mlp_crossattention(self.ln_2_crossattention(x))
+        return out
 
     def forward(self, x_NLE: Tensor, keys_values: tuple[Tensor, Tensor] | None) -> Tensor:
         """Whole sequences, (N, L, E), each row with its own clip."""
@@ -208,8 +210,9 @@ class GatedGPT2(nn.Module):
         pairs = iter(zip(cross[::2], cross[1::2], strict=True))
         for i, block in enumerate(t.h):
             if block.cross:
-                seen_BRE = block.look(x[grid_BR], *next(pairs))  # type: ignore[operator]
-                x = block.digest(x + seen_BRE.flatten(0, 1)[place_N])  # type: ignore[operator]
+                rows_BRE = x.index_select(0, grid_BR.flatten()).unflatten(0, grid_BR.shape)
+                seen_BRE = block.look(rows_BRE, *next(pairs))  # type: ignore[operator]
+                x = block.digest(x + seen_BRE.flatten(0, 1).index_select(0, place_N))  # type: ignore[operator]
             out, key, value = block.attn.step(block.ln_1(x), past[2 * i], past[2 * i + 1], mask)  # type: ignore[operator, union-attr]
             x = x + out
             x = x + block.mlp(block.ln_2(x))  # type: ignore[operator]

@@ -19,6 +19,8 @@ HEAD = 64  # the pool's head size, whatever the width
 class ScaleNorm(nn.Module):
     """LayerNorm with a learned scale; its shift is a buffer of zeros, kept because checkpoints carry it."""
 
+    beta: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))

@@ -121,7 +121,8 @@ class PatchEmbed(nn.Module):
         """Map (B, 3, T, H, W) to (B, T, N, D)."""
         B, _, T = video_BCTHW.shape[:3]
         x = self.proj(video_BCTHW.transpose(1, 2).flatten(0, 1))
-        return x.flatten(2).transpose(1, 2).reshape(B, T, -1, x.shape[1])
+        out: Tensor = x.flatten(2).transpose(1, 2).reshape(B, T, -1, x.shape[1])
+        return out
 
 
 class TimeSformer(nn.Module):

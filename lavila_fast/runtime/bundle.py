@@ -59,7 +59,9 @@ class Bundle:
         """
         config = self.models.get("narrator")
         if not isinstance(config, NarratorConfig):
-            raise BundleError(f"{self.folder}: this bundle has no narrator; it holds {', '.join(self.models) or 'nothing'}")
+            raise BundleError(
+                f"{self.folder}: this bundle has no narrator; it holds {', '.join(self.models) or 'nothing'}"
+            )
         return config
 
     def save(self) -> None:
@@ -82,7 +84,9 @@ class Bundle:
             if not path.is_file():
                 raise BundleError(f"{path}: missing from the bundle; export or download it again")
             if sha256(path) != wanted:
-                raise BundleError(f"{path}: not the file {MANIFEST} describes (hash differs); export or download it again")
+                raise BundleError(
+                    f"{path}: not the file {MANIFEST} describes (hash differs); export or download it again"
+                )
 
 
 def sha256(path: Path) -> str:

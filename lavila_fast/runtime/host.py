@@ -23,6 +23,9 @@ from lavila_fast.runtime.sampling import Chosen, Warp, choose, log_softmax
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 PAGE = 16  # the cache grows by this many tokens
+# A product with one row takes another path in most libraries and rounds differently. No product here ever has fewer
+# rows than this, so that a narration does not depend on which others happen to be in flight.
+TWO = 2
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,6 @@ class HostState:
         """N."""
         return len(self.slot)
 
-    def past(self, rows: int) -> list[F32]:
-        """Key and value caches of the first `rows` rows, one (rows, h, C, d) view a block and kind."""
-        return [layer[:rows] for layer in self.kv]
-
     def reserve(self, rows: int, length: int) -> None:
         """Make room for `rows` rows of `length` tokens; what is there stays."""
         have_rows, have_length = self.kv.shape[1], self.kv.shape[3]
@@ -114,7 +113,7 @@ def grid_of(slot: I64, clips: int) -> tuple[I64, I64]:
     order = np.argsort(slot, kind="stable")
     nth = np.empty(len(slot), np.int64)
     nth[order] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
-    grid = np.zeros((clips, int(counts.max())), np.int64)
+    grid = np.zeros((clips, max(TWO, int(counts.max()))), np.int64)
     grid[slot, nth] = np.arange(len(slot))
     return grid, slot * grid.shape[1] + nth
 
@@ -146,20 +145,29 @@ class HostRuntime(ABC):
         """See `NarratorRuntime.join`."""
         assert isinstance(context, HostContext)
         old, clips, first_clip = state.rows, len(context), state.clips
-        state.reserve(old + clips * samples, 1)
         one = np.arange(clips)
         begin = np.full(clips, self.config.text.vocab - 1)
-        past = [layer[old : old + clips] for layer in state.kv]
-        logits, new = self._step(
-            StepInputs(begin, np.zeros(clips, np.int64), one[:, None], one, past, list(context.cross))
-        )
+        logits, new = self._forward(state, old, begin, np.zeros(clips, np.int64), one, list(context.cross))
+        state.reserve(old + clips * samples, 1)
         state.place_clips(context.cross)
-        rows = slice(old, old + clips * samples)
-        state.kv[:, rows, :, 0] = np.repeat(new, samples, axis=1)
+        state.kv[:, old : old + clips * samples, :, 0] = np.repeat(new, samples, axis=1)
         state.slot = np.concatenate([state.slot, first_clip + np.repeat(one, samples)])
         state.lengths = np.concatenate([state.lengths, np.ones(clips * samples, np.int64)])
         state.source = np.concatenate([state.source, len(state.logits) + np.repeat(one, samples)])
         state.logits = np.concatenate([state.logits, logits])
+
+    def _forward(
+        self, state: HostState, first: int, ids: I64, lengths: I64, slot: I64, cross: list[F32]
+    ) -> tuple[F32, F32]:
+        """Feed `ids` to the rows from `first` on: logits (N, V) and new keys and values (2 · layers, N, h, d)."""
+        rows, padded = len(ids), max(TWO, len(ids))
+        state.reserve(first + padded, int(lengths.max()) + 1)
+        if rows < padded:
+            ids, lengths, slot = np.append(ids, ids), np.append(lengths, 0), np.append(slot, slot)
+        grid, place = grid_of(slot, len(cross[0]))
+        past = [layer[first : first + padded] for layer in state.kv]
+        logits, new = self._step(StepInputs(ids, lengths, grid, place, past, cross))
+        return logits[:rows], new[:, :rows]
 
     def sample(self, state: HostState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
         """See `NarratorRuntime.sample`."""
@@ -179,11 +187,8 @@ class HostRuntime(ABC):
 
     def step(self, state: HostState, tokens: I64) -> None:
         """See `NarratorRuntime.step`."""
-        state.reserve(state.rows, int(state.lengths.max()) + 1)
-        grid, place = grid_of(state.slot, state.clips)
         cross = [layer[: state.clips] for layer in state.cross]
-        inputs = StepInputs(tokens, state.lengths, grid, place, state.past(state.rows), cross)
-        state.logits, new = self._step(inputs)
+        state.logits, new = self._forward(state, 0, tokens, state.lengths, state.slot, cross)
         state.kv[:, np.arange(state.rows), :, state.lengths] = new.transpose(1, 0, 2, 3)
         state.lengths = state.lengths + 1
         state.source = np.arange(state.rows)

@@ -27,7 +27,9 @@ def session(path: Path, threads: int | None = None) -> ort.InferenceSession:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own unrelated classes, one a failure
         reason = str(error).splitlines()[0][:200]
-        raise BundleError(f"{path}: ONNX Runtime cannot load this graph ({reason}); export or download it again") from error
+        raise BundleError(
+            f"{path}: ONNX Runtime cannot load this graph ({reason}); export or download it again"
+        ) from error
 
 
 class OrtRuntime(HostRuntime):

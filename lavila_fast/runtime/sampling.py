@@ -124,4 +124,5 @@ def nucleus(weights: F32, top_p: float, least: int = 1) -> NDArray[np.int64]:
     above = values > last
     ties = np.flatnonzero(values == last)[: count - int(above.sum())]
     above[ties] = True
-    return candidates[above]
+    inside: NDArray[np.int64] = candidates[above]
+    return inside

@@ -1,4 +1,4 @@
-"""The PyTorch reference models as a runtime: for checkpoints that have not been exported, and to compare engines with."""
+"""The PyTorch reference models as a runtime: for checkpoints not exported yet, and to compare engines with."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
 
 def _count(path: Path, index: int) -> tuple[int, float, float]:
     """Walk over all packets of a file: number of video packets, seconds they last, seconds the file promises."""
-    count, first, last, reached = 0, math.inf, -math.inf, 0.0
+    count, seconds, first, last, reached = 0, 0.0, math.inf, -math.inf, 0.0
     with open_video(path) as (container, _):
         promised, begin = (container.duration or 0) / av.time_base, (container.start_time or 0) / av.time_base
         with contextlib.suppress(av.error.FFmpegError):
@@ -117,9 +117,11 @@ def _count(path: Path, index: int) -> tuple[int, float, float]:
                 time = float(packet.pts * packet.time_base)
                 stop = time + float((packet.duration or 0) * packet.time_base)
                 reached = max(reached, stop - begin)
+                if video and time < last - 1:  # glued files: the clock starts again
+                    seconds, first, last = seconds + last - first, math.inf, -math.inf
                 if video:
                     first, last = min(first, time), max(last, stop)
-    seconds = max(last - first, 0.0) if math.isfinite(first) else 0.0
+    seconds += last - first if math.isfinite(first) else 0.0
     # Only where all streams end before the header says is the file cut off; sound may well outlast the pictures.
     return count, seconds, promised if promised > reached + 1 else seconds
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import chunked_reads, whole_file_indices
+from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
 from lavila_fast.video.passes import Health, Image, OpenClip, Transform, Want, read_file
 from lavila_fast.video.probe import REFETCH, VideoInfo, header, open_video
 from lavila_fast.video.sources import VideoSource, chunk_files
@@ -55,10 +55,10 @@ def _read_whole(
                 health.lost += 1
             else:
                 wants.append(Want(OpenClip(clip, [None] * frames, frames), ids))
-        shown = info.frames / info.fps
         if health.lost:
-            start = f"ends at {shown:.1f} s"
-            health.notes.append(start + (f" of {info.duration:.1f} s" if shown < info.duration - 0.5 else ""))
+            shown = info.frames / info.fps
+            promised = f" of {info.duration:.1f} s" if shown < info.duration - 0.5 else ""
+            health.notes.append(f"ends at {shown:.1f} s{promised}")
         return wants
 
     yield from read_file(source.path, plan, transform, threads, health)
@@ -88,6 +88,7 @@ def _plan_chunks(
             reads = chunked_reads(lengths, fps, clip.start, clip.end, frames)
         except InputError:
             health.lost += 1
+            health.notes.append(f"chunk {int(clip.start) // CHUNK_SECONDS * CHUNK_SECONDS} is missing")
             continue
         collected, slot = OpenClip(clip, [None] * frames, frames), 0
         for chunk, ids in reads:
@@ -115,7 +116,7 @@ def _read_chunks(
 
 def _report(source: VideoSource, clips: int, health: Health) -> None:
     """Raise what the user must know about a video that was read to its end, such as it is."""
-    problems = list(dict.fromkeys(health.notes))
+    problems = list(dict.fromkeys(health.notes))[:3]
     if health.failures:
         problems.append(f"damaged pieces skipped: {len(health.failures)} ({health.failures[0]})")
     if health.lost:

@@ -48,7 +48,10 @@ class VideoSource:
     @property
     def is_chunked(self) -> bool:
         """Whether `path` is a folder of chunks."""
-        return self.path.is_dir()
+        try:
+            return self.path.is_dir()
+        except OSError:  # forbidden: reading it will say so
+            return False
 
 
 def is_chunk_folder(path: Path) -> bool:
@@ -93,8 +96,11 @@ def locate(video: str, root: str | Path | None = None) -> VideoSource:
         raise InputError(f"{video}: leads out of {root}; names in a clip list are relative to that folder")
     path = Path(root or "", video)
     for candidate in (path, *(path.with_name(path.name + suffix) for suffix in sorted(SUFFIXES))):
-        if candidate.exists():
-            return VideoSource(video, candidate)
+        try:
+            if candidate.exists():
+                return VideoSource(video, candidate)
+        except PermissionError:
+            raise denied(candidate) from None
     raise VideoError(path, "does not exist", "check the clip list and the folder of the videos")
 
 

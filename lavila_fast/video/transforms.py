@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 def _taps(length: int, resized: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
     """Source positions below and above each of the `size` central outputs of an axis, and the weight of the latter."""
     crop = round((resized - size) / 2.0)
-    # In float32 like the original's resize: at 4K the rounding of positions is visible in the third decimal.
-    scale = np.float32(length / resized)
-    centres = np.arange(crop, crop + size, dtype=np.float32) + np.float32(0.5)
-    where = np.maximum(scale * centres - np.float32(0.5), np.float32(0))
+    # PyTorch's positions: a float32 scale, multiplied and added with one rounding; the third decimal depends on it.
+    scale = np.float64(np.float32(length) / np.float32(resized))
+    where = np.maximum(scale * (np.arange(crop, crop + size) + 0.5) - 0.5, 0).astype(np.float32)
     low = np.minimum(where.astype(np.intp), length - 1)
     return low, np.minimum(low + 1, length - 1), where - low.astype(np.float32)
 
@@ -40,14 +39,16 @@ def preprocess(frame_HW3: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     longer = int(size * long / short)
     top, bottom, wy = _taps(height, longer if height > width else size, size)
     left, right, wx = _taps(width, size if height > width else longer, size)
-    wx_W1 = wx[:, None]
+    # Rows of interleaved RGB samples: gathering single bytes is three times as fast as gathering pixels.
+    rows_HS = np.ascontiguousarray(frame_HW3).reshape(height, -1)
+    left_S, right_S = ((x[:, None] * 3 + np.arange(3)).ravel() for x in (left, right))
+    wx_S, wy_H1 = np.repeat(wx, 3), wy[:, None]
 
-    def row(ys: NDArray[np.intp]) -> NDArray[np.float32]:
-        a, b = (frame_HW3[ys[:, None], xs].astype(np.float32) for xs in (left, right))
-        return (1 - wx_W1) * a + wx_W1 * b
+    def blend(ys: NDArray[np.intp]) -> NDArray[np.float32]:
+        lines = rows_HS[ys]
+        return (1 - wx_S) * lines[:, left_S] + wx_S * lines[:, right_S]
 
-    wy_H11 = wy[:, None, None]
-    return (1 - wy_H11) * row(top) + wy_H11 * row(bottom)
+    return ((1 - wy_H1) * blend(top) + wy_H1 * blend(bottom)).reshape(size, size, 3)
 
 
 def normalise(frames_THW3: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:

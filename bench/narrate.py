@@ -1,0 +1,179 @@
+"""Seconds a clip: the original's uncached loop against this project's, in one run on one machine.
+
+    python -m lavila_fast.bench.narrate            # make bench
+
+TimeSformer-B and GPT-2 sizes, random weights, 10 samples of 77 tokens, float32. The uncached loop does what the original
+does: every step feeds the whole prefix of every sample again, through attention to all visual tokens, and sorts the
+vocabulary for top-p. It takes minutes a clip, so it is timed at a few prefix lengths and summed over all 76 steps by
+straight lines between them; the result says so. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from lavila_fast.config import NarratorConfig
+from lavila_fast.export.to_onnx import export_narrator
+from lavila_fast.generate.options import Options
+from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.models.narrator import Narrator
+from lavila_fast.runtime.ort_backend import OrtRuntime
+from lavila_fast.runtime.protocol import NarratorRuntime
+from lavila_fast.runtime.sampling import Warp
+
+SAMPLES, TOKENS = 10, 77
+WARP = Warp(temperature=0.7, top_p=0.95)
+PREFIXES = (1, 10, 25, 50, 76)
+
+
+def random_narrator(seed: int = 0) -> Narrator:
+    """TSF-B + GPT-2 with random weights; the gates are open and the logits spread, as in a trained model."""
+    torch.manual_seed(seed)
+    model = Narrator(NarratorConfig()).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 0:
+                p.fill_(0.5)
+            elif "norm" not in name and ".ln_" not in name and p.ndim > 1:
+                p.normal_(std=0.04)
+    return model
+
+
+@torch.inference_mode()
+def uncached_step(model: Narrator, tokens_NQE: Tensor, ids_NL: Tensor, greedy: bool = False) -> Tensor:
+    """One step as the original runs it: logits of the whole prefix, warp by sorting, draw; (N, 1) next ids."""
+    last = model.logits(tokens_NQE, ids_NL)[:, -1]
+    if greedy:
+        return last.argmax(-1, keepdim=True)
+    torch.special.entr(last.softmax(-1)).sum(-1)  # its score
+    scores, order = (last / WARP.temperature).sort(descending=True)
+    share = scores.softmax(-1)
+    drop = share.cumsum(-1) - share > WARP.top_p
+    return order.gather(-1, scores.masked_fill(drop, -torch.inf).softmax(-1).multinomial(1))
+
+
+def time_uncached(model: Narrator, video: Tensor, repeats: int) -> dict[str, Any]:
+    """Seconds a clip of the uncached loop, from steps timed at `PREFIXES`."""
+    with torch.inference_mode():
+        encode = median_seconds(lambda: model.visual_tokens(video), repeats)
+        tokens = model.visual_tokens(video).repeat_interleave(SAMPLES, 0)
+    ids = torch.randint(0, 50256, (SAMPLES, TOKENS))
+    steps = [median_seconds(lambda n=n: uncached_step(model, tokens, ids[:, :n]), repeats) for n in PREFIXES]  # type: ignore[misc]
+    every = np.interp(np.arange(1, TOKENS), PREFIXES, steps)
+    timed = dict(zip(map(str, PREFIXES), steps, strict=True))
+    return {"encode_s": encode, "step_s_at_prefix": timed, "clip_s": encode + float(every.sum())}
+
+
+def time_ours(runtime: NarratorRuntime, video: np.ndarray, clips: int, repeats: int) -> dict[str, float]:
+    """Seconds a clip of the cached, batched road with `clips` in flight, encoding included."""
+    options = Options(samples=SAMPLES, warp=WARP)
+
+    def narrate() -> None:
+        tasks = (Task(i, bytes([i]), runtime.encode(video)) for i in range(clips))
+        for _, written in write_samples(runtime, tasks, options, clips):
+            assert min(len(w.ids) for w in written) > 1
+
+    total = median_seconds(narrate, repeats)
+    encode = median_seconds(lambda: runtime.encode(video), repeats)
+    return {"clips": clips, "encode_s": encode, "clip_s": total / clips}
+
+
+def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
+    """Whether the first `tokens` greedy ids of both loops are equal."""
+    with torch.inference_mode():
+        seen = model.visual_tokens(video)
+        ids = torch.full((1, 1), 50256)
+        for _ in range(tokens):
+            ids = torch.cat([ids, uncached_step(model, seen, ids, greedy=True)], 1)
+    task = Task(0, b"", runtime.encode(video.numpy()))
+    ((_, (written,)),) = write_samples(runtime, [task], Options(warp=Warp(top_k=1), max_tokens=tokens + 1), 1)
+    expected = ids[0].tolist()
+    if 50256 in expected[1:]:
+        expected = expected[: expected.index(50256, 1) + 1]
+    return list(written.ids) == expected
+
+
+def median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Median wall time of `repeats` runs after a warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = f"{len(models)} × {models[0]}" if models else cpu
+    import onnxruntime
+
+    return {"cpu": cpu, "python": platform.python_version(), "torch": torch.__version__, "ort": onnxruntime.__version__}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    base = result["uncached"]["clip_s"]
+    rows = ["| loop | clips at once | encode, s | a clip, s | speed-up |", "|---|---|---|---|---|"]
+    rows.append(f"| uncached PyTorch | 1 | {result['uncached']['encode_s']:.2f} | {base:.1f} | 1 |")
+    for ours in result["ours"]:
+        rows.append(
+            f"| ONNX Runtime, cached | {ours['clips']} | {ours['encode_s']:.2f} | {ours['clip_s']:.2f} "
+            f"| {base / ours['clip_s']:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+@click.command()
+@click.option("--threads", default=2, show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--greedy-tokens", default=24, show_default=True, help="Greedy ids to compare.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON here and a table beside it.")
+def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) -> None:
+    """Time the uncached loop and ours; the last line is JSON."""
+    torch.set_num_threads(threads)
+    model = random_narrator()
+    video = torch.randn(1, 3, 4, 224, 224, generator=torch.Generator().manual_seed(1))
+    with tempfile.TemporaryDirectory() as folder:
+        export_narrator(model, Path(folder))
+        runtime = OrtRuntime(Path(folder), model.config, threads)
+    result: dict[str, Any] = {
+        "what": f"TSF-B + GPT-2, random weights, {SAMPLES} samples, {TOKENS} tokens, float32, {threads} threads",
+        "command": "python -m lavila_fast.bench.narrate " + " ".join(sys.argv[1:]),
+        "machine": machine(),
+        "greedy_ids_equal": same_greedy(model, runtime, video, greedy_tokens),
+        "note": f"uncached steps timed at prefixes {PREFIXES}, medians of {repeats}, summed over 76 steps by interpolation",
+        "ours": [time_ours(runtime, video.numpy(), clips, repeats) for clips in (1, 4)],
+        "uncached": time_uncached(model, video, repeats),
+    }
+    result["speedup_vs_uncached"] = result["uncached"]["clip_s"] / result["ours"][0]["clip_s"]
+    result["speedup_vs_uncached_4_clips"] = result["uncached"]["clip_s"] / result["ours"][1]["clip_s"]
+    click.echo(table(result))
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=1) + "\n")
+        text = f"{result['what']}\n\n{table(result)}\n\n{result['note']}. Machine: {result['machine']}. Command: `{result['command']}`\n"
+        output.with_suffix(".md").write_text(text)
+    click.echo(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

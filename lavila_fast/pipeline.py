@@ -1,0 +1,211 @@
+"""From decoded clips to sentences: the narrator that people hold in their hands.
+
+    from lavila_fast import Narrator
+    for narration in Narrator.from_pretrained("nano").narrate("kitchen.mp4"):
+        print(narration.text)
+
+One thread, lazily: a clip is decoded when a place in the batch falls free. Threads, queues and files belong to
+`archive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lavila_fast.config import NarratorConfig
+from lavila_fast.download import cache_dir
+from lavila_fast.errors import BundleError, CheckpointError, InputError
+from lavila_fast.generate.beams import write_beams
+from lavila_fast.generate.options import Options, Written
+from lavila_fast.generate.randomness import clip_key
+from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.presets import CHECKPOINTS
+from lavila_fast.records import Clip, Narration
+from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle, sha256
+from lavila_fast.runtime.ort_backend import OrtRuntime
+from lavila_fast.runtime.protocol import NarratorRuntime
+from lavila_fast.text import Tokenizer, load_tokenizer
+from lavila_fast.video.reader import DecodedClip, read_clips
+from lavila_fast.video.sources import VideoSource, expand_windows
+from lavila_fast.video.transforms import normalise, preprocess
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+CLIP_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Narrator:
+    """A narrator ready to run.
+
+    Attributes:
+        runtime: The engine.
+        tokenizer: Of the narrator's text decoder.
+        clip_seconds: Length of the windows that suit this model, seconds.
+        fingerprint: Changes when weights, graphs or vocabulary do; narrations of two narrators with one fingerprint
+            can stand in one file.
+    """
+
+    runtime: NarratorRuntime
+    tokenizer: Tokenizer
+    clip_seconds: float = CLIP_SECONDS
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the vocabulary is the model's."""
+        if self.tokenizer.vocab_size != self.config.text.vocab:
+            raise BundleError(
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens, the narrator {self.config.text.vocab}; "
+                "give the vocabulary the model was trained with"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path = "nano", *, threads: int | None = None, tokenizer: str | Path | None = None
+    ) -> Narrator:
+        """Open a narrator.
+
+        Args:
+            source: Name of a shipped model (``nano``), a bundle folder, a checkpoint (``.pth`` or ``.safetensors``;
+                needs the ``[torch]`` extra), or the name of a checkpoint that `lavila-fast models pull` has fetched.
+            threads: Threads of the engine; None takes all cores.
+            tokenizer: Vocabulary for a checkpoint: a folder with ``vocab.json`` and ``merges.txt``, or a
+                ``tokenizer.json``. None looks beside the checkpoint and where `pull` puts it.
+
+        Raises:
+            InputError, BundleError, CheckpointError: with what to do.
+        """
+        folder = ASSETS / source if isinstance(source, str) and (ASSETS / source / MANIFEST).is_file() else Path(source)
+        if folder.is_dir():
+            return cls._from_bundle(open_bundle(folder), threads)
+        row = CHECKPOINTS.get(str(source))
+        path = cache_dir() / row.relative if row and row.url else folder
+        if not path.is_file():
+            raise InputError(_not_found(str(source), path))
+        return cls._from_checkpoint(path, threads, tokenizer)
+
+    @classmethod
+    def _from_bundle(cls, bundle: Bundle, threads: int | None) -> Narrator:
+        config, told = bundle.narrator, bundle.tokenizer.get("narrator")
+        if not told:
+            raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
+        tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
+        runtime = OrtRuntime(bundle.folder, config, threads)
+        return cls(runtime, tokenizer, bundle.clip_seconds, sha256(bundle.folder / MANIFEST)[:16])
+
+    @classmethod
+    def _from_checkpoint(cls, path: Path, threads: int | None, tokenizer: str | Path | None) -> Narrator:
+        from lavila_fast.models.load import load_narrator  # needs torch
+        from lavila_fast.runtime.torch_backend import TorchRuntime
+
+        runtime = TorchRuntime(load_narrator(path), threads)
+        words = load_tokenizer(tokenizer or _vocabulary_beside(path), "gpt2", runtime.config.max_tokens)
+        return cls(runtime, words, CLIP_SECONDS, sha256(path)[:16])
+
+    @property
+    def config(self) -> NarratorConfig:
+        """The model's sizes."""
+        return self.runtime.config
+
+    def read(self, source: VideoSource, clips: Sequence[Clip], threads: int = 1) -> Iterator[DecodedClip]:
+        """Decode clips of one video, frames resized and cropped for this model: float32 (T, H, W, 3) on 0..255.
+
+        Raises:
+            VideoError: see `video.reader.read_clips`.
+        """
+        vision = self.config.vision
+        yield from read_clips(source, clips, vision.frames, lambda f: preprocess(f, vision.img), threads)
+
+    def narrate_clips(
+        self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 4
+    ) -> Iterator[list[Narration]]:
+        """Narrate clips as they come.
+
+        Args:
+            decoded: Clips from `read`, taken lazily, at most `batch` ahead of what has been written.
+            options: How to write.
+            batch: Clips in flight. It changes speed and memory, never a result.
+
+        Yields:
+            The sentences of each clip, in the order the clips came.
+        """
+        options = options or Options()
+        tasks = (self._task(number, one, options) for number, one in enumerate(decoded))
+        if options.beams > 1:
+            written = write_beams(self.runtime, tasks, options)
+        else:
+            written = write_samples(self.runtime, tasks, options, batch)
+        for clip, sentences in _in_order(written):
+            yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
+
+    def narrate(
+        self,
+        path: str | Path,
+        *,
+        clip_seconds: float | None = None,
+        stride_seconds: float | None = None,
+        options: Options | None = None,
+        batch: int = 4,
+    ) -> Iterator[Narration]:
+        """Narrate a whole video file or chunk folder, window by window.
+
+        Args:
+            path: The video.
+            clip_seconds: Length of a window; None takes the model's.
+            stride_seconds: From one window's start to the next; None takes `clip_seconds`.
+            options: How to write.
+            batch: See `narrate_clips`.
+
+        Raises:
+            VideoError: the video cannot be read, or (after all that could be) not to its end.
+        """
+        source = VideoSource(str(path), Path(path))
+        length = clip_seconds or self.clip_seconds
+        clips = list(expand_windows(source, length, stride_seconds or length))
+        for sentences in self.narrate_clips(self.read(source, clips), options, batch):
+            yield from sentences
+
+    def _task(self, number: int, one: DecodedClip, options: Options) -> Task[tuple[int, Clip]]:
+        vision = self.config.vision
+        video = normalise(one.frames, vision.mean, vision.std)[np.newaxis]
+        key = clip_key(options.seed, one.clip.video, one.clip.start)
+        return Task((number, one.clip), key, self.runtime.encode(video))
+
+    def _narration(self, clip: Clip, sample: int, one: Written) -> Narration:
+        text = self.tokenizer.decode(one.ids, clean=True).strip()
+        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob)
+
+
+def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iterator[tuple[Clip, list[Written]]]:
+    """Clips finish in any order; give them out in that of their numbers."""
+    waiting: dict[int, tuple[Clip, list[Written]]] = {}
+    turn = 0
+    for (number, clip), sentences in written:
+        waiting[number] = clip, sentences
+        while turn in waiting:
+            yield waiting.pop(turn)
+            turn += 1
+
+
+def _not_found(source: str, path: Path) -> str:
+    row = CHECKPOINTS.get(source)
+    if row and row.url:
+        return f"{source}: not fetched yet ({path}); run: lavila-fast models pull {source}"
+    return f"{source}: neither a model's name nor a bundle folder or checkpoint; see: lavila-fast models list"
+
+
+def _vocabulary_beside(path: Path) -> Path | list[Path]:
+    """Where a checkpoint's GPT-2 vocabulary is: beside it, or in the cache."""
+    own = path.with_name(path.stem + ".tokenizer.json")
+    if own.is_file():
+        return own
+    for folder in (path.parent, cache_dir() / "tokenizers" / "gpt2"):
+        if list(folder.glob("*vocab.json")) and list(folder.glob("*merges.txt")):
+            return folder
+    raise CheckpointError(
+        f"{path}: no vocabulary beside it; give --tokenizer FOLDER (with vocab.json and merges.txt), "
+        "or fetch one: lavila-fast models pull narrator-base"
+    )

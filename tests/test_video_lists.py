@@ -1,0 +1,109 @@
+"""Clip lists in every format, and what a hostile or broken one does."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lavila_fast.errors import InputError
+from lavila_fast.records import Clip
+from lavila_fast.video.lists import read_list
+
+TWO = [Clip("a", 1.0, 2.5), Clip("b c", 0.0, 61.25)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.csv", "video,start,end\na,1,2.5\nb c,0,61.25\n"),
+        ("c.csv", "\ufeffid,video_uid,Start_Second, end_second \n7,a,1.0,2.5\n8,b c,0,0:01:01.25\n"),
+        (
+            "c.jsonl",
+            '{"video": "a", "start": 1, "end": 2.5}\n\n{"uid": "b c", "start_sec": 0, "end_sec": "61.25", "x": []}',
+        ),
+    ],
+)
+def test_text_lists(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert list(read_list(path)) == TWO
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("number", [float, np.float64, np.float32, lambda x: x])
+def test_the_originals_pickle(tmp_path: Path, protocol: int, number: Any) -> None:
+    rows = [("a", number(1), number(2.5), "#C C cuts"), ("b c", number(0), number(61.25), ["x", "y"], [0.5, 0.25])]
+    path = tmp_path / "c.pkl"
+    path.write_bytes(pickle.dumps(rows, protocol))
+    assert list(read_list(path)) == TWO
+
+
+def test_numpy_integers_in_a_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "c.pkl"
+    path.write_bytes(pickle.dumps((("a", np.int64(3), np.dtype(">i4").type(300)), ["b", np.uint8(1), 2]), 4))
+    reader = read_list(path)
+    with pytest.raises(InputError, match="numpy values other than"):
+        next(reader)
+    path.write_bytes(pickle.dumps([("a", np.int64(3), np.int32(300))], 4))
+    assert list(read_list(path)) == [Clip("a", 3.0, 300.0)]
+
+
+class Attack:
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.flag),)
+
+
+def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "c.pkl"
+    path.write_bytes(pickle.dumps([("a", 0, 1), Attack(tmp_path / "flag")]))
+    with pytest.raises(InputError, match="not loaded for safety"):
+        list(read_list(path))
+    assert not (tmp_path / "flag").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("c.csv", b"", "empty"),
+        ("c.csv", b"video,start,end\na,0,1\na,x,1\n", "line 3: start 'x'"),
+        ("c.csv", b"video,start,end\na,0\n", "line 2: no 'end'"),
+        ("c.csv", b"video,start,end\na,2,1\n", "line 2: start 2 and end 1"),
+        ("c.csv", b"video,start,end\na,nan,1\n", "line 2"),
+        ("c.csv", b"video,start,end\n ,0,1\n", "line 2: the video's name"),
+        ("c.csv", b"a,0,1\n", None),
+        ("c.csv", b"video,start,end\n\xff\xfe,0,1\n", "not UTF-8"),
+        ("c.jsonl", b'{"video": "a", "start": 0, "end": 1}\n{"video"', "line 2: not JSON"),
+        ("c.jsonl", b"[1, 2]\n", "line 1: not an object"),
+        ("c.jsonl", b'{"video": "a", "start": true, "end": 1}\n', "line 1"),
+        ("c.pkl", b"no pickle", "not a readable list"),
+        ("c.pkl", pickle.dumps([("a", 0, 1)])[:-3], "not a readable list"),
+        ("c.pkl", pickle.dumps({"a": 1}), "holds a dict"),
+        ("c.pkl", pickle.dumps([("a", 0, 1), ("a", 0)]), "row 2"),
+        ("c.pkl", pickle.dumps([("a", np.zeros(3), 1)]), "not loaded for safety"),
+        ("c.txt", b"", "a clip list is one of"),
+    ],
+)
+def test_broken_lists_say_where(tmp_path: Path, name: str, content: bytes, says: str | None) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    if says is None:  # a header alone that happens to be data: no rows, nothing to narrate
+        assert list(read_list(path)) == []
+        return
+    with pytest.raises(InputError) as caught:
+        list(read_list(path))
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_list(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        list(read_list(tmp_path / "none.csv"))

@@ -1,0 +1,38 @@
+"""Trains a recipe: ``python -m lavila_fast.train nano_image --output runs/nano_image``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from lavila_fast.errors import LavilaError
+from lavila_fast.train.data import DataConfig, open_clips
+from lavila_fast.train.loop import train
+from lavila_fast.train.recipes import RECIPES
+
+
+@click.command()
+@click.argument("recipe", type=click.Choice(list(RECIPES)))
+@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
+@click.option("--cache", default="runs/cache", show_default=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
+@click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--clips", type=click.IntRange(64), help="Clips to learn from, instead of the recipe's.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Rendering processes.")
+def main(
+    recipe: str, output: Path, cache: Path, resume: bool, steps: int | None, clips: int | None, workers: int
+) -> None:
+    """Train RECIPE; run it under torchrun for several processes."""
+    row = RECIPES[recipe]
+    row = replace(row, steps=steps or row.steps, data=replace(row.data, clips=clips or row.data.clips))
+    try:
+        watch = DataConfig(clips=500, split="unseen_seeds", sizes=((320, 240),), shift=0.0, jitter=0.0)
+        train(row, open_clips(row.data, cache, workers), open_clips(watch, cache, workers), output, resume)
+    except LavilaError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

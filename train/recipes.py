@@ -1,0 +1,84 @@
+"""Training runs as rows: each derives from another by naming what differs.
+
+The shipped small model is made by three runs, each starting from the weights of the one before:
+
+    nano_image      single frames: what, which colour, which hand (a quarter of the cost of clips)
+    nano_narrator   clips of four frames: the verb too
+    nano_dual       the narrator's video tower, frozen features first, becomes a dual encoder's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from lavila_fast.config import ClipTextConfig, DualEncoderConfig, GPT2Config, NarratorConfig, VisionConfig
+from lavila_fast.errors import InputError
+from lavila_fast.train.data import DataConfig
+
+NANO_VISION = VisionConfig(img=64, patch=8, dim=128, depth=5, heads=2, act="gelu")
+NANO_NARRATOR = NarratorConfig(
+    NANO_VISION,
+    GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab=426, n_positions=32),
+    queries=8,
+    pool_heads=2,
+    max_tokens=32,
+)
+NANO_DUAL = DualEncoderConfig(NANO_VISION, ClipTextConfig(width=128, heads=4, layers=2, vocab=664, context=32), 128)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        name: Its name on the command line.
+        model: Sizes of what is trained.
+        data: Clips to learn from.
+        steps: Optimiser steps; `batch_size` clips each, over all processes.
+        still: Train on one frame of each clip.
+        lr: Peak learning rate, reached after `warmup` steps, then a cosine to zero. The rest of AdamW: `betas`,
+            `weight_decay` (matrices only), gradients cut to norm `clip_norm`.
+        ema: Decay of the averaged weights, which are what is kept at the end.
+        hints: Weight of the classification of verb, object, colour and hand from the CLS token, which speeds learning
+            up and is dropped afterwards; 0 for none.
+        start: Recipe whose result this one begins with.
+        seed: Of the weights and of the order of the clips.
+        save_every: Steps between checkpoints; `evaluate_every` between looks at unseen seeds.
+    """
+
+    name: str
+    model: NarratorConfig | DualEncoderConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    steps: int = 1000
+    batch_size: int = 64
+    still: bool = False
+    lr: float = 1e-3
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    hints: float = 0.5
+    start: str | None = None
+    seed: int = 0
+    save_every: int = 200
+    evaluate_every: int = 200
+
+    def __post_init__(self) -> None:
+        """Check what would fail late."""
+        if min(self.steps, self.batch_size, self.save_every, self.evaluate_every) < 1 or self.warmup < 0:
+            raise InputError(f"recipe {self.name}: steps, batch_size and intervals must be at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dictionaries, kept beside the weights."""
+        return asdict(self)
+
+
+_IMAGE = Recipe("nano_image", NANO_NARRATOR, DataConfig(clips=20_000), steps=1200, still=True)
+_NARRATOR = replace(_IMAGE, name="nano_narrator", data=DataConfig(), still=False, steps=4000, start="nano_image")
+_DUAL = replace(_NARRATOR, name="nano_dual", model=NANO_DUAL, steps=800, lr=5e-4, start="nano_narrator", hints=0.0)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in (_IMAGE, _NARRATOR, _DUAL)})

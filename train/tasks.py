@@ -1,0 +1,196 @@
+"""What a model is asked to do with a batch: a module from (frames, labels) to a loss and numbers to watch.
+
+A task holds the model in float32 and computes in bfloat16 if asked to: weights are cast inside `forward`, so gradients
+and the optimiser stay in float32. That is faster on a CPU than autocast, which casts between almost any two operations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavila_fast.config import DualEncoderConfig, NarratorConfig
+from lavila_fast.kitchen.world import all_actions
+from lavila_fast.models.dual_encoder import DualEncoder
+from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.timesformer import TimeSformer
+from lavila_fast.text import Tokenizer, train_bpe, train_clip_bpe
+from lavila_fast.train.data import PARTS, labels_of
+from lavila_fast.train.losses import caption_loss, clip_loss, gather
+from lavila_fast.train.recipes import Recipe
+
+Numbers = dict[str, Tensor]
+
+
+@cache
+def narrator_tokenizer(context: int = 32) -> Tokenizer:
+    """GPT-2-style tokenizer learnt from the kitchen's sentences."""
+    return train_bpe((action.sentence for action in all_actions()), 512, context)
+
+
+@cache
+def text_tokenizer(context: int = 32) -> Tokenizer:
+    """CLIP-style tokenizer learnt from the kitchen's sentences."""
+    return train_clip_bpe((action.sentence for action in all_actions()), 768, context)
+
+
+def _id_table(tokenizer: Tokenizer) -> Tensor:
+    """Ids of every sentence by its labels, (verbs, objects, colours, hands, L), cut to the longest."""
+    actions = all_actions()
+    ids = tokenizer.encode([action.sentence for action in actions])
+    longest = max(map(len, tokenizer.rows([action.sentence for action in actions])))
+    table = np.zeros((*map(len, PARTS.values()), longest), np.int64)
+    table[tuple(np.array([labels_of(action) for action in actions]).T)] = ids[:, :longest]
+    return torch.from_numpy(table)
+
+
+def prepare_tower(tower: TimeSformer, generator: torch.Generator) -> None:
+    """Weights to begin with when there are no pretrained ones: known places, and no look at other frames yet."""
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+    side, dim = tower.config.img // tower.config.patch, tower.config.dim
+    waves = torch.pi * 2.0 ** torch.linspace(0, 3, dim // 4)
+    place = (torch.arange(side)[:, None] + 0.5) / side * waves
+    wave = torch.cat([place.sin(), place.cos()], 1)
+    grid = torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], 2)
+    with torch.no_grad():
+        tower.pos_embed[0, 1:] = 0.5 * grid.flatten(0, 1)
+        tower.cls_token.normal_(std=0.5, generator=generator)
+        tower.temporal_embed.normal_(std=0.3, generator=generator)
+        for block in tower.blocks:
+            block.timeattn.proj.weight.zero_()  # type: ignore[union-attr, operator]
+
+
+def open_gates(narrator: Narrator) -> None:
+    """Let the decoder see from the start; the gates are closed at first only to protect a pretrained GPT-2."""
+    with torch.no_grad():
+        for name, parameter in narrator.text_decoder.named_parameters():
+            if name.endswith(("alpha_cattn", "alpha_dense")):
+                parameter.fill_(1.0)
+
+
+class Task(nn.Module):
+    """Base: normalises frames, casts weights, and hands over to `score`."""
+
+    def __init__(self, model: Narrator | DualEncoder, half: bool) -> None:
+        super().__init__()
+        self.model, self.half = model, half
+        vision = model.config.vision
+        self.register_buffer("mean", torch.tensor(vision.mean).view(1, 3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(vision.std).view(1, 3, 1, 1, 1), persistent=False)
+
+    def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
+        """Loss and numbers to watch (means over the batch)."""
+        raise NotImplementedError
+
+    def forward(self, frames_BTHW3: Tensor, labels_B4: Tensor, cast: bool = True) -> tuple[Tensor, Numbers]:
+        """Score uint8 frames, in bfloat16 if the task computes so."""
+        video = (frames_BTHW3.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
+        if not (self.half and cast):
+            return self.score(video, labels_B4)
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        weights = {name: t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
+        call = (video.bfloat16(), labels_B4)
+        return torch.func.functional_call(_Score(self), {f"task.{k}": v for k, v in weights.items()}, call)  # type: ignore[no-any-return]
+
+
+class _Score(nn.Module):
+    """`Task.score` as a forward, which is what functional_call can call."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
+        return self.task.score(video, labels)
+
+
+class NarratorTask(Task):
+    """Say the sentence; beside it, classify its parts from the CLS token."""
+
+    model: Narrator
+    ids: Tensor
+
+    def __init__(self, model: Narrator, hints: float, verbs: bool, half: bool) -> None:
+        super().__init__(model, half)
+        self.hints, self.verbs = hints, verbs
+        self.heads = nn.ModuleDict({part: nn.Linear(model.config.vision.dim, len(PARTS[part])) for part in PARTS})
+        self.register_buffer("ids", _id_table(narrator_tokenizer()), persistent=False)
+
+    def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
+        """Caption loss plus hints; `sentence` is the share of sentences that greedy decoding gets whole."""
+        ids = self.ids[tuple(labels.T)]
+        tokens = self.model.visual.forward_features(video)
+        seen = self.model.img_attn_pool_norm(self.model.img_attn_pool(self.model.img_queries, tokens))
+        logits = self.model.logits(seen, ids[:, :-1])
+        caption = caption_loss(logits, ids[:, 1:])
+        # Right at every place given the right words before it is right when it reads its own words.
+        whole = ((logits.argmax(-1) == ids[:, 1:]) | (ids[:, 1:] == 0)).all(1).float().mean()
+        numbers = {"caption": caption.loss.detach(), "sentence": whole}
+        loss = caption.loss
+        for i, (part, head) in enumerate(self.heads.items()):
+            guess = head(tokens[:, 0]).float()
+            numbers[part] = (guess.argmax(-1) == labels[:, i]).float().mean()
+            weight = self.hints if self.verbs or part != "verb" else 0.0  # one frame does not tell the verb
+            loss = loss + weight * F.cross_entropy(guess, labels[:, i])
+        return loss, numbers
+
+
+class DualTask(Task):
+    """Bring a clip and its sentence together, all other sentences of the batch apart."""
+
+    model: DualEncoder
+    ids: Tensor
+
+    def __init__(self, model: DualEncoder, half: bool) -> None:
+        super().__init__(model, half)
+        self.register_buffer("ids", _id_table(text_tokenizer()), persistent=False)
+
+    def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
+        """Contrastive loss over all processes; `v2t` and `t2v` are recall at 1 within the batch."""
+        said = gather(labels)
+        video_BE = gather(self.model.embed_video(video).float())
+        text_BE = gather(self.model.embed_text(self.ids[tuple(labels.T)]).float())
+        scale = self.model.logit_scale.float().exp().clamp(max=100)
+        same = (said[:, None] == said[None]).all(-1)
+        loss = clip_loss(video_BE, text_BE, scale, same)
+        near = video_BE @ text_BE.T
+        rows = torch.arange(len(said))
+        numbers = {
+            "v2t": same[rows, near.argmax(1)].float().mean(),
+            "t2v": same[near.argmax(0), rows].float().mean(),
+            "scale": scale.detach(),
+        }
+        return loss, numbers
+
+
+def make_task(recipe: Recipe, half: bool = True) -> Task:
+    """The task of a recipe, with fresh weights from its seed."""
+    torch.manual_seed(recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    if isinstance(recipe.model, NarratorConfig):
+        narrator = Narrator(recipe.model)
+        prepare_tower(narrator.visual, generator)
+        for parameter in (narrator.text_decoder.transformer.wte.weight, narrator.text_decoder.transformer.wpe.weight):
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+        open_gates(narrator)
+        return NarratorTask(narrator, recipe.hints, not recipe.still, half)
+    assert isinstance(recipe.model, DualEncoderConfig)
+    dual = DualEncoder(recipe.model)
+    prepare_tower(dual.visual, generator)
+    return DualTask(dual, half)
+
+
+def adopt(task: Task, weights: dict[str, Any]) -> list[str]:
+    """Copy from `weights` (of a task) what has the same name and shape; returns the names that found nothing."""
+    own = task.state_dict()
+    fit = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    task.load_state_dict(fit, strict=False)
+    return sorted(set(own) - set(fit))
