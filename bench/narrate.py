@@ -2,10 +2,10 @@
 
     python -m lavila_fast.bench.narrate            # make bench
 
-TimeSformer-B and GPT-2 sizes, random weights, 10 samples of 77 tokens, float32. The uncached loop does what the original
-does: every step feeds the whole prefix of every sample again, through attention to all visual tokens, and sorts the
-vocabulary for top-p. It takes minutes a clip, so it is timed at a few prefix lengths and summed over all 76 steps by
-straight lines between them; the result says so. The last line is one JSON object.
+TimeSformer-B and GPT-2 sizes, random weights, 10 samples of 77 tokens, float32. The uncached loop does what the
+original does: every step feeds the whole prefix of every sample again, through attention to all visual tokens, and
+sorts the vocabulary for top-p. It takes minutes a clip, so it is timed at a few prefix lengths and summed over all 76
+steps by straight lines between them; the result says so. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
         "command": "python -m lavila_fast.bench.narrate " + " ".join(sys.argv[1:]),
         "machine": machine(),
         "greedy_ids_equal": same_greedy(model, runtime, video, greedy_tokens),
-        "note": f"uncached steps timed at prefixes {PREFIXES}, medians of {repeats}, summed over 76 steps by interpolation",
+        "note": f"uncached steps timed at prefixes {PREFIXES} and interpolated over all 76; medians of {repeats}",
         "ours": [time_ours(runtime, video.numpy(), clips, repeats) for clips in (1, 4)],
         "uncached": time_uncached(model, video, repeats),
     }
@@ -170,8 +170,9 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=1) + "\n")
-        text = f"{result['what']}\n\n{table(result)}\n\n{result['note']}. Machine: {result['machine']}. Command: `{result['command']}`\n"
-        output.with_suffix(".md").write_text(text)
+        where = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
+        paragraphs = [result["what"], table(result), f"{result['note']}. {where}. `{result['command']}`"]
+        output.with_suffix(".md").write_text("\n\n".join(paragraphs) + "\n")
     click.echo(json.dumps(result))
 
 

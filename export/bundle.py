@@ -1,7 +1,6 @@
 """Checkpoints to bundles: the folder that narrates without torch.
 
-    python -m lavila_fast.export.bundle runs/nano/narrator.safetensors -o nano --name nano \
-        --tokenizer runs/nano/narrator_tokenizer.json --half
+python -m lavila_fast.export.bundle narrator.safetensors --tokenizer narrator_tokenizer.json -o my_bundle
 """
 
 from __future__ import annotations

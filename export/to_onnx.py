@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lavila_fast.export.graphs import Graph, decoder_graph, encoder_graph
 
 from lavila_fast.errors import BundleError, MissingExtraError
+from lavila_fast.export.graphs import Graph, decoder_graph, encoder_graph
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.runtime.ort_backend import DECODER, ENCODER
 

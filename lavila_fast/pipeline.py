@@ -18,7 +18,7 @@ import numpy as np
 
 from lavila_fast.config import NarratorConfig
 from lavila_fast.download import cache_dir
-from lavila_fast.errors import BundleError, CheckpointError, InputError
+from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
 from lavila_fast.generate.beams import write_beams
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
@@ -165,8 +165,18 @@ class Narrator:
         source = VideoSource(str(path), Path(path))
         length = clip_seconds or self.clip_seconds
         clips = list(expand_windows(source, length, stride_seconds or length))
-        for sentences in self.narrate_clips(self.read(source, clips), options, batch):
+        trouble: list[VideoError] = []
+
+        def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
+            try:
+                yield from self.read(source, clips)
+            except VideoError as error:
+                trouble.append(error)
+
+        for sentences in self.narrate_clips(good(), options, batch):
             yield from sentences
+        if trouble:
+            raise trouble[0]
 
     def _task(self, number: int, one: DecodedClip, options: Options) -> Task[tuple[int, Clip]]:
         vision = self.config.vision
