@@ -1,0 +1,45 @@
+# make demo   narrate the shipped clip; makes its own environment, without torch
+# make test   the test suite; makes its own environment, with torch (CPU)
+# make check  ruff and mypy
+# make bench  the uncached loop against ours; writes bench/results/narrate.json
+# make nano   train, judge and pack the shipped small model (about two hours on two cores)
+
+PYTHON ?= python3
+DEMO := .venv-demo
+DEV := .venv
+PIP := -m pip install --quiet --disable-pip-version-check
+export DS_BUILD_OPS = 0
+export DS_ACCELERATOR ?= cpu
+
+.PHONY: demo test slow check bench nano clean
+
+# An environment is made again only when the requirements change; the code itself is installed in place.
+$(DEMO)/.made: pyproject.toml CMakeLists.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python $(PIP) --editable .
+	touch $@
+
+$(DEV)/.made: pyproject.toml CMakeLists.txt constraints.txt
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python $(PIP) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: $(DEMO)/.made
+	$(DEMO)/bin/lavila-fast demo
+
+test: $(DEV)/.made
+	$(DEV)/bin/python -m pytest -m "not slow" $(ARGS)
+
+slow: $(DEV)/.made
+	$(DEV)/bin/python -m pytest -m slow $(ARGS)
+
+check: $(DEV)/.made
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/mypy
+
+bench: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.narrate --output bench/results/narrate.json
+
+clean:
+	rm -rf $(DEMO) $(DEV) build .pytest_cache .mypy_cache .ruff_cache
