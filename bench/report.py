@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def narrate_table(result: dict[str, Any]) -> str:
 def nano_table(result: dict[str, Any]) -> str:
     """Quality of the small model on both splits, from ``nano_quality.json``."""
     splits = {"unseen_seeds": "unseen scenes", "unseen_pairs": "unseen verb-object pairs"}
-    lines = {
+    lines: dict[str, Callable[[dict[str, Any]], float]] = {
         "whole sentence right (greedy)": lambda s: s["narrator"]["sentence"],
         "verb": lambda s: s["narrator"]["verb"],
         "object": lambda s: s["narrator"]["object"],

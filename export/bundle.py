@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def build_bundle(sources: Sources, output: Path, name: str, note: str = "", half
         if output.exists():
             output.rename(Path(scratch) / "old")
         bundle.folder.rename(output)
-    return bundle
+    return replace(bundle, folder=output)
 
 
 def _fill(folder: Path, sources: Sources, name: str, note: str, half: bool) -> Bundle:
@@ -84,8 +84,17 @@ def _fill(folder: Path, sources: Sources, name: str, note: str, half: bool) -> B
         shutil.copyfile(sources.card, folder / "MODEL_CARD.md")
     built_with = {package: version(package) for package in ("torch", "onnx", "lavila-fast")}
     stored = "fp32, weights stored in fp16" if half else "fp32"
-    bundle = Bundle(folder, name, models, CLIP_SECONDS, {"encoder": stored, "decoder": stored}, words, "cpu", OPSET)
-    bundle = Bundle(**{**vars(bundle), "built_with": built_with, "note": note})
+    bundle = Bundle(
+        folder,
+        name,
+        models,
+        CLIP_SECONDS,
+        precision={"encoder": stored, "decoder": stored},
+        tokenizer=words,
+        opset=OPSET,
+        built_with=built_with,
+        note=note,
+    )
     bundle.save()
     return bundle
 

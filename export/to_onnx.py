@@ -1,6 +1,4 @@
-"""Models to ONNX files and bundles.
-
-    python -m lavila_fast.export.to_onnx runs/nano/narrator.safetensors -o bundle
+"""Graphs to ONNX files; `export.bundle` makes a bundle of them.
 
 Weights may be stored in half precision: each becomes a float16 initializer behind a Cast, which ONNX Runtime folds when
 it opens the file, so that arithmetic stays float32 and a float16 checkpoint loses nothing.

@@ -207,7 +207,7 @@ def _not_found(source: str, path: Path) -> str:
     return f"{source}: neither a model's name nor a bundle folder or checkpoint; see: lavila-fast models list"
 
 
-def _vocabulary_beside(path: Path) -> Path | list[Path]:
+def _vocabulary_beside(path: Path) -> Path:
     """Where a checkpoint's GPT-2 vocabulary is: beside it, or in the cache."""
     own = path.with_name(path.stem + ".tokenizer.json")
     if own.is_file():

@@ -10,6 +10,7 @@ import click
 from lavila_fast.errors import LavilaError
 from lavila_fast.train.data import DataConfig, open_clips
 from lavila_fast.train.loop import train
+from lavila_fast.train.memory import keep_memory
 from lavila_fast.train.recipes import RECIPES
 
 
@@ -25,6 +26,7 @@ def main(
     recipe: str, output: Path, cache: Path, resume: bool, steps: int | None, clips: int | None, workers: int
 ) -> None:
     """Train RECIPE; run it under torchrun for several processes."""
+    keep_memory()
     row = RECIPES[recipe]
     row = replace(row, steps=steps or row.steps, data=replace(row.data, clips=clips or row.data.clips))
     try:

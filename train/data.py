@@ -1,4 +1,4 @@
-"""Clips of the miniature kitchen for training: rendered once to disk, then drawn in an order that only the step decides.
+"""Clips of the miniature kitchen for training: rendered once to disk, drawn in an order that only the step decides.
 
 Rendering costs about as much as training, so clips are kept as small uint8 arrays in a cache whose name is a digest of
 what made them (the settings below and the kitchen's own source): a changed kitchen never trains on old pictures.
@@ -9,7 +9,7 @@ Two symmetries of the kitchen quadruple the data: a mirrored clip shows the othe
 (kept only where that verb-object pair may be shown).
 
     config = DataConfig(clips=30_000)
-    batch = Batches(open_clips(config, Path("runs/cache"), workers=2), batch_size=64, seed=0).at(step=0)
+    batch = Batches(open_clips(config, Path("runs/cache"), 2), batch_size=64).at(step=0)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import multiprocessing
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,9 +111,14 @@ def _render_chunk(job: tuple[DataConfig, Path, int]) -> None:
 
 @dataclass(frozen=True)
 class Clips:
-    """Rendered clips: `frames` uint8 (N, T, img, img, 3) and `labels` int64 (N, 4)."""
+    """Clips and what they show.
 
-    frames: NDArray[np.uint8]
+    Attributes:
+        frames: (N, T, img, img, 3) uint8 as rendered, or float32 on the same scale; or features (N, D) of a tower.
+        labels: (N, 4) int64, see `PARTS`.
+    """
+
+    frames: NDArray[Any]
     labels: NDArray[np.int64]
 
 
@@ -144,6 +150,20 @@ _OPPOSITE = _opposite_verbs()
 _HELD_OUT = np.array([[(verb, obj) in HELD_OUT_PAIRS for obj in OBJECTS] for verb in VERBS])
 
 
+def _mirror(frames: NDArray[np.uint8], labels: NDArray[np.int64], which: NDArray[np.bool_]) -> None:
+    """Turn some clips left to right, in place."""
+    frames[which] = frames[which, :, :, ::-1]
+    labels[which, 3] = 1 - labels[which, 3]
+
+
+def _reverse(frames: NDArray[np.uint8], labels: NDArray[np.int64], which: NDArray[np.bool_]) -> None:
+    """Run some clips backwards, in place, except where that would show a pair that is held out."""
+    opposite = _OPPOSITE[labels[:, 0]]
+    which = which & ~_HELD_OUT[opposite, labels[:, 1]]
+    frames[which] = frames[which, ::-1]
+    labels[which, 0] = opposite[which]
+
+
 @dataclass(frozen=True)
 class Batches:
     """Shuffled, augmented batches; the last few clips of an epoch that fill no batch are left out of it.
@@ -160,29 +180,24 @@ class Batches:
     def _rng(self, stream: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed * 8 + stream, number]))
 
-    def at(self, step: int, rank: int = 0, world: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Frames uint8 (B / world, T, H, W, 3) and labels (B / world, 4) of one process's share of a step."""
-        in_epoch = len(self.clips.labels) // self.batch_size
-        epoch, place = divmod(step, in_epoch)
+    def at(self, step: int, rank: int = 0, world: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Frames uint8 (B / world, T, H, W, 3) and labels (B / world, 4) of one process's share of a step.
+
+        Features come as they are, (B / world, D).
+        """
+        epoch, place = divmod(step, len(self.clips.labels) // self.batch_size)
         order = self._rng(0, epoch).permutation(len(self.clips.labels))
         rows = order[place * self.batch_size : (place + 1) * self.batch_size]
+        frames, labels = self.clips.frames[rows[rank::world]], self.clips.labels[rows[rank::world]].copy()
+        if frames.ndim == 2:
+            return frames, labels
         rng = self._rng(1, step)
-        mirror, reverse, gains, pick = (
-            rng.random(len(rows)) < 0.5,
-            rng.random(len(rows)) < 0.5,
-            rng.uniform(0.85, 1.15, len(rows))[:, None] * rng.uniform(0.96, 1.04, (len(rows), 3)),
-            rng.integers(self.clips.frames.shape[1], size=len(rows)),
-        )
-        mine = slice(rank, None, world)
-        rows, mirror, reverse, gains, pick = (x[mine] for x in (rows, mirror, reverse, gains, pick))
-        frames, labels = self.clips.frames[rows], self.clips.labels[rows].copy()
+        mirror, reverse = (rng.random(self.batch_size)[rank::world] < 0.5 for _ in range(2))
+        light = rng.uniform(0.85, 1.15, (self.batch_size, 1)) * rng.uniform(0.96, 1.04, (self.batch_size, 3))
+        pick = rng.integers(frames.shape[1], size=self.batch_size)[rank::world]
         if self.still:
-            frames = frames[np.arange(len(rows)), pick][:, None]
-        opposite = _OPPOSITE[labels[:, 0]]
-        reverse &= ~_HELD_OUT[opposite, labels[:, 1]]
-        frames[mirror] = frames[mirror, :, :, ::-1]
-        labels[mirror, 3] = 1 - labels[mirror, 3]
-        frames[reverse] = frames[reverse, ::-1]
-        labels[reverse, 0] = opposite[reverse]
-        lit = np.minimum(frames * gains[:, None, None, None].astype(np.float32), 255)
+            frames = frames[np.arange(len(frames)), pick][:, None]
+        _mirror(frames, labels, mirror)
+        _reverse(frames, labels, reverse)
+        lit = np.minimum(frames * light[rank::world, None, None, None].astype(np.float32), 255)
         return lit.astype(np.uint8), labels

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ from lavila_fast.errors import CheckpointError
 from lavila_fast.train.checkpoints import load_state, save_state
 from lavila_fast.train.data import Batches, Clips
 from lavila_fast.train.recipes import Recipe
-from lavila_fast.train.tasks import Task, adopt, make_task
+from lavila_fast.train.tasks import Task, adopt, features, make_task
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then a cosine to zero at the last step."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
+    peak, warmup = float(recipe.lr), int(recipe.warmup)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
 
 
 @contextmanager
@@ -100,9 +101,14 @@ class Run:
         self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
         self.step = 0
 
+    def use(self, clips: Clips) -> None:
+        """Learn from other clips, or from features of them with the tower frozen."""
+        self.batches = replace(self.batches, clips=clips)
+        self.task.model.visual.requires_grad_(clips.frames.ndim == 5)
+
     def begin_with(self, weights: dict[str, Tensor]) -> list[str]:
         """Take over weights of an earlier run; returns the names that stay fresh."""
-        fresh = adopt(self.task, weights)
+        fresh: list[str] = adopt(self.task, weights)
         self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
         return fresh
 
@@ -209,6 +215,9 @@ def train(
         elif recipe.start is not None:
             fresh = run.begin_with(load_state(output.parent / recipe.start / "average.pt"))
             print(f"from {recipe.start}; fresh: {len(fresh)} tensors", file=sys.stderr)
+        if recipe.frozen:
+            run.use(features(run.task, clips, rank, world))
+            watch = None if watch is None else features(run.task, watch, rank, world)
         rows: list[dict[str, float]] = []
         since = time.perf_counter()
         for row in run.steps():

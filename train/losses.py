@@ -43,7 +43,7 @@ def gather(x: Tensor) -> Tensor:
     """Rows of all processes, in order of rank, with gradients; `x` itself when there is one process."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return x
-    return torch.cat(list(all_gather(x.contiguous())))
+    return torch.cat(list(all_gather(x.contiguous())))  # type: ignore[no-untyped-call]
 
 
 def clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor | None = None) -> Tensor:

@@ -1,10 +1,11 @@
 """Training runs as rows: each derives from another by naming what differs.
 
-The shipped small model is made by three runs, each starting from the weights of the one before:
+The shipped small model is made by four runs, each starting from the weights of the one before:
 
     nano_image      single frames: what, which colour, which hand (a quarter of the cost of clips)
     nano_narrator   clips of four frames: the verb too
-    nano_dual       the narrator's video tower, frozen features first, becomes a dual encoder's
+    nano_text       a text tower that fits the narrator's video tower, which is frozen: thousands of sentences a second
+    nano_dual       both towers together
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ class Recipe:
         data: Clips to learn from.
         steps: Optimiser steps; `batch_size` clips each, over all processes.
         still: Train on one frame of each clip.
+        frozen: Train on what the video tower makes of the clips, computed once; the tower stays as it is.
         lr: Peak learning rate, reached after `warmup` steps, then a cosine to zero. The rest of AdamW: `betas`,
             `weight_decay` (matrices only), gradients cut to norm `clip_norm`.
         ema: Decay of the averaged weights, which are what is kept at the end.
         hints: Weight of the classification of verb, object, colour and hand from the CLS token, which speeds learning
             up and is dropped afterwards; 0 for none.
+        bfloat16: Compute in bfloat16; weights, gradients and the optimiser are float32 anyway.
         start: Recipe whose result this one begins with.
         seed: Of the weights and of the order of the clips.
         save_every: Steps between checkpoints; `evaluate_every` between looks at unseen seeds.
@@ -55,6 +58,7 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 64
     still: bool = False
+    frozen: bool = False
     lr: float = 1e-3
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.98)
@@ -62,6 +66,7 @@ class Recipe:
     clip_norm: float = 1.0
     ema: float = 0.998
     hints: float = 0.5
+    bfloat16: bool = True
     start: str | None = None
     seed: int = 0
     save_every: int = 200
@@ -77,8 +82,20 @@ class Recipe:
         return asdict(self)
 
 
-_IMAGE = Recipe("nano_image", NANO_NARRATOR, DataConfig(clips=20_000), steps=1200, still=True)
-_NARRATOR = replace(_IMAGE, name="nano_narrator", data=DataConfig(), still=False, steps=4000, start="nano_image")
-_DUAL = replace(_NARRATOR, name="nano_dual", model=NANO_DUAL, steps=800, lr=5e-4, start="nano_narrator", hints=0.0)
+IMAGE = Recipe("nano_image", NANO_NARRATOR, DataConfig(clips=20_000), steps=1200, still=True)
+NARRATOR = replace(IMAGE, name="nano_narrator", data=DataConfig(), still=False, steps=1800, start="nano_image")
+TEXT = replace(
+    NARRATOR,
+    name="nano_text",
+    model=NANO_DUAL,
+    data=DataConfig(clips=20_000),
+    frozen=True,
+    steps=1500,
+    batch_size=256,
+    ema=0.99,
+    hints=0.0,
+    start="nano_narrator",
+)
+DUAL = replace(NARRATOR, name="nano_dual", model=NANO_DUAL, steps=400, lr=3e-4, hints=0.0, start="nano_text")
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in (_IMAGE, _NARRATOR, _DUAL)})
+RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in (IMAGE, NARRATOR, TEXT, DUAL)})

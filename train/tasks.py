@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.models.timesformer import TimeSformer
 from lavila_fast.text import Tokenizer, train_bpe, train_clip_bpe
-from lavila_fast.train.data import PARTS, labels_of
+from lavila_fast.train.data import PARTS, Clips, labels_of
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
 from lavila_fast.train.recipes import Recipe
 
@@ -79,9 +80,12 @@ def open_gates(narrator: Narrator) -> None:
 class Task(nn.Module):
     """Base: normalises frames, casts weights, and hands over to `score`."""
 
-    def __init__(self, model: Narrator | DualEncoder, half: bool) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Narrator | DualEncoder, fast: bool) -> None:
         super().__init__()
-        self.model, self.half = model, half
+        self.model, self.fast = model, fast
         vision = model.config.vision
         self.register_buffer("mean", torch.tensor(vision.mean).view(1, 3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(vision.std).view(1, 3, 1, 1, 1), persistent=False)
@@ -90,10 +94,12 @@ class Task(nn.Module):
         """Loss and numbers to watch (means over the batch)."""
         raise NotImplementedError
 
-    def forward(self, frames_BTHW3: Tensor, labels_B4: Tensor, cast: bool = True) -> tuple[Tensor, Numbers]:
+    def forward(self, frames_BTHW3: Tensor, labels_B4: Tensor) -> tuple[Tensor, Numbers]:
         """Score uint8 frames, in bfloat16 if the task computes so."""
-        video = (frames_BTHW3.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
-        if not (self.half and cast):
+        video = frames_BTHW3
+        if video.ndim == 5:
+            video = (frames_BTHW3.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
+        if not self.fast:
             return self.score(video, labels_B4)
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         weights = {name: t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
@@ -118,8 +124,8 @@ class NarratorTask(Task):
     model: Narrator
     ids: Tensor
 
-    def __init__(self, model: Narrator, hints: float, verbs: bool, half: bool) -> None:
-        super().__init__(model, half)
+    def __init__(self, model: Narrator, hints: float, verbs: bool, fast: bool) -> None:
+        super().__init__(model, fast)
         self.hints, self.verbs = hints, verbs
         self.heads = nn.ModuleDict({part: nn.Linear(model.config.vision.dim, len(PARTS[part])) for part in PARTS})
         self.register_buffer("ids", _id_table(narrator_tokenizer()), persistent=False)
@@ -149,14 +155,21 @@ class DualTask(Task):
     model: DualEncoder
     ids: Tensor
 
-    def __init__(self, model: DualEncoder, half: bool) -> None:
-        super().__init__(model, half)
+    def __init__(self, model: DualEncoder, fast: bool) -> None:
+        super().__init__(model, fast)
         self.register_buffer("ids", _id_table(text_tokenizer()), persistent=False)
+
+    def _embed(self, video: Tensor) -> Tensor:
+        """Embeddings of normalised clips, or of features (B, D) that the tower gave earlier."""
+        if video.ndim == 5:
+            return self.model.embed_video(video)
+        assert isinstance(self.model.image_projection, Tensor)
+        return F.normalize(video @ self.model.image_projection, dim=-1)
 
     def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
         """Contrastive loss over all processes; `v2t` and `t2v` are recall at 1 within the batch."""
         said = gather(labels)
-        video_BE = gather(self.model.embed_video(video).float())
+        video_BE = gather(self._embed(video).float())
         text_BE = gather(self.model.embed_text(self.ids[tuple(labels.T)]).float())
         scale = self.model.logit_scale.float().exp().clamp(max=100)
         same = (said[:, None] == said[None]).all(-1)
@@ -171,7 +184,7 @@ class DualTask(Task):
         return loss, numbers
 
 
-def make_task(recipe: Recipe, half: bool = True) -> Task:
+def make_task(recipe: Recipe) -> Task:
     """The task of a recipe, with fresh weights from its seed."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -181,11 +194,24 @@ def make_task(recipe: Recipe, half: bool = True) -> Task:
         for parameter in (narrator.text_decoder.transformer.wte.weight, narrator.text_decoder.transformer.wpe.weight):
             nn.init.normal_(parameter, std=0.02, generator=generator)
         open_gates(narrator)
-        return NarratorTask(narrator, recipe.hints, not recipe.still, half)
+        return NarratorTask(narrator, recipe.hints, not recipe.still, recipe.bfloat16)
     assert isinstance(recipe.model, DualEncoderConfig)
     dual = DualEncoder(recipe.model)
     prepare_tower(dual.visual, generator)
-    return DualTask(dual, half)
+    return DualTask(dual, recipe.bfloat16)
+
+
+@torch.inference_mode()
+def features(task: Task, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
+    """The clips as the video tower sees them, (N, D) float32; processes share the work."""
+    seen = torch.zeros(len(clips.labels), task.model.config.vision.dim)
+    rows = torch.arange(rank, len(seen), world)
+    for some in torch.split(rows, 100):
+        video = (torch.from_numpy(clips.frames[some]).permute(0, 4, 1, 2, 3).float() - task.mean) / task.std
+        seen[some] = task.model.visual(video)
+    if world > 1:
+        dist.all_reduce(seen)
+    return Clips(seen.numpy(), clips.labels)
 
 
 def adopt(task: Task, weights: dict[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ def storage_error(path: Path | str) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` at the end of the block, whole and on disk; on an error it is removed."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     with storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -25,7 +25,7 @@ from lavila_fast.errors import InputError, StorageError
 from lavila_fast.records import Clip, Narration
 
 FSYNC_SECONDS = 5.0
-_FIELDS = {"video": str, "start": (int, float), "end": (int, float), "sample": int, "text": str}
+_FIELDS: dict[str, Any] = {"video": str, "start": (int, float), "end": (int, float), "sample": int, "text": str}
 _SCORES = ("perplexity", "logprob")
 
 
@@ -112,12 +112,12 @@ class Journal:
             return
         way_out = "give another --output, or --overwrite to begin anew"
         try:
-            before = json.loads(self.sidecar.read_bytes())
+            before = dict(json.loads(self.sidecar.read_bytes()))
         except FileNotFoundError:
             raise InputError(f"{self.path}: exists, but was not written by lavila-fast narrate; {way_out}") from None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InputError(f"{self.sidecar}: damaged ({error}); {way_out}") from error
-        for name in [*run] if isinstance(before, dict) else []:
+        for name in run:
             if before.get(name) != run[name]:
                 raise InputError(
                     f"{self.path}: was begun with {name} {before.get(name)}, and now it is {run[name]}; "
@@ -227,6 +227,8 @@ def _lock(fd: int, path: Path) -> None:
         return
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StorageError(f"{path}: another lavila-fast is writing it; wait for it or give another --output") from None
+            raise StorageError(
+                f"{path}: another lavila-fast is writing it; wait for it or give another --output"
+            ) from None
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # a file system without locks
             raise

@@ -1,7 +1,7 @@
 """One small writer a format. A clip's sentences go in, bytes come out; who opens files and when is not their business.
 
-    with open("out.srt", "wb") as file:
-        WRITERS["srt"]().write(clips, file)  # clips: the sentences of one clip after the other
+with open("out.srt", "wb") as file:
+WRITERS["srt"]().write(clips, file)  # clips: the sentences of one clip after the other
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def clock(seconds: float, separator: str = ".") -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks, which would end a cue."""
-    return " ".join(text.split())
+    """The text without line breaks, which would end a cue, and without what a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def encode(text: str) -> bytes:
@@ -82,7 +82,7 @@ class Csv(Writer):
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         for row in rows:
-            lines.writerow([*row.to_dict().values()][:-2] + [short(row.perplexity), short(row.logprob)])
+            lines.writerow([*list(row.to_dict().values())[:-2], short(row.perplexity), short(row.logprob)])
         return encode(text.getvalue())
 
 

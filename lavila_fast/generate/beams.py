@@ -123,16 +123,20 @@ def _search_clip(runtime: NarratorRuntime, task: Task[Any], options: Options) ->
     grouped = options.groups > 1
     searches = [_new_search(options, end) for _ in range(1 if grouped else options.samples)]
     state = runtime.begin()
-    runtime.join(state, task.context, sum(len(s.beams) for s in searches))
-    live = list(searches)
+    runtime.join(state, task.context, len(searches) * options.beams)
+    live = list(enumerate(searches))
     for step in range(token_limit(runtime, options) - 1):
-        parents = _advance_all(runtime.logprobs(state), live, searches, task.key, step, options, end)
-        keep = [parents[id(s)] for s in live if not s.done]
-        live = [s for s in live if not s.done]
+        lines = runtime.logprobs(state).reshape(len(live), options.beams, -1)
+        rows = []
+        for place, (number, search) in enumerate(live):
+            draws = None if grouped else _draws(task.key, number, step, 2 * options.beams)
+            parents = _advance(search, lines[place], options.warp, draws, end)
+            rows += [] if search.done else [place * options.beams + parent for parent in parents]
+        live = [(number, search) for number, search in live if not search.done]
         if not live:
             break
-        runtime.select(state, np.concatenate(keep))
-        runtime.step(state, np.array([beam.ids[-1] for s in live for beam in s.beams]))
+        runtime.select(state, np.array(rows))
+        runtime.step(state, np.array([beam.ids[-1] for _, search in live for beam in search.beams]))
     return [one for s in searches for one in s.finish(options.samples if grouped else 1)]
 
 
@@ -144,22 +148,16 @@ def _new_search(options: Options, end: int) -> Search:
     return Search(groups, options.beams, options.length_penalty)
 
 
-def _advance_all(
-    logprobs: F32, live: list[Search], searches: list[Search], key: bytes, step: int, options: Options, end: int
-) -> dict[int, NDArray[np.int64]]:
-    """Advance every live search; returns, by search, the rows its new beams continue."""
-    parents: dict[int, NDArray[np.int64]] = {}
-    row = 0
-    for search in live:
-        mine: list[int] = []
-        for number, group in enumerate(search.groups):
-            lines = logprobs[row : row + len(group)]
-            number_of_search = next(i for i, s in enumerate(searches) if s is search)
-            draws = _draws(key, number_of_search, step, 2 * len(group)) if options.groups == 1 else None
-            candidates = continuations(lines, group, options.warp, draws)
-            mine += [row + p for p in (search.advance(number, candidates, end) if not search.done else [])]
-            row += len(group) if group else 0
-        parents[id(search)] = np.array(mine, np.int64)
+def _advance(search: Search, lines: F32, warp: Warp, draws: list[float] | None, end: int) -> list[int]:
+    """Advance one search by log-probabilities (beams, V): the number of the old beam that each new one continues."""
+    parents: list[int] = []
+    first = 0
+    for number, group in enumerate(search.groups):
+        if search.done:
+            break
+        candidates = continuations(lines[first : first + len(group)], group, warp, draws)
+        parents += [first + parent for parent in search.advance(number, candidates, end)]
+        first += len(group)
     return parents
 
 
@@ -200,14 +198,12 @@ def _best(scores: F32, count: int) -> NDArray[np.int64]:
 
 
 def _drawn(scores: F32, draws: list[float]) -> NDArray[np.int64]:
-    weights = np.exp((scores - scores.max()).astype(np.float64))
+    left = scores.astype(np.float64)
     picked: list[int] = []
     for u in draws:
-        cumulative = np.cumsum(weights)
-        if cumulative[-1] <= 0:
-            break
-        i = min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(scores) - 1)
-        picked.append(i)
-        weights[i] = 0.0
+        # Weighed against the best that is left, so that the last picks do not underflow to nothing.
+        cumulative = np.cumsum(np.exp(left - left.max()))
+        picked.append(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")))
+        left[picked[-1]] = -np.inf
     among = np.array(picked, np.int64)
     return among[np.argsort(-scores[among], kind="stable")]

@@ -146,6 +146,8 @@ class HostRuntime(ABC):
         assert isinstance(context, HostContext)
         old, clips, first_clip = state.rows, len(context), state.clips
         one = np.arange(clips)
+        if not old:  # nobody reads these lines any more
+            state.logits = state.logits[:0]
         begin = np.full(clips, self.config.text.vocab - 1)
         logits, new = self._forward(state, old, begin, np.zeros(clips, np.int64), one, list(context.cross))
         state.reserve(old + clips * samples, 1)

@@ -23,9 +23,9 @@ class Warp:
     """How logits become a distribution: temperature, then top-k, then top-p, as the original orders them.
 
     Attributes:
-        temperature: Divides the logits; 0 means greedy.
+        temperature: Divides the logits; 0 means greedy, else at least 1e-6.
         top_k: Keep this many likeliest words (all words as likely as the last of them stay); None keeps all.
-        top_p: Keep the fewest likeliest words that together exceed this probability.
+        top_p: Keep the fewest likeliest words that together reach this probability.
     """
 
     temperature: float = 1.0
@@ -34,8 +34,8 @@ class Warp:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if self.temperature != 0.0 and not 1e-6 <= self.temperature < float("inf"):
+            raise InputError(f"temperature must be 0 (greedy) or at least 1e-6, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k must be at least 1, not {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
@@ -108,7 +108,7 @@ def kept(scores: F32, warp: Warp, least: int = 1) -> tuple[NDArray[np.int64], ND
 
 
 def nucleus(weights: F32, top_p: float, least: int = 1) -> NDArray[np.int64]:
-    """Ascending indices of the fewest largest `weights` whose share exceeds `top_p`; ties go to the lower index.
+    """Ascending indices of the fewest largest `weights` whose share reaches `top_p`; ties go to the lower index.
 
     The word that crosses the threshold is in (Holtzman et al., 2020, as Hugging Face's warper implements it).
     """
@@ -118,7 +118,7 @@ def nucleus(weights: F32, top_p: float, least: int = 1) -> NDArray[np.int64]:
     candidates = np.flatnonzero(weights > floor) if least == 1 else np.arange(len(weights))
     values = weights[candidates]
     descending = np.sort(values)[::-1]
-    count = int(np.searchsorted(np.cumsum(descending, dtype=np.float64), goal, side="right")) + 1
+    count = int(np.searchsorted(np.cumsum(descending, dtype=np.float64), goal)) + 1
     count = min(max(count, least), len(values))
     last = descending[count - 1]
     above = values > last

@@ -1,0 +1,5 @@
+"""``python -m lavila_fast`` is ``lavila-fast``."""
+
+from lavila_fast.cli import main
+
+main()

@@ -1,0 +1,216 @@
+"""Where narrations go: printed, one file for all videos, or one file a video in a folder.
+
+A JSONL file is its own journal (see `journal`). Everything else is written from a journal that lies beside it, each
+file whole or not at all: one file for all videos at the end of a run, one file a video as soon as its video is through.
+Journals stay, so that a later run with more videos goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol
+
+from lavila_fast.archive.files import replacing, storage_error
+from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.writers import WRITERS
+from lavila_fast.errors import InputError
+from lavila_fast.records import Clip, Narration
+
+FORMATS = ("jsonl", "csv", "srt", "vtt", "pkl")
+ONE_VIDEO = ("srt", "vtt")  # these formats cannot say which video a line is about
+STREAMS = ("text", "jsonl", "csv")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What to write and where; `path` None is standard output."""
+
+    format: str
+    kind: Literal["stream", "file", "folder"]
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        """For messages."""
+        return str(self.path) if self.path else "standard output"
+
+
+class Sink(Protocol):
+    """Takes narrations, clip by clip."""
+
+    def has(self, clip: Clip) -> bool:
+        """Whether a clip is there already."""
+        ...
+
+    def count(self, video: str) -> int:
+        """How many clips of a video are there already."""
+        ...
+
+    def write(self, rows: list[Narration]) -> None:
+        """Take all sentences of a clip."""
+        ...
+
+    def finish(self, video: str) -> None:
+        """A video is through, be it with or without success."""
+        ...
+
+    def close(self) -> None:
+        """The run is through."""
+        ...
+
+    def release(self) -> None:
+        """Let go of everything, also after an error."""
+        ...
+
+
+def choose_output(output: str | None, format: str | None, videos: int, one_file: bool) -> Output:
+    """Read ``--output`` and ``--format``.
+
+    Args:
+        output: A file, a folder, ``-`` or nothing.
+        format: One of `FORMATS`, or None to go by the file's suffix.
+        videos: Number of videos.
+        one_file: Whether a single video file was asked for.
+
+    Raises:
+        InputError: the two do not fit each other or the number of videos.
+    """
+    if output is None:
+        if format is None and one_file:
+            return Output("text", "stream")
+        output = "./" if format in ONE_VIDEO else f"narrations.{format or 'jsonl'}"
+    path = Path(output)
+    suffix = path.suffix.lower().removeprefix(".")
+    if output == "-" or _is_device(path):
+        return _stream(format or "jsonl", None if output == "-" else path)
+    if path.is_dir() or output.endswith(("/", os.sep)) or not suffix:
+        return Output(format or "jsonl", "folder", path)
+    if format is None and suffix not in FORMATS:
+        raise InputError(f"{output}: say --format, or name it .{', .'.join(FORMATS)}")
+    format = format or suffix
+    if format in ONE_VIDEO and videos > 1:
+        raise InputError(f"{output}: {format} takes one file a video; give a folder as --output for {videos} videos")
+    return Output(format, "file", path)
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _stream(format: str, path: Path | None) -> Output:
+    if format not in STREAMS:
+        raise InputError(f"{format} cannot be printed; give a file or folder as --output")
+    return Output(format, "stream", path)
+
+
+def name_files(folder: Path, videos: Sequence[str], format: str) -> dict[str, Path]:
+    """A file for each video: named like the video, and where two would collide, by more and more of its path."""
+    spellings: tuple[Callable[[str], str], ...] = (
+        lambda video: Path(video).stem,
+        lambda video: Path(video).name,
+        lambda video: "_".join(part for part in Path(video).parts if part not in ("/", "..")),
+        lambda video: f"{videos.index(video)}_{Path(video).name}",
+    )
+    names: dict[str, Path] = {}
+    left = list(videos)
+    for spelling in spellings:
+        counts = Counter(spelling(video) for video in videos)
+        names |= {video: folder / f"{spelling(video)}.{format}" for video in left if counts[spelling(video)] == 1}
+        left = [video for video in left if video not in names]
+    return names
+
+
+class Stream:
+    """Prints clips as they come; remembers nothing."""
+
+    def __init__(self, output: Output, stdout: BinaryIO) -> None:
+        with storage_error(str(output)):
+            self._file = output.path.open("wb", buffering=0) if output.path else stdout
+        self._output, self._writer = output, WRITERS[output.format]()
+        self._put(self._writer.header)
+
+    def _put(self, data: bytes) -> None:
+        with storage_error(str(self._output)):
+            self._file.write(data)
+            self._file.flush()
+
+    def has(self, clip: Clip) -> bool:
+        """See `Sink`."""
+        return False
+
+    def count(self, video: str) -> int:
+        """See `Sink`."""
+        return 0
+
+    def write(self, rows: list[Narration]) -> None:
+        """See `Sink`."""
+        self._put(self._writer.clip(rows))
+
+    def finish(self, video: str) -> None:
+        """See `Sink`."""
+
+    def close(self) -> None:
+        """See `Sink`."""
+
+    def release(self) -> None:
+        """See `Sink`."""
+        if self._output.path:
+            self._file.close()
+
+
+class Files:
+    """A journal, and the files that are written from it."""
+
+    def __init__(
+        self, output: Output, videos: Sequence[str], run: Mapping[str, Any], samples: int, overwrite: bool
+    ) -> None:
+        assert output.path is not None
+        path, self._format, self._videos = output.path, output.format, list(videos)
+        self._all: Path | None = None
+        self._each: dict[str, Path] = {}
+        if output.kind == "folder":
+            self._each, journal = name_files(path, videos, output.format), path / "narrations.journal"
+        elif output.format == "jsonl":
+            journal = path
+        else:
+            self._all, journal = path, path.with_name(path.name + ".journal")
+        self.journal = Journal(journal, run, samples, overwrite)
+
+    def has(self, clip: Clip) -> bool:
+        """See `Sink`."""
+        return self.journal.has(clip)
+
+    def count(self, video: str) -> int:
+        """See `Sink`."""
+        return len(self.journal.done.get(video, ()))
+
+    def write(self, rows: list[Narration]) -> None:
+        """See `Sink`."""
+        self.journal.append(rows)
+
+    def finish(self, video: str) -> None:
+        """See `Sink`: write the video's own file."""
+        if video in self._each and self.journal.done.get(video):
+            self._render(self._each[video], self.journal.rows(video))
+
+    def close(self) -> None:
+        """See `Sink`: write the file of all videos, those of earlier runs first."""
+        if self._all:
+            order = dict.fromkeys([*self.journal.done, *self._videos])
+            self._render(self._all, (rows for video in order for rows in self.journal.rows(video)))
+
+    def _render(self, path: Path, clips: Iterator[list[Narration]]) -> None:
+        with replacing(path) as file:
+            WRITERS[self._format]().write(clips, file)
+
+    def release(self) -> None:
+        """See `Sink`."""
+        self.journal.close()

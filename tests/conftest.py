@@ -1,0 +1,42 @@
+"""Shared by the tests: one thread a library, and two tiny exported narrators."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are imported; subprocesses inherit it
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A random narrator of 258 words that ends its sentences after a few tokens."""
+    pytest.importorskip("torch")
+    from tiny import narrator
+
+    return narrator()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory, tiny_model):
+    """`tiny_model` as a bundle folder. Not to be altered: copy it first."""
+    pytest.importorskip("onnxscript")
+    from lavila_fast.export.bundle import Sources, build_bundle
+    from tiny import tokenizer
+
+    from lavila_fast.models.load import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    weights = save_checkpoint(tiny_model, folder / "narrator.safetensors")
+    words = tokenizer().save(folder / "words.json")
+    return build_bundle(Sources(weights, words), folder / "bundle", "tiny").folder
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_model, tiny_bundle):
+    """The same narrator in every engine, by name."""
+    from lavila_fast.runtime.ort_backend import OrtRuntime
+    from lavila_fast.runtime.torch_backend import TorchRuntime
+
+    return {"torch": TorchRuntime(tiny_model), "onnxruntime": OrtRuntime(tiny_bundle, tiny_model.config, threads=1)}

@@ -1,0 +1,349 @@
+"""Journal, writers, inputs, outputs and decoding threads, without a model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lavila_fast.archive.decoding import Decoders, Ended
+from lavila_fast.archive.inputs import Job, find_clips, find_videos
+from lavila_fast.archive.journal import Journal, parse
+from lavila_fast.archive.outputs import Output, choose_output, name_files
+from lavila_fast.archive.writers import WRITERS, JsonLines
+from lavila_fast.errors import InputError, StorageError, VideoError
+from lavila_fast.records import Clip, Narration
+from lavila_fast.video.reader import DecodedClip
+from lavila_fast.video.sources import VideoSource
+
+RUN = {"model": "m", "seed": 0}
+
+
+def sentences(video: str, start: float, samples: int = 2) -> list[Narration]:
+    return [
+        Narration(video, start, start + 2, i, f'#C C "cuts", é {start:g}\n&<b>', 12.3456789, -1.0 / 3)
+        for i in range(samples)
+    ]
+
+
+CLIPS = [sentences(video, start) for video in ("a.mp4", "b é.mp4") for start in (0.0, 2.0, 4.0)]
+
+
+def open_journal(path: Path, **changes: object) -> Journal:
+    return Journal(path, {**RUN, **changes}, samples=2)
+
+
+def fill(path: Path) -> bytes:
+    journal = open_journal(path)
+    for rows in CLIPS:
+        if not journal.has(Clip(rows[0].video, rows[0].start, rows[0].end)):
+            journal.append(rows)
+    journal.close()
+    return path.read_bytes()
+
+
+# --- journal ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_cut_at_any_byte_is_continued_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # a thousand of them take ten seconds
+    path = tmp_path / "out.jsonl"
+    whole = fill(path)
+    assert whole.count(b"\n") == 12
+    last_clip = whole.index(b'"start": 4.0', len(whole) // 2)
+    for cut in [*range(0, last_clip, 7), *range(last_clip, len(whole))]:
+        path.write_bytes(whole[:cut])
+        assert fill(path) == whole, cut
+
+
+def test_rows_are_as_promised(tmp_path: Path) -> None:
+    row = json.loads(fill(tmp_path / "out.jsonl").splitlines()[1])
+    assert list(row) == ["video", "start", "end", "sample", "text", "perplexity", "logprob"]
+    assert (row["sample"], row["perplexity"], row["logprob"]) == (1, 12.3457, -0.333333)
+
+
+@pytest.mark.parametrize("damage", ["junk line", "zeros", "lost sample", "second copy"])
+def test_damage_in_the_middle_costs_only_the_clip_it_hit(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "out.jsonl"
+    lines = fill(path).splitlines(keepends=True)
+    good = sorted(lines)
+    if damage == "junk line":
+        lines.insert(4, b"junk\n")
+    elif damage == "zeros":
+        lines[2] = b"\0" * len(lines[2])
+    elif damage == "lost sample":
+        del lines[7]
+    else:
+        lines += lines[:2]
+    path.write_bytes(b"".join(lines))
+    journal = open_journal(path)
+    assert sum(map(len, journal.done.values())) == (5 if damage in ("zeros", "lost sample") else 6)
+    journal.close()
+    assert sorted(fill(path).splitlines(keepends=True)) == good
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    whole = fill(path)
+    with pytest.raises(InputError, match=r"seed 0, and now it is 1.*--overwrite"):
+        open_journal(path, seed=1)
+    assert path.read_bytes() == whole
+    Journal(path, {**RUN, "seed": 1}, 2, overwrite=True).close()
+    assert path.read_bytes() == b""
+    open_journal(path, seed=1).close()
+    open_journal(path, seed=2).close()  # nothing was written, so nothing mixes
+
+
+def test_a_stranger_s_file_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text("my notes\n")
+    with pytest.raises(InputError, match="not written by lavila-fast"):
+        open_journal(path)
+    assert path.read_text() == "my notes\n"
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    fill(path)
+    path.write_bytes(b"junk\n" + path.read_bytes())  # opening rewrites the file; the lock must survive that
+    first = open_journal(path)
+    with pytest.raises(StorageError, match="another lavila-fast"):
+        open_journal(path)
+    first.close()
+    open_journal(path).close()
+
+
+def test_rows_come_back_in_order_of_time(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "j")
+    for rows in reversed(CLIPS):
+        journal.append(rows)
+    back = list(journal.rows("a.mp4"))
+    assert [rows[0].start for rows in back] == [0.0, 2.0, 4.0]
+    assert back[1][1].text == CLIPS[1][1].text
+    journal.close()
+
+
+def test_a_file_name_that_is_not_utf8_survives() -> None:
+    video = os.fsdecode(b"caf\xe9.mp4")
+    row = parse(JsonLines().clip(sentences(video, 0.0, 1)))
+    assert row is not None
+    assert row.video == video
+
+
+# --- writers ---------------------------------------------------------------------------------------------------------
+
+
+def written(format: str, clips: Sequence[Sequence[Narration]] = tuple(CLIPS)) -> bytes:
+    file = io.BytesIO()
+    WRITERS[format]().write(clips, file)
+    return file.getvalue()
+
+
+def test_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(written("csv").decode(), newline="")))
+    assert [(row["video"], float(row["start"]), int(row["sample"]), row["text"]) for row in rows] == [
+        (one.video, one.start, one.sample, one.text) for clip in CLIPS for one in clip
+    ]
+    assert rows[0]["perplexity"] == "12.3457"
+
+
+def test_srt_and_vtt() -> None:
+    clip = [sentences("a", 3661.5, 2)]
+    line = '#C C "cuts", é 3661.5 &<b>'
+    assert written("srt", clip).decode() == f"1\n01:01:01,500 --> 01:01:03,500\n{line}\n{line}\n\n"
+    escaped = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert written("vtt", clip).decode() == f"WEBVTT\n\n01:01:01.500 --> 01:01:03.500\n{escaped}\n{escaped}\n\n"
+
+
+def test_pickle_is_the_original_s() -> None:
+    many = pickle.loads(written("pkl"))
+    assert many[1] == ("a.mp4", 2.0, 4.0, [one.text for one in CLIPS[1]], [12.3456789] * 2)
+    one = pickle.loads(written("pkl", [sentences("a", 0.0, 1)]))
+    assert one == [("a", 0.0, 2.0, '#C C "cuts", é 0\n&<b>', 12.3456789)]
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def names(*inputs: str) -> list[str]:
+    return [job.source.name for job in find_videos(inputs).jobs]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    touch(
+        tmp_path, "v/b.MP4", "v/a.mkv", "v/notes.txt", "v/out.jsonl", "v/sub/c.mov", "v/.hidden.mp4", "v/UID.mp4/0.mp4"
+    )
+    touch(tmp_path, "v/UID.mp4/300.mp4", "v/numbers/1.mp4", "v/numbers/2.mp4", "v/odd[1].mp4", "empty/readme.txt")
+    return tmp_path
+
+
+def test_folders_are_walked_and_chunks_are_one_video(folder: Path) -> None:
+    assert names("v") == [
+        "v/a.mkv",
+        "v/b.MP4",
+        "v/odd[1].mp4",
+        "v/UID.mp4",
+        "v/numbers/1.mp4",
+        "v/numbers/2.mp4",
+        "v/sub/c.mov",
+    ]
+    assert names("v/UID.mp4") == ["v/UID.mp4"]
+
+
+def test_patterns_files_and_doubles(folder: Path) -> None:
+    (folder / "link.mp4").symlink_to("v/b.MP4")
+    assert names("v/*.m*", "./v/a.mkv", "link.mp4", str(folder / "v/a.mkv")) == [
+        "v/UID.mp4",
+        "v/a.mkv",
+        "v/odd[1].mp4",
+        "link.mp4",
+    ]
+    assert names("v/odd[1].mp4", "v/out.jsonl", "v/notes.txt") == ["v/odd[1].mp4", "v/notes.txt"]
+
+
+def test_nothing_found(folder: Path) -> None:
+    for word, what in (("empty", "no videos"), ("*.mp4", "matches no file"), ("v/out.jsonl", "not a video")):
+        with pytest.raises(InputError, match=what):
+            find_videos([word])
+    found = find_videos(["empty", "v/*.avi", "missing.mp4"])
+    assert [job.source.name for job in found.jobs] == ["missing.mp4"]  # opening it says what is the matter
+    assert len(found.failed) == 2
+
+
+def test_clip_lists(folder: Path) -> None:
+    (folder / "list.csv").write_text(
+        "video,start,end\nb.MP4,0,2\nsub/c,1,3\nb.MP4,0,2\nnone,0,1\n../x,0,1\nb.MP4,4,6\n"
+    )
+    found = find_clips(["v"], folder / "list.csv")
+    assert [(str(job.source.path), [clip.start for clip in job.clips or ()]) for job in found.jobs] == [
+        ("v/b.MP4", [0.0, 4.0]),
+        ("v/sub/c.mov", [1.0]),
+    ]
+    assert len(found.failed) == 2
+    with pytest.raises(InputError, match="one INPUT, the folder"):
+        find_clips(["v/b.MP4"], folder / "list.csv")
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "format", "videos", "one", "expected"),
+    [
+        (None, None, 1, True, Output("text", "stream")),
+        (None, None, 3, False, Output("jsonl", "file", Path("narrations.jsonl"))),
+        (None, "csv", 1, True, Output("csv", "file", Path("narrations.csv"))),
+        (None, "srt", 2, False, Output("srt", "folder", Path())),
+        ("-", None, 2, False, Output("jsonl", "stream")),
+        ("/dev/full", None, 2, False, Output("jsonl", "stream", Path("/dev/full"))),
+        ("x.pkl", None, 2, False, Output("pkl", "file", Path("x.pkl"))),
+        ("x.out", "csv", 2, False, Output("csv", "file", Path("x.out"))),
+        ("new", "vtt", 2, False, Output("vtt", "folder", Path("new"))),
+        ("x.srt", None, 1, True, Output("srt", "file", Path("x.srt"))),
+    ],
+)
+def test_output_choices(output: str, format: str, videos: int, one: bool, expected: Output) -> None:
+    assert choose_output(output, format, videos, one) == expected
+
+
+@pytest.mark.parametrize(("output", "format"), [("x.srt", None), ("x.out", None), ("-", "pkl"), ("-", "srt")])
+def test_output_errors(output: str, format: str | None) -> None:
+    with pytest.raises(InputError):
+        choose_output(output, format, 2, False)
+
+
+def test_names_of_files_never_collide() -> None:
+    videos = ["a/x.mp4", "a/x.mkv", "b/x.mp4", "y.mp4", "/a/x.mp4"]
+    files = name_files(Path("out"), videos, "srt")
+    assert files["y.mp4"] == Path("out/y.srt")
+    assert files["a/x.mkv"] == Path("out/x.mkv.srt")
+    assert files["b/x.mp4"] == Path("out/b_x.mp4.srt")
+    assert len(set(files.values())) == len(files) == 5
+
+
+# --- decoding threads ------------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """Three clips a video."""
+
+    def measure(self, job: Job) -> float:
+        if "unmeasurable" in job.source.name:
+            raise VideoError(job.source.path, "is odd", "leave it")
+        return 3.0
+
+    def clips(self, job: Job, seconds: float) -> list[Clip]:
+        return [] if "done" in job.source.name else [Clip(job.source.name, i, i + 1) for i in range(int(seconds))]
+
+
+def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+    for clip in clips:
+        if source.name == "bug" and clip.start == 1:
+            raise ZeroDivisionError("oh")
+        if source.name == "huge":
+            raise MemoryError
+        yield DecodedClip(clip, np.zeros(1))
+
+
+def events(videos: Sequence[str], workers: int) -> list[DecodedClip | Ended]:
+    jobs = [Job(VideoSource(name, Path(name))) for name in videos]
+    decoders = Decoders(jobs, Plan(), read, workers, room=2)
+    try:
+        return list(decoders)
+    finally:
+        decoders.stop()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_video_ends_once_after_its_clips(workers: int) -> None:
+    videos = ["a", "bug", "done", "unmeasurable", "b", "c"]
+    seen = events(videos, workers)
+    ends = {e.video: e.failure for e in seen if isinstance(e, Ended)}
+    assert set(ends) == set(videos)
+    assert len(seen) == len(videos) + 3 * 3 + 1
+    assert ends["a"] is ends["done"] is None
+    assert "bug: unexpected ZeroDivisionError: oh" in (ends["bug"] or "")
+    assert "is odd" in (ends["unmeasurable"] or "")
+    for video in "abc":
+        mine = [e for e in seen if (e.video if isinstance(e, Ended) else e.clip.video) == video]
+        assert [e.clip.start for e in mine[:-1] if isinstance(e, DecodedClip)] == [0, 1, 2]
+        assert isinstance(mine[-1], Ended)
+
+
+def test_running_out_of_memory_ends_the_run() -> None:
+    with pytest.raises(MemoryError):
+        events(["huge", "a"], 1)
+
+
+def test_decoding_waits_for_room_and_stops_when_told() -> None:
+    taken: list[Clip] = []
+
+    def endless(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+        while True:
+            taken.append(clips[0])
+            yield DecodedClip(clips[0], np.zeros(1))
+
+    before = threading.active_count()
+    decoders = Decoders([Job(VideoSource("a", Path("a")))], Plan(), endless, 1, room=2)
+    next(iter(decoders))
+    time.sleep(0.3)
+    assert len(taken) <= 5
+    decoders.stop()
+    assert threading.active_count() == before

@@ -1,0 +1,305 @@
+"""Training: losses as the original's, batches that depend on the step alone, runs that resume and split exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+from lavila_fast.config import ClipTextConfig, DualEncoderConfig, GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
+from lavila_fast.errors import CheckpointError, InputError  # noqa: E402
+from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
+from lavila_fast.models.load import load_narrator  # noqa: E402
+from lavila_fast.train import evaluate_kitchen  # noqa: E402
+from lavila_fast.train.data import Batches, Clips, DataConfig, action_of, labels_of, open_clips, render_one  # noqa: E402
+from lavila_fast.train.filmed import filmed_clips  # noqa: E402
+from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
+from lavila_fast.train.losses import caption_loss, clip_loss  # noqa: E402
+from lavila_fast.train.recipes import RECIPES, Recipe  # noqa: E402
+from lavila_fast.train.ship import ship  # noqa: E402
+from lavila_fast.train.tasks import features, make_task, narrator_tokenizer, text_tokenizer  # noqa: E402
+
+GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
+VISION = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, act="gelu")
+NARRATOR = NarratorConfig(
+    VISION, GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab=426, n_positions=32), queries=2, pool_heads=1
+)
+DUAL = DualEncoderConfig(VISION, ClipTextConfig(width=32, heads=1, layers=1, vocab=664, context=32), 16)
+DATA = DataConfig(clips=48, sizes=((32, 24),), img=16)
+TINY = Recipe("tiny", NARRATOR, DATA, steps=6, batch_size=16, warmup=2, lr=3e-3, bfloat16=False, save_every=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clips():
+    frames, labels = zip(*(render_one(DATA, i) for i in range(DATA.clips)), strict=True)
+    return Clips(np.stack(frames), np.array(labels))
+
+
+def golden(name):
+    if not (GOLDEN / f"{name}.npz").is_file():
+        pytest.skip(f"no {name}.npz in {GOLDEN}")
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return {key: torch.from_numpy(np.asarray(arrays[key])) for key in arrays.files}
+
+
+def losses(run, most=100):
+    return [row["loss"] for _, row in zip(range(most), run.steps(), strict=False)]
+
+
+@pytest.mark.parametrize("name", ["narrator_every_layer", "narrator_every_3rd_layer"])
+def test_caption_loss_is_the_originals(name):
+    data = golden(name)
+    found = caption_loss(data["logits"], data["text"][:, 1:].long())
+    assert float(found.loss) == pytest.approx(float(data["caption_loss"]), abs=1e-4)
+    assert float(found.perplexity) == pytest.approx(float(data["caption_ppl"]), rel=1e-4)
+
+
+def test_clip_loss_is_the_originals():
+    data = golden("dual_encoder_clip")
+    found = clip_loss(data["video_embed"], data["text_embed"], data["logit_scale"])
+    assert float(found) == pytest.approx(float(data["clip_loss"]), abs=2e-4)
+
+
+def test_clip_loss_leaves_out_the_same_thing_said_twice():
+    torch.manual_seed(0)
+    video, text = torch.nn.functional.normalize(torch.randn(2, 4, 8), dim=-1)
+    text[3] = text[1]
+    same = torch.eye(4, dtype=torch.bool)
+    same[1, 3] = same[3, 1] = True
+    rows = [row for row in range(4) if row != 3]
+    logits = 5 * video @ text.T
+    expected = -torch.stack([logits[1, 1] - logits[1, rows].logsumexp(0), logits[1, 1] - logits[rows, 1].logsumexp(0)])
+    found = clip_loss(video, text, torch.tensor(5.0), same)
+    without = clip_loss(video, text, torch.tensor(5.0))
+    assert found < without
+    kept = logits.masked_fill(same & ~torch.eye(4, dtype=torch.bool), float("-inf"))
+    parts = [kept.logsumexp(1) - kept.diag(), kept.logsumexp(0) - kept.diag()]
+    torch.testing.assert_close(torch.stack([part[1] for part in parts]), expected)
+    assert float(found) == pytest.approx(float(torch.stack(parts).mean()), abs=1e-5)
+
+
+def test_labels_and_actions_are_each_others_inverse():
+    assert all(action_of(np.array(labels_of(action))) == action for action in all_actions())
+
+
+def test_cache_gives_what_was_rendered(tmp_path):
+    config = DataConfig(clips=3, sizes=((24, 16),), img=8, frames=1)
+    first, again = (open_clips(config, tmp_path) for _ in range(2))
+    assert len(list(tmp_path.glob("*/*.npz"))) == 1
+    np.testing.assert_array_equal(first.frames, again.frames)
+    frames, labels = render_one(config, 2)
+    np.testing.assert_array_equal(first.frames[2], frames)
+    assert tuple(first.labels[2]) == labels
+    assert config.digest != replace(config, shift=0.0).digest
+
+
+def test_a_batch_depends_on_its_step_alone(clips):
+    whole = Batches(clips, 16, seed=3)
+    frames, labels = whole.at(5)
+    shares = [whole.at(5, rank, 2) for rank in range(2)]
+    np.testing.assert_array_equal(frames[0::2], shares[0][0])
+    np.testing.assert_array_equal(labels[1::2], shares[1][1])
+    assert not np.array_equal(frames, whole.at(6)[0])
+    assert Batches(clips, 16, seed=3, still=True).at(5)[0].shape == (16, 1, 16, 16, 3)
+    epoch = np.concatenate([whole.at(step)[1][:, 1:3] for step in range(3)])
+    assert sorted(map(tuple, epoch)) == sorted(map(tuple, clips.labels[:, 1:3]))
+
+
+def test_symmetries_change_what_is_said_and_never_show_held_out_pairs():
+    rng = np.random.default_rng(0)
+    shown = [a for a in all_actions() if (a.verb, a.obj) not in HELD_OUT_PAIRS]
+    frames = rng.integers(0, 200, (len(shown), 2, 8, 8, 3), dtype=np.uint8)
+    plain = Clips(frames, np.array([labels_of(action) for action in shown]))
+    drawn = [action_of(row) for step in range(8) for row in Batches(plain, 256).at(step)[1]]
+    assert not {(action.verb, action.obj) for action in drawn} & HELD_OUT_PAIRS
+    one = Clips(np.repeat(frames[:1], 64, 0), np.repeat(plain.labels[:1], 64, 0))
+    seen, labels = Batches(one, 64).at(0)
+    right = labels[:, 3] == 1
+    assert 10 < right.sum() < 54
+    dark = seen.astype(float).mean(axis=(1, 2, 4))
+    flat = frames[0].astype(float).mean(axis=(0, 1, 3))
+    same = [
+        np.corrcoef(row, flat if plain.labels[0, 3] == int(r) else flat[::-1])[0, 1]
+        for row, r in zip(dark, right, strict=True)
+    ]
+    assert min(same) > 0.99
+
+
+@pytest.mark.parametrize("model", [NARRATOR, DUAL])
+def test_loss_falls_on_a_batch_seen_again_and_again(clips, model):
+    few = Clips(clips.frames[:16], clips.labels[:16])
+    run = Run(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few, Path())
+    seen = losses(run)
+    assert np.mean(seen[-4:]) < 0.75 * np.mean(seen[:4])
+
+
+def test_bfloat16_scores_nearly_as_float32(clips):
+    frames, labels = (torch.from_numpy(x[:16]) for x in (clips.frames, clips.labels))
+    exact, fast = (make_task(replace(TINY, bfloat16=b)) for b in (False, True))
+    assert fast(frames, labels)[0].item() == pytest.approx(exact(frames, labels)[0].item(), rel=0.01)
+    fast(frames, labels)[0].backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in fast.parameters())
+
+
+def test_frozen_tower_learns_from_features(clips):
+    run = Run(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips, Path())
+    with torch.no_grad():
+        frames, labels = torch.from_numpy(clips.frames[:8]), torch.from_numpy(clips.labels[:8])
+        whole, _ = run.task(frames, labels)
+        seen = features(run.task, clips)
+        parts, _ = run.task(torch.from_numpy(seen.frames[:8]), labels)
+    assert float(whole) == pytest.approx(float(parts), abs=1e-5)
+    before = run.task.model.visual.norm.weight.clone()
+    run.use(seen)
+    assert len(losses(run)) == TINY.steps
+    assert torch.equal(before, run.task.model.visual.norm.weight)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(clips, tmp_path):
+    whole = Run(TINY, clips, tmp_path)
+    expected = losses(whole)
+    train(replace(TINY, save_every=3), clips, None, tmp_path / "tiny")
+    interrupted = Run(TINY, clips, tmp_path)
+    first = losses(interrupted, 2)
+    torch.save(interrupted.state(), tmp_path / "state.pt")
+    resumed = Run(TINY, clips, tmp_path)
+    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert first + losses(resumed) == expected
+    for name, weight in torch.load(tmp_path / "tiny" / "average.pt", weights_only=True).items():
+        assert torch.equal(weight, resumed.average[name]), name
+
+
+def test_sigterm_saves_and_leaves(clips, tmp_path, monkeypatch):
+    plain = Batches.at
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def at(self, step, *share):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, step, *share)
+
+    monkeypatch.setattr(Batches, "at", at)
+    train(TINY, clips, None, tmp_path, every=1)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    monkeypatch.setattr(Batches, "at", plain)
+    train(TINY, clips, clips, tmp_path, resume=True, every=1)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "unseen" not in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    whole = losses(Run(TINY, clips, tmp_path))
+    assert [row["loss"] for row in steps] == pytest.approx(whole, abs=1e-4)
+    with pytest.raises(CheckpointError, match="other settings"):
+        train(replace(TINY, lr=1.0), clips, None, tmp_path, resume=True)
+
+
+_WORKER = """
+import sys, numpy as np, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_train import TINY, DUAL, Clips, replace, train
+torch.set_num_threads(1)
+data = np.load({data!r})
+row = replace(TINY, model=DUAL, hints=0.0) if {dual} else TINY
+train(row, Clips(data["frames"], data["labels"]), None, Path({out!r}), every=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dual", [False, True])
+def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
+    np.savez(tmp_path / "data.npz", frames=clips.frames, labels=clips.labels)
+    names = {"tests": str(Path(__file__).parent), "data": str(tmp_path / "data.npz"), "out": str(tmp_path / "two")}
+    (tmp_path / "work.py").write_text(_WORKER.format(dual=dual, **names))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*start, str(tmp_path / "work.py")], check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    one = losses(Run(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips, tmp_path))
+    assert [row["loss"] for row in rows] == pytest.approx(one, abs=2e-3)
+
+
+def test_learning_rate_warms_up_and_ends_at_nothing():
+    rates = [learning_rate(TINY, step) for step in range(TINY.steps + 1)]
+    assert rates[0] == TINY.lr / 2
+    assert max(rates) == rates[1] == TINY.lr
+    assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_recipes_fit_their_vocabularies_and_follow_each_other():
+    for recipe in RECIPES.values():
+        words = narrator_tokenizer() if isinstance(recipe.model, NarratorConfig) else text_tokenizer()
+        assert recipe.model.text.vocab == words.vocab_size
+        assert recipe.start is None or recipe.start in RECIPES
+    with pytest.raises(InputError, match="at least 1"):
+        replace(TINY, steps=0)
+
+
+def test_shipped_file_says_what_the_run_learnt(clips, tmp_path, monkeypatch):
+    train(TINY, clips, None, tmp_path / "run")
+    monkeypatch.setattr("lavila_fast.train.ship.RECIPES", {"tiny": TINY})
+    narrator = load_narrator(ship("tiny", tmp_path / "run", tmp_path / "narrator.safetensors"))
+    assert narrator.config == NARRATOR
+    kept = torch.load(tmp_path / "run" / "average.pt", weights_only=True)
+    for name, weight in narrator.state_dict().items():
+        torch.testing.assert_close(weight, kept[f"model.{name}"].half().float())
+
+
+def test_truncated_checkpoint_is_one_clear_line(clips, tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(CheckpointError, match=r"state\.pt: not a readable checkpoint"):
+        train(TINY, clips, None, tmp_path, resume=True)
+
+
+def test_sentence_figures_count_parts():
+    actions = all_actions()[:2]
+    labels = np.array([labels_of(action) for action in actions])
+    wrong_hand = actions[1].sentence.replace("left", "right").replace("right hand", "left hand")
+    assert evaluate_kitchen.sentence_figures([actions[0].sentence, "#C C sings"], labels)["sentence"] == 0.5
+    found = evaluate_kitchen.sentence_figures([actions[0].sentence, wrong_hand], labels)
+    assert (found["verb"], found["object"], found["hand"]) == (1.0, 1.0, 0.5)
+    assert found["sentence"] == 0.5
+
+
+def test_ranking_figures():
+    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8]], np.float32)
+    fits = np.array([[True, False, False], [True, True, False]])
+    found = evaluate_kitchen._ranking(scores, fits)
+    assert found["recall_at_1"] == 0.5
+    assert found["recall_at_5"] == 1.0
+    assert found["map"] == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
+
+
+def test_multiple_choice_is_sure_of_itself_and_only_of_itself():
+    labels = np.array([labels_of(action) for action in all_actions()[::7]])
+    own = np.eye(len(labels), dtype=np.float32)
+    assert evaluate_kitchen.choice_figures(own, own, labels) == {"any": 1.0, "near": 1.0}
+    assert evaluate_kitchen.choice_figures(own, -own, labels) == {"any": 0.0, "near": 0.0}
+
+
+@pytest.mark.slow
+def test_films_show_the_scenes(tmp_path):
+    found = filmed_clips("unseen_pairs", 1, tmp_path)
+    assert found.frames.shape == (50, 4, 64, 64, 3)
+    config = DataConfig(sizes=((320, 240),), first=1_000_000, split="unseen_pairs", shift=0.0, jitter=0.0)
+    frames, labels = render_one(config, 0)
+    assert tuple(found.labels[0]) == labels
+    assert np.abs(found.frames[0] - frames.astype(np.float32)).mean() < 6

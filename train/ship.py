@@ -1,0 +1,52 @@
+"""From runs to files that others load: half-precision safetensors with their sizes inside, and the tokenizers.
+
+    python -m lavila_fast.train.ship runs --output runs/nano
+
+takes the newest of the narrator's and the dual encoder's runs under `runs`, whatever step they have reached.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lavila_fast.errors import CheckpointError, LavilaError
+from lavila_fast.models.load import save_checkpoint
+from lavila_fast.train.checkpoints import load_state
+from lavila_fast.train.recipes import RECIPES
+from lavila_fast.train.tasks import adopt, make_task, narrator_tokenizer, text_tokenizer
+
+NARRATOR, DUAL = "nano_narrator", "nano_dual"
+
+
+def ship(recipe: str, run: Path, output: Path) -> Path:
+    """Write the averaged weights of a run's folder as a float16 safetensors file.
+
+    Raises:
+        CheckpointError: the run has no weights yet, or they are of other sizes.
+    """
+    task = make_task(RECIPES[recipe])
+    if missing := adopt(task, load_state(run / "average.pt")):
+        raise CheckpointError(f"{run / 'average.pt'}: lacks {missing[0]}; was it made by recipe {recipe}?")
+    return save_checkpoint(task.model.eval(), output, "float16")
+
+
+@click.command()
+@click.argument("runs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path))
+def main(runs: Path, output: Path) -> None:
+    """Write narrator, dual encoder and tokenizers from the folders under RUNS."""
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        for recipe, name in ((NARRATOR, "narrator"), (DUAL, "dual_encoder")):
+            if (runs / recipe / "average.pt").is_file():
+                click.echo(ship(recipe, runs / recipe, output / f"{name}.safetensors"))
+        click.echo(narrator_tokenizer().save(output / "narrator_tokenizer.json"))
+        click.echo(text_tokenizer().save(output / "text_tokenizer.json"))
+    except LavilaError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
