@@ -94,6 +94,15 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
       lavila-fast narrate 'videos/*.mkv' --format srt -o subtitles/
       lavila-fast narrate ego4d/ --clips clips.csv -o narrations.pkl
     """  # noqa: D301
+    from lavila_fast.archive.signals import at_once
+
+    with at_once():
+        code = _narrate(inputs, given)
+    click.get_current_context().exit(code)
+
+
+def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
+    """Narrate, say what was done, and give back the exit code."""
     from lavila_fast.archive.inputs import find_clips, find_videos
     from lavila_fast.archive.outputs import choose_output
 
@@ -113,7 +122,7 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
     elif not given["quiet"]:
         click.echo(_sentence(summary, output), err=True)
-    click.get_current_context().exit(summary.exit_code)
+    return summary.exit_code
 
 
 def _options(given: dict[str, Any]) -> Options:
@@ -162,11 +171,15 @@ def _run(narrator: Narrator, found: Found, output: Output, options: Options, giv
 def _sentence(summary: Summary, output: Output) -> str:
     """The last line of a run."""
     before = f" ({summary.done_before} done before)" if summary.done_before else ""
-    counts = f"{summary.videos} videos, {summary.clips} clips{before}, {len(summary.failed)} failed"
+    counts = f"{_many(summary.videos, 'video')}, {_many(summary.clips, 'clip')}{before}, {len(summary.failed)} failed"
     if summary.stopped is not None:
         again = "" if output.kind == "stream" else "; run the same command again to go on"
-        return f"stopped: {summary.clips} clips written to {output}{again}"
+        return f"stopped: {_many(summary.clips, 'clip')} written to {output}{again}"
     return f"done: {counts}: {output}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 @cli.command()

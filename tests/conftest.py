@@ -6,7 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are imported; subprocesses inherit it
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,9 @@ def tiny_model():
 def tiny_bundle(tmp_path_factory, tiny_model):
     """`tiny_model` as a bundle folder. Not to be altered: copy it first."""
     pytest.importorskip("onnxscript")
-    from lavila_fast.export.bundle import Sources, build_bundle
     from tiny import tokenizer
 
+    from lavila_fast.export.bundle import Sources, build_bundle
     from lavila_fast.models.load import save_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny")

@@ -270,12 +270,13 @@ def test_output_errors(output: str, format: str | None) -> None:
 
 
 def test_names_of_files_never_collide() -> None:
-    videos = ["a/x.mp4", "a/x.mkv", "b/x.mp4", "y.mp4", "/a/x.mp4"]
+    videos = ["a/x.mp4", "a/x.mkv", "b/x.mp4", "y.mp4", "/a/x.mp4", "X.MKV.mp4"]
     files = name_files(Path("out"), videos, "srt")
     assert files["y.mp4"] == Path("out/y.srt")
-    assert files["a/x.mkv"] == Path("out/x.mkv.srt")
+    assert files["X.MKV.mp4"] == Path("out/X.MKV.srt")
+    assert files["a/x.mkv"] == Path("out/a_x.mkv.srt")
     assert files["b/x.mp4"] == Path("out/b_x.mp4.srt")
-    assert len(set(files.values())) == len(files) == 5
+    assert len({str(path).lower() for path in files.values()}) == len(files) == 6
 
 
 # --- decoding threads ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -377,3 +378,14 @@ def test_without_torch_the_error_names_the_extra(package):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode
     assert f"{package} is not installed; run: pip install 'lavila-fast[torch]'" in done.stderr
+
+
+def test_sizes_beside_the_checkpoint_are_used(tmp_path):
+    """NAME.json beside NAME.pth says the heads that the weights do not; a file about something else is passed over."""
+    golden = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
+    for suffix in (".pth", ".json"):
+        shutil.copy(golden / f"classifier{suffix}", tmp_path / f"mine{suffix}")
+    assert load_classifier(tmp_path / "mine.pth").config.vision.heads == 3
+    (tmp_path / "mine.json").write_text('{"loss": 1.0}')
+    with pytest.raises(CheckpointError, match="width 48"):
+        load_classifier(tmp_path / "mine.pth")

@@ -141,7 +141,7 @@ def test_formats_agree(narrate: Callable[..., int], videos: Path) -> None:
 
 def test_a_list_of_clips(narrate: Callable[..., int], videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("list.csv").write_text("video,start,end\nv1,4,6\nv0,2,4\nv1,0.5,1.5\ngone,0,1\nv0,2,4\nv0,90,92\n")
-    assert narrate(videos, "--clips", "list.csv", "-o", "out.jsonl") == 1
+    assert narrate(videos, "--clips", "list.csv", "-o", "out.jsonl", "--temperature", 0) == 1
     assert sorted((row[0], row[1], row[2]) for row in rows(Path("out.jsonl"))) == [
         ("v0", 2.0, 4.0),
         ("v1", 0.5, 1.5),
@@ -151,7 +151,7 @@ def test_a_list_of_clips(narrate: Callable[..., int], videos: Path, capsys: pyte
     assert len(errors) == 2
     assert "gone: does not exist" in errors[0]
     assert "v0.mp4" in errors[1]
-    narrate(videos / "v1.mp4", "-o", "whole.jsonl")
+    narrate(videos / "v1.mp4", "-o", "whole.jsonl", "--temperature", 0)
     assert rows(Path("whole.jsonl"))[2][3:] in [row[3:] for row in rows(Path("out.jsonl"))]  # the same clip, 4-6 s
 
 

@@ -146,7 +146,7 @@ def test_symmetries_change_what_is_said_and_never_show_held_out_pairs():
 @pytest.mark.parametrize("model", [NARRATOR, DUAL])
 def test_loss_falls_on_a_batch_seen_again_and_again(clips, model):
     few = Clips(clips.frames[:16], clips.labels[:16])
-    run = Run(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few, Path())
+    run = Run(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few)
     seen = losses(run)
     assert np.mean(seen[-4:]) < 0.75 * np.mean(seen[:4])
 
@@ -160,7 +160,7 @@ def test_bfloat16_scores_nearly_as_float32(clips):
 
 
 def test_frozen_tower_learns_from_features(clips):
-    run = Run(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips, Path())
+    run = Run(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips)
     with torch.no_grad():
         frames, labels = torch.from_numpy(clips.frames[:8]), torch.from_numpy(clips.labels[:8])
         whole, _ = run.task(frames, labels)
@@ -168,20 +168,20 @@ def test_frozen_tower_learns_from_features(clips):
         parts, _ = run.task(torch.from_numpy(seen.frames[:8]), labels)
     assert float(whole) == pytest.approx(float(parts), abs=1e-5)
     before = run.task.model.visual.norm.weight.clone()
-    run.use(seen)
+    run.use_features()
     assert len(losses(run)) == TINY.steps
     assert torch.equal(before, run.task.model.visual.norm.weight)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(clips, tmp_path):
-    whole = Run(TINY, clips, tmp_path)
+    whole = Run(TINY, clips)
     expected = losses(whole)
     train(replace(TINY, save_every=3), clips, None, tmp_path / "tiny")
-    interrupted = Run(TINY, clips, tmp_path)
+    interrupted = Run(TINY, clips)
     first = losses(interrupted, 2)
-    torch.save(interrupted.state(), tmp_path / "state.pt")
-    resumed = Run(TINY, clips, tmp_path)
-    resumed.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    interrupted.save(tmp_path)
+    resumed = Run(TINY, clips)
+    assert resumed.resume(tmp_path)
     assert first + losses(resumed) == expected
     for name, weight in torch.load(tmp_path / "tiny" / "average.pt", weights_only=True).items():
         assert torch.equal(weight, resumed.average[name]), name
@@ -204,7 +204,7 @@ def test_sigterm_saves_and_leaves(clips, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "unseen" not in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
-    whole = losses(Run(TINY, clips, tmp_path))
+    whole = losses(Run(TINY, clips))
     assert [row["loss"] for row in steps] == pytest.approx(whole, abs=1e-4)
     with pytest.raises(CheckpointError, match="other settings"):
         train(replace(TINY, lr=1.0), clips, None, tmp_path, resume=True)
@@ -233,7 +233,7 @@ def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
         [*start, str(tmp_path / "work.py")], check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
-    one = losses(Run(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips, tmp_path))
+    one = losses(Run(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips))
     assert [row["loss"] for row in rows] == pytest.approx(one, abs=2e-3)
 
 

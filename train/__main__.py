@@ -22,8 +22,16 @@ from lavila_fast.train.recipes import RECIPES
 @click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--clips", type=click.IntRange(64), help="Clips to learn from, instead of the recipe's.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Rendering processes.")
+@click.option("--zero", type=click.IntRange(1, 2), help="Share the optimiser out with DeepSpeed, at this ZeRO stage.")
 def main(
-    recipe: str, output: Path, cache: Path, resume: bool, steps: int | None, clips: int | None, workers: int
+    recipe: str,
+    output: Path,
+    cache: Path,
+    resume: bool,
+    steps: int | None,
+    clips: int | None,
+    workers: int,
+    zero: int | None,
 ) -> None:
     """Train RECIPE; run it under torchrun for several processes."""
     keep_memory()
@@ -31,7 +39,7 @@ def main(
     row = replace(row, steps=steps or row.steps, data=replace(row.data, clips=clips or row.data.clips))
     try:
         watch = DataConfig(clips=500, split="unseen_seeds", sizes=((320, 240),), shift=0.0, jitter=0.0)
-        train(row, open_clips(row.data, cache, workers), open_clips(watch, cache, workers), output, resume)
+        train(row, open_clips(row.data, cache, workers), open_clips(watch, cache, workers), output, resume, zero=zero)
     except LavilaError as error:
         raise click.ClickException(str(error)) from error
 

@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parallel import DistributedDataParallel
 
 from lavila_fast.errors import CheckpointError
 from lavila_fast.train.checkpoints import load_state, save_state
 from lavila_fast.train.data import Batches, Clips
+from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
 from lavila_fast.train.recipes import Recipe
-from lavila_fast.train.tasks import Task, adopt, features, make_task
+from lavila_fast.train.tasks import adopt, features, make_task
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -44,7 +44,10 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 @contextmanager
 def processes() -> Iterator[tuple[int, int]]:
-    """(rank, world) of this process; joins the others if torchrun started us."""
+    """(rank, world) of this process; joins the others if torchrun started us.
+
+    Nothing random is drawn after the weights are, so no generator's state needs keeping.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return
@@ -71,13 +74,6 @@ class _Stop:
             signal.signal(sign, handler)
 
 
-def _optimiser(task: Task, recipe: Recipe) -> torch.optim.Optimizer:
-    matrices = [p for p in task.parameters() if p.ndim >= 2]
-    others = [p for p in task.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
-
-
 def _average(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
     values = torch.stack([value.detach().float() for value in numbers.values()])
     if world > 1:
@@ -90,66 +86,68 @@ class Run:
 
     Attributes:
         task: What is trained; `average` the moving average of its weights, by name.
+        fresh: Weights that no earlier run's `weights` fitted.
         step: Steps done.
     """
 
-    def __init__(self, recipe: Recipe, clips: Clips, output: Path, rank: int = 0, world: int = 1) -> None:
-        self.recipe, self.output, self.rank, self.world = recipe, output, rank, world
+    def __init__(
+        self,
+        recipe: Recipe,
+        clips: Clips,
+        rank: int = 0,
+        world: int = 1,
+        zero: int | None = None,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.recipe, self.rank, self.world, self.step = recipe, rank, world, 0
         self.task = make_task(recipe)
+        self.fresh: list[str] = adopt(self.task, weights or {})
+        self.task.model.visual.requires_grad_(not recipe.frozen)
         self.batches = Batches(clips, recipe.batch_size, recipe.seed, recipe.still)
-        self.optimiser = _optimiser(self.task, recipe)
         self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
-        self.step = 0
+        self.engine: Engine = (
+            TorchEngine(self.task, recipe, world) if zero is None else DeepSpeedEngine(self.task, recipe, zero)
+        )
 
-    def use(self, clips: Clips) -> None:
-        """Learn from other clips, or from features of them with the tower frozen."""
-        self.batches = replace(self.batches, clips=clips)
-        self.task.model.visual.requires_grad_(clips.frames.ndim == 5)
+    def use_features(self) -> None:
+        """Learn from what the frozen tower makes of the clips instead of from the clips."""
+        self.batches = replace(self.batches, clips=features(self.task, self.batches.clips, self.rank, self.world))
 
-    def begin_with(self, weights: dict[str, Tensor]) -> list[str]:
-        """Take over weights of an earlier run; returns the names that stay fresh."""
-        fresh: list[str] = adopt(self.task, weights)
-        self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
-        return fresh
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a continuation needs."""
-        return {
+    def save(self, folder: Path) -> None:
+        """Write what a continuation needs, and the averaged weights; called by every process."""
+        state = {
             "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
             "step": self.step,
             "weights": self.task.state_dict(),
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "random": torch.get_rng_state(),
         }
+        self.engine.save(folder, state)
+        if self.rank == 0:
+            save_state(self.average, folder / "average.pt")
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from `state`.
+    def resume(self, folder: Path) -> bool:
+        """Continue from what `save` wrote; returns whether there was anything.
 
         Raises:
-            CheckpointError: it is of a run with other settings.
+            CheckpointError: it is of a run with other settings, or unreadable.
         """
+        state = self.engine.load(folder)
+        if state is None:
+            return False
         if state.get("recipe") != json.dumps(self.recipe.to_dict(), sort_keys=True):
-            raise CheckpointError(f"{self.output}: made with other settings than recipe {self.recipe.name} has now")
+            raise CheckpointError(f"{folder}: made with other settings than recipe {self.recipe.name} has now")
         self.task.load_state_dict(state["weights"], strict=True)
-        self.optimiser.load_state_dict(state["optimiser"])
         self.average, self.step = state["average"], state["step"]
-        torch.set_rng_state(state["random"])
+        return True
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Train step by step, yielding each one's loss and numbers (the same on every process)."""
-        module: nn.Module = DistributedDataParallel(self.task) if self.world > 1 else self.task
         while self.step < self.recipe.steps:
             frames, labels = self.batches.at(self.step, self.rank, self.world)
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(self.recipe, self.step)
             # The flash kernel's backward is slow on a CPU for groups as small as ours.
             with sdpa_kernel(SDPBackend.MATH):
-                loss, numbers = module(torch.from_numpy(frames), torch.from_numpy(labels))
-                loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.recipe.clip_norm)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=False)
+                loss, numbers = self.engine.module(torch.from_numpy(frames), torch.from_numpy(labels))
+                norm = self.engine.update(loss, learning_rate(self.recipe, self.step))
             self.step += 1
             self._follow()
             yield _average({"loss": loss, **numbers, "norm": norm}, self.world)
@@ -190,8 +188,35 @@ def _report(run: Run, rows: list[dict[str, float]], seconds: float) -> dict[str,
     return {"step": run.step, "of": run.recipe.steps, **means, "clips_per_s": rate, "eta_min": left / 60}
 
 
+class _Progress:
+    """Gathers rows and says their means now and then."""
+
+    def __init__(self, run: Run, output: Path, every: int) -> None:
+        self.run, self.output, self.every = run, output, every
+        self.rows: list[dict[str, float]] = []
+        self.since = time.perf_counter()
+
+    def add(self, row: dict[str, float], last: bool) -> None:
+        self.rows.append(row)
+        if not (last or self.run.step % self.every == 0):
+            return
+        if self.run.rank == 0:
+            _say(self.output, _report(self.run, self.rows, time.perf_counter() - self.since))
+        self.rows, self.since = [], time.perf_counter()
+
+
+def _earlier(recipe: Recipe, output: Path) -> dict[str, Tensor] | None:
+    return None if recipe.start is None else load_state(output.parent / recipe.start / "average.pt")
+
+
 def train(
-    recipe: Recipe, clips: Clips, watch: Clips | None, output: Path, resume: bool = False, every: int = 20
+    recipe: Recipe,
+    clips: Clips,
+    watch: Clips | None,
+    output: Path,
+    resume: bool = False,
+    every: int = 20,
+    zero: int | None = None,
 ) -> Path:
     """Run a recipe to its end, or until asked to stop.
 
@@ -199,43 +224,35 @@ def train(
         recipe: What to do. Its `start` is looked for beside `output`.
         clips: To learn from.
         watch: Clips of unseen seeds to look at now and then; None for never.
-        output: Folder for `state.pt`, `average.pt` and `log.jsonl`.
-        resume: Continue from `state.pt` if it is there.
+        output: Folder for `state.pt` (or `deepspeed/`), `average.pt` and `log.jsonl`.
+        resume: Continue from the last checkpoint if there is one.
         every: Steps between progress lines.
+        zero: Let DeepSpeed share out the optimiser, at this ZeRO stage (1 or 2).
 
     Returns:
         The file with the averaged weights.
     """
     output.mkdir(parents=True, exist_ok=True)
-    stop, result = _Stop(), output / "average.pt"
+    stop = _Stop()
     with processes() as (rank, world):
-        run = Run(recipe, clips, output, rank, world)
-        if resume and (output / "state.pt").is_file():
-            run.load(load_state(output / "state.pt"))
-        elif recipe.start is not None:
-            fresh = run.begin_with(load_state(output.parent / recipe.start / "average.pt"))
-            print(f"from {recipe.start}; fresh: {len(fresh)} tensors", file=sys.stderr)
+        run = Run(recipe, clips, rank, world, zero, _earlier(recipe, output))
+        resumed = resume and run.resume(output)
+        if rank == 0 and not resumed:
+            print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)
         if recipe.frozen:
-            run.use(features(run.task, clips, rank, world))
-            watch = None if watch is None else features(run.task, watch, rank, world)
-        rows: list[dict[str, float]] = []
-        since = time.perf_counter()
+            run.use_features()
+        progress = _Progress(run, output, every)
         for row in run.steps():
-            rows.append(row)
             leave = torch.tensor(float(stop.wished))
             if world > 1:
                 dist.all_reduce(leave)
             last = bool(leave) or run.step == recipe.steps
-            if rank == 0 and (last or run.step % every == 0):
-                _say(output, _report(run, rows, time.perf_counter() - since))
-            if last or run.step % every == 0:
-                rows, since = [], time.perf_counter()
-            if rank == 0 and (last or run.step % recipe.save_every == 0):
-                save_state(run.state(), output / "state.pt")
-                save_state(run.average, result)
+            progress.add(row, last)
+            if last or run.step % recipe.save_every == 0:
+                run.save(output)
             if rank == 0 and watch is not None and (last or run.step % recipe.evaluate_every == 0):
                 _say(output, {"step": run.step, "unseen": True, **run.evaluate(watch)})
             if last:
                 break
     stop.restore()
-    return result
+    return output / "average.pt"

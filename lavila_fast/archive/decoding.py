@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -21,6 +22,7 @@ from lavila_fast.video.sources import VideoSource
 
 T = TypeVar("T")
 _POLL = 0.2  # seconds between looks at whether to stop
+_PATIENCE = 2.0  # seconds that threads have to end; they are daemons
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ class Decoders:
     def stop(self) -> None:
         """End the threads; those inside a decoder end with its next clip."""
         self._stopped.set()
+        deadline = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout=2)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def _guard(self, target: Callable[[], None]) -> None:
         with contextlib.suppress(_Stopped):

@@ -113,18 +113,24 @@ def _stream(format: str, path: Path | None) -> Output:
 
 def name_files(folder: Path, videos: Sequence[str], format: str) -> dict[str, Path]:
     """A file for each video: named like the video, and where two would collide, by more and more of its path."""
+    numbers = {video: number for number, video in enumerate(videos)}
     spellings: tuple[Callable[[str], str], ...] = (
         lambda video: Path(video).stem,
         lambda video: Path(video).name,
         lambda video: "_".join(part for part in Path(video).parts if part not in ("/", "..")),
-        lambda video: f"{videos.index(video)}_{Path(video).name}",
+        lambda video: f"{numbers[video]}_{Path(video).name}",
     )
     names: dict[str, Path] = {}
-    left = list(videos)
+    taken: set[str] = set()
     for spelling in spellings:
-        counts = Counter(spelling(video) for video in videos)
-        names |= {video: folder / f"{spelling(video)}.{format}" for video in left if counts[spelling(video)] == 1}
-        left = [video for video in left if video not in names]
+        left = [video for video in videos if video not in names]
+        counts = Counter(spelling(video).casefold() for video in left)
+        taken |= {name for name, count in counts.items() if count > 1}
+        for video in left:
+            name = spelling(video)
+            if name.casefold() not in taken:
+                taken.add(name.casefold())
+                names[video] = folder / f"{name}.{format}"
     return names
 
 

@@ -109,6 +109,8 @@ class Run:
         try:
             with self.shield.installed():
                 self._narrate(options)
+        except Stopped as stop:
+            self.summary.stopped = stop.exit_code
         finally:
             self.progress.close()
             self.summary.clips, self.summary.seconds = self.progress.clips, self.progress.elapsed
@@ -116,6 +118,7 @@ class Run:
         return self.summary
 
     def _narrate(self, options: Options) -> None:
+        stop: Stopped | None = None
         try:
             for line in self._early:
                 self._fail(line)
@@ -123,11 +126,13 @@ class Run:
                 with self.shield():
                     self.sink.write(rows)
                     self._count(rows[0])
-        except Stopped as stop:
-            self.summary.stopped = stop.exit_code
+        except Stopped as signalled:
+            stop = signalled
         finally:
             self._decoders.stop()
         self.sink.close()
+        if stop:
+            raise stop
 
     def _decoded(self) -> Iterator[DecodedClip]:
         """Clips for the narrator; the ends of videos are taken note of on the way."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -20,12 +20,30 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Handle the signals like this in the block (only the main thread can; elsewhere nothing changes)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def at_once() -> contextlib.AbstractContextManager[None]:
+    """While nothing is at stake a signal ends the process at once; Python's imports swallow exceptions now and then."""
+    return _handlers(signal.SIG_DFL)
+
+
 class Shield:
     """Handles the signals of a run."""
 
     def __init__(self) -> None:
         self._number = 0
-        self._raised = False
         self._writing = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -33,11 +51,7 @@ class Shield:
             os._exit(128 + number)
         self._number = number
         if not self._writing:
-            self._raise()
-
-    def _raise(self) -> None:
-        self._raised = True
-        raise Stopped(self._number)
+            raise Stopped(number)
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -47,18 +61,9 @@ class Shield:
             yield
         finally:
             self._writing = False
-        if self._number and not self._raised:
-            self._raise()
+        if self._number:
+            raise Stopped(self._number)
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Take the signals over for the time of the block (in the main thread; others receive none)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def installed(self) -> contextlib.AbstractContextManager[None]:
+        """Take the signals over for the time of the block."""
+        return _handlers(self._handle)

@@ -4,11 +4,13 @@
     >>> narrator = load_narrator("narrator.pth")
     >>> logits = narrator.logits(narrator.visual_tokens(video), ids)
 
-Sizes come from the `config` argument, else from the file (our own format), else from the shapes of the weights.
+Sizes come from the `config` argument, else from the file (our own format), else from NAME.json beside NAME.pth, else
+from the shapes of the weights.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import chain
@@ -35,6 +37,7 @@ Model = Narrator | DualEncoder | Classifier
 Sizes = ModelConfig | Mapping[str, Any]
 M = TypeVar("M", Narrator, DualEncoder, Classifier)
 
+_LARGEST_SIZES = 1 << 20  # bytes
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CLASSES: dict[type[Any], type[Model]] = {
@@ -144,7 +147,18 @@ def _empty(config: ModelConfig) -> Model:
 def _sizes(weights: Weights, state: dict[str, torch.Tensor], config: Sizes | None) -> ModelConfig:
     if isinstance(config, Mapping):
         return from_dict(dict(config)) if "kind" in config else config_from_sizes(config)
-    return config or weights.config or infer_config(state, weights.path)
+    return config or weights.config or _beside(weights.path) or infer_config(state, weights.path)
+
+
+def _beside(path: Path) -> ModelConfig | None:
+    """The sizes in NAME.json beside NAME.pth; None if there is no such file or it is about something else."""
+    try:
+        values = json.loads(path.with_suffix(".json").read_bytes()[:_LARGEST_SIZES])
+    except (OSError, ValueError):
+        return None
+    if not isinstance(values, dict) or (not {"kind", "vision"} <= set(values) and "img" not in values):
+        return None
+    return from_dict(values) if "kind" in values else config_from_sizes(values)
 
 
 def _cast(state: Mapping[str, torch.Tensor], dtype: str | None) -> dict[str, torch.Tensor]:

@@ -199,6 +199,7 @@ class HostRuntime(ABC):
         """See `NarratorRuntime.select`."""
         moved = np.flatnonzero(rows != np.arange(len(rows)))
         if len(moved):
+            state.reserve(len(rows), 1)
             used = int(state.lengths.max())
             state.kv[:, moved, :, :used] = state.kv[:, rows[moved], :, :used]
         state.slot, state.lengths, state.source = state.slot[rows], state.lengths[rows], state.source[rows]
