@@ -41,5 +41,17 @@ check: $(DEV)/.made
 bench: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.narrate --output bench/results/narrate.json
 
+TRAIN := $(DEV)/bin/torchrun --standalone --nproc_per_node=2 -m lavila_fast.train
+nano: $(DEV)/.made
+	for recipe in nano_image nano_narrator nano_text nano_dual; do \
+	    $(TRAIN) $$recipe --output runs/$$recipe --resume || exit 1; done
+	$(DEV)/bin/python -m lavila_fast.train.ship runs --output runs/nano
+	$(DEV)/bin/python -m lavila_fast.train.evaluate_kitchen runs/nano --output bench/results/nano_quality.json
+	$(DEV)/bin/python -m lavila_fast.bench.report
+	$(DEV)/bin/python -m lavila_fast.export.bundle runs/nano/narrator.safetensors --name nano --half \
+	    --tokenizer runs/nano/narrator_tokenizer.json --dual-encoder runs/nano/dual_encoder.safetensors \
+	    --text-tokenizer runs/nano/text_tokenizer.json --card docs/NANO.md --output lavila_fast/assets/nano \
+	    --note "narrator and dual encoder of a generated miniature kitchen; knows nothing else"
+
 clean:
 	rm -rf $(DEMO) $(DEV) build .pytest_cache .mypy_cache .ruff_cache

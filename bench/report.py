@@ -1,9 +1,9 @@
-"""Put measured figures into the README, so that none is typed by hand.
+"""Put measured figures into the README and the model card, so that none is typed by hand.
 
     python -m lavila_fast.bench.report
 
 Reads the JSON files in ``bench/results`` and rewrites what stands between ``<!-- begin X -->`` and ``<!-- end X -->``.
-A test compares the README with what this writes.
+A test compares the pages with what this writes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md")
 
 
 def narrate_table(result: dict[str, Any]) -> str:
@@ -73,9 +74,9 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the README."""
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

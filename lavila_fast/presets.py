@@ -33,7 +33,7 @@ BASE = VisionConfig()
 LARGE = VisionConfig(patch=14, dim=1024, depth=24, heads=16)
 LARGE_336 = replace(LARGE, img=336)
 EGOVLP = VisionConfig(ln_pre=False, act="gelu", mean=IMAGENET_MEAN, std=IMAGENET_STD)
-NANO = VisionConfig(img=64, patch=8, dim=128, depth=6, heads=4)
+NANO = VisionConfig(img=64, patch=8, dim=128, depth=5, heads=2, act="gelu")
 
 GPT2 = GPT2Config()
 GPT2_XL = GPT2Config(n_embd=1600, n_layer=48, n_head=25, freq=2)
@@ -42,8 +42,8 @@ CLIP_BASE = ClipTextConfig()
 CLIP_LARGE = ClipTextConfig(width=768, heads=12)
 DISTILBERT = DistilBertConfig()
 
-NANO_GPT2 = GPT2Config(n_embd=128, n_layer=4, n_head=4, vocab=512, n_positions=32, freq=2)
-NANO_CLIP = ClipTextConfig(width=128, heads=4, layers=4, vocab=768, context=32)
+NANO_GPT2 = GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab=426, n_positions=32)
+NANO_CLIP = ClipTextConfig(width=128, heads=4, layers=2, vocab=664, context=32)
 
 VARIANTS: Mapping[str, ModelConfig] = MappingProxyType(
     {
@@ -59,7 +59,7 @@ VARIANTS: Mapping[str, ModelConfig] = MappingProxyType(
         "CLIP_OPENAI_TIMESFORMER_LARGE_DISTILBERT_BASE": DualEncoderConfig(LARGE, DISTILBERT),
         "CLIP_OPENAI_TIMESFORMER_LARGE_336PX_DISTILBERT_BASE": DualEncoderConfig(LARGE_336, DISTILBERT),
         "CLIP_HF_EGOVLP_DISTILBERT_BASE": DualEncoderConfig(EGOVLP, DISTILBERT, head="egovlp"),
-        "NANO_NARRATOR": NarratorConfig(NANO, NANO_GPT2, queries=32, pool_heads=2, max_tokens=32),
+        "NANO_NARRATOR": NarratorConfig(NANO, NANO_GPT2, queries=8, pool_heads=2, max_tokens=32),
         "NANO_DUAL_ENCODER": DualEncoderConfig(NANO, NANO_CLIP, embed=128),
     }
 )

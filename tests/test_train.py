@@ -218,23 +218,41 @@ from test_train import TINY, DUAL, Clips, replace, train
 torch.set_num_threads(1)
 data = np.load({data!r})
 row = replace(TINY, model=DUAL, hints=0.0) if {dual} else TINY
-train(row, Clips(data["frames"], data["labels"]), None, Path({out!r}), every=1)
+clips = Clips(data["frames"], data["labels"])
+train(row, clips, None, Path({out!r}), resume={resume}, every=1, zero={zero})
 """
+
+
+def two_processes(folder, clips, zero=None, dual=False, resume=False):
+    """Losses of TINY's steps, trained by two processes in `folder`."""
+    np.savez(folder / "data.npz", frames=clips.frames, labels=clips.labels)
+    names = {"tests": str(Path(__file__).parent), "data": str(folder / "data.npz"), "out": str(folder / "two")}
+    (folder / "work.py").write_text(_WORKER.format(dual=dual, zero=zero, resume=resume, **names))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*start, str(folder / "work.py")], timeout=250, env=env, capture_output=True, text=True)
+    if done.returncode:
+        return done.stderr
+    return [json.loads(line)["loss"] for line in (folder / "two" / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dual", [False, True])
 def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
-    np.savez(tmp_path / "data.npz", frames=clips.frames, labels=clips.labels)
-    names = {"tests": str(Path(__file__).parent), "data": str(tmp_path / "data.npz"), "out": str(tmp_path / "two")}
-    (tmp_path / "work.py").write_text(_WORKER.format(dual=dual, **names))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run(
-        [*start, str(tmp_path / "work.py")], check=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     one = losses(Run(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips))
-    assert [row["loss"] for row in rows] == pytest.approx(one, abs=2e-3)
+    assert two_processes(tmp_path, clips, dual=dual) == pytest.approx(one, abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_learns_what_plain_pytorch_does_and_resumes(clips, tmp_path, stage):
+    pytest.importorskip("deepspeed")
+    one = losses(Run(TINY, clips))
+    assert two_processes(tmp_path, clips, stage) == pytest.approx(one, abs=2e-3)
+    (tmp_path / "two" / "log.jsonl").unlink()
+    (tmp_path / "two" / "deepspeed" / "latest").write_text("step3")
+    assert two_processes(tmp_path, clips, stage, resume=True) == pytest.approx(one[3:], abs=2e-3)
+    assert "start it as it was" in two_processes(tmp_path, clips, 3 - stage, resume=True)
 
 
 def test_learning_rate_warms_up_and_ends_at_nothing():
