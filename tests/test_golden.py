@@ -1,7 +1,7 @@
 """The same function as the original LaViLa: every recorded case, through the public loaders, in float32.
 
 A case is NAME.json (sizes), NAME.pth (a checkpoint as released) and NAME.npz (inputs and outputs); all that lie in
-LAVILA_GOLDEN_DIR (default: tests/data/golden) are run, whatever their names. Generation is in test_generate.py.
+LAVILA_GOLDEN_DIR (default: tests/data/golden) are run, whatever their names. Sentences are written by every engine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ torch = pytest.importorskip("torch")
 
 from lavila_fast import load_classifier, load_dual_encoder, load_narrator  # noqa: E402
 from lavila_fast.config import VisionConfig  # noqa: E402
+from lavila_fast.generate.beams import write_beams  # noqa: E402
+from lavila_fast.generate.options import Options  # noqa: E402
+from lavila_fast.generate.scheduler import Task, write_samples  # noqa: E402
 from lavila_fast.models.checkpoint import load_state, tidy  # noqa: E402
 from lavila_fast.models.timesformer import TimeSformer  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
+from lavila_fast.runtime.ort_backend import OrtRuntime  # noqa: E402
+from lavila_fast.runtime.sampling import Warp  # noqa: E402
+from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 ACTIVATIONS, LOGITS = 2e-4, 1e-3
@@ -92,6 +98,55 @@ def test_narrator(name):
     torch.testing.assert_close(perplexity, data["teacher_forced_perplexity"], rtol=LOGITS, atol=0)
     near(loss.mean(), data["caption_loss"], LOGITS)
     torch.testing.assert_close(perplexity.mean(), data["caption_ppl"], rtol=LOGITS, atol=0)
+
+
+@pytest.fixture(scope="module", params=["torch", "onnxruntime"])
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=CASES.get("narrator", []))
+def writer(request, engine, tmp_path_factory):
+    """A golden narrator in an engine, its clips as tasks, and what the original wrote."""
+    sizes, path, data = read(request.param)
+    model = load_narrator(path, sizes)
+    if engine == "torch":
+        runtime = TorchRuntime(model)
+    else:
+        pytest.importorskip("onnxscript")
+        from lavila_fast.export.to_onnx import export_narrator
+
+        folder = tmp_path_factory.mktemp(request.param)
+        export_narrator(model, folder)
+        runtime = OrtRuntime(folder, model.config, threads=1)
+    clips = data["video"].numpy()
+    tasks = [Task(i, b"", runtime.encode(clips[i : i + 1])) for i in range(len(clips))]
+    return runtime, tasks, data
+
+
+def test_narrator_writes_greedily(writer):
+    """The original goes on after the end token, whose entropy is the last that counts."""
+    runtime, tasks, data = writer
+    limit = data["greedy_ids"].shape[1]
+    found = dict(write_samples(runtime, tasks, Options(warp=Warp(1.0, top_k=1), max_tokens=limit), batch=2))
+    for i, expected in enumerate(data["greedy_ids"].tolist()):
+        (one,) = found[i]
+        assert list(one.ids) == expected[: len(one.ids)]
+        assert len(one.ids) == limit or one.ids[-1] == expected[0]
+        assert one.ids[0] not in one.ids[1:-1]
+        assert one.perplexity == pytest.approx(data["greedy_entropy_perplexity"][i].item(), rel=LOGITS)
+
+
+def test_narrator_searches_in_groups(writer):
+    """Six beams, three groups, the best two; rows that are shorter than the longest are padded with 0."""
+    runtime, tasks, data = writer
+    options = Options(2, Warp(1.0), beams=6, groups=3, max_tokens=data["text"].shape[1])
+    found = [one for _, sentences in write_beams(runtime, tasks, options) for one in sentences]
+    expected = data["group_beam_ids"].tolist()
+    assert len(found) == len(expected)
+    for one, row, score in zip(found, expected, data["group_beam_scores"].tolist(), strict=True):
+        assert [*one.ids, *[0] * (len(row) - len(one.ids))] == row
+        assert one.score == pytest.approx(score, abs=LOGITS)
 
 
 @pytest.mark.parametrize("name", CASES.get("dual_encoder", []))

@@ -26,30 +26,8 @@ Row = tuple[object, ...]
 
 
 @pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A narrator that knows nothing but says something else about each clip."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
-    from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig
-    from lavila_fast.export.to_onnx import export_narrator
-    from lavila_fast.models.narrator import Narrator
-    from lavila_fast.runtime.bundle import Bundle
-    from lavila_fast.text import train_bpe
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    words = train_bpe(["#C C picks up the red cup with the left hand", "#C C cuts the green apple"], 280, 32)
-    vision = VisionConfig(img=16, patch=8, dim=16, depth=1, heads=2)
-    text = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab=words.vocab_size, n_positions=32)
-    config = NarratorConfig(vision, text, queries=4, pool_heads=1, max_tokens=8)
-    torch.manual_seed(0)
-    narrator = Narrator(config).eval()
-    for weights in narrator.parameters():
-        torch.nn.init.normal_(weights, std=0.3)
-    export_narrator(narrator, folder)
-    words.save(folder / "tokenizer.json")
-    told = {"narrator": {"kind": "gpt2", "file": "tokenizer.json"}}
-    Bundle(folder, "tiny", {"narrator": config}, 2.0, {"encoder": "fp32", "decoder": "fp32"}, told).save()
-    return folder
+def bundle(tiny_bundle: Path) -> Path:
+    return tiny_bundle
 
 
 @pytest.fixture(scope="session")
@@ -254,6 +232,25 @@ def test_signals_end_a_run_in_good_order(
     assert narrate(*words) == 0
     assert rows(output)[: len(done)] == done
     assert len(set(rows(output))) == 240
+
+
+def test_the_second_signal_does_not_wait() -> None:
+    stuck = """
+import time
+from lavila_fast.archive.signals import Shield
+shield = Shield()
+with shield.installed(), shield():
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", stuck], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert process.poll() is None  # the write goes on
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=5) == 130
 
 
 def test_two_processes_do_not_write_one_file(

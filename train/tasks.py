@@ -7,6 +7,7 @@ and the optimiser stay in float32. That is faster on a CPU than autocast, which 
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from lavila_fast.kitchen.world import all_actions
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.models.timesformer import TimeSformer
-from lavila_fast.text import Tokenizer, train_bpe, train_clip_bpe
+from lavila_fast.text import Tokenizer, load_tokenizer, train_bpe
 from lavila_fast.train.data import PARTS, Clips, labels_of
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
 from lavila_fast.train.recipes import Recipe
@@ -36,8 +37,8 @@ def narrator_tokenizer(context: int = 32) -> Tokenizer:
 
 @cache
 def text_tokenizer(context: int = 32) -> Tokenizer:
-    """CLIP-style tokenizer learnt from the kitchen's sentences."""
-    return train_clip_bpe((action.sentence for action in all_actions()), 768, context)
+    """CLIP-style tokenizer, learnt from the kitchen's sentences once and kept: learning it anew breaks ties by chance."""
+    return load_tokenizer(Path(__file__).with_name("text_tokenizer.json"), "clip", context)
 
 
 def _id_table(tokenizer: Tokenizer) -> Tensor:

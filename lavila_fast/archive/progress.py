@@ -8,7 +8,7 @@ import time
 from tqdm import tqdm
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} clips, {rate_noinv_fmt}{postfix}, {remaining} left"
-LINE_SECONDS = 1.0
+LINE_SECONDS = 30.0
 
 
 class Progress:

@@ -77,6 +77,7 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], config: Model
     try:
         dense = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(dense, part, metadata={METADATA_KEY: json.dumps(to_dict(config))})
+        part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise StorageError(
@@ -85,6 +86,12 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], config: Model
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 class _Inert:

@@ -1,0 +1,156 @@
+"""Bundles: what is written is read back, and what is damaged, altered or foreign is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tiny
+
+pytest.importorskip("torch")
+
+from lavila_fast import Narrator  # noqa: E402
+from lavila_fast.config import ClassifierConfig  # noqa: E402
+from lavila_fast.errors import BundleError, InputError  # noqa: E402
+from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle  # noqa: E402
+
+
+@pytest.fixture
+def bundle(tmp_path, tiny_bundle):
+    return shutil.copytree(tiny_bundle, tmp_path / "bundle")
+
+
+def alter(folder, **values):
+    path = folder / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def refused(folder, *parts):
+    with pytest.raises(BundleError) as caught:
+        open_bundle(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in (str(folder), *parts):
+        assert part in text
+
+
+def test_what_the_export_wrote(tiny_bundle, tiny_model):
+    found = open_bundle(tiny_bundle)
+    assert found.narrator == tiny_model.config
+    assert (found.name, found.folder, found.clip_seconds, found.target) == ("tiny", tiny_bundle, 2.0, "cpu")
+    assert set(found.files) == {"encoder.onnx", "decoder.onnx", "narrator_tokenizer.json"}
+    assert {p.name for p in tiny_bundle.iterdir()} == {MANIFEST, *found.files}
+    assert found.tokenizer["narrator"] == {"kind": "gpt2", "file": "narrator_tokenizer.json"}
+    assert set(found.built_with) == {"torch", "onnx", "lavila-fast"}
+    assert found.opset == 20
+
+
+def test_round_trip(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"a" * 5000)
+    models = {"narrator": tiny.config(), "classifier": ClassifierConfig(num_classes=(3, 4), multi_head=True)}
+    made = Bundle(tmp_path, "x", models, 1.5, {"encoder": "int8"}, {"narrator": {"kind": "gpt2"}}, "sm90", 18, note="n")
+    made.save()
+    found = open_bundle(tmp_path)
+    assert {**vars(found), "files": {}} == vars(made)
+    assert set(found.files) == {"a.bin"}
+    found.save()
+    assert open_bundle(tmp_path) == found
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.bin", MANIFEST]
+
+
+def test_altered_file(bundle):
+    path = bundle / "decoder.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refused(bundle, "decoder.onnx", "hash differs")
+    assert open_bundle(bundle, verify=False).name == "tiny"
+
+
+def test_missing_file(bundle):
+    (bundle / "encoder.onnx").unlink()
+    refused(bundle, "encoder.onnx", "missing")
+
+
+def test_not_a_bundle(tmp_path):
+    refused(tmp_path, "not a bundle", "models list")
+
+
+def test_newer_format(bundle):
+    alter(bundle, format=2)
+    refused(bundle, "newer", "upgrade")
+
+
+@pytest.mark.parametrize("name", ["../decoder.onnx", "/etc/hostname", "a/b", "..", ""])
+def test_files_stay_in_the_folder(bundle, name):
+    alter(bundle, files={name: "0" * 64})
+    refused(bundle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"format"',
+        '{"format": 1}',
+        '{"format": "1"}',
+        "[" * 200_000,
+        "\xff\xfe",
+        '{"format": 1, "models": [], "files": {}}',
+        '{"format": 1, "models": {}, "files": []}',
+    ],
+)
+def test_damaged_manifest(bundle, text):
+    (bundle / MANIFEST).write_bytes(text.encode("latin-1"))
+    refused(bundle, MANIFEST, "damaged", "again")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"models": {"narrator": {"kind": "poet"}}},
+        {"models": {"narrator": {"kind": "narrator", "vision": {"img": 30, "patch": 16}}}},
+        {"models": {"narrator": {"kind": "narrator", "from_the_future": 1}}},
+        {"files": ["decoder.onnx"]},
+        {"surprise": 1},
+    ],
+)
+def test_values_that_do_not_fit(bundle, values):
+    alter(bundle, **values)
+    refused(bundle, MANIFEST, "damaged")
+
+
+def test_a_bundle_without_a_narrator(bundle):
+    alter(bundle, models={})
+    with pytest.raises(BundleError, match="has no narrator"):
+        Narrator.from_pretrained(bundle)
+
+
+def test_a_bundle_without_a_vocabulary(bundle):
+    alter(bundle, tokenizer={})
+    with pytest.raises(BundleError, match="names no tokenizer"):
+        Narrator.from_pretrained(bundle)
+
+
+def test_the_vocabulary_must_be_the_models(bundle):
+    from lavila_fast.text import train_bpe
+
+    train_bpe(["#C C opens the drawer"] * 3, 262).save(bundle / "narrator_tokenizer.json")
+    open_bundle(bundle, verify=False).save()
+    with pytest.raises(BundleError, match="262 tokens, the narrator 258"):
+        Narrator.from_pretrained(bundle)
+
+
+def test_a_folder_of_ones_own_is_not_overwritten(tmp_path, tiny_bundle):
+    from lavila_fast.export.bundle import Sources, build_bundle
+
+    sources = Sources(tiny_bundle.parent / "narrator.safetensors", tiny_bundle.parent / "words.json")
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a bundle"):
+        build_bundle(sources, tmp_path, "x")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"

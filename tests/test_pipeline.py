@@ -1,0 +1,160 @@
+"""From a video file to narrations, in order, lazily, and with everything good said before the trouble."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+pytest.importorskip("torch")
+
+from lavila_fast import Clip, Narration, Narrator  # noqa: E402
+from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError  # noqa: E402
+from lavila_fast.generate.options import Options  # noqa: E402
+from lavila_fast.generate.randomness import clip_key  # noqa: E402
+from lavila_fast.generate.scheduler import Task, write_samples  # noqa: E402
+from lavila_fast.runtime.sampling import Warp  # noqa: E402
+from lavila_fast.video.clips import windows  # noqa: E402
+from lavila_fast.video.reader import read_clips  # noqa: E402
+from lavila_fast.video.sources import VideoSource  # noqa: E402
+from lavila_fast.video.transforms import normalise, preprocess  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def narrator(tiny_bundle):
+    return Narrator.from_pretrained(tiny_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return tiny.film(tmp_path_factory.mktemp("film") / "kitchen.mp4", seconds=12)
+
+
+def test_every_window_is_narrated_in_order(narrator, video):
+    found = list(narrator.narrate(video, clip_seconds=2.0, stride_seconds=1.5, options=Options(3)))
+    expected = [(s, e, i) for s, e in windows(12.0, 2.0, 1.5) for i in range(3)]
+    assert len(expected) > 20
+    assert [(n.start, n.end, n.sample) for n in found] == expected
+    assert all(isinstance(n, Narration) and n.video == str(video) for n in found)
+    assert all(n.perplexity >= 1.0 and n.logprob <= 0.0 for n in found)
+    assert len({n.text for n in found}) > 5
+
+
+def test_the_models_own_clip_length_is_the_default(narrator, video):
+    assert [(n.start, n.end) for n in narrator.narrate(str(video))] == list(windows(12.0, 2.0, 2.0))
+    longer = replace(narrator, clip_seconds=5.0)
+    assert [(n.start, n.end) for n in longer.narrate(video)] == list(windows(12.0, 5.0, 5.0))
+
+
+def test_the_road_step_by_step(narrator, video):
+    """The same clips by hand: decode whole frames, preprocess, normalise, encode, write, decode the words."""
+    clips = [Clip(str(video), s, e) for s, e in windows(12.0, 2.0, 2.0)]
+    options, runtime, vision = Options(2, seed=5), narrator.runtime, narrator.config.vision
+    expected = []
+    for one in read_clips(video, clips, vision.frames):
+        frames = np.stack([preprocess(frame, vision.img) for frame in one.frames])
+        context = runtime.encode(normalise(frames, vision.mean, vision.std)[None])
+        task = Task(None, clip_key(5, "kitchen.mp4", one.clip.start), context)
+        ((_, sentences),) = write_samples(runtime, [task], options, 1)
+        for i, s in enumerate(sentences):
+            text = narrator.tokenizer.decode(s.ids, clean=True).strip()
+            expected.append(Narration(str(video), one.clip.start, one.clip.end, i, text, s.perplexity, s.logprob))
+    assert list(narrator.narrate(video, options=options, batch=3)) == expected
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+@pytest.mark.parametrize("options", [Options(2, seed=1), Options(2, Warp(1.0), 4, 2), Options(2, Warp(1.0), 3)], ids=str)
+def test_batch_and_folder_change_nothing(narrator, video, tmp_path, batch, options):
+    moved = shutil.copy(video, tmp_path)
+    reference = list(narrator.narrate(video, clip_seconds=3.0, options=options, batch=4))
+    found = narrator.narrate(moved, clip_seconds=3.0, options=options, batch=batch)
+    assert [replace(one, video=str(video)) for one in found] == reference
+
+
+def test_the_checkpoint_says_what_its_bundle_says(narrator, tiny_bundle, video):
+    """Once through PyTorch, once through ONNX Runtime."""
+    weights = tiny_bundle.parent / "narrator.safetensors"
+    other = Narrator.from_pretrained(weights, threads=1, tokenizer=tiny_bundle.parent / "words.json")
+    options = Options(4, seed=2)
+    for a, b in zip(narrator.narrate(video, options=options), other.narrate(video, options=options), strict=True):
+        assert (a.start, a.sample, a.text) == (b.start, b.sample, b.text)
+        assert a.perplexity == pytest.approx(b.perplexity, rel=1e-4)
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+    assert narrator.fingerprint != other.fingerprint
+    assert len(narrator.fingerprint) == 16
+
+
+def test_clips_are_decoded_just_in_time(narrator, video):
+    """While a clip is written no more than the batch lies decoded, and what was handed on is let go."""
+    clips = [Clip("v", s, e) for s, e in windows(12.0, 1.0, 0.5)]
+    source, pulled = VideoSource("v", video), []
+
+    def decoded():
+        for one in narrator.read(source, clips):
+            pulled.append(one.clip)
+            yield one
+
+    written = narrator.narrate_clips(decoded(), Options(warp=Warp(0), max_tokens=6), batch=3)
+    assert pulled == []
+    ahead = []
+    for number, _ in enumerate(written):
+        ahead.append(len(pulled) - number)
+    assert len(pulled) == len(clips) == len(ahead)
+    assert max(ahead) <= 2 * 3  # three in flight while three, finished together, wait to be handed out
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_what_is_good_comes_before_the_error(narrator, tmp_path, video, batch):
+    import av
+
+    whole = list(narrator.narrate(video, clip_seconds=1.0))
+    cut = tmp_path / "kitchen.mkv"
+    with av.open(str(video)) as source, av.open(str(cut), "w") as out:  # Matroska can be read up to where it ends
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.55)])
+    found = []
+    with pytest.raises(VideoError, match=r"kitchen\.mkv: ends at .* of 12\.0 s") as caught:
+        for one in narrator.narrate(cut, clip_seconds=1.0, batch=batch):
+            found.append(one)
+    assert "\n" not in str(caught.value)
+    assert 3 <= len(found) < 12
+    assert [replace(one, video=str(video)) for one in found[:-1]] == whole[: len(found) - 1]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"This is not a video.\n" * 50])
+def test_no_video_at_all(narrator, tmp_path, content):
+    path = tmp_path / "v.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(VideoError, match=r"v\.mp4"):
+        list(narrator.narrate(path))
+
+
+def test_names_that_stand_for_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("LAVILA_FAST_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="poet: neither a model's name nor .*models list"):
+        Narrator.from_pretrained("poet")
+    with pytest.raises(InputError, match="narrator-base: not fetched yet .*models pull narrator-base"):
+        Narrator.from_pretrained("narrator-base")
+    with pytest.raises(BundleError, match="not a bundle"):
+        Narrator.from_pretrained(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="weights.pth"):
+        Narrator.from_pretrained("weights.pth")
+
+
+def test_a_checkpoint_and_its_vocabulary(monkeypatch, tmp_path, tiny_bundle):
+    monkeypatch.setenv("LAVILA_FAST_CACHE", str(tmp_path / "cache"))
+    weights = shutil.copy(tiny_bundle.parent / "narrator.safetensors", tmp_path)
+    with pytest.raises(CheckpointError, match="no vocabulary beside it; give --tokenizer"):
+        Narrator.from_pretrained(weights, threads=1)
+    shutil.copy(tiny_bundle.parent / "words.json", tmp_path / "narrator.tokenizer.json")
+    assert Narrator.from_pretrained(weights, threads=1).tokenizer.vocab_size == tiny.VOCAB
