@@ -48,10 +48,10 @@ class Scored:
 
 def everything(scored, clip, penalty):
     """Every sentence of at most `limit` tokens with its score, best first; one that ends does not count its end."""
-    found, running = [], [((scored.end,), 0.0)]
+    found, running, words = [], [((scored.end,), 0.0)], range(scored.end + 1)
     for _ in range(scored.limit - 1):
         lines = scored.next(clip, [ids for ids, _ in running])
-        grown = [((*ids, w), s + float(line[w])) for (ids, s), line in zip(running, lines) for w in range(len(line))]
+        grown = [((*ids, w), s + float(line[w])) for (ids, s), line in zip(running, lines, strict=True) for w in words]
         found += [(s / (len(ids) - 1) ** penalty, ids) for ids, s in grown if ids[-1] == scored.end]
         running = [(ids, s) for ids, s in grown if ids[-1] != scored.end]
     found += [(s / len(ids) ** penalty, ids) for ids, s in running]

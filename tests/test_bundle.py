@@ -10,10 +10,10 @@ import tiny
 
 pytest.importorskip("torch")
 
-from lavila_fast import Narrator  # noqa: E402
-from lavila_fast.config import ClassifierConfig  # noqa: E402
-from lavila_fast.errors import BundleError, InputError  # noqa: E402
-from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle  # noqa: E402
+from lavila_fast import Narrator
+from lavila_fast.config import ClassifierConfig
+from lavila_fast.errors import BundleError, InputError
+from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle
 
 
 @pytest.fixture

@@ -151,7 +151,9 @@ def test_another_seed_or_clip_draws_other_words(tiny_engines, nine_clips_alone):
     assert changed > 60  # of 90
     twice = write(runtime, np.repeat(clips[:1], 2, axis=0), Options(10, seed=11))  # the same clip at another time
     assert [one.ids for one in twice[0]] != [one.ids for one in twice[1]]
-    assert write(runtime, clips[:1], Options(1, GREEDY, seed=1)) == write(runtime, clips[:1], Options(1, GREEDY, seed=2))
+    assert write(runtime, clips[:1], Options(1, GREEDY, seed=1)) == write(
+        runtime, clips[:1], Options(1, GREEDY, seed=2)
+    )
 
 
 def test_clips_are_taken_when_a_place_falls_free(tiny_engines):

@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 from test_video_coded import write_sound, write_video
 
+import lavila_fast
 from lavila_fast.archive.journal import Journal
 from lavila_fast.cli import run
 from lavila_fast.errors import InputError
 
 VIDEOS = Path(os.environ.get("LAVILA_VIDEO_DIR", Path(__file__).parents[2] / "shared/videos"))
+NANO = Path(lavila_fast.__file__).parent / "assets" / "nano"
 Row = tuple[object, ...]
 
 
@@ -289,6 +291,18 @@ def test_bad_files_have_a_line_each_and_the_others_go_on(
     assert 2 <= len([row for row in done if row[0] == "bad/cut.mkv"]) < 10
 
 
+def test_a_file_name_in_another_encoding(narrate: Callable[..., int], videos: Path) -> None:
+    try:
+        Path(os.fsdecode(b"caf\xe9.mp4")).write_bytes((videos / "v2.mp4").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    for output in ("out.jsonl", "out.csv", "folder/"):
+        assert narrate(".", "-o", output) == 0
+    assert [row[0] for row in rows(Path("out.jsonl"))] == [r"caf\udce9.mp4"] * 2
+    assert narrate(".", "-o", "out.jsonl") == 0
+    assert len(rows(Path("out.jsonl"))) == 2
+
+
 def test_a_repaired_file_is_completed(narrate: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     path = write_video(Path("cut.mkv"), 200, Fraction(10))
     whole = path.read_bytes()
@@ -391,3 +405,14 @@ def test_debug_shows_where(narrate: Callable[..., int], monkeypatch: pytest.Monk
     monkeypatch.setenv("LAVILA_FAST_DEBUG", "1")
     with pytest.raises(InputError):
         narrate("nothing/*.mp4")
+
+
+@pytest.mark.skipif(not (NANO / "bundle.json").is_file(), reason="the small model is not in this checkout")
+def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo"]) == 0
+    captured = capsys.readouterr()
+    said = [line for line in captured.out.splitlines() if "#C C" in line]
+    assert len(said) == len((NANO.parent / "kitchen.jsonl").read_text("utf-8").splitlines())
+    right = sum("(shown:" not in line for line in said)
+    assert f"{right} of {len(said)} as shown" in captured.err
+    assert "knows only its miniature kitchen" in captured.err

@@ -11,16 +11,16 @@ import tiny
 
 pytest.importorskip("torch")
 
-from lavila_fast import Clip, Narration, Narrator  # noqa: E402
-from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError  # noqa: E402
-from lavila_fast.generate.options import Options  # noqa: E402
-from lavila_fast.generate.randomness import clip_key  # noqa: E402
-from lavila_fast.generate.scheduler import Task, write_samples  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
-from lavila_fast.video.clips import windows  # noqa: E402
-from lavila_fast.video.reader import read_clips  # noqa: E402
-from lavila_fast.video.sources import VideoSource  # noqa: E402
-from lavila_fast.video.transforms import normalise, preprocess  # noqa: E402
+from lavila_fast import Clip, Narration, Narrator
+from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
+from lavila_fast.generate.options import Options
+from lavila_fast.generate.randomness import clip_key
+from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.runtime.sampling import Warp
+from lavila_fast.video.clips import windows
+from lavila_fast.video.reader import read_clips
+from lavila_fast.video.sources import VideoSource
+from lavila_fast.video.transforms import normalise, preprocess
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,9 @@ def test_the_road_step_by_step(narrator, video):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
-@pytest.mark.parametrize("options", [Options(2, seed=1), Options(2, Warp(1.0), 4, 2), Options(2, Warp(1.0), 3)], ids=str)
+@pytest.mark.parametrize(
+    "options", [Options(2, seed=1), Options(2, Warp(1.0), 4, 2), Options(2, Warp(1.0), 3)], ids=str
+)
 def test_batch_and_folder_change_nothing(narrator, video, tmp_path, batch, options):
     moved = shutil.copy(video, tmp_path)
     reference = list(narrator.narrate(video, clip_seconds=3.0, options=options, batch=4))
@@ -107,25 +109,16 @@ def test_clips_are_decoded_just_in_time(narrator, video):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_what_is_good_comes_before_the_error(narrator, tmp_path, video, batch):
-    import av
-
-    whole = list(narrator.narrate(video, clip_seconds=1.0))
-    cut = tmp_path / "kitchen.mkv"
-    with av.open(str(video)) as source, av.open(str(cut), "w") as out:  # Matroska can be read up to where it ends
-        stream = out.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
-    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.55)])
+def test_what_is_good_comes_before_the_error(narrator, tmp_path, batch):
+    film = tiny.film(tmp_path / "kitchen.mkv", seconds=12)  # Matroska can be read up to where it ends
+    whole = list(narrator.narrate(film, clip_seconds=1.0))
+    film.write_bytes(film.read_bytes()[: int(film.stat().st_size * 0.55)])
     found = []
     with pytest.raises(VideoError, match=r"kitchen\.mkv: ends at .* of 12\.0 s") as caught:
-        for one in narrator.narrate(cut, clip_seconds=1.0, batch=batch):
-            found.append(one)
+        found.extend(narrator.narrate(film, clip_seconds=1.0, batch=batch))
     assert "\n" not in str(caught.value)
     assert 3 <= len(found) < 12
-    assert [replace(one, video=str(video)) for one in found[:-1]] == whole[: len(found) - 1]
+    assert found[:-1] == whole[: len(found) - 1]  # the last may repeat its last readable frame
 
 
 @pytest.mark.parametrize("content", [None, b"", b"This is not a video.\n" * 50])
@@ -138,21 +131,21 @@ def test_no_video_at_all(narrator, tmp_path, content):
 
 
 def test_names_that_stand_for_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv("LAVILA_FAST_CACHE", str(tmp_path))
+    monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="poet: neither a model's name nor .*models list"):
+    with pytest.raises(InputError, match=r"poet: neither a model's name nor .*models list"):
         Narrator.from_pretrained("poet")
-    with pytest.raises(InputError, match="narrator-base: not fetched yet .*models pull narrator-base"):
+    with pytest.raises(InputError, match=r"narrator-base: not fetched yet .*models pull narrator-base"):
         Narrator.from_pretrained("narrator-base")
     with pytest.raises(BundleError, match="not a bundle"):
         Narrator.from_pretrained(tmp_path)
     (tmp_path / "weights.pth").write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="weights.pth"):
+    with pytest.raises(CheckpointError, match=r"weights\.pth"):
         Narrator.from_pretrained("weights.pth")
 
 
 def test_a_checkpoint_and_its_vocabulary(monkeypatch, tmp_path, tiny_bundle):
-    monkeypatch.setenv("LAVILA_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path / "cache"))
     weights = shutil.copy(tiny_bundle.parent / "narrator.safetensors", tmp_path)
     with pytest.raises(CheckpointError, match="no vocabulary beside it; give --tokenizer"):
         Narrator.from_pretrained(weights, threads=1)

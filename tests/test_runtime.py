@@ -162,7 +162,9 @@ def test_what_is_not_written_yet_is_not_read(tiny_engines):
     random, text = np.random.default_rng(0), tiny.config().text
     shape = 2, text.n_head, 16, text.n_embd // text.n_head
     past = [random.standard_normal(shape).astype(np.float32) for _ in range(2 * text.n_layer)]
-    cross = [random.standard_normal((1, 2, *s)).astype(np.float32) for _ in text.cross_layers for s in ((16, 5), (5, 16))]
+    cross = [
+        random.standard_normal((1, 2, *s)).astype(np.float32) for _ in text.cross_layers for s in ((16, 5), (5, 16))
+    ]
     lengths = np.array([0, 7])
     for engine in tiny_engines.values():
         inputs = StepInputs(np.array([1, 2]), lengths, *grid_of(np.zeros(2, np.int64), 1), past, cross)
@@ -171,6 +173,23 @@ def test_what_is_not_written_yet_is_not_read(tiny_engines):
             for layer in past:
                 layer[row, :, length:] = 1e6
         np.testing.assert_array_equal(engine._step(inputs)[0], clean)
+
+
+def test_a_larger_cache_changes_no_bit(tiny_engines):
+    """The capacity follows whoever else is under way; padding must round nothing differently."""
+    random, text = np.random.default_rng(0), tiny.config().text
+    slot, lengths = np.repeat([0, 1], 3), np.array([0, 3, 16, 9, 15, 1])
+    cross = [
+        random.standard_normal((2, 2, *s)).astype(np.float32) for _ in text.cross_layers for s in ((16, 5), (5, 16))
+    ]
+    past = [random.standard_normal((6, 2, 16, 16)).astype(np.float32) for _ in range(2 * text.n_layer)]
+    found = []
+    for more in (0, 16, 32, 112):
+        padded = [np.concatenate([p, np.full((6, 2, more, 16), 3, np.float32)], axis=2) for p in past]
+        inputs = StepInputs(np.arange(6), lengths, *grid_of(slot, 2), padded, cross)
+        found.append(tiny_engines["onnxruntime"]._step(inputs)[0])
+    for one in found[1:]:
+        np.testing.assert_array_equal(one, found[0])
 
 
 def test_grid_of_rows():

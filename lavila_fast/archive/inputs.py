@@ -97,7 +97,8 @@ def find_videos(inputs: Sequence[str]) -> Found:
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
-                found.jobs.append(Job(VideoSource(str(path), path)))
+                name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be in any encoding
+                found.jobs.append(Job(VideoSource(name, path)))
     if not found.jobs:
         raise InputError(found.failed[0] if found.failed else f"{inputs[0]}: not a video; give video files or folders")
     return found

@@ -66,10 +66,7 @@ class JsonLines(Writer):
     def _line(self, row: Narration) -> bytes:
         values: dict[str, Any] = row.to_dict()
         values |= {"perplexity": short(row.perplexity), "logprob": short(row.logprob)}
-        try:
-            return json.dumps(values, ensure_ascii=False).encode() + b"\n"
-        except UnicodeEncodeError:  # a file name that is not UTF-8; escapes bring it back unharmed
-            return json.dumps(values).encode() + b"\n"
+        return encode(json.dumps(values, ensure_ascii=False)) + b"\n"
 
 
 class Csv(Writer):

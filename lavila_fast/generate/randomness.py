@@ -14,7 +14,7 @@ from pathlib import PurePath
 def clip_key(seed: int, video: str, start: float) -> bytes:
     """The key of one clip: the video's file name without its folder, and the start rounded to milliseconds."""
     text = f"{seed}\0{PurePath(video).name}\0{round(start * 1000)}"
-    return hashlib.blake2b(text.encode(), digest_size=32).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
 
 
 def uniform(key: bytes, sample: int, step: int) -> float:

@@ -119,10 +119,11 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
         if number > FORMAT:
             raise BundleError(f"{path}: format {number} is newer than this lavila-fast reads ({FORMAT}); upgrade it")
         values["models"] = {kind: from_dict(config) for kind, config in values["models"].items()}
+        values["files"] = dict(values["files"])
         if any(Path(name).name != name for name in values["files"]):
             raise ValueError("a file name leaves the folder")
         bundle = Bundle(folder=folder, **values)
-    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
         raise BundleError(f"{path}: damaged ({error}); export or download the bundle again") from error
     if verify:
         bundle.verify()
