@@ -51,7 +51,7 @@ nano: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.export.bundle runs/nano/narrator.safetensors --name nano --half \
 	    --tokenizer runs/nano/narrator_tokenizer.json --dual-encoder runs/nano/dual_encoder.safetensors \
 	    --text-tokenizer runs/nano/text_tokenizer.json --card docs/NANO.md --output lavila_fast/assets/nano \
-	    --note "narrator and dual encoder of a generated miniature kitchen; knows nothing else"
+	    --note "knows only its generated miniature kitchen; for real video see: lavila-fast models list"
 
 clean:
 	rm -rf $(DEMO) $(DEV) build .pytest_cache .mypy_cache .ruff_cache

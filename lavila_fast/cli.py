@@ -117,6 +117,8 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     from lavila_fast.pipeline import Narrator
 
     narrator = Narrator.from_pretrained(given["model"], threads=given["threads"], tokenizer=given["tokenizer"])
+    if narrator.note and not given["quiet"]:
+        click.echo(f"{given['model']}: {narrator.note}", err=True)
     summary = _run(narrator, found, output, options, given)
     if given["as_json"]:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))

@@ -47,12 +47,14 @@ class Narrator:
         clip_seconds: Length of the windows that suit this model, seconds.
         fingerprint: Changes when weights, graphs or vocabulary do; narrations of two narrators with one fingerprint
             can stand in one file.
+        note: What a user should know before believing a word.
     """
 
     runtime: NarratorRuntime
     tokenizer: Tokenizer
     clip_seconds: float = CLIP_SECONDS
     fingerprint: str = ""
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check that the vocabulary is the model's."""
@@ -94,7 +96,7 @@ class Narrator:
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
         runtime = OrtRuntime(bundle.folder, config, threads)
-        return cls(runtime, tokenizer, bundle.clip_seconds, sha256(bundle.folder / MANIFEST)[:16])
+        return cls(runtime, tokenizer, bundle.clip_seconds, sha256(bundle.folder / MANIFEST)[:16], bundle.note)
 
     @classmethod
     def _from_checkpoint(cls, path: Path, threads: int | None, tokenizer: str | Path | None) -> Narrator:

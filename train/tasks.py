@@ -37,7 +37,7 @@ def narrator_tokenizer(context: int = 32) -> Tokenizer:
 
 @cache
 def text_tokenizer(context: int = 32) -> Tokenizer:
-    """CLIP-style tokenizer, learnt from the kitchen's sentences once and kept: learning it anew breaks ties by chance."""
+    """CLIP-style tokenizer, learnt from the kitchen's sentences once and kept: learning anew breaks ties by chance."""
     return load_tokenizer(Path(__file__).with_name("text_tokenizer.json"), "clip", context)
 
 
