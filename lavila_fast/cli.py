@@ -68,11 +68,19 @@ cli.add_command(models)
     help="Narrate the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
 )
 @click.option("--samples", type=_POSITIVE, default=1, show_default=True, help="Sentences a clip.")
-@click.option("--temperature", default=0.7, show_default=True, help="0 takes the likeliest word: greedy.")
-@click.option("--top-p", default=0.95, show_default=True, help="Draw from the likeliest words with this probability.")
+@click.option("--temperature", type=float, help="0: greedy, the likeliest word.  [default: 0.7; 1 with beams]")
+@click.option(
+    "--top-p", type=float, help="Draw from the likeliest words with this share.  [default: 0.95; 1 with beams]"
+)
 @click.option("--top-k", type=int, default=None, help="Draw from this many likeliest words.")
 @click.option("--beams", type=_POSITIVE, default=1, show_default=True, help="Over 1: search with so many beams.")
-@click.option("--groups", type=_POSITIVE, default=1, show_default=True, help="Over 1: group beam search.")
+@click.option(
+    "--groups",
+    type=_POSITIVE,
+    default=1,
+    show_default=True,
+    help="Over 1: group beam search. Groups find the same sentences, as in the original.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
 @click.option("--batch-size", type=_POSITIVE, default=4, show_default=True, help="Clips narrated together.")
 @click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
@@ -128,10 +136,14 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
 
 
 def _options(given: dict[str, Any]) -> Options:
-    from lavila_fast.generate.options import Options
+    from lavila_fast.generate.options import SAMPLING, Options
     from lavila_fast.runtime.sampling import Warp
 
-    warp = Warp(given["temperature"], given["top_k"], given["top_p"])
+    usual = Warp() if given["beams"] > 1 else SAMPLING  # beams would apply a temperature anew at every step
+    temperature, top_p = (
+        getattr(usual, name) if given[name] is None else given[name] for name in ("temperature", "top_p")
+    )
+    warp = Warp(temperature, given["top_k"], top_p)
     return Options(given["samples"], warp, given["beams"], given["groups"], seed=given["seed"])
 
 

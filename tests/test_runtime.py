@@ -96,18 +96,6 @@ def test_beams_that_swap_and_share_a_past(tiny_engines, tiny_model, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_best_words(tiny_engines, tiny_model, engine):
-    runtime, clips = tiny_engines[engine], tiny.videos(2)
-    state = runtime.begin()
-    runtime.join(state, runtime.encode(clips), 2)
-    exact = Uncached(tiny_model, clips)([(0, [END]), (1, [END])])[[0, 0, 1, 1]]
-    for k in (1, 7, tiny.VOCAB):
-        values, ids = runtime.top(state, k)
-        np.testing.assert_allclose(values, -np.sort(-exact, axis=-1)[:, :k], atol=1e-4)
-        np.testing.assert_allclose(np.take_along_axis(exact, ids, -1), values, atol=1e-4)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
 def test_sampling_reads_each_rows_own_line(tiny_engines, tiny_model, engine):
     """Forked rows share a line of logits until they step; after `select` too."""
     runtime, clips = tiny_engines[engine], tiny.videos(3)

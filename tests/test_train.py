@@ -24,7 +24,7 @@ from lavila_fast.train import evaluate_kitchen  # noqa: E402
 from lavila_fast.train.data import Batches, Clips, DataConfig, action_of, labels_of, open_clips, render_one  # noqa: E402
 from lavila_fast.train.filmed import filmed_clips  # noqa: E402
 from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
-from lavila_fast.train.losses import caption_loss, clip_loss  # noqa: E402
+from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
 from lavila_fast.train.recipes import RECIPES, Recipe  # noqa: E402
 from lavila_fast.train.ship import ship  # noqa: E402
 from lavila_fast.train.tasks import features, make_task, narrator_tokenizer, text_tokenizer  # noqa: E402
@@ -76,6 +76,20 @@ def test_clip_loss_is_the_originals():
     data = golden("dual_encoder_clip")
     found = clip_loss(data["video_embed"], data["text_embed"], data["logit_scale"])
     assert float(found) == pytest.approx(float(data["clip_loss"]), abs=2e-4)
+
+
+def test_other_contrastive_losses_are_the_originals():
+    data = golden("dual_encoder_clip")
+    video, text = data["video_embed"], data["text_embed"]
+    found = {
+        "ssl_clip_loss": ssl_clip_loss(
+            video, text, data["logit_scale"], torch.tensor(1 / 0.08), data["is_human_narration"]
+        ),
+        "max_margin_loss_0p2": max_margin_loss(video, text, 0.2),
+        "adaptive_max_margin_loss_0p4": max_margin_loss(video, text, 0.4, data["relevancy"]),
+    }
+    for name, loss in found.items():
+        assert float(loss) == pytest.approx(float(data[name]), abs=2e-4), name
 
 
 def test_clip_loss_leaves_out_the_same_thing_said_twice():
@@ -219,7 +233,7 @@ torch.set_num_threads(1)
 data = np.load({data!r})
 row = replace(TINY, model=DUAL, hints=0.0) if {dual} else TINY
 clips = Clips(data["frames"], data["labels"])
-train(row, clips, None, Path({out!r}), resume={resume}, every=1, zero={zero})
+train(row, clips, clips, Path({out!r}), resume={resume}, every=1, zero={zero})
 """
 
 
@@ -233,7 +247,9 @@ def two_processes(folder, clips, zero=None, dual=False, resume=False):
     done = subprocess.run([*start, str(folder / "work.py")], timeout=250, env=env, capture_output=True, text=True)
     if done.returncode:
         return done.stderr
-    return [json.loads(line)["loss"] for line in (folder / "two" / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "two" / "log.jsonl").read_text().splitlines()]
+    assert "unseen" in rows[-1]
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 @pytest.mark.slow
@@ -266,9 +282,16 @@ def test_recipes_fit_their_vocabularies_and_follow_each_other():
     for recipe in RECIPES.values():
         words = narrator_tokenizer() if isinstance(recipe.model, NarratorConfig) else text_tokenizer()
         assert recipe.model.text.vocab == words.vocab_size
+        sentences = [action.sentence for action in all_actions()]
+        shown = sentences if words.kind == "gpt2" else [one.lower() for one in sentences]
+        assert [words.decode(row).replace(" ", "") for row in words.encode(sentences)] == [
+            one.replace(" ", "") for one in shown
+        ]
         assert recipe.start is None or recipe.start in RECIPES
     with pytest.raises(InputError, match="at least 1"):
         replace(TINY, steps=0)
+    with pytest.raises(InputError, match="evenly"):
+        Run(TINY, Clips(np.zeros((0, 4, 16, 16, 3), np.uint8), np.zeros((0, 4), np.int64)), world=3)
 
 
 def test_shipped_file_says_what_the_run_learnt(clips, tmp_path, monkeypatch):

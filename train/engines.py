@@ -101,6 +101,9 @@ class DeepSpeedEngine:
             "steps_per_print": 10**9,
         }
         optimiser = torch.optim.AdamW(parameter_groups(task, recipe), lr=recipe.lr, betas=recipe.betas)
+        for gate in (p for p in task.parameters() if p.ndim == 0):
+            # DeepSpeed 0.19 cannot broadcast a scalar; this mark leaves it out. Ours are the same everywhere anyway.
+            gate.ds_optim_param = True  # type: ignore[attr-defined]
         self.module: Any = deepspeed.initialize(model=task, optimizer=optimiser, config=settings)[0]
 
     def update(self, loss: Tensor, rate: float) -> Tensor:

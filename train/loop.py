@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavila_fast.errors import CheckpointError
+from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.train.checkpoints import load_state, save_state
 from lavila_fast.train.data import Batches, Clips
 from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
@@ -99,6 +99,8 @@ class Run:
         zero: int | None = None,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
+        if recipe.batch_size % world:
+            raise InputError(f"{world} processes cannot share a batch of {recipe.batch_size} evenly")
         self.recipe, self.rank, self.world, self.step = recipe, rank, world, 0
         self.task = make_task(recipe)
         self.fresh: list[str] = adopt(self.task, weights or {})
@@ -161,7 +163,7 @@ class Run:
     @torch.no_grad()
     def evaluate(self, clips: Clips, batch_size: int = 100) -> dict[str, float]:
         """Numbers of the averaged weights on other clips."""
-        task = make_task(self.recipe)
+        task = make_task(self.recipe).eval()
         task.load_state_dict(self.average)
         sums: dict[str, float] = {}
         for start in range(0, len(clips.labels), batch_size):

@@ -62,3 +62,28 @@ def clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor 
         others = same_BB & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
         logits_BB = logits_BB.masked_fill(others, float("-inf"))
     return (F.cross_entropy(logits_BB, rows) + F.cross_entropy(logits_BB.T, rows)) / 2
+
+
+def ssl_clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, pseudo_scale: Tensor, human_B: Tensor) -> Tensor:
+    """`clip_loss` where sentences of people and of a narrator have temperatures of their own.
+
+    Args:
+        video_BE: Unit embeddings of all clips.
+        text_BE: Unit embeddings of their sentences.
+        scale: Factor where both rows of a pair are narrated by people.
+        pseudo_scale: Factor where neither is; a mixed pair takes the geometric mean.
+        human_B: 1 for rows narrated by people, 0 for the others.
+    """
+    root_B = torch.where(human_B.bool(), scale.sqrt(), pseudo_scale.sqrt())
+    logits_BB = root_B[:, None] * root_B * (video_BE.float() @ text_BE.float().T)
+    rows = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, rows) + F.cross_entropy(logits_BB.T, rows)) / 2
+
+
+def max_margin_loss(video_BE: Tensor, text_BE: Tensor, margin: float, relevancy_B: Tensor | None = None) -> Tensor:
+    """Hinge loss over all wrong pairs, both ways; with `relevancy_B` each row's margin is scaled by it."""
+    near_BB = F.normalize(text_BE, dim=-1) @ F.normalize(video_BE, dim=-1).T
+    wanted_B = margin * (torch.ones_like(near_BB[0]) if relevancy_B is None else relevancy_B)
+    slack = (wanted_B - near_BB.diag())[:, None]
+    wrong = ~torch.eye(len(near_BB), dtype=torch.bool, device=near_BB.device)
+    return (F.relu(slack + near_BB)[wrong].mean() + F.relu(slack + near_BB.T)[wrong].mean()) / 2

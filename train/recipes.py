@@ -90,7 +90,7 @@ TEXT = replace(
     model=NANO_DUAL,
     data=DataConfig(clips=20_000),
     frozen=True,
-    steps=1500,
+    steps=1000,
     batch_size=256,
     ema=0.99,
     hints=0.0,

@@ -21,7 +21,7 @@ from lavila_fast.kitchen.world import all_actions
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.models.timesformer import TimeSformer
-from lavila_fast.text import Tokenizer, load_tokenizer, train_bpe
+from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.train.data import PARTS, Clips, labels_of
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
 from lavila_fast.train.recipes import Recipe
@@ -29,15 +29,16 @@ from lavila_fast.train.recipes import Recipe
 Numbers = dict[str, Tensor]
 
 
+# Learnt once from the kitchen's sentences (`train_bpe`, `train_clip_bpe`) and kept: ties may break otherwise next time.
 @cache
 def narrator_tokenizer(context: int = 32) -> Tokenizer:
-    """GPT-2-style tokenizer learnt from the kitchen's sentences."""
-    return train_bpe((action.sentence for action in all_actions()), 512, context)
+    """GPT-2-style tokenizer of the kitchen's sentences."""
+    return load_tokenizer(Path(__file__).with_name("narrator_tokenizer.json"), "gpt2", context)
 
 
 @cache
 def text_tokenizer(context: int = 32) -> Tokenizer:
-    """CLIP-style tokenizer, learnt from the kitchen's sentences once and kept: learning anew breaks ties by chance."""
+    """CLIP-style tokenizer of the kitchen's sentences."""
     return load_tokenizer(Path(__file__).with_name("text_tokenizer.json"), "clip", context)
 
 
@@ -168,10 +169,11 @@ class DualTask(Task):
         return F.normalize(video @ self.model.image_projection, dim=-1)
 
     def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        """Contrastive loss over all processes; `v2t` and `t2v` are recall at 1 within the batch."""
-        said = gather(labels)
-        video_BE = gather(self._embed(video).float())
-        text_BE = gather(self.model.embed_text(self.ids[tuple(labels.T)]).float())
+        """Contrastive loss over all processes (evaluating: over this one alone); `v2t`, `t2v` are recalls at 1."""
+        share = gather if self.training else torch.Tensor.contiguous
+        said = share(labels)
+        video_BE = share(self._embed(video).float())
+        text_BE = share(self.model.embed_text(self.ids[tuple(labels.T)]).float())
         scale = self.model.logit_scale.float().exp().clamp(max=100)
         same = (said[:, None] == said[None]).all(-1)
         loss = clip_loss(video_BE, text_BE, scale, same)
@@ -209,7 +211,8 @@ def features(task: Task, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
     rows = torch.arange(rank, len(seen), world)
     for some in torch.split(rows, 100):
         video = (torch.from_numpy(clips.frames[some]).permute(0, 4, 1, 2, 3).float() - task.mean) / task.std
-        seen[some] = task.model.visual(video)
+        with torch.autocast("cpu", torch.bfloat16, enabled=task.fast):
+            seen[some] = task.model.visual(video).float()
     if world > 1:
         dist.all_reduce(seen)
     return Clips(seen.numpy(), clips.labels)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lavila_fast.errors import InputError
 from lavila_fast.runtime.sampling import Warp
+
+SAMPLING = Warp(temperature=0.7, top_p=0.95)
+"""The original's."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Options:
     """
 
     samples: int = 1
-    warp: Warp = field(default_factory=lambda: Warp(temperature=0.7, top_p=0.95))
+    warp: Warp = SAMPLING
     beams: int = 1
     groups: int = 1
     length_penalty: float = 1.0

@@ -179,14 +179,6 @@ class HostRuntime(ABC):
         """See `NarratorRuntime.logprobs`."""
         return log_softmax(state.logits)[0][state.source]
 
-    def top(self, state: HostState, k: int) -> tuple[F32, I64]:
-        """See `NarratorRuntime.top`."""
-        scores = log_softmax(state.logits)[0]
-        ids = np.argpartition(scores, -k, axis=-1)[:, -k:]
-        order = np.lexsort((ids, -np.take_along_axis(scores, ids, -1)), axis=-1)
-        ids = np.take_along_axis(ids, order, -1)
-        return np.take_along_axis(scores, ids, -1)[state.source], ids[state.source]
-
     def step(self, state: HostState, tokens: I64) -> None:
         """See `NarratorRuntime.step`."""
         cross = [layer[: state.clips] for layer in state.cross]

@@ -45,10 +45,6 @@ class NarratorRuntime(Protocol):
         """Choose the next token of every row with one uniform number in [0, 1) a row; the state does not change."""
         ...
 
-    def top(self, state: Any, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k likeliest next tokens of every row: log-probabilities and ids, both (N, k), best first."""
-        ...
-
     def logprobs(self, state: Any) -> NDArray[np.float32]:
         """Log-probabilities of every next token of every row, (N, V)."""
         ...
