@@ -19,8 +19,9 @@ from test_video_coded import write_sound, write_video
 
 import lavila_fast
 from lavila_fast.archive.journal import Journal
-from lavila_fast.cli import run
+from lavila_fast.cli import _options, run
 from lavila_fast.errors import InputError
+from lavila_fast.runtime.sampling import Warp
 
 VIDEOS = Path(os.environ.get("LAVILA_VIDEO_DIR", Path(__file__).parents[2] / "shared/videos"))
 NANO = Path(lavila_fast.__file__).parent / "assets" / "nano"
@@ -416,3 +417,22 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     right = sum("(shown:" not in line for line in said)
     assert f"{right} of {len(said)} as shown" in captured.err
     assert "knows only its miniature kitchen" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("given", "warp"),
+    [
+        ({}, Warp(0.7, None, 0.95)),
+        ({"beams": 3}, Warp(1.0, None, 1.0)),
+        ({"beams": 3, "temperature": 0.5}, Warp(0.5, None, 1.0)),
+        ({"temperature": 0.0, "top_k": 5}, Warp(0.0, 5, 0.95)),
+    ],
+)
+def test_defaults_are_the_originals_and_beams_leave_scores_alone(given: dict[str, float], warp: Warp) -> None:
+    blank = {"samples": 1, "temperature": None, "top_p": None, "top_k": None, "beams": 1, "groups": 1, "seed": 0}
+    assert _options({**blank, **given}).warp == warp
+
+
+def test_a_share_of_nothing_is_refused(narrate, videos, capsys):
+    assert narrate(videos / "v0.mp4", "--top-p", 0) == 2
+    assert "top_p" in capsys.readouterr().err
