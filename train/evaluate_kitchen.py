@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lavila_fast.errors import LavilaError
 from lavila_fast.kitchen.scene import Split
-from lavila_fast.kitchen.world import parse_sentence
+from lavila_fast.kitchen.world import all_actions, parse_sentence
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator
 from lavila_fast.models.narrator import Narrator
@@ -106,14 +106,18 @@ def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
 
 @torch.inference_mode()
 def dual_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> dict[str, Any]:
-    """Retrieval among all distinct sentences of `clips`, and multiple choice."""
+    """Retrieval among all sentences of the kitchen and among those of `clips`, and multiple choice."""
     video_NE = torch.cat([dual.embed_video(batch) for batch in _video(dual, clips)]).numpy()
     said = [action_of(row).sentence for row in clips.labels]
     distinct = sorted(set(said))
     text_ME = dual.embed_text(torch.from_numpy(tokenizer.encode(distinct))).numpy()
     where = np.array([distinct.index(one) for one in said])
     fits = where[:, None] == np.arange(len(distinct))
+    every = [action.sentence for action in all_actions()]
+    every_ME = dual.embed_text(torch.from_numpy(tokenizer.encode(every))).numpy()
+    meant = np.array([every.index(one) for one in said])[:, None] == np.arange(len(every))
     return {
+        "video_to_all_sentences": {"sentences": len(every), **_ranking(video_NE @ every_ME.T, meant)},
         "retrieval": retrieval_figures(video_NE, text_ME, fits),
         "choice_of_5": choice_figures(video_NE, text_ME[where], clips.labels),
     }
