@@ -5,7 +5,7 @@
 TimeSformer-B and GPT-2 sizes, random weights, 10 samples of 77 tokens, float32. The uncached loop does what the
 original does: every step feeds the whole prefix of every sample again, through attention to all visual tokens, and
 sorts the vocabulary for top-p. It takes minutes a clip, so it is timed at a few prefix lengths and summed over all 76
-steps by straight lines between them; the result says so. The last line is one JSON object.
+steps by straight lines between them; the result says so. All pieces take turns. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lavila_fast.runtime.sampling import Warp
 SAMPLES, TOKENS = 10, 77
 WARP = Warp(temperature=0.7, top_p=0.95)
 PREFIXES = (1, 10, 25, 50, 76)
+CLIPS = (1, 4)
 
 
 def random_narrator(seed: int = 0) -> Narrator:
@@ -65,30 +66,54 @@ def uncached_step(model: Narrator, tokens_NQE: Tensor, ids_NL: Tensor, greedy: b
     return order.gather(-1, scores.masked_fill(drop, -torch.inf).softmax(-1).multinomial(1))
 
 
-def time_uncached(model: Narrator, video: Tensor, repeats: int) -> dict[str, Any]:
-    """Seconds a clip of the uncached loop, from steps timed at `PREFIXES`."""
+def uncached_work(model: Narrator, video: Tensor) -> dict[str, Callable[[], Any]]:
+    """The pieces of the uncached loop that are timed: encoding, and a step at each of `PREFIXES`."""
     with torch.inference_mode():
-        encode = median_seconds(lambda: model.visual_tokens(video), repeats)
         tokens = model.visual_tokens(video).repeat_interleave(SAMPLES, 0)
     ids = torch.randint(0, 50256, (SAMPLES, TOKENS))
-    steps = [median_seconds(lambda n=n: uncached_step(model, tokens, ids[:, :n]), repeats) for n in PREFIXES]  # type: ignore[misc]
-    every = np.interp(np.arange(1, TOKENS), PREFIXES, steps)
-    timed = dict(zip(map(str, PREFIXES), steps, strict=True))
-    return {"encode_s": encode, "step_s_at_prefix": timed, "clip_s": encode + float(every.sum())}
+
+    def encode() -> None:
+        with torch.inference_mode():
+            model.visual_tokens(video)
+
+    steps = {f"step {n}": lambda n=n: uncached_step(model, tokens, ids[:, :n]) for n in PREFIXES}  # type: ignore[misc]
+    return {"uncached encode": encode, **steps}
 
 
-def time_ours(runtime: NarratorRuntime, video: np.ndarray, clips: int, repeats: int) -> dict[str, float]:
-    """Seconds a clip of the cached, batched road with `clips` in flight, encoding included."""
+def our_work(runtime: NarratorRuntime, video: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """Encoding one clip, and narrating all of 1 or 4 clips at once, encoding included."""
     options = Options(samples=SAMPLES, warp=WARP)
 
-    def narrate() -> None:
+    def narrate(clips: int) -> None:
         tasks = (Task(i, bytes([i]), runtime.encode(video)) for i in range(clips))
         for _, written in write_samples(runtime, tasks, options, clips):
             assert min(len(w.ids) for w in written) > 1
 
-    total = median_seconds(narrate, repeats)
-    encode = median_seconds(lambda: runtime.encode(video), repeats)
-    return {"clips": clips, "encode_s": encode, "clip_s": total / clips}
+    return {"encode": lambda: runtime.encode(video), **{f"{n} clips": lambda n=n: narrate(n) for n in CLIPS}}  # type: ignore[misc]
+
+
+def in_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each piece of work. They take turns, so that a busy machine slows all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):  # the first is a warm-up
+        for name, run in work.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(row) for name, row in times.items()}
+
+
+def figures(seconds: dict[str, float]) -> dict[str, Any]:
+    """Seconds a clip of both loops, and the ratios."""
+    steps = [seconds[f"step {n}"] for n in PREFIXES]
+    every = float(np.interp(np.arange(1, TOKENS), PREFIXES, steps).sum())
+    uncached = {"encode_s": seconds["uncached encode"], "clip_s": seconds["uncached encode"] + every}
+    uncached["step_s_at_prefix"] = dict(zip(map(str, PREFIXES), steps, strict=True))  # type: ignore[assignment]
+    ours = [{"clips": n, "encode_s": seconds["encode"], "clip_s": seconds[f"{n} clips"] / n} for n in CLIPS]
+    ratios = [uncached["clip_s"] / row["clip_s"] for row in ours]
+    names = ["speedup_vs_uncached", *(f"speedup_vs_uncached_{n}_clips" for n in CLIPS[1:])]
+    return {"uncached": uncached, "ours": ours, **dict(zip(names, ratios, strict=True))}
 
 
 def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
@@ -104,17 +129,6 @@ def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens
     if 50256 in expected[1:]:
         expected = expected[: expected.index(50256, 1) + 1]
     return list(written.ids) == expected
-
-
-def median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of `repeats` runs after a warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def machine() -> dict[str, str]:
@@ -155,17 +169,15 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
     with tempfile.TemporaryDirectory() as folder:
         export_narrator(model, Path(folder))
         runtime = OrtRuntime(Path(folder), model.config, threads)
+    seconds = in_turns({**uncached_work(model, video), **our_work(runtime, video.numpy())}, repeats)
     result: dict[str, Any] = {
         "what": f"TSF-B + GPT-2, random weights, {SAMPLES} samples, {TOKENS} tokens, float32, {threads} threads",
-        "command": "python -m lavila_fast.bench.narrate " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m lavila_fast.bench.narrate", *sys.argv[1:]]),
         "machine": machine(),
+        "note": f"uncached steps timed at prefixes {PREFIXES} and interpolated over all 76; medians of {repeats} turns",
         "greedy_ids_equal": same_greedy(model, runtime, video, greedy_tokens),
-        "note": f"uncached steps timed at prefixes {PREFIXES} and interpolated over all 76; medians of {repeats}",
-        "ours": [time_ours(runtime, video.numpy(), clips, repeats) for clips in (1, 4)],
-        "uncached": time_uncached(model, video, repeats),
+        **figures(seconds),
     }
-    result["speedup_vs_uncached"] = result["uncached"]["clip_s"] / result["ours"][0]["clip_s"]
-    result["speedup_vs_uncached_4_clips"] = result["uncached"]["clip_s"] / result["ours"][1]["clip_s"]
     click.echo(table(result))
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)

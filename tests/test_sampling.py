@@ -13,7 +13,8 @@ from lavila_fast.errors import InputError
 from lavila_fast.generate.beams import _drawn
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.randomness import clip_key, uniform
-from lavila_fast.runtime.sampling import Warp, choose, kept, log_softmax, nucleus
+from lavila_fast.runtime import sampling
+from lavila_fast.runtime.sampling import Warp, choose, log_softmax, nucleus
 
 torch = pytest.importorskip("torch")
 
@@ -34,6 +35,13 @@ def warped(logits, warp, least=1):
     for one in chain:
         scores = one(None, scores)
     return scores.softmax(-1).numpy()
+
+
+def kept(logits, warp, least=1):
+    """Ids of the words that survive, and their cumulative weight."""
+    inside, weights = sampling.kept(logits, warp, least)
+    ids = np.flatnonzero(inside)
+    return ids, np.cumsum(weights[ids], dtype=np.float64)
 
 
 def probabilities(logits, warp, least=1):

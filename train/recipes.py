@@ -1,11 +1,13 @@
 """Training runs as rows: each derives from another by naming what differs.
 
-The shipped small model is made by four runs, each starting from the weights of the one before:
+The shipped small model is made by three runs, each starting from the weights of the one before:
 
     nano_image      single frames: what, which colour, which hand (a quarter of the cost of clips)
     nano_narrator   clips of four frames: the verb too
-    nano_text       a text tower that fits the narrator's video tower, which is frozen: thousands of sentences a second
-    nano_dual       both towers together
+    nano_dual       a text tower that fits the narrator's video tower, which is frozen: thousands of sentences a second
+
+Training both towers together afterwards, 400 steps, made the dual encoder worse on seeds kept for such choices (recall
+at 1 among all sentences 95.8% instead of 98.2%), so it ends there.
 """
 
 from __future__ import annotations
@@ -84,9 +86,9 @@ class Recipe:
 
 IMAGE = Recipe("nano_image", NANO_NARRATOR, DataConfig(clips=20_000), steps=1200, still=True)
 NARRATOR = replace(IMAGE, name="nano_narrator", data=DataConfig(), still=False, steps=1800, start="nano_image")
-TEXT = replace(
+DUAL = replace(
     NARRATOR,
-    name="nano_text",
+    name="nano_dual",
     model=NANO_DUAL,
     data=DataConfig(clips=20_000),
     frozen=True,
@@ -96,6 +98,5 @@ TEXT = replace(
     hints=0.0,
     start="nano_narrator",
 )
-DUAL = replace(NARRATOR, name="nano_dual", model=NANO_DUAL, steps=400, lr=3e-4, hints=0.0, start="nano_text")
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in (IMAGE, NARRATOR, TEXT, DUAL)})
+RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in (IMAGE, NARRATOR, DUAL)})

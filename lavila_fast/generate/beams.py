@@ -182,7 +182,7 @@ def continuations(
     pool: list[tuple[NDArray[np.float32], int, NDArray[np.int64]]] = []
     for number, (line, beam) in enumerate(zip(logprobs, beams, strict=True)):
         total = line + np.float32(beam.score)
-        ids = kept(total, warp, least=2)[0]
+        ids = np.flatnonzero(kept(total, warp, least=2)[0])
         pool.append((total[ids] / np.float32(warp.temperature), number, ids))
     scores = np.concatenate([p[0] for p in pool])
     owner = np.concatenate([np.full(len(p[2]), p[1]) for p in pool])

@@ -1,9 +1,8 @@
 """Choosing one token a row from logits, beside the logits: nucleus and top-k sampling with one uniform number a row.
 
-The original sorts the whole vocabulary at every step. Here the nucleus is found exactly without that: words so unlikely
-that all of them together would not reach the discarded mass cannot be in it and are dropped first; what is left, a
-handful for a trained model, is sorted. A token is drawn by inverting the cumulative distribution *in vocabulary order*,
-so that no order among nearly equal words can change the draw.
+The original sorts the whole vocabulary at every step. Here the nucleus is found exactly without that: the bits of the
+probabilities put the words into bins, and only the bin in which the threshold lies is sorted. A token is drawn by
+inverting the cumulative distribution *in vocabulary order*, so that no order among nearly equal words can change it.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from lavila_fast.errors import InputError
 
 F32 = NDArray[np.float32]
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,19 @@ class Chosen:
 
 def log_softmax(logits: F32) -> tuple[F32, F32]:
     """Log-probabilities (M, V) and the entropy (M,) in nats of each row of logits."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    scores, entropy = np.empty_like(logits), np.empty(len(logits), np.float32)
+    for line, row in enumerate(logits):  # row by row, because one row fits into the cache
+        shifted, _, total, entropy[line] = _softmax(row)
+        np.subtract(shifted, np.log(total), out=scores[line])
+    return scores, entropy
+
+
+def _softmax(row: F32) -> tuple[F32, F32, np.float32, np.float32]:
+    """Of one row (V,): logits less the largest, their exponentials, the sum of those, and the entropy in nats."""
+    shifted = row - row.max()
     weights = np.exp(shifted)
-    total = weights.sum(axis=-1, keepdims=True)
-    entropy = np.log(total[:, 0]) - (weights * shifted).sum(axis=-1) / total[:, 0]
-    shifted -= np.log(total)
-    return shifted, entropy
+    total = weights.sum()
+    return shifted, weights, total, np.log(total) - (weights * shifted).sum() / total
 
 
 def choose(logits: F32, source: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
@@ -75,54 +82,83 @@ def choose(logits: F32, source: NDArray[np.int64], warp: Warp, u: NDArray[np.flo
         warp: The distribution's shape.
         u: (N,) uniform numbers in [0, 1); not read when greedy.
     """
-    scores, entropy = log_softmax(logits)
-    if warp.greedy:
-        tokens = scores.argmax(axis=-1)[source]
-    else:
-        tokens = np.empty(len(source), np.int64)
-        for line in np.unique(source):
-            mine = np.flatnonzero(source == line)
-            ids, cumulative = kept(scores[line], warp)
-            where = np.searchsorted(cumulative, u[mine] * cumulative[-1], side="right")
-            tokens[mine] = ids[np.minimum(where, len(ids) - 1)]
-    return Chosen(tokens, scores[source, tokens], entropy[source])
+    rows = len(source)
+    chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
+    for line in np.unique(source):
+        mine = np.flatnonzero(source == line)
+        shifted, weights, total, chosen.entropy[mine] = _softmax(logits[line])
+        if warp.greedy:
+            tokens = np.full(len(mine), shifted.argmax())
+        else:
+            inside, weights = _survivors(shifted, weights if warp.temperature == 1 else None, warp, 1)
+            tokens = draw(weights * inside, u[mine])
+        chosen.tokens[mine] = tokens
+        chosen.logprob[mine] = shifted[tokens] - np.log(total)
+    return chosen
 
 
-def kept(scores: F32, warp: Warp, least: int = 1) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The words of one row that survive the warp, in vocabulary order, and their cumulative weight (unnormalised).
+def kept(scores: F32, warp: Warp, least: int = 1) -> tuple[NDArray[np.bool_], F32]:
+    """Which words of one row survive the warp (V,), and the weights of all (V,), the largest being 1.
 
     Args:
         scores: (V,) log-probabilities or logits.
         warp: Not greedy by its temperature.
         least: Keep at least this many words (beams keep 2).
     """
-    ids = np.arange(len(scores))
-    if warp.top_k is not None and max(warp.top_k, least) < len(scores):
+    return _survivors(scores - scores.max(), None, warp, least)
+
+
+def _survivors(shifted: F32, weights: F32 | None, warp: Warp, least: int) -> tuple[NDArray[np.bool_], F32]:
+    """See `kept`; `shifted` (V,) has 0 as its largest, `weights` are its exponentials where they are at hand."""
+    if weights is None:
+        weights = np.exp(shifted * np.float32(1 / warp.temperature))
+    inside = np.ones(len(shifted), bool)
+    if warp.top_k is not None and max(warp.top_k, least) < len(shifted):
         top_k = max(warp.top_k, least)
-        ids = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
-    weights = np.exp((scores[ids] - scores[ids].max()) / np.float32(warp.temperature))
+        inside = shifted >= np.partition(shifted, -top_k)[-top_k]
     if warp.top_p < 1.0:
-        inside = nucleus(weights, warp.top_p, least)
-        ids, weights = ids[inside], weights[inside]
-    return ids, np.cumsum(weights, dtype=np.float64)
+        inside &= nucleus(weights * inside, warp.top_p)
+        if inside.sum() < least:
+            inside[np.argsort(-shifted, kind="stable")[:least]] = True
+    return inside, weights
 
 
-def nucleus(weights: F32, top_p: float, least: int = 1) -> NDArray[np.int64]:
-    """Ascending indices of the fewest largest `weights` whose share reaches `top_p`; ties go to the lower index.
+def nucleus(weights: F32, top_p: float) -> NDArray[np.bool_]:
+    """A mask of the fewest largest `weights` whose share reaches `top_p`; of equal ones the first are taken.
 
     The word that crosses the threshold is in (Holtzman et al., 2020, as Hugging Face's warper implements it).
     """
-    goal = top_p * weights.sum(dtype=np.float64)
-    # All V words below this together weigh less than half of what is discarded, so none of them is in the nucleus.
-    floor = 0.5 * (1.0 - top_p) * goal / (top_p * len(weights))
-    candidates = np.flatnonzero(weights > floor) if least == 1 else np.arange(len(weights))
-    values = weights[candidates]
-    descending = np.sort(values)[::-1]
-    count = int(np.searchsorted(np.cumsum(descending, dtype=np.float64), goal)) + 1
-    count = min(max(count, least), len(values))
-    last = descending[count - 1]
-    above = values > last
-    ties = np.flatnonzero(values == last)[: count - int(above.sum())]
-    above[ties] = True
-    inside: NDArray[np.int64] = candidates[above]
+    exact = weights.astype(np.float64)
+    goal = top_p * exact.sum()
+    # Positive floats order as their bits do: sign, exponent and six bits of the mantissa make a few thousand bins.
+    bins = (weights.view(np.int32) >> 17).astype(np.intp)
+    bins -= bins.min()
+    from_top = np.cumsum(np.bincount(bins, weights=exact)[::-1])
+    full = min(int(np.searchsorted(from_top, goal)), len(from_top) - 1)  # bins from the top that are wholly in
+    inside = bins > len(from_top) - 1 - full
+    doubtful = np.flatnonzero(bins == len(from_top) - 1 - full)
+    descending = np.sort(exact[doubtful])[::-1]
+    room = goal - (from_top[full - 1] if full else 0.0)
+    count = min(int(np.searchsorted(np.cumsum(descending), room)) + 1, len(descending))
+    more = exact[doubtful] > descending[count - 1]
+    more[np.flatnonzero(exact[doubtful] == descending[count - 1])[: count - int(more.sum())]] = True
+    inside[doubtful[more]] = True
     return inside
+
+
+def draw(weights: F32, u: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indices drawn in proportion to `weights` (V,), one for each uniform number in [0, 1).
+
+    The cumulative weight is inverted in two steps, over blocks and within one: a running sum over a whole vocabulary
+    is slow.
+    """
+    starts = np.arange(0, len(weights), BLOCK)
+    before = np.concatenate([[0.0], np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))])
+    goals = np.minimum(u * before[-1], np.nextafter(before[-1], 0))  # so that the block found weighs something
+    tokens = np.empty(len(u), np.int64)
+    for i, goal in enumerate(goals):
+        block = int(np.searchsorted(before, goal, side="right")) - 1
+        part = weights[block * BLOCK : (block + 1) * BLOCK]
+        place = int(np.searchsorted(np.cumsum(part, dtype=np.float64), goal - before[block], side="right"))
+        tokens[i] = block * BLOCK + min(place, int(np.flatnonzero(part)[-1]))
+    return tokens
