@@ -2,7 +2,7 @@
 # make test   the test suite; makes its own environment, with torch (CPU)
 # make check  ruff and mypy
 # make bench  the uncached loop against ours; writes bench/results/narrate.json
-# make nano   train, judge and pack the shipped small model (about two hours on two cores)
+# make nano   train, judge and pack the shipped small model (over an hour on two cores)
 
 PYTHON ?= python3
 DEMO := .venv-demo
@@ -43,7 +43,7 @@ bench: $(DEV)/.made
 
 TRAIN := $(DEV)/bin/torchrun --standalone --nproc_per_node=2 -m lavila_fast.train
 nano: $(DEV)/.made
-	for recipe in nano_image nano_narrator nano_text nano_dual; do \
+	for recipe in nano_image nano_narrator nano_dual; do \
 	    $(TRAIN) $$recipe --output runs/$$recipe --resume || exit 1; done
 	$(DEV)/bin/python -m lavila_fast.train.ship runs --output runs/nano
 	$(DEV)/bin/python -m lavila_fast.train.evaluate_kitchen runs/nano --output bench/results/nano_quality.json

@@ -44,6 +44,8 @@ DISTILBERT = DistilBertConfig()
 
 NANO_GPT2 = GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab=426, n_positions=32)
 NANO_CLIP = ClipTextConfig(width=128, heads=4, layers=2, vocab=664, context=32)
+NANO_NARRATOR = NarratorConfig(NANO, NANO_GPT2, queries=8, pool_heads=2, max_tokens=32)
+NANO_DUAL_ENCODER = DualEncoderConfig(NANO, NANO_CLIP, embed=128)
 
 VARIANTS: Mapping[str, ModelConfig] = MappingProxyType(
     {
@@ -59,8 +61,8 @@ VARIANTS: Mapping[str, ModelConfig] = MappingProxyType(
         "CLIP_OPENAI_TIMESFORMER_LARGE_DISTILBERT_BASE": DualEncoderConfig(LARGE, DISTILBERT),
         "CLIP_OPENAI_TIMESFORMER_LARGE_336PX_DISTILBERT_BASE": DualEncoderConfig(LARGE_336, DISTILBERT),
         "CLIP_HF_EGOVLP_DISTILBERT_BASE": DualEncoderConfig(EGOVLP, DISTILBERT, head="egovlp"),
-        "NANO_NARRATOR": NarratorConfig(NANO, NANO_GPT2, queries=8, pool_heads=2, max_tokens=32),
-        "NANO_DUAL_ENCODER": DualEncoderConfig(NANO, NANO_CLIP, embed=128),
+        "NANO_NARRATOR": NANO_NARRATOR,
+        "NANO_DUAL_ENCODER": NANO_DUAL_ENCODER,
     }
 )
 

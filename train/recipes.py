@@ -17,19 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from lavila_fast.config import ClipTextConfig, DualEncoderConfig, GPT2Config, NarratorConfig, VisionConfig
+from lavila_fast.config import DualEncoderConfig, NarratorConfig
 from lavila_fast.errors import InputError
+from lavila_fast.presets import NANO_DUAL_ENCODER, NANO_NARRATOR
 from lavila_fast.train.data import DataConfig
-
-NANO_VISION = VisionConfig(img=64, patch=8, dim=128, depth=5, heads=2, act="gelu")
-NANO_NARRATOR = NarratorConfig(
-    NANO_VISION,
-    GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab=426, n_positions=32),
-    queries=8,
-    pool_heads=2,
-    max_tokens=32,
-)
-NANO_DUAL = DualEncoderConfig(NANO_VISION, ClipTextConfig(width=128, heads=4, layers=2, vocab=664, context=32), 128)
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,7 @@ NARRATOR = replace(IMAGE, name="nano_narrator", data=DataConfig(), still=False, 
 DUAL = replace(
     NARRATOR,
     name="nano_dual",
-    model=NANO_DUAL,
+    model=NANO_DUAL_ENCODER,
     data=DataConfig(clips=20_000),
     frozen=True,
     steps=1000,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -118,14 +119,10 @@ def _refill(
     free = batch - len({id(row.task) for row in rows})
     if rows and free < max(1, batch // 4):  # joining costs a step of its own, so let a few places gather
         return []
-    new: list[Row[T]] = []
-    for _ in range(free):
-        task = next(queue, None)
-        if task is None:
-            break
-        runtime.join(state, task.context, options.samples)
-        new += [Row(task, sample, [end_token(runtime)]) for sample in range(options.samples)]
-    return new
+    tasks = list(islice(queue, free))
+    if tasks:
+        runtime.join(state, runtime.merge([task.context for task in tasks]), options.samples)
+    return [Row(task, sample, [end_token(runtime)]) for task in tasks for sample in range(options.samples)]
 
 
 def _close(finished: list[Row[T]], samples: int) -> Iterator[tuple[T, list[Written]]]:

@@ -137,6 +137,13 @@ class HostRuntime(ABC):
         parts = [self._encode(video[i : i + 1]) for i in range(len(video))]
         return HostContext(tuple(np.concatenate(layer) for layer in zip(*parts, strict=True)))
 
+    def merge(self, contexts: Sequence[HostContext]) -> HostContext:
+        """See `NarratorRuntime.merge`."""
+        if len(contexts) == 1:
+            return contexts[0]
+        layers = zip(*(context.cross for context in contexts), strict=True)
+        return HostContext(tuple(np.concatenate(layer) for layer in layers))
+
     def begin(self) -> HostState:
         """See `NarratorRuntime.begin`."""
         return HostState(self.config)

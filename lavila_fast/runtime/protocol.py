@@ -7,6 +7,7 @@ samples or beams; they share the clip's cross-attention keys and values. Rows ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,10 @@ class NarratorRuntime(Protocol):
 
     def encode(self, video: NDArray[np.float32]) -> ClipContext:
         """Everything the decoder needs of clips: normalised float32 video (B, 3, T, H, W), once a clip."""
+        ...
+
+    def merge(self, contexts: Sequence[Any]) -> ClipContext:
+        """Several contexts as one, so that their clips can join in one step."""
         ...
 
     def begin(self) -> Any:

@@ -121,7 +121,12 @@ def _learn(sentences: Iterable[str], merges: int, words: Any, suffix: str = "") 
     tokenizer = Tokenizer(models.BPE(**ends))
     tokenizer.pre_tokenizer = words
     size = (512 if suffix else 256) + merges
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=_bytes(), show_progress=False, **ends)
+    # Ties between pairs go to the lower ids. Word-ending letters would get theirs in the order of a hash table, which
+    # differs from run to run, so they are given theirs beforehand.
+    letters = [letter + suffix for letter in _bytes()] if suffix else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=_bytes(), special_tokens=letters, show_progress=False, **ends
+    )
     tokenizer.train_from_iterator(sentences, trainer)
     return [(a, b) for a, b in json.loads(tokenizer.to_str())["model"]["merges"]][:merges]
 
