@@ -75,7 +75,7 @@ def test_survivors_and_weights_are_those_of_the_original(warp, least, words, sca
 
 
 @given(
-    # Sixty-fourths stay exact in float32 whatever is subtracted; closer neighbours would be equal there, not in float64.
+    # Sixty-fourths stay exact in float32 whatever is subtracted; closer neighbours would be equal there alone.
     st.lists(st.integers(-1920, 1920).map(lambda n: n / 64), min_size=2, max_size=40, unique=True),
     st.floats(0.05, 3.0),
     st.one_of(st.none(), st.integers(1, 50)),
