@@ -6,6 +6,7 @@ it opens the file, so that arithmetic stays float32 and a float16 checkpoint los
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def write_graph(graph: Graph, path: Path, half: bool = False) -> None:
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
         raise MissingExtraError(error.name or "onnx", "export") from error
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of optional packages that are not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -436,3 +436,10 @@ def test_defaults_are_the_originals_and_beams_leave_scores_alone(given: dict[str
 def test_a_share_of_nothing_is_refused(narrate, videos, capsys):
     assert narrate(videos / "v0.mp4", "--top-p", 0) == 2
     assert "top_p" in capsys.readouterr().err
+
+
+def test_what_the_small_model_does_not_know_is_said_first(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["narrate", str(videos / "v2.mp4"), "--temperature", "0"]) == 0
+    assert capsys.readouterr().err.splitlines()[0].startswith("nano: knows only its generated miniature kitchen")
+    assert run(["narrate", str(videos / "v2.mp4"), "--temperature", "0", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
