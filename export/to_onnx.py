@@ -40,7 +40,8 @@ def write_graph(graph: Graph, path: Path, half: bool = False) -> None:
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError as error:
         raise MissingExtraError(error.name or "onnx", "export") from error
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of optional packages that are not needed
+    for name in ("torch.onnx", "onnxscript"):  # they warn of optional packages and folds that are not needed
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
