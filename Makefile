@@ -1,5 +1,5 @@
 # make demo   narrate the shipped clip; makes its own environment, without torch
-# make test   the test suite; makes its own environment, with torch (CPU)
+# make test   the test suite; makes its own environment, with torch
 # make check  ruff and mypy
 # make bench  the uncached loop against ours; writes bench/results/narrate.json
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)

@@ -82,7 +82,7 @@ cli.add_command(models)
     help="Over 1: group beam search. Groups find the same sentences, as in the original.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
-@click.option("--batch-size", type=_POSITIVE, default=4, show_default=True, help="Clips narrated together.")
+@click.option("--batch-size", type=_POSITIVE, default=8, show_default=True, help="Clips narrated together.")
 @click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--workers", type=_POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")

@@ -122,7 +122,7 @@ class Narrator:
         yield from read_clips(source, clips, vision.frames, lambda f: preprocess(f, vision.img), threads)
 
     def narrate_clips(
-        self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 4
+        self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8
     ) -> Iterator[list[Narration]]:
         """Narrate clips as they come.
 
@@ -150,7 +150,7 @@ class Narrator:
         clip_seconds: float | None = None,
         stride_seconds: float | None = None,
         options: Options | None = None,
-        batch: int = 4,
+        batch: int = 8,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
 
