@@ -30,7 +30,7 @@ def write_graph(graph: Graph, path: Path, half: bool = False) -> None:
     Args:
         graph: What to trace.
         path: The file to write.
-        half: Store weights as float16 (arithmetic stays float32).
+        half: Store weights as float16 (arithmetic stays float32), all in one file: for models below 2 GiB.
 
     Raises:
         BundleError: the exported graph's names differ from the declared ones.
@@ -55,16 +55,19 @@ def write_graph(graph: Graph, path: Path, half: bool = False) -> None:
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _check_names(model, graph, path)
+    _check_names(program.model.graph, graph, path)
     if half:
+        model = program.model_proto
         _store_half(model)
-    large = model.ByteSize() > _LARGEST_INLINE
-    onnx.save(model, str(path), save_as_external_data=large, location=path.name + ".data" if large else None)
+        onnx.save(model, str(path))
+    else:
+        weights = [value.const_value for value in program.model.graph.initializers.values()]
+        size = sum(weight.nbytes for weight in weights if weight is not None)
+        program.save(str(path), external_data=size > _LARGEST_INLINE)
 
 
-def _check_names(model: Any, graph: Graph, path: Path) -> None:
-    found = [i.name for i in model.graph.input], [o.name for o in model.graph.output]
+def _check_names(found_graph: Any, graph: Graph, path: Path) -> None:
+    found = [i.name for i in found_graph.inputs], [o.name for o in found_graph.outputs]
     if found != (graph.inputs, graph.outputs):
         raise BundleError(
             f"{path}: the exporter named inputs and outputs {found}, not as declared; this is a bug of ours"

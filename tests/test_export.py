@@ -14,10 +14,12 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
+from lavila_fast.export import to_onnx  # noqa: E402
 from lavila_fast.export.bundle import Sources, build_bundle  # noqa: E402
+from lavila_fast.export.graphs import encoder_graph  # noqa: E402
 from lavila_fast.models.load import load_narrator, save_checkpoint  # noqa: E402
 from lavila_fast.runtime.bundle import open_bundle  # noqa: E402
-from lavila_fast.runtime.ort_backend import DECODER, ENCODER, OrtRuntime  # noqa: E402
+from lavila_fast.runtime.ort_backend import DECODER, ENCODER, OrtRuntime, session  # noqa: E402
 from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 BLOCKED = ["torch", "transformers", "onnx", "onnxscript", "safetensors", "PIL", "deepspeed"]
@@ -101,6 +103,19 @@ def test_half_precision_storage_loses_what_float16_loses_and_no_more(tmp_path, t
     stored = load_narrator(half.folder).state_dict()  # the weights lie beside the graphs for the PyTorch loaders
     for name, weight in tiny_model.state_dict().items():
         torch.testing.assert_close(stored[name], weight.half().float(), atol=0, rtol=0)
+
+
+def test_large_weights_lie_beside_the_graph(tmp_path, tiny_model, tiny_bundle, tiny_engines, monkeypatch):
+    """A protobuf file ends at 2 GiB; here the limit is lowered to nothing."""
+    monkeypatch.setattr(to_onnx, "_LARGEST_INLINE", 0)
+    to_onnx.write_graph(encoder_graph(tiny_model), tmp_path / ENCODER)
+    weights = sum(p.numel() for p in tiny_model.visual.parameters()) * 4
+    assert (tmp_path / f"{ENCODER}.data").stat().st_size > 0.8 * weights
+    assert (tmp_path / ENCODER).stat().st_size < (tiny_bundle / ENCODER).stat().st_size - 0.8 * weights
+    video = tiny.videos(2)
+    inline = tiny_engines["onnxruntime"].encoder.run(None, {"video": video})
+    for found, expected in zip(session(tmp_path / ENCODER, 1).run(None, {"video": video}), inline, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_bundle_with_all_that_belongs_to_it(tmp_path, tiny_bundle, monkeypatch):
