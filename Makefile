@@ -1,7 +1,7 @@
 # make demo   narrate the shipped clip; makes its own environment, without torch
 # make test   the test suite; makes its own environment, with torch
 # make check  ruff and mypy
-# make bench  the uncached loop against ours; writes bench/results/narrate.json
+# make bench  the uncached loop against ours; writes bench/results/narrate.json and the README's table
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
 
 PYTHON ?= python3
@@ -40,6 +40,7 @@ check: $(DEV)/.made
 
 bench: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.narrate --output bench/results/narrate.json
+	@$(DEV)/bin/python -m lavila_fast.bench.report
 
 TRAIN := $(DEV)/bin/torchrun --standalone --nproc_per_node=2 -m lavila_fast.train
 nano: $(DEV)/.made

@@ -344,3 +344,10 @@ def test_films_show_the_scenes(tmp_path):
     frames, labels = render_one(config, 0)
     assert tuple(found.labels[0]) == labels
     assert np.abs(found.frames[0] - frames.astype(np.float32)).mean() < 6
+
+
+def test_confusions_name_the_part_that_is_wrong():
+    shown, other = all_actions()[0], replace(all_actions()[0], verb="put_down")
+    labels = np.array([labels_of(shown)] * 4)
+    said = [shown.sentence, other.sentence, other.sentence, "nonsense"]
+    assert evaluate_kitchen.confusions(said, labels) == [["verb", shown.verb, "put_down", 2]]

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,17 @@ def sentence_figures(said: list[str], labels: NDArray[np.int64]) -> dict[str, fl
             right[i] = np.array(labels_of(action)) == labels[i]
     figures = dict(zip(PARTS, right.mean(0).tolist(), strict=True))
     return {**figures, "verb_and_object": float(right[:, :2].all(1).mean()), "sentence": float(right.all(1).mean())}
+
+
+def confusions(said: list[str], labels: NDArray[np.int64], most: int = 6) -> list[list[Any]]:
+    """The most frequent mistakes in one part of the sentence: part, what was shown, what was said, how often."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for text, row in zip(said, labels, strict=True):
+        action = parse_sentence(text)
+        if action is not None:
+            pairs = zip(PARTS.items(), row, labels_of(action), strict=True)
+            counts.update((part, names[shown], names[told]) for (part, names), shown, told in pairs if shown != told)
+    return [[*mistake, count] for mistake, count in counts.most_common(most)]
 
 
 def _ranking(scores: Floats, fits: NDArray[np.bool_]) -> dict[str, float]:
@@ -132,7 +144,11 @@ def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, An
         words = load_tokenizer(folder / "narrator_tokenizer.json", "gpt2", narrator.config.max_tokens)
         for split, seen in shown.items():
             said = [text for batch in _video(narrator, seen) for text in greedy(narrator, words, batch)]
-            found[split] = {"clips": len(said), "narrator": sentence_figures(said, seen.labels)}
+            found[split] = {
+                "clips": len(said),
+                "narrator": sentence_figures(said, seen.labels),
+                "most_confused": confusions(said, seen.labels),
+            }
     if (folder / "dual_encoder.safetensors").is_file():
         dual = load_dual_encoder(folder / "dual_encoder.safetensors")
         words = load_tokenizer(folder / "text_tokenizer.json", "clip", 32)
