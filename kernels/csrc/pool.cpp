@@ -1,0 +1,120 @@
+// Threads that wait for work: they spin for some tens of microseconds, because the next layer usually comes at once,
+// then sleep in the kernel so that an idle engine costs nothing.
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <mutex>
+#include <thread>
+
+#include "linear.h"
+#include "simd.h"
+
+namespace lavila {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(60);
+
+void futex(std::atomic<uint32_t>& word, int op, uint32_t value) {
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), op | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
+}
+
+// Spins until done() or the time is over; says which.
+template <class F>
+bool spin(const F& done) {
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (done()) return true;
+            _mm_pause();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return done();
+}
+
+}  // namespace
+
+// A round of work: `gate` holds its number, how many workers are inside, and whether more may enter. The caller takes
+// tasks too and waits only for who entered, so a worker that the machine has no time for holds nobody up.
+struct Pool::Impl {
+    std::vector<std::thread> workers;
+    const std::function<void(int64_t)>* body = nullptr;
+    int64_t tasks = 0;
+    std::atomic<int64_t> next{0};
+    std::atomic<uint64_t> gate{0};  // round << 32 | inside << 1 | open
+    std::atomic<uint32_t> round{0}, sleepers{0};
+    std::atomic<bool> stop{false};
+    std::mutex one_caller;
+
+    void take() {
+        for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*body)(task);
+    }
+
+    bool enter(uint32_t seen) {
+        uint64_t now = gate.load(std::memory_order_relaxed);
+        while (now >> 32 == seen && (now & 1))
+            if (gate.compare_exchange_weak(now, now + 2, std::memory_order_acquire)) return true;
+        return false;
+    }
+
+    void work() {
+        for (uint32_t seen = 0;;) {
+            const auto news = [&] { return round.load(std::memory_order_acquire) != seen; };
+            while (!spin(news)) {
+                sleepers.fetch_add(1);
+                futex(round, FUTEX_WAIT, seen);
+                sleepers.fetch_sub(1);
+            }
+            seen = round.load(std::memory_order_acquire);
+            if (stop) return;
+            if (!enter(seen)) continue;
+            take();
+            gate.fetch_sub(2, std::memory_order_release);
+        }
+    }
+
+    void announce() {
+        round.fetch_add(1);  // sequentially consistent: a worker that misses it has been counted as a sleeper
+        if (sleepers.load()) futex(round, FUTEX_WAKE, INT_MAX);
+    }
+};
+
+Pool::Pool(int threads) : impl_(new Impl) {
+    for (int i = 1; i < threads; ++i) impl_->workers.emplace_back(&Impl::work, impl_);
+}
+
+Pool::~Pool() {
+    impl_->stop = true;
+    impl_->announce();
+    for (auto& worker : impl_->workers) worker.join();
+    delete impl_;
+}
+
+int Pool::threads() const { return int(impl_->workers.size()) + 1; }
+
+void Pool::share(int64_t tasks, const std::function<void(int64_t)>& body) {
+    if (tasks <= 1 || impl_->workers.empty()) {
+        for (int64_t task = 0; task < tasks; ++task) body(task);
+        return;
+    }
+    Impl& it = *impl_;
+    const std::lock_guard<std::mutex> lock(it.one_caller);
+    it.body = &body, it.tasks = tasks;
+    it.next.store(0, std::memory_order_relaxed);
+    it.gate.store(uint64_t(it.round.load() + 1) << 32 | 1, std::memory_order_release);
+    it.announce();
+    it.take();
+    it.gate.fetch_and(~uint64_t(1));
+    const auto empty = [&] { return (it.gate.load(std::memory_order_acquire) & 0xfffffffe) == 0; };
+    while (!spin(empty)) sched_yield();
+}
+
+void Pool::run(const std::function<void(int)>& body) {
+    share(threads(), [&](int64_t part) { body(int(part)); });
+}
+
+}  // namespace lavila
