@@ -13,11 +13,8 @@ line is one JSON object.
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavila_fast.bench.timing import Piece, in_turns, machine, medians, stamp
 from lavila_fast.config import NarratorConfig
 from lavila_fast.export.to_onnx import export_narrator
 from lavila_fast.generate.options import Options
@@ -72,7 +70,7 @@ def uncached_work(model: Narrator, video: Tensor) -> dict[str, Callable[[], Any]
     """The pieces of the uncached loop that are timed: encoding, and a step at each of `PREFIXES`."""
     with torch.inference_mode():
         tokens = model.visual_tokens(video).repeat_interleave(SAMPLES, 0)
-    ids = torch.randint(0, 50256, (SAMPLES, TOKENS))
+    ids = torch.randint(0, model.config.text.vocab - 1, (SAMPLES, TOKENS))
 
     def encode() -> None:
         with torch.inference_mode():
@@ -92,18 +90,6 @@ def our_work(runtime: NarratorRuntime, video: np.ndarray) -> dict[str, Callable[
             assert min(len(w.ids) for w in written) > 1
 
     return {"encode": lambda: runtime.encode(video), **{f"{n} clips": lambda n=n: narrate(n) for n in CLIPS}}  # type: ignore[misc]
-
-
-def in_turns(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each piece of work. They take turns, so that a busy machine slows all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(repeats + 1):  # the first is a warm-up
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(row) for name, row in times.items()}
 
 
 def figures(seconds: dict[str, float]) -> dict[str, Any]:
@@ -133,18 +119,6 @@ def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens
     return list(written.ids) == expected
 
 
-def machine() -> dict[str, str]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = f"{len(models)} × {models[0]}" if models else cpu
-    import onnxruntime
-
-    return {"cpu": cpu, "python": platform.python_version(), "torch": torch.__version__, "ort": onnxruntime.__version__}
-
-
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     base = result["uncached"]["clip_s"]
@@ -171,7 +145,8 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
     with tempfile.TemporaryDirectory() as folder:
         export_narrator(model, Path(folder))
         runtime = OrtRuntime(Path(folder), model.config, threads)
-    seconds = in_turns({**uncached_work(model, video), **our_work(runtime, video.numpy())}, repeats)
+    work = {**uncached_work(model, video), **our_work(runtime, video.numpy())}
+    seconds = medians(in_turns({name: Piece(run, repeats) for name, run in work.items()}))
     result: dict[str, Any] = {
         "what": f"TSF-B + GPT-2, random weights, {SAMPLES} samples, {TOKENS} tokens, float32, {threads} threads",
         "command": " ".join(["python -m lavila_fast.bench.narrate", *sys.argv[1:]]),
@@ -184,8 +159,11 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=1) + "\n")
-        where = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
-        paragraphs = [result["what"], table(result), f"{result['note']}. {where}. `{result['command']}`"]
+        paragraphs = [
+            result["what"],
+            table(result),
+            f"{result['note']}. {stamp(result['machine'])}. `{result['command']}`",
+        ]
         output.with_suffix(".md").write_text("\n\n".join(paragraphs) + "\n")
     click.echo(json.dumps(result))
 

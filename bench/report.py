@@ -63,8 +63,71 @@ def nano_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-BLOCKS = {"narrate": narrate_table, "nano": nano_table}
-FILES = {"narrate": "narrate.json", "nano": "nano_quality.json"}
+ROWS = {  # of the README's table: what the results call them → what people do
+    "huggingface fp32": "Hugging Face GPT-2 with KV cache, eager encoder",
+    "torch fp32": "lavila_fast, PyTorch",
+    "onnxruntime fp32": "lavila_fast, ONNX Runtime, FP32",
+    "native fp32": "lavila_fast, native engine, FP32",
+    "onnxruntime int8": "lavila_fast, ONNX Runtime, INT8",
+    "native int8": "lavila_fast, native engine, INT8",
+}
+
+
+def engines_table(result: dict[str, Any]) -> str:
+    """Narration and encoder, every engine, from ``engines.json``."""
+    machine = result["machine"]
+    kinds = ", ".join(flag.upper().replace("_", "-") for flag in machine["isa"] if "int8" in flag or "vnni" in flag)
+    rows = [f"{result['what']}; {machine['cpu']} ({kinds or 'no INT8 instructions'}):", ""]
+    rows += [
+        "| | 77 tokens, s a clip | speed-up | 12 tokens on average, s a clip | speed-up |",
+        "|---|---|---|---|---|",
+    ]
+    base = result["uncached"]["clip_s"] if result["uncached"] else None
+    if base:
+        rows.append(f"| uncached loop (always 76 steps) | {base:.1f} | 1× | {base:.1f} | 1× |")
+    for name, said in ROWS.items():
+        cells = [_fastest(result["narration"], name, case) for case in ("77", "12")]
+        if any(cells):
+            rows.append(f"| {said} | " + " | ".join(_time(cell) for cell in cells) + " |")
+    rows += ["", "| encoder, pool, keys and values | ms a clip | share of the GEMM peak |", "|---|---|---|"]
+    for one in sorted(result["encoder"], key=lambda one: -float(one["clip_s"])):
+        share = "" if one["percent_of_peak"] is None else f"{one['percent_of_peak']:.0f}%"
+        rows.append(f"| {one['engine']} | {1e3 * one['clip_s']:.0f} | {share} |")
+    return "\n".join([*rows, "", _engines_note(result)])
+
+
+def _fastest(rows: list[dict[str, Any]], name: str, case: str) -> dict[str, Any] | None:
+    mine = (row for row in rows if row["engine"] == name and row["case"] == case)
+    return min(mine, key=lambda row: float(row["clip_s"]), default=None)
+
+
+def _time(row: dict[str, Any] | None) -> str:
+    """Two cells: seconds a clip, speed-up."""
+    if row is None:
+        return "– | –"
+    return f"{row['clip_s']:.2f} | " + (f"{row['speedup']:.0f}×" if row["speedup"] else "–")
+
+
+def _engines_note(result: dict[str, Any]) -> str:
+    """The machine's limit, what speed costs, and how it was measured."""
+    told, peak = result["headline"], result["peaks"]["int8"]["gflops"]
+    parts = [f"INT8 GEMM peak of this machine, timed in the same run: {peak / 1e3:.2f} TOP/s."] if peak else []
+    share = told.get("speedup_int8_77_tokens_percent_of_limit")
+    if share:
+        parts.append(f"At that peak a narration of 77 tokens would take {share:.0f}% of the time it takes.")
+    for precision in ("int8", "fp16"):
+        lost = [told.get(f"parity_{precision}_{what}_points") for what in ("sentence", "retrieval")]
+        if lost[0] is not None and lost[1] is not None:
+            parts.append(
+                f"{precision.upper()} costs the shipped small model at most {lost[0]:.2f} points of sentence accuracy "
+                f"and {lost[1]:.2f} of retrieval."
+            )
+    parts.append("Uncached steps are timed at five prefixes and interpolated; all pieces took turns in one run.")
+    return " ".join(parts) + " Tables with every row: `bench/results/engines.md`."
+
+
+BLOCKS = {"narrate": narrate_table, "nano": nano_table, "engines": engines_table}
+FILES = {"narrate": "narrate.json", "nano": "nano_quality.json", "engines": "engines.json"}
 
 
 def filled(text: str) -> str:

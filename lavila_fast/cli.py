@@ -21,8 +21,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from lavila_fast import __version__
+from lavila_fast.bench_cli import bench
+from lavila_fast.engines_cli import engines
 from lavila_fast.errors import InputError, LavilaError
+from lavila_fast.export_cli import export
 from lavila_fast.models_cli import models
+from lavila_fast.parity_cli import parity
 
 if TYPE_CHECKING:
     from lavila_fast.archive.inputs import Found
@@ -44,10 +48,14 @@ def cli() -> None:
     \b
     lavila-fast demo                    see it work
     lavila-fast narrate holiday.mp4     print what happens in a video
+    lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
+    lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
+    lavila-fast bench FOLDER            how fast it is on this machine
     """  # noqa: D301
 
 
-cli.add_command(models)
+for command in (models, export, parity, bench, engines):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -83,6 +91,12 @@ cli.add_command(models)
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
 @click.option("--batch-size", type=_POSITIVE, default=8, show_default=True, help="Clips narrated together.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="What runs a bundle: native, onnxruntime, cuda, tensorrt …; auto takes the fastest that can.",
+)
 @click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--workers", type=_POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
@@ -124,7 +138,9 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
         output = choose_output("narrations.jsonl", None, 1, True)
     from lavila_fast.pipeline import Narrator
 
-    narrator = Narrator.from_pretrained(given["model"], threads=given["threads"], tokenizer=given["tokenizer"])
+    narrator = Narrator.from_pretrained(
+        given["model"], threads=given["threads"], tokenizer=given["tokenizer"], engine=given["engine"]
+    )
     if narrator.note and not given["quiet"]:
         click.echo(f"{given['model']}: {narrator.note}", err=True)
     summary = _run(narrator, found, output, options, given)

@@ -55,6 +55,34 @@ class StorageError(LavilaError):
     exit_code = 1
 
 
+class ExportError(LavilaError):
+    """An exported graph is not what was declared, or not the model; each way of going wrong has a class of its own."""
+
+    exit_code = 1
+
+
+class GraphNamesError(ExportError):
+    """Inputs or outputs are missing, renamed or in another order."""
+
+
+class GraphAxesError(ExportError):
+    """An input or output has another rank, or other axes are dynamic, than declared."""
+
+
+class GraphShapesError(ExportError):
+    """An output has another size than declared."""
+
+
+class GraphValuesError(ExportError):
+    """The graph computes something else than the model."""
+
+
+class ParityError(LavilaError):
+    """An engine strays further from the reference than its limits allow."""
+
+    exit_code = 1
+
+
 class MissingExtraError(LavilaError, ImportError):
     """An optional dependency is not installed."""
 

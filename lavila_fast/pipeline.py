@@ -10,13 +10,15 @@ One thread, lazily: a clip is decoded when a place in the batch falls free. Thre
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lavila_fast.config import NarratorConfig
+from lavila_fast.config import NarratorConfig, to_dict
 from lavila_fast.download import cache_dir
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
 from lavila_fast.generate.beams import write_beams
@@ -26,7 +28,7 @@ from lavila_fast.generate.scheduler import Task, write_samples
 from lavila_fast.presets import CHECKPOINTS
 from lavila_fast.records import Clip, Narration
 from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle, sha256
-from lavila_fast.runtime.ort_backend import OrtRuntime
+from lavila_fast.runtime.open import open_runtime
 from lavila_fast.runtime.protocol import NarratorRuntime
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.reader import DecodedClip, read_clips
@@ -35,6 +37,7 @@ from lavila_fast.video.transforms import normalise, preprocess
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CLIP_SECONDS = 2.0
+ABOUT = ("MODEL_CARD.md", "parity.json", "parity.html")  # files of a bundle that only tell of it
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,12 @@ class Narrator:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "nano", *, threads: int | None = None, tokenizer: str | Path | None = None
+        cls,
+        source: str | Path = "nano",
+        *,
+        threads: int | None = None,
+        tokenizer: str | Path | None = None,
+        engine: str = "auto",
     ) -> Narrator:
         """Open a narrator.
 
@@ -76,27 +84,30 @@ class Narrator:
             threads: Threads of the engine; None takes all cores.
             tokenizer: Vocabulary for a checkpoint: a folder with ``vocab.json`` and ``merges.txt``, or a
                 ``tokenizer.json``. None looks beside the checkpoint and where `pull` puts it.
+            engine: What runs a bundle: ``auto``, or one of `runtime.open.ENGINES`; a checkpoint always takes PyTorch.
 
         Raises:
             InputError, BundleError, CheckpointError: with what to do.
         """
         folder = ASSETS / source if isinstance(source, str) and (ASSETS / source / MANIFEST).is_file() else Path(source)
         if folder.is_dir():
-            return cls._from_bundle(open_bundle(folder), threads)
+            return cls._from_bundle(open_bundle(folder), threads, engine)
         row = CHECKPOINTS.get(str(source))
         path = cache_dir() / row.relative if row and row.url else folder
         if not path.is_file():
             raise InputError(_not_found(str(source), path))
+        if engine not in ("auto", "torch"):
+            raise InputError(f"{source}: a checkpoint runs in PyTorch; for {engine}, make a bundle: lavila-fast export")
         return cls._from_checkpoint(path, threads, tokenizer)
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, threads: int | None) -> Narrator:
+    def _from_bundle(cls, bundle: Bundle, threads: int | None, engine: str) -> Narrator:
         config, told = bundle.narrator, bundle.tokenizer.get("narrator")
         if not told:
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
-        runtime = OrtRuntime(bundle.folder, config, threads)
-        return cls(runtime, tokenizer, bundle.clip_seconds, sha256(bundle.folder / MANIFEST)[:16], bundle.note)
+        runtime = open_runtime(bundle, engine, threads)
+        return cls(runtime, tokenizer, bundle.clip_seconds, _fingerprint(bundle), bundle.note)
 
     @classmethod
     def _from_checkpoint(cls, path: Path, threads: int | None, tokenizer: str | Path | None) -> Narrator:
@@ -189,6 +200,13 @@ class Narrator:
     def _narration(self, clip: Clip, sample: int, one: Written) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
         return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob)
+
+
+def _fingerprint(bundle: Bundle) -> str:
+    """Of all that a sentence depends on; a parity report or a card written later changes nothing."""
+    files = {name: digest for name, digest in bundle.files.items() if name not in ABOUT}
+    told = json.dumps([files, bundle.clip_seconds, bundle.tokenizer, to_dict(bundle.narrator)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iterator[tuple[Clip, list[Written]]]:

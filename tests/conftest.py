@@ -30,13 +30,14 @@ def tiny_bundle(tmp_path_factory, tiny_model):
     pytest.importorskip("onnxscript")
     from tiny import tokenizer
 
-    from lavila_fast.export.bundle import Sources, build_bundle
+    from lavila_fast.export.build import ExportOptions, export_model
     from lavila_fast.models.load import save_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny")
     weights = save_checkpoint(tiny_model, folder / "narrator.safetensors")
     words = tokenizer().save(folder / "words.json")
-    return build_bundle(Sources(weights, words), folder / "bundle", "tiny").folder
+    options = ExportOptions(weights, folder / "bundle", tokenizer=words, name="tiny", parity=False, threads=1)
+    return export_model(options).folder
 
 
 @pytest.fixture(scope="session")

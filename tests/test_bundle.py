@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -13,7 +14,8 @@ pytest.importorskip("torch")
 from lavila_fast import Narrator
 from lavila_fast.config import ClassifierConfig
 from lavila_fast.errors import BundleError, InputError
-from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle
+from lavila_fast.runtime.bundle import FORMAT, MANIFEST, Bundle, open_bundle
+from lavila_fast.runtime.ort_backend import OrtRuntime
 
 
 @pytest.fixture
@@ -39,17 +41,22 @@ def test_what_the_export_wrote(tiny_bundle, tiny_model):
     found = open_bundle(tiny_bundle)
     assert found.narrator == tiny_model.config
     assert (found.name, found.folder, found.clip_seconds, found.target) == ("tiny", tiny_bundle, 2.0, "cpu")
-    assert set(found.files) == {"encoder.onnx", "decoder.onnx", "narrator_tokenizer.json"}
+    assert set(found.files) == {"encoder.onnx", "decoder.onnx", "narrator_tokenizer.json", "weights.safetensors"}
     assert {p.name for p in tiny_bundle.iterdir()} == {MANIFEST, *found.files}
     assert found.tokenizer["narrator"] == {"kind": "gpt2", "file": "narrator_tokenizer.json"}
     assert set(found.built_with) == {"torch", "onnx", "lavila-fast"}
     assert found.opset == 20
+    assert found.precision == {"encoder": "fp32", "decoder": "fp32"}
+    assert found.native
+    assert set(found.engines) == {"onnxruntime"}
+    assert found.parity["graphs"]["decoder"]["relative"] < 1e-5
 
 
 def test_round_trip(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"a" * 5000)
     models = {"narrator": tiny.config(), "classifier": ClassifierConfig(num_classes=(3, 4), multi_head=True)}
     made = Bundle(tmp_path, "x", models, 1.5, {"encoder": "int8"}, {"narrator": {"kind": "gpt2"}}, "sm90", 18, note="n")
+    made = replace(made, engines={"tensorrt": "never run"}, parity={"verdict": "pass"}, calibration={"clips": 512})
     made.save()
     found = open_bundle(tmp_path)
     assert {**vars(found), "files": {}} == vars(made)
@@ -78,8 +85,20 @@ def test_not_a_bundle(tmp_path):
 
 
 def test_newer_format(bundle):
-    alter(bundle, format=2)
+    alter(bundle, format=FORMAT + 1)
     refused(bundle, "newer", "upgrade")
+
+
+def test_a_bundle_of_the_first_format(bundle, tiny_model):
+    """It had no engines, parity, calibration or native weights."""
+    path = bundle / MANIFEST
+    values = json.loads(path.read_text())
+    for name in ("engines", "parity", "calibration", "native"):
+        del values[name]
+    path.write_text(json.dumps(values | {"format": 1}))
+    found = open_bundle(bundle)
+    assert found.narrator == tiny_model.config
+    assert (found.engines, found.parity, found.calibration, found.native) == ({}, {}, {}, False)
 
 
 @pytest.mark.parametrize("name", ["../decoder.onnx", "/etc/hostname", "a/b", "..", ""])
@@ -99,6 +118,7 @@ def test_files_stay_in_the_folder(bundle, name):
         '"format"',
         '{"format": 1}',
         '{"format": "1"}',
+        '{"format": 0}',
         "[" * 200_000,
         "\xff\xfe",
         '{"format": 1, "models": [], "files": {}}',
@@ -146,11 +166,42 @@ def test_the_vocabulary_must_be_the_models(bundle):
         Narrator.from_pretrained(bundle)
 
 
-def test_a_folder_of_ones_own_is_not_overwritten(tmp_path, tiny_bundle):
-    from lavila_fast.export.bundle import Sources, build_bundle
+def test_swapped_graphs(bundle, tiny_model):
+    """With hashes that fit, what the graphs take and give is what betrays them."""
+    encoder, decoder = bundle / "encoder.onnx", bundle / "decoder.onnx"
+    other = encoder.read_bytes()
+    encoder.write_bytes(decoder.read_bytes())
+    refused(bundle, "encoder.onnx", "hash differs")
+    with pytest.raises(BundleError, match=r"encoder\.onnx: 'cross_key_0' does not fit"):
+        OrtRuntime(bundle, tiny_model.config, threads=1)
+    encoder.write_bytes(other)
+    decoder.write_bytes(other)
+    with pytest.raises(BundleError, match=r"decoder\.onnx: .* does not fit the model sizes"):
+        OrtRuntime(bundle, tiny_model.config, threads=1)
 
-    sources = Sources(tiny_bundle.parent / "narrator.safetensors", tiny_bundle.parent / "words.json")
+
+@pytest.mark.parametrize("sizes", [{"queries": 6}, {"vision": {"img": 64}}, {"vision": {"frames": 3}}])
+def test_a_graph_of_another_model(bundle, tiny_model, sizes):
+    """Names are the same, sizes are not."""
+    vision = replace(tiny_model.config.vision, **sizes.get("vision", {}))
+    other = replace(tiny_model.config, **{**sizes, "vision": vision})
+    with pytest.raises(BundleError, match="the model sizes in"):
+        OrtRuntime(bundle, other, threads=1)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "weights.safetensors"])
+def test_a_truncated_file(bundle, tiny_model, name):
+    path = bundle / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(bundle, name, "hash differs")
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load this graph"):
+        OrtRuntime(bundle, tiny_model.config, threads=1)
+
+
+def test_a_folder_of_ones_own_is_not_overwritten(tmp_path, tiny_bundle):
+    from lavila_fast.export.build import ExportOptions
+
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not a bundle"):
-        build_bundle(sources, tmp_path, "x")
+        ExportOptions(tiny_bundle.parent / "narrator.safetensors", tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

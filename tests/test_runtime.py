@@ -201,7 +201,7 @@ def test_leavers_are_refilled_from_the_back():
 
 
 def test_graphs_that_do_not_fit_are_refused(tmp_path, tiny_bundle):
-    with pytest.raises(BundleError, match=r"decoder\.onnx: input 'past_key_3' does not fit"):
+    with pytest.raises(BundleError, match=r"decoder\.onnx: 'past_key_3' does not fit"):
         OrtRuntime(tiny_bundle, _four_layers(), threads=1)
     broken = tmp_path / ENCODER
     broken.write_bytes((tiny_bundle / ENCODER).read_bytes()[:5000])

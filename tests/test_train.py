@@ -18,11 +18,11 @@ pytest.importorskip("PIL")
 
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import CheckpointError, InputError  # noqa: E402
+from lavila_fast.evaluate import kitchen as evaluate_kitchen  # noqa: E402
+from lavila_fast.evaluate.films import Clips, action_of, filmed_clips, labels_of  # noqa: E402
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
 from lavila_fast.models.load import load_narrator  # noqa: E402
-from lavila_fast.train import evaluate_kitchen  # noqa: E402
-from lavila_fast.train.data import Batches, Clips, DataConfig, action_of, labels_of, open_clips, render_one  # noqa: E402
-from lavila_fast.train.filmed import filmed_clips  # noqa: E402
+from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402
 from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
 from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
 from lavila_fast.train.recipes import RECIPES, Recipe  # noqa: E402
@@ -323,7 +323,7 @@ def test_sentence_figures_count_parts():
 def test_ranking_figures():
     scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.8]], np.float32)
     fits = np.array([[True, False, False], [True, True, False]])
-    found = evaluate_kitchen._ranking(scores, fits)
+    found = evaluate_kitchen.ranking(scores, fits)
     assert found["recall_at_1"] == 0.5
     assert found["recall_at_5"] == 1.0
     assert found["map"] == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)

@@ -27,14 +27,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lavila_fast.kitchen as kitchen
+from lavila_fast.evaluate.films import PARTS, Clips, labels_of
 from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Split, make_scene
-from lavila_fast.kitchen.world import COLOURS, HANDS, HELD_OUT_PAIRS, OBJECTS, VERBS, Action
+from lavila_fast.kitchen.world import HELD_OUT_PAIRS, OBJECTS, VERBS
 from lavila_fast.video.transforms import preprocess
-
-PARTS: dict[str, tuple[str, ...]] = {"verb": tuple(VERBS), "object": OBJECTS, "colour": COLOURS, "hand": HANDS}
-"""What an action is made of; labels are places in these tuples, in this order."""
 
 _OPPOSITES = (
     *(("pick_up", "put_down"), ("push", "pull"), ("bring_in", "take_away")),
@@ -73,17 +71,6 @@ class DataConfig:
         return hashlib.sha256(b"\0".join([said, *sources])).hexdigest()[:16]
 
 
-def action_of(labels: NDArray[np.integer]) -> Action:
-    """The action of one row of labels."""
-    return Action(*(names[int(i)] for names, i in zip(PARTS.values(), labels, strict=True)))
-
-
-def labels_of(action: Action) -> tuple[int, ...]:
-    """Places of verb, object, colour and hand in `PARTS`."""
-    said = (action.verb, action.obj, action.colour, action.hand)
-    return tuple(names.index(one) for names, one in zip(PARTS.values(), said, strict=True))
-
-
 def render_one(config: DataConfig, number: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
     """Clip `number`: uint8 (frames, img, img, 3), and its labels."""
     scene = make_scene(config.first + number, split=config.split)
@@ -107,19 +94,6 @@ def _render_chunk(job: tuple[DataConfig, Path, int]) -> None:
     with part.open("wb") as file:
         np.savez(file, frames=np.stack(frames), labels=np.asarray(labels, np.int64))
     part.replace(_chunk(folder, start))
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Clips and what they show.
-
-    Attributes:
-        frames: (N, T, img, img, 3) uint8 as rendered, or float32 on the same scale; or features (N, D) of a tower.
-        labels: (N, 4) int64, see `PARTS`.
-    """
-
-    frames: NDArray[Any]
-    labels: NDArray[np.int64]
 
 
 def open_clips(config: DataConfig, cache: Path, workers: int = 1) -> Clips:

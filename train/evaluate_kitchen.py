@@ -12,30 +12,22 @@ import json
 import os
 import platform
 import sys
-from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lavila_fast.errors import LavilaError
-from lavila_fast.kitchen.scene import Split
-from lavila_fast.kitchen.world import all_actions, parse_sentence
+from lavila_fast.evaluate.films import SPLITS, Clips, filmed_clips
+from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.train.data import PARTS, Clips, action_of, labels_of
-from lavila_fast.train.filmed import filmed_clips
 from lavila_fast.video.transforms import normalise
-
-Floats = NDArray[np.float32]
-SPLITS: tuple[Split, ...] = ("unseen_seeds", "unseen_pairs")
 
 
 @torch.inference_mode()
@@ -50,66 +42,6 @@ def greedy(narrator: Narrator, tokenizer: Tokenizer, video: Tensor) -> list[str]
     return [tokenizer.decode(row) for row in ids.numpy()]
 
 
-def sentence_figures(said: list[str], labels: NDArray[np.int64]) -> dict[str, float]:
-    """Shares (0..1) of right verbs, objects, colours, hands and whole sentences; nonsense is wrong in all."""
-    right = np.zeros((len(said), len(PARTS)), bool)
-    for i, text in enumerate(said):
-        action = parse_sentence(text)
-        if action is not None:
-            right[i] = np.array(labels_of(action)) == labels[i]
-    figures = dict(zip(PARTS, right.mean(0).tolist(), strict=True))
-    return {**figures, "verb_and_object": float(right[:, :2].all(1).mean()), "sentence": float(right.all(1).mean())}
-
-
-def confusions(said: list[str], labels: NDArray[np.int64], most: int = 6) -> list[list[Any]]:
-    """The most frequent mistakes in one part of the sentence: part, what was shown, what was said, how often."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for text, row in zip(said, labels, strict=True):
-        action = parse_sentence(text)
-        if action is not None:
-            pairs = zip(PARTS.items(), row, labels_of(action), strict=True)
-            counts.update((part, names[shown], names[told]) for (part, names), shown, told in pairs if shown != told)
-    return [[*mistake, count] for mistake, count in counts.most_common(most)]
-
-
-def _ranking(scores: Floats, fits: NDArray[np.bool_]) -> dict[str, float]:
-    """Recall at 1, 5, 10 and mean average precision of each row's ranking of the columns."""
-    order = np.argsort(-scores, axis=1, kind="stable")
-    hits = np.take_along_axis(fits, order, axis=1)
-    precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
-    figures = {f"recall_at_{k}": float(hits[:, :k].any(1).mean()) for k in (1, 5, 10)}
-    return {**figures, "map": float(((precision * hits).sum(1) / hits.sum(1)).mean())}
-
-
-def retrieval_figures(video_NE: Floats, text_ME: Floats, fits_NM: NDArray[np.bool_]) -> dict[str, Any]:
-    """Ranking of M distinct sentences for N clips and of the clips for the sentences."""
-    scores = video_NE @ text_ME.T
-    return {
-        "clips": len(video_NE),
-        "sentences": len(text_ME),
-        "video_to_text": _ranking(scores, fits_NM),
-        "text_to_video": _ranking(scores.T, fits_NM.T),
-    }
-
-
-def choice_figures(video_NE: Floats, text_NE: Floats, labels_N4: NDArray[np.int64]) -> dict[str, float]:
-    """Which of five clips is meant by a sentence, as EgoMCQ asks: accuracy with any four others, and with near ones.
-
-    Near clips share at least two of the four parts with the right one (EgoMCQ's questions within one video).
-    """
-    rng = np.random.Generator(np.random.Philox(key=5))
-    shared = (labels_N4[:, None] == labels_N4[None]).sum(-1)
-    figures = {}
-    for name, least in (("any", 0), ("near", 2)):
-        right = 0
-        for i in range(len(labels_N4)):
-            others = np.flatnonzero((shared[i] >= least) & (shared[i] < len(PARTS)))
-            shown = np.concatenate([[i], rng.choice(others, 4, replace=False)])
-            right += int(np.argmax(video_NE[shown] @ text_NE[i]) == 0)
-        figures[name] = right / len(labels_N4)
-    return figures
-
-
 def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
     vision = model.config.vision
     ready = [torch.from_numpy(normalise(clip, vision.mean, vision.std)) for clip in clips.frames]
@@ -117,22 +49,12 @@ def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def dual_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> dict[str, Any]:
+def embedding_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> dict[str, Any]:
     """Retrieval among all sentences of the kitchen and among those of `clips`, and multiple choice."""
     video_NE = torch.cat([dual.embed_video(batch) for batch in _video(dual, clips)]).numpy()
-    said = [action_of(row).sentence for row in clips.labels]
-    distinct = sorted(set(said))
-    text_ME = dual.embed_text(torch.from_numpy(tokenizer.encode(distinct))).numpy()
-    where = np.array([distinct.index(one) for one in said])
-    fits = where[:, None] == np.arange(len(distinct))
-    every = [action.sentence for action in all_actions()]
-    every_ME = dual.embed_text(torch.from_numpy(tokenizer.encode(every))).numpy()
-    meant = np.array([every.index(one) for one in said])[:, None] == np.arange(len(every))
-    return {
-        "video_to_all_sentences": {"sentences": len(every), **_ranking(video_NE @ every_ME.T, meant)},
-        "retrieval": retrieval_figures(video_NE, text_ME, fits),
-        "choice_of_5": choice_figures(video_NE, text_ME[where], clips.labels),
-    }
+    return dual_figures(
+        video_NE, lambda said: dual.embed_text(torch.from_numpy(tokenizer.encode(said))).numpy(), clips.labels
+    )
 
 
 def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
@@ -153,7 +75,7 @@ def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, An
         dual = load_dual_encoder(folder / "dual_encoder.safetensors")
         words = load_tokenizer(folder / "text_tokenizer.json", "clip", 32)
         for split, seen in shown.items():
-            found.setdefault(split, {})["dual_encoder"] = dual_figures(dual, words, seen)
+            found.setdefault(split, {})["dual_encoder"] = embedding_figures(dual, words, seen)
     return found
 
 

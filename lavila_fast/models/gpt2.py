@@ -146,12 +146,20 @@ class Block(nn.Module):
         return out
 
 
+class TiedEmbedding(nn.Embedding):
+    """The words' vectors, read as input and, transposed, as the head that gives logits."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Map (..., E) to (..., V)."""
+        return F.linear(x, self.weight)
+
+
 class Transformer(nn.Module):
     """Embeddings, blocks and the last norm, named as in the checkpoints."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab, config.n_embd)
+        self.wte = TiedEmbedding(config.vocab, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config, i in config.cross_layers) for i in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -177,7 +185,8 @@ class GatedGPT2(nn.Module):
         cross = dict(zip(self.config.cross_layers, self.keys_values(visual_NQE), strict=True))
         for i, block in enumerate(t.h):
             x = block(x, cross.get(i))
-        return F.linear(t.ln_f(x), t.wte.weight)
+        out: Tensor = t.wte.logits(t.ln_f(x))
+        return out
 
     def step(
         self,
@@ -204,7 +213,7 @@ class GatedGPT2(nn.Module):
         """
         t = self.transformer
         capacity = torch.arange(past[0].shape[2], device=ids_N.device)
-        mask = torch.where(capacity < lengths_N[:, None], 0.0, MASKED)[:, None, None, :].to(t.wte.weight.dtype)
+        mask = torch.where(capacity < lengths_N[:, None], 0.0, MASKED)[:, None, None, :].to(past[0].dtype)
         x = t.wte(ids_N) + t.wpe(lengths_N)
         new: list[Tensor] = []
         pairs = iter(zip(cross[::2], cross[1::2], strict=True))
@@ -217,4 +226,4 @@ class GatedGPT2(nn.Module):
             x = x + out
             x = x + block.mlp(block.ln_2(x))  # type: ignore[operator]
             new += [key, value]
-        return F.linear(t.ln_f(x), t.wte.weight), torch.stack(new)
+        return t.wte.logits(t.ln_f(x)), torch.stack(new)

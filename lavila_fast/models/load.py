@@ -26,6 +26,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "torch") from error
 
+from lavila_fast.models.bundle_weights import FILE, bundle_config, read_bundle_weights
 from lavila_fast.models.checkpoint import check, fit_frames, infer_config, load_state, tidy
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
@@ -44,6 +45,12 @@ CLASSES: dict[type[Any], type[Model]] = {
     NarratorConfig: Narrator,
     DualEncoderConfig: DualEncoder,
     ClassifierConfig: Classifier,
+}
+_KINDS: dict[type[Model] | None, str] = {
+    None: "narrator",
+    Narrator: "narrator",
+    DualEncoder: "dual_encoder",
+    Classifier: "classifier",
 }
 
 
@@ -87,6 +94,12 @@ def load_classifier(path: str | Path, config: Sizes | None = None, *, frames: in
     return _load(Classifier, path, config, frames)
 
 
+def load_model(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> Model:
+    """Load a model of whatever kind the file holds; arguments and errors as for `load_narrator`."""
+    model: Model = _load(None, path, config, frames)  # type: ignore[type-var]
+    return model
+
+
 def save_checkpoint(model: Model, path: str | Path, dtype: str | None = None) -> Path:
     """Write a model to a safetensors file that carries its config, atomically.
 
@@ -123,11 +136,11 @@ def convert_checkpoint(
     return write_weights(output, _cast(state, dtype), sizes)
 
 
-def _load(cls: type[M], path: str | Path, config: Sizes | None, frames: int | None) -> M:
-    weights = read_weights(_find(path, cls))
+def _load(cls: type[M] | None, path: str | Path, config: Sizes | None, frames: int | None) -> M:
+    weights = _read(path, cls)
     state = tidy(weights.tensors, weights.path)
     sizes = _sizes(weights, state, config)
-    if CLASSES[type(sizes)] is not cls:
+    if cls is not None and CLASSES[type(sizes)] is not cls:
         kind = InputError if config is not None else CheckpointError
         raise kind(f"{weights.path}: a model of kind {sizes.kind}; use load_{sizes.kind}")
     if frames is not None:
@@ -136,6 +149,15 @@ def _load(cls: type[M], path: str | Path, config: Sizes | None, frames: int | No
     load_state(model, fit_frames(state, sizes.vision.frames), weights.path)
     assert not any(t.is_meta for t in chain(model.parameters(), model.buffers()))
     return model.eval()
+
+
+def _read(path: str | Path, cls: type[Model] | None) -> Weights:
+    folder = _shipped(path)
+    if folder.is_dir():
+        kind = _KINDS[cls]
+        if not (folder / f"{kind}.safetensors").is_file() and (folder / FILE).is_file():
+            return read_bundle_weights(folder, kind, _empty(bundle_config(folder, kind)))
+    return read_weights(_find(path, cls))
 
 
 def _empty(config: ModelConfig) -> Model:
@@ -167,13 +189,18 @@ def _cast(state: Mapping[str, torch.Tensor], dtype: str | None) -> dict[str, tor
     return {key: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for key, t in state.items()}
 
 
-def _find(path: str | Path, cls: type[Model]) -> Path:
-    """The weight file that a path or name stands for."""
+def _shipped(path: str | Path) -> Path:
+    """The folder of a shipped model, if that is what is named."""
     found = Path(path)
-    if not found.exists() and len(found.parts) == 1 and (ASSETS / found).is_dir():
-        found = ASSETS / found
+    named = not found.exists() and len(found.parts) == 1 and (ASSETS / found).is_dir()
+    return ASSETS / found if named else found
+
+
+def _find(path: str | Path, cls: type[Model] | None) -> Path:
+    """The weight file that a path or name stands for."""
+    found = _shipped(path)
     if found.is_dir():
-        name = {Narrator: "narrator", DualEncoder: "dual_encoder", Classifier: "classifier"}[cls]
+        name = _KINDS[cls]
         found = found / f"{name}.safetensors"
         if not found.is_file():
             raise CheckpointError(f"{found.parent}: holds no {found.name}; give a bundle with {name} weights or a file")

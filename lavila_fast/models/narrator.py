@@ -44,13 +44,20 @@ class AttentionPool(nn.Module):
         self.to_out = nn.Linear(heads * HEAD, width, bias=False)
 
     def forward(self, queries_QE: Tensor, tokens_BSD: Tensor) -> Tensor:
-        """Pool (B, S, D) into (B, Q, E). The queries are constants, so their projection folds away at export."""
-        Q = queries_QE.shape[0]
-        B = tokens_BSD.shape[0]
-        q_hQd = self.to_q(self.norm(queries_QE)).view(Q, self.heads, HEAD).transpose(0, 1)
-        k_BSd, v_BSd = self.to_kv(self.context_norm(tokens_BSD)).split(HEAD, dim=-1)
+        """Pool (B, S, D) into (B, Q, E)."""
+        return self.pool(self.query_rows(queries_QE), tokens_BSD)
+
+    def query_rows(self, queries_QE: Tensor) -> Tensor:
+        """The queries as `pool` wants them, (h·Q, 64). They depend on weights alone: an engine keeps them instead."""
+        q_hQd = self.to_q(self.norm(queries_QE)).view(-1, self.heads, HEAD).transpose(0, 1)
         # All heads share one key and value, so heads and queries are rows of one product.
-        rows = (q_hQd * HEAD**-0.5).reshape(self.heads * Q, HEAD)
+        rows: Tensor = (q_hQd * HEAD**-0.5).reshape(-1, HEAD)
+        return rows
+
+    def pool(self, rows: Tensor, tokens_BSD: Tensor) -> Tensor:
+        """Pool (B, S, D) into (B, Q, E) with the rows that `query_rows` gave."""
+        B, Q = tokens_BSD.shape[0], rows.shape[0] // self.heads
+        k_BSd, v_BSd = self.to_kv(self.context_norm(tokens_BSD)).split(HEAD, dim=-1)
         weights = (rows @ k_BSd.transpose(1, 2)).softmax(dim=-1)
         out = (weights @ v_BSd).view(B, self.heads, Q, HEAD).transpose(1, 2).reshape(B, Q, -1)
         pooled: Tensor = self.to_out(out)

@@ -16,7 +16,7 @@ from lavila_fast.config import ModelConfig, NarratorConfig, from_dict, to_dict
 from lavila_fast.errors import BundleError, InputError
 
 MANIFEST = "bundle.json"
-FORMAT = 1
+FORMAT = 2  # 1 has no engines, parity, calibration, native
 _LARGEST_MANIFEST = 4 << 20
 
 
@@ -29,13 +29,17 @@ class Bundle:
         name: Short name, e.g. ``nano``.
         models: Config of each model in it, by kind.
         clip_seconds: Length of the clips the narrator was made for, seconds.
-        precision: Of each graph, e.g. ``{"encoder": "fp32", "decoder": "fp32"}``.
+        precision: Of each graph, e.g. ``{"encoder": "fp32", "decoder": "int8"}``.
         tokenizer: Tokenizer of each model, by kind; see `text.tokenizers.load_tokenizer`.
         target: What the graphs were built for.
         opset: ONNX operator set of the graphs.
         built_with: Versions of what built it.
         files: SHA-256 of every file, by name.
         note: One line for `models show`.
+        engines: Engine → how far it was tried with these graphs, e.g. ``{"tensorrt": "never run"}``.
+        parity: Summary of how faithful the graphs are to the PyTorch reference; empty if it was not checked.
+        calibration: What static ranges were measured on; empty where there are none.
+        native: Whether ``weights.safetensors`` is here, which native engines read.
     """
 
     folder: Path
@@ -49,6 +53,10 @@ class Bundle:
     built_with: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    engines: dict[str, str] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    native: bool = False
 
     @property
     def narrator(self) -> NarratorConfig:
@@ -116,6 +124,8 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
             raise ValueError("it is far too large")
         values = json.loads(path.read_text(encoding="utf-8"))
         number = values.pop("format")
+        if number < 1:
+            raise ValueError(f"format {number}")
         if number > FORMAT:
             raise BundleError(f"{path}: format {number} is newer than this lavila-fast reads ({FORMAT}); upgrade it")
         values["models"] = {kind: from_dict(config) for kind, config in values["models"].items()}

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from lavila_fast.config import NarratorConfig
 from lavila_fast.errors import BundleError
+from lavila_fast.runtime.graph_names import DECODER, ENCODER, STEP, cross_names, past_names
 from lavila_fast.runtime.host import F32, HostRuntime, StepInputs
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+Shapes = Mapping[str, tuple[int | None, ...]]
 
 
-def session(path: Path, threads: int | None = None) -> ort.InferenceSession:
-    """Open a graph on the CPU with `threads` intra-op threads (None: all cores).
+def session(
+    path: Path,
+    threads: int | None = None,
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+    settings: Mapping[str, str] | None = None,
+) -> ort.InferenceSession:
+    """Open a graph.
+
+    Args:
+        path: The file; its external data lie beside it.
+        threads: Intra-op threads (None: all cores).
+        providers: Execution providers in order of preference, as ONNX Runtime takes them.
+        settings: Entries of ONNX Runtime's session configuration.
 
     Raises:
         BundleError: the file is not a graph ONNX Runtime can run.
@@ -23,13 +37,34 @@ def session(path: Path, threads: int | None = None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # onnxruntime raises its own unrelated classes, one a failure
         reason = str(error).splitlines()[0][:200]
         raise BundleError(
             f"{path}: ONNX Runtime cannot load this graph ({reason}); export or download it again"
         ) from error
+
+
+def check_graph(path: Path, graph: ort.InferenceSession, inputs: Shapes, outputs: Sequence[str]) -> None:
+    """Raise BundleError unless a graph has these inputs, with these sizes where not None, and these outputs.
+
+    A graph of another model or another job is noticed here, before it is fed.
+    """
+    found = {i.name: i.shape for i in graph.get_inputs()}
+    odd = sorted(set(found) ^ set(inputs)) or sorted({o.name for o in graph.get_outputs()} ^ set(outputs))
+    if odd:
+        raise BundleError(f"{path}: {odd[0]!r} does not fit the model sizes in bundle.json; export it again")
+    for name, wanted in inputs.items():
+        sizes = found[name]
+        pairs = zip(sizes, wanted, strict=False)
+        if len(sizes) != len(wanted) or any(None not in (w, s) and isinstance(s, int) and s != w for s, w in pairs):
+            raise BundleError(
+                f"{path}: input {name!r} has shape {sizes}, the model sizes in bundle.json say {list(wanted)}; "
+                "export it again"
+            )
 
 
 class OrtRuntime(HostRuntime):
@@ -39,17 +74,19 @@ class OrtRuntime(HostRuntime):
         """Open the graphs of a bundle folder."""
         super().__init__(config)
         self.encoder, self.decoder = session(folder / ENCODER, threads), session(folder / DECODER, threads)
-        layers, gates = range(config.text.n_layer), range(len(config.text.cross_layers))
-        self._past = [f"past_{kind}_{i}" for i in layers for kind in ("key", "value")]
-        self._cross = [f"cross_{kind}_{i}" for i in gates for kind in ("key", "value")]
-        self._check(folder / DECODER)
+        self._past, self._cross = past_names(config.text.n_layer), cross_names(len(config.text.cross_layers))
+        self._check(folder)
 
-    def _check(self, path: Path) -> None:
-        found = {i.name for i in self.decoder.get_inputs()}
-        wanted = {"ids", "lengths", "grid", "place", *self._past, *self._cross}
-        if found != wanted:
-            odd = sorted(found ^ wanted)[0]
-            raise BundleError(f"{path}: input {odd!r} does not fit the model sizes in bundle.json; export it again")
+    def _check(self, folder: Path) -> None:
+        vision, text, queries = self.config.vision, self.config.text, self.config.queries
+        heads, size = text.n_head, text.n_embd // text.n_head
+        video = {"video": (None, 3, vision.frames, vision.img, vision.img)}
+        check_graph(folder / ENCODER, self.encoder, video, self._cross)
+        step: dict[str, tuple[int | None, ...]] = dict.fromkeys(STEP, (None,)) | {"grid": (None, None)}
+        step |= dict.fromkeys(self._past, (None, heads, None, size))
+        for name in self._cross:
+            step[name] = (None, heads, size, queries) if "key" in name else (None, heads, queries, size)
+        check_graph(folder / DECODER, self.decoder, step, ["logits", "new"])
 
     def _encode(self, video: F32) -> list[F32]:
         outputs: list[F32] = self.encoder.run(self._cross, {"video": np.ascontiguousarray(video, np.float32)})

@@ -1,0 +1,62 @@
+"""AOTInductor: a narrator's graphs compiled by PyTorch into packages that load without compiling.
+
+A package is machine code for this processor or GPU and this PyTorch, so it has a key like any engine, and is made
+where it will run. It needs a C++ compiler to build and torch, no compiler, to run.
+
+    lavila-fast engines build BUNDLE --builder aotinductor --checkpoint narrator.safetensors
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils import _pytree as pytree
+
+from lavila_fast.errors import InputError
+from lavila_fast.export.specs import Spec, narrator_specs
+from lavila_fast.models.narrator import Narrator
+from lavila_fast.runtime.bundle import sha256
+from lavila_fast.runtime.engine_key import AOT, EngineKey, engine_path
+from lavila_fast.runtime.torch_compiled import aot_machine
+
+
+def build_packages(
+    model: Narrator, folder: Path, device: str = "cpu", say: Callable[[str], None] = lambda _: None
+) -> dict[str, EngineKey]:
+    """Compile encoder and decoder into ``engines/<name>.pt2`` of a bundle.
+
+    Args:
+        model: A narrator, float32 or with swapped layers that PyTorch can compile.
+        folder: The bundle.
+        device: ``cpu``, or ``cuda`` (never run).
+        say: Called with a line for each graph.
+
+    Raises:
+        InputError: there is no compiler here, or the graph cannot be compiled.
+    """
+    return {
+        spec.name: _build(spec, engine_path(folder, spec.name, ".pt2"), device, say) for spec in narrator_specs(model)
+    }
+
+
+def _build(spec: Spec, package: Path, device: str, say: Callable[[str], None]) -> EngineKey:
+    say(f"{package}: compiling")
+    package.parent.mkdir(parents=True, exist_ok=True)
+    temporary = package.with_name(f"new.{package.name}")
+    module, arguments = spec.module.eval().to(device), pytree.tree_map(lambda t: t.to(device), spec.arguments)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, arguments, dynamic_shapes=spec.axes)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+    except Exception as error:  # inductor raises the compiler's own failures as they come
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{spec.name}: AOTInductor cannot compile it here ({reason}); is g++ installed?") from error
+    temporary.replace(package)
+    machine = aot_machine(device)
+    key = EngineKey(AOT, machine.version, machine.gpu, (machine.capability,), "", sha256(package))
+    key.save(package)
+    return key

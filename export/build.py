@@ -1,0 +1,290 @@
+"""Checkpoints to bundles: load, quantize, write graphs, prove them, measure parity, and only then be there.
+
+    lavila-fast export narrator-base -o base-int8 --precision int8
+    export_model(ExportOptions("narrator.safetensors", Path("bundle"), precision="int8"))
+
+A bundle appears whole or not at all: it is filled in a hidden folder beside its place and renamed when everything
+held. On CPUs all weights lie once in ``weights.safetensors``, which graphs and the native engine share.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavila_fast.config import ModelConfig
+from lavila_fast.errors import InputError
+from lavila_fast.export.engines import EngineOptions, axes_for, build_engines, read_plan, write_plan
+from lavila_fast.export.quantize import PRECISIONS, TARGETS, TRANSLATIONS, Recipe, layers, quantize
+from lavila_fast.export.recipe import choose_recipe, needs_clips
+from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
+from lavila_fast.export.specs import Model, Spec, specs_for
+from lavila_fast.export.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
+from lavila_fast.export.weights import WeightFile, named_weights
+from lavila_fast.models.load import load_dual_encoder, load_model
+from lavila_fast.models.narrator import Narrator
+from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle
+from lavila_fast.runtime.engine_key import NEVER_RUN
+from lavila_fast.runtime.graph_names import WEIGHTS
+
+CLIP_SECONDS = 2.0
+PARITY_CLIPS = 32
+TOKENIZERS = {"narrator": "narrator_tokenizer.json", "dual_encoder": "text_tokenizer.json"}
+# An engine may round a float16 product or an int8 level to the other side; float32 has no such excuse.
+TOLERANCE = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "mixed": 0.25}
+HALF_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to make of what.
+
+    Attributes:
+        model: A checkpoint (narrator, dual encoder or classifier), or the name of one that was pulled.
+        output: Folder to make; an old bundle there is replaced once the new one is complete.
+        target: ``cpu``, ``cuda``, ``tensorrt``, ``jetson`` or ``rtx``.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``mixed``. On the CPU fp16 is how weights are stored.
+        tokenizer: The model's vocabulary; None looks beside the checkpoint and where `models pull` puts it.
+        dual_encoder: Checkpoint of a dual encoder to put beside a narrator, and `text_tokenizer` its vocabulary.
+        text_tokenizer: See `dual_encoder`.
+        card: A model card in Markdown.
+        name: Short name of the bundle; None takes the output's.
+        note: One line about it.
+        calibration: Folder of videos to measure ranges, sensitivity and parity on.
+        max_drop: Points of quality that ``mixed`` may cost.
+        keep: Layers that stay in higher precision.
+        parity: Compare the finished bundle with the checkpoint.
+        force: Keep the bundle even if parity fails.
+        threads: Of PyTorch and the engine while checking; None takes all cores.
+    """
+
+    model: str | Path
+    output: Path
+    target: str = "cpu"
+    precision: str = "fp32"
+    tokenizer: Path | None = None
+    dual_encoder: Path | None = None
+    text_tokenizer: Path | None = None
+    card: Path | None = None
+    name: str | None = None
+    note: str = ""
+    calibration: Path | None = None
+    max_drop: float | None = None
+    keep: frozenset[str] = frozenset()
+    parity: bool = True
+    force: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading anything."""
+        for what, value, known in (("precision", self.precision, PRECISIONS), ("target", self.target, TARGETS)):
+            if value not in known:
+                raise InputError(f"{what} {value!r} is none of {', '.join(known)}")
+        if needs_clips(self.precision, self.target, self.keep) and self.calibration is None:
+            raise InputError(f"{self.precision} for {self.target} needs clips; give a folder: --calibration VIDEOS")
+        if self.target == "cpu" and self.precision == "bf16":
+            raise InputError("bf16 is for GPU targets; on the CPU take fp16 (half the file) or int8 (faster too)")
+        if self.max_drop is not None and self.precision != "mixed":
+            raise InputError("max_drop is for precision mixed, which keeps layers until it holds")
+        for path in (self.dual_encoder, self.card, self.tokenizer, self.text_tokenizer, self.calibration):
+            if path is not None and not path.exists():
+                raise InputError(f"{path}: no such file or folder")
+        if self.output.exists() and not _may_replace(self.output):
+            raise InputError(f"{self.output}: not empty and not a bundle; choose another folder")
+
+
+def _may_replace(output: Path) -> bool:
+    return output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file())
+
+
+Say = Callable[[str], None]
+
+
+def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
+    """Make a bundle.
+
+    Args:
+        options: What of what.
+        say: Called with a line at each step.
+
+    Raises:
+        InputError: options, names or files that make no sense; too little memory.
+        CheckpointError: weights that cannot be read, or a vocabulary that is nowhere.
+        ExportError: a graph is not what it should be.
+        LavilaError: parity failed (see `export.parity`).
+    """
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    checkpoint = find_checkpoint(options.model)
+    require_memory([path for path in (checkpoint, options.dual_encoder) if path])
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=f".{options.output.name}.") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        bundle = _Build(options, checkpoint, folder, say).run()
+        if options.output.exists():
+            options.output.rename(Path(scratch) / "old")
+        folder.rename(options.output)
+    return replace(bundle, folder=options.output)
+
+
+class _Build:
+    """One export; its steps in order are the body of `run`."""
+
+    def __init__(self, options: ExportOptions, checkpoint: Path, folder: Path, say: Say) -> None:
+        self.options, self.checkpoint, self.folder, self.say = options, checkpoint, folder, say
+        self.measured: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> Bundle:
+        references, words = self._load()
+        models = self._quantize(references)
+        store = self._store(models)
+        errors: dict[str, Any] = {}
+        for model in models.values():
+            for spec in graphs_for(model, self.options.target):
+                self._write(spec, store, errors)
+        bundle = self._describe({kind: model.config for kind, model in models.items()}, words, errors)
+        if self.options.target in ("tensorrt", "jetson", "rtx"):
+            write_plan(self.folder, axes_for(bundle.models))
+        bundle.save()
+        if self.options.target == "rtx":
+            self._build_rtx(bundle)
+        return self._parity(references) if self.options.parity else bundle
+
+    def _load(self) -> tuple[dict[str, Model], dict[str, Any]]:
+        options = self.options
+        self.say(f"loading {self.checkpoint}")
+        first = load_model(self.checkpoint)
+        found = {first.config.kind: (first, self.checkpoint, options.tokenizer)}
+        if options.dual_encoder is not None and isinstance(first, Narrator):
+            dual = load_dual_encoder(options.dual_encoder)
+            found["dual_encoder"] = (dual, options.dual_encoder, options.text_tokenizer)
+        elif options.dual_encoder is not None:
+            raise InputError(
+                f"{self.checkpoint}: a {first.config.kind}; a dual encoder rides along with narrators only"
+            )
+        words: dict[str, Any] = {}
+        models: dict[str, Model] = {}
+        for kind, (model, path, given) in found.items():
+            models[kind] = model
+            told = vocabulary(path, model.config, given, getattr(model.config, "max_tokens", 77))
+            if told:
+                told[1].save(self.folder / TOKENIZERS[kind])
+                words[kind] = {"kind": told[0], "file": TOKENIZERS[kind]}
+        if options.card:
+            shutil.copyfile(options.card, self.folder / "MODEL_CARD.md")
+        return models, words
+
+    def _quantize(self, references: dict[str, Model]) -> dict[str, Model]:
+        options, kept = self.options, self.options.keep
+        known = {kind: frozenset(layers(model)) for kind, model in references.items()} if kept else {}
+        unknown = kept.difference(*known.values())
+        if unknown:
+            raise InputError(f"layer {min(unknown)!r} is not in this model; a sensitivity report names those that are")
+        if options.precision == "fp32":
+            return references
+        models: dict[str, Model] = {}
+        for kind, model in references.items():
+            recipe = Recipe(options.precision, options.target, kept & known.get(kind, kept), {})
+            ready, recipe, self.measured[kind] = choose_recipe(
+                model, recipe, options.calibration, options.max_drop, self.folder, self.say
+            )
+            self.say(f"{kind}: {options.precision} for {options.target}")
+            models[kind] = quantize(ready, recipe)
+        return models
+
+    def _store(self, models: dict[str, Model]) -> WeightFile | None:
+        if self.options.target != "cpu":
+            return None
+        self.say(f"writing {WEIGHTS}")
+        tensors: dict[str, Tensor] = {}
+        for kind, model in models.items():
+            tensors |= dict(named_weights(model, f"{kind}."))
+        return WeightFile(self.folder / WEIGHTS, tensors, half=self.options.precision == "fp16")
+
+    def _write(self, spec: Spec, store: WeightFile | None, errors: dict[str, Any]) -> None:
+        path = self.folder / f"{spec.name}.onnx"
+        half = self.options.target != "cpu" and self.options.precision in ("fp16", "bf16")
+        spec = replace(spec, tolerance=HALF_TOLERANCE if half else TOLERANCE[self.options.precision])
+        self.say(f"{path.name}: writing")
+        write_graph(spec, path, TRANSLATIONS, store, opset_for(spec))
+        try:
+            found: GraphError | str = validate(spec, path)
+        except CannotRun as error:  # a type that no CPU computes with: the declaration is all that can be checked
+            check_declaration(spec, path)
+            found = str(error)
+        self.say(f"{path.name}: {found if isinstance(found, str) else f'relative error {found.relative:.2g}'}")
+        errors[spec.name] = asdict(found) if isinstance(found, GraphError) else {"not computed": found}
+
+    def _describe(self, models: dict[str, ModelConfig], words: dict[str, Any], errors: dict[str, Any]) -> Bundle:
+        options = self.options
+        return Bundle(
+            self.folder,
+            options.name or options.output.name,
+            models,
+            CLIP_SECONDS,
+            precision=dict.fromkeys(errors, options.precision),
+            tokenizer=words,
+            target=options.target,
+            opset=OPSET,
+            built_with={package: version(package) for package in ("torch", "onnx", "lavila-fast")},
+            note=options.note,
+            engines=engines_for(options.target),
+            parity={"graphs": errors},
+            calibration={kind: told for kind, told in self.measured.items() if told},
+            native=options.target == "cpu",
+        )
+
+    def _build_rtx(self, bundle: Bundle) -> None:
+        """TensorRT-RTX builds for cards that are not here, so its engines can come with the bundle."""
+        axes = read_plan(self.folder, bundle.models)
+        build_engines(self.folder, EngineOptions("tensorrt_rtx", axes=axes), say=self.say)
+
+    def _parity(self, references: dict[str, Model]) -> Bundle:
+        from lavila_fast.evaluate.films import FolderClips
+        from lavila_fast.export.parity import check_bundle
+
+        self.say("parity: comparing the bundle with the checkpoint")
+        folder, page = self.options.calibration, find_spec("matplotlib") is not None
+        clips = None if folder is None else FolderClips(folder, PARITY_CLIPS)
+        report = check_bundle(
+            self.folder, references, clips=clips, threads=self.options.threads, page=page, strict=not self.options.force
+        )
+        self.say(f"parity: {report.verdict}")
+        return open_bundle(self.folder)
+
+
+def graphs_for(model: Model, target: str) -> list[Spec]:
+    """The graphs of a model for a target: the GPU's decoder keeps its caches in place."""
+    specs: list[Spec] = specs_for(model)
+    if target == "cpu" or not isinstance(model, Narrator):
+        return specs
+    from lavila_fast.export.inplace import inplace_spec
+
+    way = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
+    return [specs[0], inplace_spec(model, way=way)]
+
+
+def opset_for(spec: Spec) -> int:
+    """The operator set a graph needs."""
+    from lavila_fast.export.inplace import OPSETS, InplaceDecoder
+
+    opset: int = OPSETS[spec.module.way] if isinstance(spec.module, InplaceDecoder) else OPSET
+    return opset
+
+
+def engines_for(target: str) -> dict[str, str]:
+    """What is known of engines with graphs for a target, where this was built."""
+    if target == "cpu":
+        return {"onnxruntime": "graphs validated on the machine that built them"}
+    assert target in NEVER_RUN
+    return {target: "never run: no such device where this was built; graphs were compared on the CPU"}

@@ -1,0 +1,86 @@
+"""How one model is to be quantized, from what the user asked for and what its clips say.
+
+INT8 with clips to measure on: scales migrate from activations into weights where that lowers the error (`smooth`),
+static targets get ranges, and ``mixed`` spares the most sensitive layers until the budget holds. Without clips, a CPU's
+INT8 needs none, as ranges are measured as they come; everything else says that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lavila_fast.errors import InputError
+from lavila_fast.export.calibrate import calibrate, calibration_clips
+from lavila_fast.export.quantize import Recipe, layers
+from lavila_fast.export.sensitivity import Reference, by_block, by_layer, mixed, save_report, sensitivity
+from lavila_fast.export.smooth import smooth
+from lavila_fast.export.specs import Model
+
+SMOOTH_CLIPS, TRIED_CLIPS = 32, 32
+BUDGET = 0.5  # points
+_LARGE = 50_000_000  # parameters: above, layers are tried a block at a time
+
+
+def needs_clips(precision: str, target: str, keep: frozenset[str]) -> bool:
+    """Whether a precision cannot be had without clips to measure on."""
+    return (precision in ("int8", "mixed") and target != "cpu") or (precision == "mixed" and not keep)
+
+
+def choose_recipe(
+    model: Model,
+    recipe: Recipe,
+    clips: Path | None,
+    max_drop: float | None,
+    folder: Path,
+    say: Callable[[str], None],
+) -> tuple[Model, Recipe, dict[str, Any]]:
+    """Measure what a recipe lacks.
+
+    Args:
+        model: The float model.
+        recipe: Precision, target and layers to keep.
+        clips: Folder of videos.
+        max_drop: Points that ``mixed`` may cost; None: `BUDGET`, unless the recipe says what to keep.
+        folder: The bundle, which gets the sensitivity report.
+        say: Called with a line at each step.
+
+    Returns:
+        The model to quantize (smoothed: the same function), the recipe, and what was measured, for ``bundle.json``.
+
+    Raises:
+        InputError: no clips where some are needed, a folder without videos, a budget that cannot be met.
+    """
+    if not recipe.int8 or clips is None:
+        if needs_clips(recipe.precision, recipe.target, recipe.keep):
+            raise InputError(f"{recipe.precision} for {recipe.target} needs clips; give a folder: --calibration VIDEOS")
+        return model, recipe, {}
+    kind = model.config.kind
+    video = calibration_clips(clips, model.config)
+    say(f"{kind}: smoothing, measured on {min(SMOOTH_CLIPS, len(video))} clips")
+    smoothed, report = smooth(model, video[:SMOOTH_CLIPS], recipe.target)
+    told: dict[str, Any] = {"clips": len(video), "smoothed": sum(one.strength > 0 for one in report)}
+    if recipe.target != "cpu":
+        say(f"{kind}: measuring ranges on {len(video)} clips")
+        ranges = calibrate(smoothed, video, state=folder / f"{kind}_ranges.json").amax()
+        recipe = Recipe(recipe.precision, recipe.target, recipe.keep, ranges)
+        told["ranges"] = "99.99 percentile"
+    if recipe.precision == "mixed" and (max_drop is not None or not recipe.keep):
+        recipe = _spare(smoothed, recipe, video, BUDGET if max_drop is None else max_drop, folder, say)
+    return smoothed, recipe, told | {"kept": sorted(recipe.keep)}
+
+
+def _spare(
+    model: Model, recipe: Recipe, video: Tensor, budget: float, folder: Path, say: Callable[[str], None]
+) -> Recipe:
+    reference = Reference(model, video[:TRIED_CLIPS])
+    group = by_block if sum(p.numel() for p in model.parameters()) > _LARGE else by_layer
+    say(f"{model.config.kind}: quantizing each of {len({group(name) for name in layers(model)})} parts alone")
+    found = sensitivity(model, recipe, reference.divergence, group)
+    save_report(found, folder)
+    chosen = mixed(model, recipe, reference.points, budget, found)
+    say(f"{model.config.kind}: {len(chosen.keep)} layers stay in higher precision")
+    return chosen

@@ -1,0 +1,101 @@
+"""Figures of retrieval and classification, computed as LaViLa's evaluation computes them.
+
+Ranking with graded relevancy follows Damen et al., "Rescaling Egocentric Vision" (IJCV 2022, multi-instance
+retrieval): mAP looks for what fits fully (relevancy 1), nDCG for every degree. Each function gives one value a query
+where it can, so that two systems can be compared query by query; take the mean for the figure. Equal scores keep their
+order.
+
+Shape suffixes: N queries or clips, M things ranked, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+F64 = NDArray[np.float64]
+
+
+def _ranked(scores_NM: Floats, values_NM: NDArray[Any]) -> NDArray[Any]:
+    """`values_NM` of each row in the order of falling scores."""
+    order = np.argsort(-scores_NM, axis=1, kind="stable")
+    return np.take_along_axis(values_NM, order, axis=1)
+
+
+def average_precision(scores_NM: Floats, relevancy_NM: NDArray[Any]) -> F64:
+    """Average precision of each row's ranking, (N,), at the ranks of what has relevancy 1; nan for a row without any.
+
+    As in the challenge's code, precision at a rank is the mean relevancy up to it, so things that fit in part count in
+    part; with relevancies of 0 and 1 it is the textbook's.
+    """
+    relevancy = _ranked(scores_NM, relevancy_NM)
+    hits = relevancy == 1
+    precision = relevancy.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    with np.errstate(invalid="ignore"):
+        found: F64 = (precision * hits).sum(axis=1) / hits.sum(axis=1)
+    return found
+
+
+def ndcg(scores_NM: Floats, relevancy_NM: Floats) -> F64:
+    """Normalised discounted cumulative gain of each row's ranking, (N,), cut at its number of relevant things.
+
+    Gain is the relevancy itself, divided by log2(1 + rank); 1 is a ranking by falling relevancy. nan for a row without
+    relevant things.
+    """
+    best = -np.sort(-relevancy_NM, axis=1)
+    weight = (best > 0) / np.log2(np.arange(2, relevancy_NM.shape[1] + 2))
+    with np.errstate(invalid="ignore"):
+        found: F64 = (_ranked(scores_NM, relevancy_NM) * weight).sum(axis=1) / (best * weight).sum(axis=1)
+    return found
+
+
+def recall_at(k: int, scores_NM: Floats, relevancy_NM: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether something of relevancy 1 is among the first `k` of each row, (N,)."""
+    found: NDArray[np.bool_] = (_ranked(scores_NM, relevancy_NM)[:, :k] == 1).any(axis=1)
+    return found
+
+
+def both_ways(figure: Any, scores_NM: Floats, relevancy_NM: NDArray[Any]) -> tuple[float, float, float]:
+    """A figure's mean for the rows, for the columns, and the mean of the two: what EPIC-Kitchens' challenge reports.
+
+    Args:
+        figure: `average_precision` or `ndcg`.
+        scores_NM: Similarity of N clips and M sentences.
+        relevancy_NM: How well they fit, 0..1.
+    """
+    rows = float(np.mean(figure(scores_NM, relevancy_NM)))
+    columns = float(np.mean(figure(scores_NM.T, relevancy_NM.T)))
+    return rows, columns, (rows + columns) / 2
+
+
+def topk_hits(logits_NK: Floats, labels_N: NDArray[np.integer[Any]], k: int = 1) -> NDArray[np.bool_]:
+    """Whether the right class is among the `k` likeliest, (N,)."""
+    return recall_at(k, logits_NK, np.arange(logits_NK.shape[1]) == labels_N[:, None])
+
+
+def confusion(shown_N: NDArray[np.integer[Any]], told_N: NDArray[np.integer[Any]], classes: int) -> NDArray[np.int64]:
+    """Counts (K, K): rows what was shown, columns what was told."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (shown_N, told_N), 1)
+    return counts
+
+
+def mean_class_accuracy(counts_KK: NDArray[Any]) -> float:
+    """Mean over the classes of the share that is right; a class that was never shown counts as 0, as in LaViLa."""
+    shown = counts_KK.sum(axis=1)
+    return float(np.mean(np.diag(counts_KK) / np.maximum(shown, 1)))
+
+
+def interval(differences_N: Sequence[float] | Floats, draws: int = 2000) -> tuple[float, float]:
+    """95% interval of the mean of paired differences: percentile bootstrap (Efron 1979), always the same draws."""
+    values = np.asarray(differences_N, np.float64)
+    if not len(values) or not values.any():
+        return 0.0, 0.0
+    rng = np.random.Generator(np.random.Philox(key=11))
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

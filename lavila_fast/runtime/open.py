@@ -1,0 +1,123 @@
+"""The one place that chooses an engine for a bundle.
+
+An engine asked for by name is used or is an error; ``auto`` takes the fastest that this machine can run and says once,
+in the log, which one that is and why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+from lavila_fast.errors import BundleError, InputError
+from lavila_fast.kernels import native
+from lavila_fast.runtime.bundle import Bundle
+from lavila_fast.runtime.graph_names import WEIGHTS
+from lavila_fast.runtime.protocol import NarratorRuntime
+
+log = logging.getLogger(__name__)
+
+
+def open_runtime(bundle: Bundle, engine: str = "auto", threads: int | None = None) -> NarratorRuntime:
+    """Open the narrator of a bundle.
+
+    Args:
+        bundle: An open bundle.
+        engine: One of `ENGINES`, or ``auto``.
+        threads: Threads of a CPU engine; None takes all cores.
+
+    Raises:
+        InputError: no engine of this name, or one that this machine cannot run.
+        BundleError: the bundle was not made for this engine.
+    """
+    if engine == "auto":
+        engine = _choose(bundle)
+    if engine not in ENGINES:
+        raise InputError(f"no engine {engine!r}; choose auto, {', '.join(ENGINES)}")
+    return ENGINES[engine](bundle, threads)
+
+
+def _choose(bundle: Bundle) -> str:
+    if bundle.target in ("tensorrt", "jetson", "rtx"):
+        return "tensorrt"
+    if bundle.target == "cuda":
+        return "cuda"
+    if not (bundle.folder / WEIGHTS).is_file():
+        choice, why = "onnxruntime", f"no {WEIGHTS} in the bundle"
+    elif not native.available():
+        choice, why = "onnxruntime", native.why_not()
+    else:
+        choice, why = "native", "its kernels fit this processor"
+    log.info("%s: engine %s (%s)", bundle.folder, choice, why)
+    return choice
+
+
+def _native(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+    from lavila_fast.runtime.native_backend import NativeRuntime
+
+    if not native.available():
+        raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
+    if not (bundle.folder / WEIGHTS).is_file():
+        raise BundleError(f"{bundle.folder}: no {WEIGHTS} for the native engine; export it again with --target cpu")
+    return NativeRuntime(bundle.folder, bundle.narrator, threads)
+
+
+def _onnxruntime(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+    if bundle.target != "cpu":  # slow, but the same graphs: this is how they are judged where there is no GPU
+        from lavila_fast.runtime.ort_gpu import OrtSlotRuntime
+
+        return OrtSlotRuntime(bundle.folder, bundle.narrator, "cpu", threads=threads)
+    from lavila_fast.runtime.ort_backend import OrtRuntime
+
+    return OrtRuntime(bundle.folder, bundle.narrator, threads)
+
+
+def _slots(provider: Literal["cuda", "tensorrt"]) -> Callable[[Bundle, int | None], NarratorRuntime]:
+    def make(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+        from lavila_fast.runtime.ort_gpu import OrtSlotRuntime
+
+        if bundle.target == "cpu":
+            raise BundleError(f"{bundle.folder}: made for cpu; export it with --target cuda to run it on a GPU")
+        return OrtSlotRuntime(bundle.folder, bundle.narrator, provider, threads=threads)
+
+    return make
+
+
+def _tensorrt(bundle: Bundle, _threads: int | None) -> NarratorRuntime:
+    from lavila_fast.runtime.tensorrt_backend import TensorRtRuntime
+
+    builder = "tensorrt_rtx" if bundle.target == "rtx" else "tensorrt"
+    return TensorRtRuntime(bundle.folder, bundle.narrator, builder)
+
+
+def _torch(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+    from lavila_fast.models.load import load_narrator
+    from lavila_fast.runtime.torch_backend import TorchRuntime
+
+    return TorchRuntime(load_narrator(bundle.folder), threads)
+
+
+def _compiled(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+    from lavila_fast.models.load import load_narrator
+    from lavila_fast.runtime.torch_compiled import CompiledRuntime
+
+    return CompiledRuntime(load_narrator(bundle.folder), threads)
+
+
+def _aot(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+    from lavila_fast.runtime.torch_compiled import AotRuntime
+
+    return AotRuntime(bundle.folder, bundle.narrator, threads)
+
+
+ENGINES: dict[str, Callable[[Bundle, int | None], NarratorRuntime]] = {
+    "native": _native,
+    "onnxruntime": _onnxruntime,
+    "cuda": _slots("cuda"),
+    "onnxruntime-tensorrt": _slots("tensorrt"),
+    "tensorrt": _tensorrt,
+    "torch": _torch,
+    "torch-compiled": _compiled,
+    "torch-aot": _aot,
+}
