@@ -3,6 +3,7 @@
 # make check  ruff and mypy
 # make bench  the uncached loop against ours; writes bench/results/narrate.json and the README's table
 # make bench-engines  every engine and precision against the uncached loop and others' tools (under 20 minutes)
+# make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines nano nano-bundle clean
+.PHONY: demo test slow check bench bench-engines nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/*)
@@ -68,7 +69,14 @@ nano-bundle: $(DEV)/.made
 	$(DEV)/bin/lavila-fast export $(NANO)/narrator.safetensors --precision int8 --name nano \
 	    --tokenizer $(NANO)/narrator_tokenizer.json --dual-encoder $(NANO)/dual_encoder.safetensors \
 	    --text-tokenizer $(NANO)/text_tokenizer.json --card docs/NANO.md --output lavila_fast/assets/nano \
-	    --note "knows only its generated miniature kitchen; for real video see: lavila-fast models list"
+	    --no-parity --note "knows only its generated miniature kitchen; for real video see: lavila-fast models list"
+	$(DEV)/bin/lavila-fast parity lavila_fast/assets/nano --reference $(NANO)/narrator.safetensors \
+	    --dual-reference $(NANO)/dual_encoder.safetensors --count 1000 --films runs/films \
+	    --engine native --engine onnxruntime --output docs/parity/nano.html
+
+# The shipped model's bundle again, and both parity pages.
+parity: nano-bundle
+	$(DEV)/bin/python -m lavila_fast.bench.parity_base
 
 clean:
 	rm -rf $(DEMO) $(DEV) build .pytest_cache .mypy_cache .ruff_cache

@@ -80,7 +80,7 @@ def _spare(
     group = by_block if sum(p.numel() for p in model.parameters()) > _LARGE else by_layer
     say(f"{model.config.kind}: quantizing each of {len({group(name) for name in layers(model)})} parts alone")
     found = sensitivity(model, recipe, reference.divergence, group)
-    save_report(found, folder)
+    save_report(found, folder, model.config.kind)
     chosen = mixed(model, recipe, reference.points, budget, found)
     say(f"{model.config.kind}: {len(chosen.keep)} layers stay in higher precision")
     return chosen

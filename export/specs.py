@@ -35,7 +35,7 @@ class Spec:
         inputs: Names in the order of the flattened arguments, and `outputs` likewise.
         axes: ``dynamic_shapes`` of `torch.onnx.export`, with named Dims.
         shapes: Of every output, sizes or names of axes, e.g. ``{"logits": ("rows", 50257)}``.
-        tolerance: Largest allowed ``|engine - torch| / max(|torch|, 1)`` in float32.
+        tolerance: Largest allowed ``|engine - torch| / max(|torch|, rms of the output, 1)`` in float32.
         make: Seed → random arguments that make sense to the module, of sizes that vary with the seed. None: validation
             makes do with the dummy arguments' sizes and random floats.
     """

@@ -323,7 +323,8 @@ def _check_shapes(spec: Spec, path: Path, arguments: tuple[Any, ...], found: lis
 
 def _check_values(spec: Spec, path: Path, name: str, off: np.ndarray, expected: np.ndarray) -> None:
     """No value may be off by more than the tolerance, nor all together by more than a fifth of it."""
-    worst = float((off / np.maximum(np.abs(expected), 1)).max(initial=0.0))
+    usual = float(np.sqrt(np.square(expected).mean())) if expected.size else 0.0
+    worst = float((off / np.maximum(np.abs(expected), max(usual, 1.0))).max(initial=0.0))
     for what, found, allowed in (
         ("a value", worst, spec.tolerance),
         ("relative error", _summary(off, expected).relative, spec.tolerance / 5),

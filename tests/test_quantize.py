@@ -459,9 +459,9 @@ def test_sensitivity_finds_the_spoiled_layer_and_mixed_spares_it(spoiled, clips,
     assert len(chosen.keep) < len(found) / 2
     assert reference.divergence(quantize(spoiled, chosen)) <= budget
     assert not mixed(spoiled, recipe, reference.divergence, 2 * whole, found).keep  # nothing needs to be spared
-    save_report(found, tmp_path)
-    assert json.loads((tmp_path / "sensitivity.json").read_text())["layers"][0]["name"] == BAD
-    assert BAD in (tmp_path / "sensitivity.md").read_text().splitlines()[6]
+    save_report(found, tmp_path, "narrator")
+    assert json.loads((tmp_path / "narrator_sensitivity.json").read_text())["layers"][0]["name"] == BAD
+    assert BAD in (tmp_path / "narrator_sensitivity.md").read_text().splitlines()[6]
 
 
 def test_budget_that_nothing_meets(tiny_model, clips):
