@@ -153,7 +153,7 @@ class _Run:
 
     def _videos(self, frames: F32, vision: VisionConfig, what: str) -> Iterator[F32]:
         """Normalised batches (B, 3, T, H, W), with a bar."""
-        with tqdm(total=len(frames), desc=what, unit=" clips", disable=self.quiet) as bar:
+        with tqdm(total=len(frames), desc=what, unit=" clips", disable=self.quiet or None) as bar:
             for batch in in_batches(frames):
                 yield np.stack([normalise(clip, vision.mean, vision.std) for clip in batch])
                 bar.update(len(batch))

@@ -205,6 +205,11 @@ def save_report(found: Sequence[LayerLoss], folder: Path, kind: str, measure: st
     """Write ``<kind>_sensitivity.json`` and ``.md``, a table, into a folder; `kind` is the model's."""
     rows = [asdict(one) for one in found]
     (folder / f"{kind}_sensitivity.json").write_text(json.dumps({"measure": measure, "layers": rows}, indent=1) + "\n")
-    lines = [f"# Sensitivity of the {kind} to INT8", "", "Each layer quantized alone, all others in float; worst first.", ""]
+    lines = [
+        f"# Sensitivity of the {kind} to INT8",
+        "",
+        "Each layer quantized alone, all others in float; worst first.",
+        "",
+    ]
     lines += [f"| layer | {measure} |", "|---|---:|", *(f"| `{one.name}` | {one.loss:.3g} |" for one in found)]
     (folder / f"{kind}_sensitivity.md").write_text("\n".join(lines) + "\n")
