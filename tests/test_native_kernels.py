@@ -60,9 +60,11 @@ class Engine:
     """The C functions under test, on a pool of `threads`."""
 
     def __init__(self, threads: int):
-        self.lib = native.library()
-        for name in ("lv_linear_new", "lv_tsf_new", "lv_pool_new"):
+        # A handle of its own: on the shared one the runtime declares argument types that suit only it.
+        self.lib = ctypes.CDLL(native.library()._name)
+        for name in ("lv_threads_new", "lv_linear_new", "lv_tsf_new", "lv_pool_new"):
             getattr(self.lib, name).restype = ctypes.c_void_p
+        self.lib.lv_error.restype = ctypes.c_char_p
         self.pool = ctypes.c_void_p(self.lib.lv_threads_new(threads))
 
     def tensors(self, arrays):

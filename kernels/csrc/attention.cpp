@@ -83,11 +83,22 @@ void mix(const PageShape<T>& shape, char* const* pages, int count, int first, co
 // One vector into a cache, element i at to[place(i)]; returns its scale.
 template <class T, class F>
 float keep(const float* x, int size, T* to, const F& place) {
-    float most = 0.f;
-    for (int i = 0; i < size; ++i) most = std::max(most, std::abs(x[i]));
+    vf top = splat(0.f);
+    for (int i = 0; i < size; i += kLanes) top = vmax(vabs(load(x + i, mask_of(size - i))), top);
+    const float most = largest(top);
     const bool scaled = HeadShape<T>::kScaled && most > 0.f;
     const float factor = scaled ? 127.f / most : 1.f;
-    for (int i = 0; i < size; ++i) put_one(to + place(i), x[i] * factor);
+    if constexpr (HeadShape<T>::kScaled) {
+        const vf limit = splat(127.f);
+        for (int i = 0; i < size; i += kLanes) {
+            uint8_t bytes[kLanes];
+            const vf v = load(x + i, mask_of(size - i)) * splat(factor);
+            store_bytes(bytes, add_int(to_int(vmin(vmax(v, splat(-127.f)), limit)), splat_int(128)));
+            for (int j = 0; j < std::min(kLanes, size - i); ++j) to[place(i + j)] = T(bytes[j] - 128);
+        }
+    } else {
+        for (int i = 0; i < size; ++i) to[place(i)] = x[i];
+    }
     return scaled ? most / 127.f : 1.f;
 }
 

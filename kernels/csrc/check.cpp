@@ -28,7 +28,7 @@ LV_API void lv_quantize(lv_threads* threads, const float* x, int64_t rows, int w
     QuantRows rows_of;
     quantize(threads->pool, x, width, rows, width, rows_of);
     for (int64_t r = 0; r < rows; ++r) {
-        std::copy_n(&rows_of.data[size_t(r * rows_of.stride)], width, q + r * width);
+        for (int i = 0; i < width; ++i) q[r * width + i] = rows_of.data[rows_of.at(r, i)];
         scale[r] = rows_of.scale[size_t(r)];
     }
 }

@@ -35,22 +35,89 @@ float dot(const float* a, const float* b, int size) {
     return sum(total);
 }
 
-// to = or += factor · from
-void scaled(float* to, const float* from, float factor, int size, bool add) {
-    for (int i = 0; i < size; i += kLanes) {
+// sum() of each of kLanes vectors, the same bits, in a vector.
+vf sums(const vf* v) {
+#if defined(__AVX512F__)
+    vf a[8], b[4];
+    for (int i = 0; i < 8; ++i) {
+        const vf x = v[i / 4 * 8 + i % 4], y = v[i / 4 * 8 + i % 4 + 4];
+        a[i] = _mm512_shuffle_f32x4(x, y, 0x44) + _mm512_shuffle_f32x4(x, y, 0xee);
+    }
+    for (int i = 0; i < 4; ++i)
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88) + _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+    const vf c = _mm512_shuffle_ps(b[0], b[1], 0x44) + _mm512_shuffle_ps(b[0], b[1], 0xee);
+    const vf d = _mm512_shuffle_ps(b[2], b[3], 0x44) + _mm512_shuffle_ps(b[2], b[3], 0xee);
+    return _mm512_shuffle_ps(c, d, 0x88) + _mm512_shuffle_ps(c, d, 0xdd);
+#else
+    float each[kLanes];
+    for (int i = 0; i < kLanes; ++i) each[i] = sum(v[i]);
+    return load(each);
+#endif
+}
+
+// The products of two rows, not yet summed over lanes.
+inline vf products(const float* a, const float* b, int size) {
+    vf total = splat(0.f);
+    int i = 0;
+    for (; i + kLanes <= size; i += kLanes) total = fma(load(a + i), load(b + i), total);
+    if (i < size) total = fma(load(a + i, mask_of(size - i)), load(b + i, mask_of(size - i)), total);
+    return total;
+}
+
+// out = the sum of row(j) · weight(j)
+template <class Row, class Weight>
+inline void weighted(int keys, int size, const Row& row, const Weight& weight, float* out) {
+    constexpr int kStep = 4 * kLanes;
+    int i = 0;
+    for (; i + kStep <= size; i += kStep) {
+        vf total[4] = {splat(0.f), splat(0.f), splat(0.f), splat(0.f)};
+        for (int j = 0; j < keys; ++j) {
+            const float* from = row(j) + i;
+            const vf w = splat(weight(j));
+            for (int n = 0; n < 4; ++n) total[n] = fma(load(from + n * kLanes), w, total[n]);
+        }
+        for (int n = 0; n < 4; ++n) store(out + i + n * kLanes, total[n]);
+    }
+    for (; i < size; i += kLanes) {
         const Mask m = mask_of(size - i);
-        const vf old = add ? load(to + i, m) : splat(0.f);
-        store(to + i, fma(load(from + i, m), splat(factor), old), m);
+        vf total = splat(0.f);
+        for (int j = 0; j < keys; ++j) total = fma(load(row(j) + i, m), splat(weight(j)), total);
+        store(out + i, total, m);
     }
 }
 
-// One query over keys row(0), row(1) … of stride `width` from each other's v.
+// One query over keys row(0), row(1) … of stride `width` from each other's v. `weights`: room for whole vectors.
 template <class F>
 void attend_one(const float* q, int keys, const F& row, int64_t width, int size, float* weights, float* out) {
-    const float scale = 1.f / std::sqrt(float(size));
-    for (int j = 0; j < keys; ++j) weights[j] = dot(q, row(j), size) * scale;
+    const vf scale = splat(1.f / std::sqrt(float(size)));
+    for (int j = 0; j < keys; j += kLanes) {
+        vf each[kLanes];
+        for (int i = 0; i < kLanes; ++i) each[i] = j + i < keys ? products(q, row(j + i), size) : splat(0.f);
+        store(weights + j, sums(each) * scale);
+    }
     const float whole = 1.f / exponentials(weights, keys);
-    for (int j = 0; j < keys; ++j) scaled(out, row(j) + width, weights[j] * whole, size, j > 0);
+    weighted(keys, size, [&](int j) { return row(j) + width; }, [&](int j) { return weights[j] * whole; }, out);
+}
+
+// As many queries as a vector has lanes, each over its own `keys` (no more than lanes): the results of attend_one.
+template <class Q, class K, class O>
+void attend_few(int queries, int keys, const Q& query, const K& key, int64_t width, int size, const O& out) {
+    const vf scale = splat(1.f / std::sqrt(float(size)));
+    vf weights[kLanes], tree[kLanes], top = splat(0.f);
+    for (int j = 0; j < keys; ++j) {
+        vf each[kLanes];
+        for (int i = 0; i < kLanes; ++i) each[i] = i < queries ? products(query(i), key(i, j), size) : splat(0.f);
+        weights[j] = sums(each) * scale;
+        top = j ? vmax(top, weights[j]) : weights[j];
+    }
+    for (int j = 0; j < kLanes; ++j) tree[j] = j < keys ? weights[j] = vexp(weights[j] - top) : splat(0.f);
+    for (int step = kLanes / 2; step; step /= 2)  // as sum() does
+        for (int j = 0; j < step; ++j) tree[j] = tree[j] + tree[j + step];
+    const vf whole = splat(1.f) / tree[0];
+    float shares[kLanes][kLanes];
+    for (int j = 0; j < keys; ++j) store(shares[j], weights[j] * whole);
+    for (int i = 0; i < queries; ++i)
+        weighted(keys, size, [&](int j) { return key(i, j) + width; }, [&](int j) { return shares[j][i]; }, out(i));
 }
 
 }  // namespace
@@ -98,14 +165,18 @@ void attend(const Memory& memory, int rows, const float* q, int64_t ldq, float* 
         for (int r = 0; r < count; ++r) totals[r] = exponentials(&weights[size_t(r * memory.ldk)], memory.keys);
         float* to = out + row * ldo;
         multiply(count, memory.size, memory.keys, weights.data(), memory.ldk, memory.v.data(), memory.ldv, to, ldo);
-        for (int r = 0; r < count; ++r) scaled(to + r * ldo, to + r * ldo, 1.f / totals[r], memory.size, false);
+        for (int r = 0; r < count; ++r)
+            for (int i = 0; i < memory.size; i += kLanes) {
+                const Mask m = mask_of(memory.size - i);
+                store(to + r * ldo + i, load(to + r * ldo + i, m) * splat(1.f / totals[r]), m);
+            }
     }
 }
 
 void attend_cls(Pool& pool, const Tokens& t, const float* qkv, float* out) {
     parallel(pool, t.heads, [&](int64_t head) {
         static thread_local std::vector<float> weights;
-        weights.resize(size_t(t.count()));
+        weights.resize(size_t(round_up(t.count(), kLanes)));
         const float* q = qkv + head * t.size;
         const auto key = [&](int j) { return q + t.width() + j * 3 * t.width(); };
         attend_one(q, int(t.count()), key, t.width(), t.size, weights.data(), out + head * t.size);
@@ -131,14 +202,22 @@ void attend_time(Pool& pool, const Tokens& t, const float* qkv, float* out) {
     const int64_t width = t.width(), ld = 3 * width;
     attend_cls(pool, t, qkv, out);
     parallel(pool, t.patches, [&](int64_t place) {
-        float weights[kLanes * 64];
-        for (int head = 0; head < t.heads; ++head) {
-            const auto token = [&](int f) { return f < 0 ? int64_t(0) : 1 + int64_t(f) * t.patches + place; };
-            const auto key = [&](int j) { return qkv + token(j - 1) * ld + width + head * t.size; };
-            for (int f = 0; f < t.frames; ++f)
-                attend_one(qkv + token(f) * ld + head * t.size, t.frames + 1, key, width, t.size, weights,
-                           out + token(f) * width + head * t.size);
+        const auto token = [&](int f) { return f < 0 ? int64_t(0) : 1 + int64_t(f) * t.patches + place; };
+        const int keys = t.frames + 1, queries = t.heads * t.frames;
+        const auto column = [&](int query) { return int64_t(query / t.frames) * t.size; };
+        const auto asked = [&](int query) { return qkv + token(query % t.frames) * ld + column(query); };
+        const auto key = [&](int query, int j) { return qkv + token(j - 1) * ld + width + column(query); };
+        const auto to = [&](int query) { return out + token(query % t.frames) * width + column(query); };
+        if (keys > kLanes) {
+            float weights[kLanes * 64];
+            for (int i = 0; i < queries; ++i)
+                attend_one(asked(i), keys, [&](int j) { return key(i, j); }, width, t.size, weights, to(i));
+            return;
         }
+        for (int i = 0; i < queries; i += kLanes)
+            attend_few(
+                std::min(kLanes, queries - i), keys, [&](int n) { return asked(i + n); },
+                [&](int n, int j) { return key(i + n, j); }, width, t.size, [&](int n) { return to(i + n); });
     });
 }
 

@@ -79,8 +79,13 @@ struct Grid {
     template <class F>
     void run(Pool& pool, const F& body) const {
         parallel(pool, tasks, [&](int64_t task) {
-            const int64_t row = task % row_blocks * row_step;
-            const int panel = int(task / row_blocks) * panel_step;
+            // A thread begins with tasks beside each other: give it rows that it had in the layer before.
+            const int64_t groups = tasks / row_blocks, parts = std::min<int64_t>(pool.threads(), row_blocks);
+            int64_t part = 0, first = 0, count = row_blocks / parts + (row_blocks % parts > 0);
+            for (; task >= count * groups; count = row_blocks / parts + (row_blocks % parts > part))
+                task -= count * groups, first += count, ++part;
+            const int64_t row = (first + task % count) * row_step;
+            const int panel = int(task / count) * panel_step;
             body(row, std::min(row_step, rows - row), panel, std::min(panel + panel_step, panels));
         });
     }
@@ -151,7 +156,7 @@ void Linear::run(Pool& pool, const QuantRows& x, float* y, int64_t ldy, Act act,
 }
 
 void QuantRows::resize(int64_t new_rows, int new_width) {
-    rows = new_rows, width = new_width, stride = int(round_up(new_width, 64));
+    rows = new_rows, width = new_width, stride = int(round_up(new_width, 64)), tiles = isa() == Isa::amx;
     const size_t bytes = size_t(round_up(rows, 32) * stride);
     if (data.size() < bytes) data.resize(bytes);
     if (scale.size() < size_t(rows)) scale.resize(size_t(rows));
@@ -170,7 +175,8 @@ void each_row(Pool& pool, int64_t rows, int64_t width, const F& body) {
     });
 }
 
-void quantize_row(const float* x, int width, uint8_t* out, float& scale) {
+void quantize_row(const float* x, QuantRows& to, int64_t row) {
+    const int width = to.width;
     vf top = splat(0.f), tops[4] = {top, top, top, top};  // four, for one would wait for itself
     int i = 0;
     for (; i + 4 * kLanes <= width; i += 4 * kLanes)
@@ -180,14 +186,17 @@ void quantize_row(const float* x, int width, uint8_t* out, float& scale) {
     const Mask rest = mask_of(width - i);
     if (i < width) top = vmax(top, vabs(load(x + i, rest)));
     const float most = largest(top);
-    scale = most > 0.f ? most / 127.f : 1.f;
+    to.scale[size_t(row)] = most > 0.f ? most / 127.f : 1.f;
     const vf factor = splat(most > 0.f ? 127.f / most : 1.f), limit = splat(127.f);
     const vi zero = splat_int(128);
     const auto put = [&](vf v) {  // not a number becomes -127 and stays within its row
         return add_int(to_int(vmin(vmax(v * factor, splat(-127.f)), limit)), zero);
     };
-    for (i = 0; i + kLanes <= width; i += kLanes) store_bytes(out + i, put(load(x + i)));
-    if (i < width) store_bytes(out + i, put(load(x + i, rest)));
+    uint8_t* out = &to.data[to.at(row, 0)];
+    const int next = int(to.at(0, 64) - to.at(0, 0));
+    for (i = 0; i + 64 <= width; i += 64, out += next)
+        for (int j = 0; j < 64; j += kLanes) store_bytes(out + j, put(load(x + i + j)));
+    for (int j = 0; i < width; i += kLanes, j += kLanes) store_bytes(out + j, put(load(x + i, mask_of(width - i))));
 }
 
 void norm_row(const Norm& n, const float* x, float* y) {
@@ -228,14 +237,14 @@ void Norm::run(Pool& pool, const float* x, int64_t ldx, int64_t rows, QuantRows&
         static thread_local std::vector<float> normed;
         normed.resize(size_t(width));
         norm_row(*this, x + row * ldx, normed.data());
-        quantize_row(normed.data(), width, &y.data[size_t(row * y.stride)], y.scale[size_t(row)]);
+        quantize_row(normed.data(), y, row);
     });
 }
 
 void quantize(Pool& pool, const float* x, int64_t ldx, int64_t rows, int width, QuantRows& y) {
     y.resize(rows, width);
     each_row(pool, rows, width, [&](int64_t row) {
-        quantize_row(x + row * ldx, width, &y.data[size_t(row * y.stride)], y.scale[size_t(row)]);
+        quantize_row(x + row * ldx, y, row);
     });
 }
 

@@ -67,10 +67,16 @@ struct OnCacheLines {  // an allocator
 // Every row is quantized on its own: what a row becomes never depends on its neighbours.
 struct QuantRows {
     int64_t rows = 0;
-    int width = 0, stride = 0;  // bytes from row to row, a multiple of 64; padding meets weights of zero
+    int width = 0, stride = 0;  // bytes a row, a multiple of 64; padding meets weights of zero
+    bool tiles = false;         // 16 rows of 64 bytes lie together, as AMX loads them; else a row does
     std::vector<uint8_t, OnCacheLines<uint8_t>> data;  // whole tiles of 32 rows
     std::vector<float> scale;
     void resize(int64_t rows, int width);
+    // Where byte i of a row is.
+    size_t at(int64_t row, int i) const {
+        if (!tiles) return size_t(row * stride + i);
+        return size_t(row / 16 * 16 * stride + i / 64 * 1024 + row % 16 * 64 + i % 64);
+    }
 };
 
 // y = act(x W + b), W packed at construction; float32 or INT8 as the tensor's type says. Results of a row are the same

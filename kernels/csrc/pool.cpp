@@ -42,16 +42,24 @@ bool spin(const F& done) {
 // tasks too and waits only for who entered, so a worker that the machine has no time for holds nobody up.
 struct Pool::Impl {
     std::vector<std::thread> workers;
+    // A thread's tasks: neighbours, and the same ones for the same number of tasks, so that what it wrote a round ago
+    // is still in its cache. Who is done takes from the others.
+    struct alignas(64) Share {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
     const std::function<void(int64_t)>* body = nullptr;
-    int64_t tasks = 0;
-    std::atomic<int64_t> next{0};
+    std::vector<Share> shares;
     std::atomic<uint64_t> gate{0};  // round << 32 | inside << 1 | open
     std::atomic<uint32_t> round{0}, sleepers{0};
     std::atomic<bool> stop{false};
     std::mutex one_caller;
 
-    void take() {
-        for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) (*body)(task);
+    void take(size_t thread) {
+        for (size_t i = 0; i < shares.size(); ++i) {
+            Share& from = shares[(thread + i) % shares.size()];
+            for (int64_t task; (task = from.next.fetch_add(1, std::memory_order_relaxed)) < from.end;) (*body)(task);
+        }
     }
 
     bool enter(uint32_t seen) {
@@ -61,7 +69,7 @@ struct Pool::Impl {
         return false;
     }
 
-    void work() {
+    void work(size_t thread) {
         for (uint32_t seen = 0;;) {
             const auto news = [&] { return round.load(std::memory_order_acquire) != seen; };
             while (!spin(news)) {
@@ -72,7 +80,7 @@ struct Pool::Impl {
             seen = round.load(std::memory_order_acquire);
             if (stop) return;
             if (!enter(seen)) continue;
-            take();
+            take(thread);
             gate.fetch_sub(2, std::memory_order_release);
         }
     }
@@ -84,7 +92,8 @@ struct Pool::Impl {
 };
 
 Pool::Pool(int threads) : impl_(new Impl) {
-    for (int i = 1; i < threads; ++i) impl_->workers.emplace_back(&Impl::work, impl_);
+    impl_->shares = std::vector<Impl::Share>(size_t(std::max(threads, 1)));
+    for (int i = 1; i < threads; ++i) impl_->workers.emplace_back(&Impl::work, impl_, size_t(i));
 }
 
 Pool::~Pool() {
@@ -103,11 +112,15 @@ void Pool::share(int64_t tasks, const std::function<void(int64_t)>& body) {
     }
     Impl& it = *impl_;
     const std::lock_guard<std::mutex> lock(it.one_caller);
-    it.body = &body, it.tasks = tasks;
-    it.next.store(0, std::memory_order_relaxed);
+    it.body = &body;
+    const int64_t shares = int64_t(it.shares.size());
+    for (int64_t i = 0; i < shares; ++i) {
+        it.shares[size_t(i)].next.store(tasks * i / shares, std::memory_order_relaxed);
+        it.shares[size_t(i)].end = tasks * (i + 1) / shares;
+    }
     it.gate.store(uint64_t(it.round.load() + 1) << 32 | 1, std::memory_order_release);
     it.announce();
-    it.take();
+    it.take(0);
     it.gate.fetch_and(~uint64_t(1));
     const auto empty = [&] { return (it.gate.load(std::memory_order_acquire) & 0xfffffffe) == 0; };
     while (!spin(empty)) sched_yield();

@@ -141,7 +141,11 @@ struct lv_tsf {
     void block(const Block& b, int T, bool cls_only) {
         const Tokens t{heads, D / heads, T, N, b.space.kv.int8()};
         const int64_t S = t.count(), rows = cls_only ? 1 : S;
-        std::memcpy(u.data(), x.data(), sizeof(float) * size_t(S * D));
+        constexpr int64_t kRows = 16;
+        parallel(pool, (S + kRows - 1) / kRows, [&](int64_t task) {
+            const int64_t row = task * kRows;
+            std::memcpy(&u[size_t(row * D)], &x[size_t(row * D)], sizeof(float) * size_t(std::min(kRows, S - row) * D));
+        });
         attention(b.time, b.before_time, x.data(), S, S,
                   [&](const float* qkv, float* mixed) { attend_time(pool, t, qkv, mixed); }, u.data());
         attention(b.space, b.before_space, u.data(), S, rows,
@@ -205,6 +209,7 @@ lv_tsf* lv_tsf_new(const lv_tensor* tensors, int count, const char* prefix, int 
     return guarded([&] {
         if (img < 1 || patch < 1 || img % patch || dim < 1 || heads < 1 || dim % heads || depth < 1 || frames < 1)
             throw std::runtime_error("timesformer: sizes that make no sense");
+        if (frames > 256) throw std::runtime_error("timesformer: more than 256 frames");
         return new lv_tsf(Tensors(tensors, count), prefix, img, patch, dim, depth, heads, frames, ln_pre != 0,
                           Act(act), gated != 0, threads->pool);
     });

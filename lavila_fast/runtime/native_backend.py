@@ -31,8 +31,6 @@ F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 _ACTS = {"quick_gelu": 1, "gelu": 2}  # `lavila::Act`
-
-
 _FLOATS, _INTS, _DOUBLES = (np.ctypeslib.ndpointer(t, flags="C_CONTIGUOUS") for t in (np.float32, np.int64, np.float64))
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "lv_tsf_new": (c_void_p, [POINTER(native.Tensor), c_int, c_char_p, *[c_int] * 9, c_void_p]),
