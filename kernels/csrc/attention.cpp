@@ -80,7 +80,7 @@ void mix(const PageShape<T>& shape, char* const* pages, int count, int first, co
     for (int j = 0; j < N; ++j) store(out + j * kLanes, even[j] + odd[j]);
 }
 
-// One vector into a cache, element i at to[place(i)]; returns its scale.
+// One vector into a cache, element i at to[place(i)], evenly apart within kLanes of them; returns its scale.
 template <class T, class F>
 float keep(const float* x, int size, T* to, const F& place) {
     vf top = splat(0.f);
@@ -94,7 +94,12 @@ float keep(const float* x, int size, T* to, const F& place) {
             uint8_t bytes[kLanes];
             const vf v = load(x + i, mask_of(size - i)) * splat(factor);
             store_bytes(bytes, add_int(to_int(vmin(vmax(v, splat(-127.f)), limit)), splat_int(128)));
-            for (int j = 0; j < std::min(kLanes, size - i); ++j) to[place(i + j)] = T(bytes[j] - 128);
+            T* const first = to + place(i);
+            const int64_t step = place(i + 1) - place(i), here = std::min(kLanes, size - i);
+            if (step == 1 && here == kLanes)
+                for (int j = 0; j < kLanes; ++j) first[j] = T(bytes[j] - 128);
+            else
+                for (int j = 0; j < here; ++j) first[j * step] = T(bytes[j] - 128);
         }
     } else {
         for (int i = 0; i < size; ++i) to[place(i)] = x[i];

@@ -59,8 +59,9 @@ struct Target {
     bool add;
 };
 
-template <Act A>
+template <Act A, bool Quick>
 inline vf activate(vf x) {
+    if constexpr (A == Act::quick_gelu && Quick) return x * quick_sigmoid(x * splat(1.702f));
     if constexpr (A == Act::quick_gelu) return x * sigmoid(x * splat(1.702f));
     if constexpr (A == Act::gelu) return x * normal_cdf(x);
     if constexpr (A == Act::gelu_tanh)  // ½(1 + tanh u) = sigmoid(2u)
@@ -84,9 +85,9 @@ inline void with_act(Act act, const F& body) {
     }
 }
 
-template <Act A>
+template <Act A, bool Quick = false>
 inline void put(float* y, vf value, int64_t lanes, bool add) {
-    value = activate<A>(value);
+    value = activate<A, Quick>(value);
     if (lanes >= kLanes) {
         store(y, add ? load(y) + value : value);
     } else if (lanes > 0) {
@@ -130,18 +131,20 @@ struct Sums {
 
 template <Act A>
 inline __attribute__((always_inline)) void finish_rows(const Int8Matrix& w, const Target& to, Sums& s, int64_t rows) {
-    const bool whole = s.column + kWide <= w.outputs;
-    for (rows = std::min(rows, s.left), s.left -= rows; rows > 0; --rows, s.sums += kWide, s.y += to.ldy, ++s.x_scale) {
-        __builtin_prefetch(s.y + 2 * kWide, 1);  // the next panels of a row come long after this one
-        __builtin_prefetch(s.y + 2 * kWide + 16, 1);
-#pragma GCC unroll 4
-        for (int j = 0; j < kWide; j += kLanes) {
-            const size_t c = size_t(s.column + j);
-            const vf exact = to_float(sub_int(load_int(s.sums + j), load_int(&w.correction[c])));
-            const vf value = fma(exact, splat(*s.x_scale) * load(&w.scale[c]), load(&w.bias[c]));
-            put<A>(s.y + j, value, whole ? kLanes : w.outputs - s.column - j, to.add);
+    rows = std::min(rows, s.left);
+    const auto half = [&](int j, auto lanes) {
+        const size_t c = size_t(s.column + j);
+        const vi zero = load_int(&w.correction[c]);
+        const vf scale = load(&w.scale[c]), bias = load(&w.bias[c]);
+        for (int64_t r = 0; r < rows; ++r) {
+            const vf exact = to_float(sub_int(load_int(s.sums + r * kWide + j), zero));
+            put<A, true>(s.y + r * to.ldy + j, fma(exact, splat(s.x_scale[r]) * scale, bias), lanes, to.add);
         }
-    }
+    };
+    for (int j = 0; j < kWide; j += kLanes)
+        if (s.column + j + kLanes <= w.outputs) half(j, std::integral_constant<int64_t, kLanes>());
+        else half(j, int64_t(w.outputs - s.column - j));
+    s.left -= rows, s.sums += rows * kWide, s.y += rows * to.ldy, s.x_scale += rows;
 }
 
 inline void finish(const Int8Matrix& w, const QuantRows& x, const int32_t* sums, int64_t row, int64_t rows, int column,

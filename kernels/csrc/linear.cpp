@@ -166,12 +166,15 @@ namespace {
 
 constexpr int64_t kRowsATask = 16;
 
-// Runs body(row) for every row; few rows are not worth waking anyone.
-template <class F>
+// Runs body(row, count) over all rows, by R as long as there are so many; few rows are not worth waking anyone.
+template <int R = 1, class F>
 void each_row(Pool& pool, int64_t rows, int64_t width, const F& body) {
     const int64_t step = rows * width < 1 << 14 ? rows : kRowsATask;
     parallel(pool, step ? (rows + step - 1) / step : 0, [&](int64_t task) {
-        for (int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) body(row);
+        const int64_t last = std::min(rows, (task + 1) * step);
+        int64_t row = task * step;
+        for (; row + R <= last; row += R) body(row, std::integral_constant<int, R>());
+        for (; row < last; ++row) body(row, std::integral_constant<int, 1>());
     });
 }
 
@@ -199,26 +202,38 @@ void quantize_row(const float* x, QuantRows& to, int64_t row) {
     for (int j = 0; i < width; i += kLanes, j += kLanes) store_bytes(out + j, put(load(x + i, mask_of(width - i))));
 }
 
-void norm_row(const Norm& n, const float* x, float* y) {
+// R rows at once, each on its own, for a row's sums wait for one another.
+template <int R>
+void norm_rows(const Norm& n, const float* x, int64_t ldx, float* y, int64_t ldy) {
     const int width = int(n.weight.size());
     const int whole = width / kLanes * kLanes;
     const Mask rest = mask_of(width - whole);
-    vf total = splat(0.f);
-    for (int i = 0; i < whole; i += kLanes) total = total + load(x + i);
-    if (whole < width) total = total + load(x + whole, rest);
-    const float mean = sum(total) / float(width);
-    vf squares = splat(0.f);
-    for (int i = 0; i < whole; i += kLanes) {
-        const vf d = load(x + i) - splat(mean);
-        squares = fma(d, d, squares);
-    }
-    float tail = 0.f;
-    for (int i = whole; i < width; ++i) tail += (x[i] - mean) * (x[i] - mean);
-    const float factor = 1.f / std::sqrt((sum(squares) + tail) / float(width) + n.eps);
+    vf total[R], squares[R];
+    float mean[R], factor[R];
+    for (int r = 0; r < R; ++r) total[r] = squares[r] = splat(0.f);
     for (int i = 0; i < whole; i += kLanes)
-        store(y + i, fma((load(x + i) - splat(mean)) * splat(factor), load(&n.weight[size_t(i)]),
-                         load(&n.bias[size_t(i)])));
-    for (int i = whole; i < width; ++i) y[i] = (x[i] - mean) * factor * n.weight[size_t(i)] + n.bias[size_t(i)];
+        for (int r = 0; r < R; ++r) total[r] = total[r] + load(x + r * ldx + i);
+    for (int r = 0; r < R; ++r) {
+        if (whole < width) total[r] = total[r] + load(x + r * ldx + whole, rest);
+        mean[r] = sum(total[r]) / float(width);
+    }
+    for (int i = 0; i < whole; i += kLanes)
+        for (int r = 0; r < R; ++r) {
+            const vf d = load(x + r * ldx + i) - splat(mean[r]);
+            squares[r] = fma(d, d, squares[r]);
+        }
+    for (int r = 0; r < R; ++r) {
+        float tail = 0.f;
+        for (int i = whole; i < width; ++i) tail += (x[r * ldx + i] - mean[r]) * (x[r * ldx + i] - mean[r]);
+        factor[r] = 1.f / std::sqrt((sum(squares[r]) + tail) / float(width) + n.eps);
+    }
+    for (int i = 0; i < whole; i += kLanes)
+        for (int r = 0; r < R; ++r)
+            store(y + r * ldy + i, fma((load(x + r * ldx + i) - splat(mean[r])) * splat(factor[r]),
+                                       load(&n.weight[size_t(i)]), load(&n.bias[size_t(i)])));
+    for (int r = 0; r < R; ++r)
+        for (int i = whole; i < width; ++i)
+            y[r * ldy + i] = (x[r * ldx + i] - mean[r]) * factor[r] * n.weight[size_t(i)] + n.bias[size_t(i)];
 }
 
 }  // namespace
@@ -227,23 +242,26 @@ Norm::Norm(const Tensors& tensors, const std::string& prefix, int width, float e
     : weight(tensors.floats(prefix + ".weight", {width})), bias(tensors.floats(prefix + ".bias", {width})), eps(eps) {}
 
 void Norm::run(Pool& pool, const float* x, int64_t ldx, int64_t rows, float* y, int64_t ldy) const {
-    each_row(pool, rows, int64_t(weight.size()), [&](int64_t row) { norm_row(*this, x + row * ldx, y + row * ldy); });
+    each_row<4>(pool, rows, int64_t(weight.size()), [&](int64_t row, auto count) {
+        norm_rows<decltype(count)::value>(*this, x + row * ldx, ldx, y + row * ldy, ldy);
+    });
 }
 
 void Norm::run(Pool& pool, const float* x, int64_t ldx, int64_t rows, QuantRows& y) const {
     const int width = int(weight.size());
     y.resize(rows, width);
-    each_row(pool, rows, width, [&](int64_t row) {
+    each_row<4>(pool, rows, width, [&](int64_t row, auto count) {
+        constexpr int kCount = decltype(count)::value;
         static thread_local std::vector<float> normed;
-        normed.resize(size_t(width));
-        norm_row(*this, x + row * ldx, normed.data());
-        quantize_row(normed.data(), y, row);
+        normed.resize(size_t(kCount * width));
+        norm_rows<kCount>(*this, x + row * ldx, ldx, normed.data(), width);
+        for (int r = 0; r < kCount; ++r) quantize_row(&normed[size_t(r * width)], y, row + r);
     });
 }
 
 void quantize(Pool& pool, const float* x, int64_t ldx, int64_t rows, int width, QuantRows& y) {
     y.resize(rows, width);
-    each_row(pool, rows, width, [&](int64_t row) {
+    each_row(pool, rows, width, [&](int64_t row, auto) {
         quantize_row(x + row * ldx, y, row);
     });
 }

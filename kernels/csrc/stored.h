@@ -15,10 +15,6 @@ inline vf load(const int8_t* p) {
 #endif
 }
 
-inline void put_one(float* p, float x) { *p = x; }
-
-inline void put_one(int8_t* p, float x) { *p = int8_t(std::lrintf(std::min(std::max(x, -127.f), 127.f))); }
-
 // Asks for `bytes` from `p` on, without waiting.
 inline void prefetch(const void* p, int bytes) {
     for (int i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
