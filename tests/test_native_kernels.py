@@ -352,6 +352,8 @@ def test_bad_input_is_an_error_that_names_it(engines, random):
     encoder = Encoder(engines[0], timesformer(vision()))
     with pytest.raises(RuntimeError, match="5 frames; this model takes 1 to 4"):
         encoder.tokens(random.standard_normal((3, 5, 32, 32)).astype(np.float32))
+    with pytest.raises(RuntimeError, match="more than 256 frames"):
+        Encoder(engines[0], timesformer(vision(frames=257, depth=1)))
     weight = random.integers(-127, 128, (8, 8), np.int8)
     with pytest.raises(RuntimeError, match=r"'l.weight_scale' is missing"):
         engines[0].linear(np.zeros((1, 8), np.float32), weight=weight)
