@@ -157,7 +157,7 @@ def plan(contest: Contest, batch: int, repeats: int) -> Iterator[tuple[Run, int]
     """Which of our engines narrate what, and how often. The slow ones are timed less; quick ones at one clip too."""
     for name in contest.engines:
         quick = name.endswith("int8")
-        many = batch if name == "native int8" else 4 if name.startswith("torch") else 8
+        many = batch if name.startswith("native") else 4 if name.startswith("torch") else 8
         often = repeats if quick else max(1, repeats - 1)
         for case in CASES:
             if name.startswith("torch") and case != "77":
