@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pickle
@@ -10,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_video_coded import write_sound, write_video
@@ -21,6 +23,7 @@ import lavila_fast
 from lavila_fast.archive.journal import Journal
 from lavila_fast.cli import _options, run
 from lavila_fast.errors import InputError
+from lavila_fast.pipeline import Narrator
 from lavila_fast.runtime.sampling import Warp
 
 VIDEOS = Path(os.environ.get("LAVILA_VIDEO_DIR", Path(__file__).parents[2] / "shared/videos"))
@@ -71,7 +74,6 @@ def lines(capsys: pytest.CaptureFixture[str], what: str = "error:") -> list[str]
 
 def test_rows_are_what_the_narrator_says(narrate: Callable[..., int], bundle: Path, videos: Path) -> None:
     from lavila_fast.generate.options import Options
-    from lavila_fast.pipeline import Narrator
 
     assert narrate(videos, "-o", "out.jsonl", "--samples", 2, "--seed", 5) == 0
     narrator = Narrator.from_pretrained(bundle, threads=1)
@@ -235,6 +237,35 @@ def test_signals_end_a_run_in_good_order(
     assert narrate(*words) == 0
     assert rows(output)[: len(done)] == done
     assert len(set(rows(output))) == 240
+
+
+class Argument:
+    """A ctypes argument in whose conversion Ctrl-C arrives; ctypes makes an ArgumentError of any exception there."""
+
+    @classmethod
+    def from_param(cls, value: object) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+
+def test_a_signal_that_a_library_turns_into_its_own_error(
+    narrate: Callable[..., int], videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Narrator.narrate_clips
+
+    def interrupted(*given: Any) -> Iterator[Any]:
+        for number, one in enumerate(whole(*given)):
+            if number == 3:
+                function = ctypes.CDLL(None).abs
+                function.argtypes = [Argument]
+                function(1)
+            yield one
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Narrator, "narrate_clips", interrupted)
+        assert narrate(videos / "v2.mp4", "--clip-seconds", 0.1, "-o", "out.jsonl") == 130
+    assert len(rows(Path("out.jsonl"))) == 3
+    assert narrate(videos / "v2.mp4", "--clip-seconds", 0.1, "-o", "out.jsonl") == 0
 
 
 def test_the_second_signal_does_not_wait() -> None:

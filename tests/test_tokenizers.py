@@ -45,6 +45,7 @@ def clip() -> Tokenizer:
     return load_tokenizer(FILES, "clip")
 
 
+PLAIN = st.text().filter(lambda text: "<|" not in text)  # a special token spelled out is that token, as in the original
 SMALL = train_bpe(SENTENCES, 400, context=4096)
 
 
@@ -86,7 +87,7 @@ def test_published_gpt2_round_trip(gpt2: Tokenizer) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
+@given(PLAIN)
 def test_round_trip_of_any_text(text: str) -> None:
     (row,) = SMALL.rows([text])
     assert SMALL.decode(row) == text
@@ -96,7 +97,7 @@ def test_round_trip_of_any_text(text: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.text(), max_size=3))
+@given(st.lists(PLAIN, max_size=3))
 def test_shape_range_and_mask_of_any_texts(texts: list[str]) -> None:
     clip = train_clip_bpe(SENTENCES, 560, context=12)
     ids, mask = clip.encode_with_mask(texts)

@@ -126,8 +126,10 @@ class Run:
                 with self.shield():
                     self.sink.write(rows)
                     self._count(rows[0])
-        except Stopped as signalled:
-            stop = signalled
+        except (Stopped, Exception):
+            stop = self.shield.stopped
+            if not stop:
+                raise
         finally:
             self._decoders.stop()
         self.sink.close()

@@ -53,6 +53,11 @@ class Shield:
         if not self._writing:
             raise Stopped(number)
 
+    @property
+    def stopped(self) -> Stopped | None:
+        """What a signal asked for, even where a library made an error of its own of it (ctypes' arguments do)."""
+        return Stopped(self._number) if self._number else None
+
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """A block that is finished before a signal takes effect."""
@@ -61,8 +66,8 @@ class Shield:
             yield
         finally:
             self._writing = False
-        if self._number:
-            raise Stopped(self._number)
+        if stop := self.stopped:
+            raise stop
 
     def installed(self) -> contextlib.AbstractContextManager[None]:
         """Take the signals over for the time of the block."""
