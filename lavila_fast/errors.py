@@ -77,6 +77,12 @@ class GraphValuesError(ExportError):
     """The graph computes something else than the model."""
 
 
+class KernelError(LavilaError):
+    """A kernel that was asked for cannot run here, or on these arguments."""
+
+    exit_code = 2
+
+
 class ParityError(LavilaError):
     """An engine strays further from the reference than its limits allow."""
 
