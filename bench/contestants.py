@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
-from lavila_fast.bench.narrate import PREFIXES, SAMPLES, TOKENS, WARP, uncached_work
 from lavila_fast.bench.timing import Piece
+from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, uncached_work
 from lavila_fast.config import NarratorConfig
 from lavila_fast.generate.options import Options
 from lavila_fast.models.narrator import Narrator

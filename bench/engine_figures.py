@@ -14,7 +14,7 @@ import numpy as np
 from lavila_fast.bench import flops
 from lavila_fast.bench.contestants import CASES, Contest, Run
 from lavila_fast.bench.controlled import draw_lengths
-from lavila_fast.bench.narrate import PREFIXES, SAMPLES, TOKENS
+from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS
 
 HEADLINES = (
     "speedup_int8_77_tokens",

@@ -33,10 +33,10 @@ from lavila_fast.bench.contestants import (
     best_batch,
     open_engines,
 )
-from lavila_fast.bench.narrate import SAMPLES, random_narrator
 from lavila_fast.bench.pages import engines_page, engines_plot, save
 from lavila_fast.bench.peak import KINDS, limits
 from lavila_fast.bench.timing import ROOT, cores, in_turns, machine, medians, seconds
+from lavila_fast.bench.uncached import SAMPLES, random_narrator
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.export.build import ExportOptions, export_model

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import torch
 
-from lavila_fast.bench.narrate import machine
+from lavila_fast.bench.timing import machine
 from lavila_fast.models.load import CLASSES, save_checkpoint
 from lavila_fast.presets import config_for
 from lavila_fast.text import train_bpe

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import torch
 
-from lavila_fast.bench.narrate import random_narrator
+from lavila_fast.bench.uncached import random_narrator
 from lavila_fast.config import DualEncoderConfig
 from lavila_fast.evaluate.films import KitchenClips
 from lavila_fast.export.build import ExportOptions, export_model
