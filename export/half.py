@@ -14,6 +14,7 @@ as do norms, embeddings and logits; keys, values and their caches are half. Noth
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -93,17 +94,27 @@ class WideNorm(nn.Module):
 
 
 class SafeSquaredMlp(nn.Module):
-    """GPT-2's MLP with squared ReLU, in which no square and no sum of squares can pass float16."""
+    """GPT-2's MLP with squared ReLU, in which no square and no sum of squares can pass float16.
+
+    The bias of its last layer is added here, in float32, after the scale.
+    """
+
+    bias: Tensor
 
     def __init__(self, mlp: Mlp) -> None:
         super().__init__()
-        self.c_fc, self.c_proj = mlp.c_fc, mlp.c_proj
+        self.c_fc, self.c_proj = mlp.c_fc, copy.copy(mlp.c_proj)
+        bias = cast(Tensor, bias_of(mlp.c_proj))
+        self.register_buffer("bias", bias.float())
+        self.c_proj._parameters, self.c_proj._buffers = dict(self.c_proj._parameters), dict(self.c_proj._buffers)
+        held = self.c_proj._parameters if "bias" in self.c_proj._parameters else self.c_proj._buffers
+        held["bias"] = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., E) to (..., E) float32."""
         x = F.relu(self.c_fc(x).float())
         scale = (x.amax(-1, keepdim=True) / ROOM).clamp_min(1.0)
-        out: Tensor = self.c_proj((x / scale).square()).float() * scale.square()
+        out: Tensor = self.c_proj((x / scale).square()).float() * scale.square() + self.bias
         return out
 
 

@@ -488,6 +488,7 @@ def loud():
             if block.cross:
                 block.mlp_crossattention.c_fc.bias[:2] += 300.0
                 block.mlp_crossattention.c_proj.weight[:2] /= 300.0
+                block.mlp_crossattention.c_proj.bias.normal_(generator=torch.Generator().manual_seed(5))
     return model
 
 
