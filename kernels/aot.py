@@ -50,6 +50,7 @@ class Variant:
         constants: The ``tl.constexpr`` arguments.
         divisible: Arguments known to be multiples of 16 (pointers always are), as a launch would find.
         tensor_cores: Whether its code must hold tensor-core instructions.
+        since: The least architecture on which it is launched; others have not the shared memory for it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Variant:
     stages: int = 3
     divisible: Sequence[str] = ()
     tensor_cores: bool = False
+    since: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def compile_all(names: Sequence[str] = (), architectures: Sequence[int] = ARCHIT
     for variant in variants():
         if not names or variant.name.startswith(tuple(names)):
             for architecture in architectures:
-                yield compile_variant(variant, architecture)
+                if architecture >= variant.since:
+                    yield compile_variant(variant, architecture)
 
 
 def table(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2) -> list[Resources]:

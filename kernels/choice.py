@@ -101,14 +101,20 @@ def always(*_: Any, asked: bool) -> str:
 HAS_TRITON = find_spec("triton") is not None
 
 
-@cache
-def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on CPU tensors (``TRITON_INTERPRET=1``): right, but slow."""
+def _reads_interpreter() -> bool:
     if not HAS_TRITON:
         return False
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
+
+
+_INTERPRETED = _reads_interpreter()  # once: Triton reads it when a kernel is defined
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors (``TRITON_INTERPRET=1``): right, but slow."""
+    return _INTERPRETED
 
 
 def no_triton(tensor: Any, asked: bool) -> str:
