@@ -31,8 +31,16 @@ OPENVINO_NOTE = "the encoder only, the same ONNX graph; the better of the latenc
 class HuggingFace:
     """Narrates clips as one would with transformers: encode, then `generate` with sampling."""
 
-    def __init__(self, narrator: Narrator, samples: int, temperature: float, top_p: float) -> None:
-        """Random weights of the same sizes."""
+    def __init__(
+        self,
+        narrator: Narrator,
+        samples: int,
+        temperature: float,
+        top_p: float,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Random weights of the same sizes; `narrator`, on `device`, is run under autocast for another type."""
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError as error:
@@ -49,16 +57,22 @@ class HuggingFace:
             bos_token_id=text.vocab - 1,
             eos_token_id=None,
         )
-        self.model, self.narrator = GPT2LMHeadModel(config).eval(), narrator
+        self.model, self.narrator = GPT2LMHeadModel(config).eval().to(device, dtype), narrator
+        self.device, self.dtype = device, dtype
         self.how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "pad_token_id": 0}
         self.samples = samples
+
+    def _upload(self, videos: list[NDArray[np.float32]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(videos)).to(self.device)
 
     @torch.inference_mode()
     def narrate(self, videos: list[NDArray[np.float32]], tokens: int) -> Tensor:
         """Ids (clips · samples, 1 + tokens); sentences never end early."""
-        seen = torch.cat([self.narrator.visual_tokens(torch.from_numpy(video)) for video in videos])
-        seen = seen.repeat_interleave(self.samples, 0)
-        begin = torch.full((len(seen), 1), self.narrator.config.text.vocab - 1)
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            parts = [videos] if self.device != "cpu" else [[video] for video in videos]  # a GPU wants them at once
+            seen = torch.cat([self.narrator.visual_tokens(self._upload(part)) for part in parts])
+        seen = seen.to(self.dtype).repeat_interleave(self.samples, 0)
+        begin = torch.full((len(seen), 1), self.narrator.config.text.vocab - 1, device=self.device)
         out: Tensor = self.model.generate(
             begin,
             attention_mask=torch.ones_like(begin),

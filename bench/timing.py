@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("lavila-fast", "numpy", "onnxruntime", "torch", "transformers", "openvino", "nncf")
+PACKAGES = ("lavila-fast", "numpy", "onnxruntime", "torch", "triton", "transformers", "openvino", "nncf")
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
 
 

@@ -95,7 +95,19 @@ for command in (models, export, parity, bench, engines):
     "--engine",
     default="auto",
     show_default=True,
-    help="What runs a bundle: native, onnxruntime, cuda, tensorrt …; auto takes the fastest that can.",
+    help="What runs it: native, onnxruntime, torch-cuda, cuda, tensorrt …; auto takes the fastest that can.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "fp16", "bf16", "int8", "bnb-int8", "bnb-nf4")),
+    help="Of --engine torch-cuda.  [default: bf16]",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(("auto", "pyav", "dali", "pynvvideocodec", "torchcodec")),
+    default="auto",
+    show_default=True,
+    help="What decodes video; auto takes the GPU's where the model runs on one.",
 )
 @click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--workers", type=_POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
@@ -139,7 +151,12 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     from lavila_fast.pipeline import Narrator
 
     narrator = Narrator.from_pretrained(
-        given["model"], threads=given["threads"], tokenizer=given["tokenizer"], engine=given["engine"]
+        given["model"],
+        threads=given["threads"],
+        tokenizer=given["tokenizer"],
+        engine=given["engine"],
+        precision=given["precision"],
+        decoder=given["decoder"],
     )
     if narrator.note and not given["quiet"]:
         click.echo(f"{given['model']}: {narrator.note}", err=True)
@@ -173,6 +190,8 @@ def _settings(
         clips = "a list"
     else:
         clips = f"{clip:g} s every {stride:g} s"
+    if narrator.device != "cpu":  # its decoders differ by a few levels
+        values["decoder"] = given["decoder"]
     return {"model": f"{given['model']} ({narrator.fingerprint})", "clips": clips, **values}
 
 

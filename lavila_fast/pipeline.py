@@ -13,14 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from lavila_fast.config import NarratorConfig, to_dict
 from lavila_fast.download import cache_dir
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
+from lavila_fast.generate.ahead import Coming, write_ahead
 from lavila_fast.generate.beams import write_beams
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
@@ -31,9 +33,13 @@ from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle, sha256
 from lavila_fast.runtime.open import open_runtime
 from lavila_fast.runtime.protocol import NarratorRuntime
 from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.video.reader import DecodedClip, read_clips
+from lavila_fast.video.gpu_decoding import decoders, read_clips
+from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource, expand_windows
-from lavila_fast.video.transforms import normalise, preprocess
+from lavila_fast.video.transforms import FrameTransform
+
+if TYPE_CHECKING:  # it needs torch
+    from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CLIP_SECONDS = 2.0
@@ -51,6 +57,7 @@ class Narrator:
         fingerprint: Changes when weights, graphs or vocabulary do; narrations of two narrators with one fingerprint
             can stand in one file.
         note: What a user should know before believing a word.
+        decoder: What decodes video: one of `video.gpu_decoding.DECODERS`.
     """
 
     runtime: NarratorRuntime
@@ -58,6 +65,7 @@ class Narrator:
     clip_seconds: float = CLIP_SECONDS
     fingerprint: str = ""
     note: str = ""
+    decoder: str = "auto"
 
     def __post_init__(self) -> None:
         """Check that the vocabulary is the model's."""
@@ -75,6 +83,8 @@ class Narrator:
         threads: int | None = None,
         tokenizer: str | Path | None = None,
         engine: str = "auto",
+        precision: str | None = None,
+        decoder: str = "auto",
     ) -> Narrator:
         """Open a narrator.
 
@@ -84,53 +94,70 @@ class Narrator:
             threads: Threads of the engine; None takes all cores.
             tokenizer: Vocabulary for a checkpoint: a folder with ``vocab.json`` and ``merges.txt``, or a
                 ``tokenizer.json``. None looks beside the checkpoint and where `pull` puts it.
-            engine: What runs a bundle: ``auto``, or one of `runtime.open.ENGINES`; a checkpoint always takes PyTorch.
+            engine: What runs a bundle: ``auto``, or one of `runtime.open.ENGINES`; a checkpoint takes ``torch`` or
+                ``torch-cuda``.
+            precision: Of ``torch-cuda``, one of `models.low_bit.CHOICES`; None is ``bf16``.
+            decoder: What decodes video: ``auto``, ``pyav``, ``dali``, ``pynvvideocodec`` or ``torchcodec``; ``auto`` is
+                the GPU's where the narrator runs on one and its decoder serves the file.
 
         Raises:
             InputError, BundleError, CheckpointError: with what to do.
         """
         folder = ASSETS / source if isinstance(source, str) and (ASSETS / source / MANIFEST).is_file() else Path(source)
         if folder.is_dir():
-            return cls._from_bundle(open_bundle(folder), threads, engine)
+            return cls._from_bundle(open_bundle(folder), threads, engine, precision)._with_decoder(decoder)
         row = CHECKPOINTS.get(str(source))
         path = cache_dir() / row.relative if row and row.url else folder
         if not path.is_file():
             raise InputError(_not_found(str(source), path))
-        if engine not in ("auto", "torch"):
+        if engine not in ("auto", "torch", "torch-cuda"):
             raise InputError(f"{source}: a checkpoint runs in PyTorch; for {engine}, make a bundle: lavila-fast export")
-        return cls._from_checkpoint(path, threads, tokenizer)
+        return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, threads: int | None, engine: str) -> Narrator:
+    def _from_bundle(cls, bundle: Bundle, threads: int | None, engine: str, precision: str | None) -> Narrator:
         config, told = bundle.narrator, bundle.tokenizer.get("narrator")
         if not told:
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
-        runtime = open_runtime(bundle, engine, threads)
-        return cls(runtime, tokenizer, bundle.clip_seconds, _fingerprint(bundle), bundle.note)
+        runtime = open_runtime(bundle, engine, threads, precision)
+        return cls(runtime, tokenizer, bundle.clip_seconds, _fingerprint(bundle) + _arithmetic(runtime), bundle.note)
 
     @classmethod
-    def _from_checkpoint(cls, path: Path, threads: int | None, tokenizer: str | Path | None) -> Narrator:
-        from lavila_fast.models.load import load_narrator  # needs torch
-        from lavila_fast.runtime.torch_backend import TorchRuntime
+    def _from_checkpoint(
+        cls, path: Path, threads: int | None, tokenizer: str | Path | None, engine: str, precision: str | None
+    ) -> Narrator:
+        from lavila_fast.runtime.open import open_checkpoint  # needs torch
 
-        runtime = TorchRuntime(load_narrator(path), threads)
+        runtime = open_checkpoint(path, engine, threads, precision)
         words = load_tokenizer(tokenizer or _vocabulary_beside(path), "gpt2", runtime.config.max_tokens)
-        return cls(runtime, words, CLIP_SECONDS, sha256(path)[:16])
+        return cls(runtime, words, CLIP_SECONDS, sha256(path)[:16] + _arithmetic(runtime))
+
+    def _with_decoder(self, decoder: str) -> Narrator:
+        decoders(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
+        return replace(self, decoder=decoder)
 
     @property
     def config(self) -> NarratorConfig:
         """The model's sizes."""
         return self.runtime.config
 
+    @property
+    def device(self) -> str:
+        """Where frames are wanted: ``cpu``, or the GPU of an engine that takes them there."""
+        launcher = getattr(self.runtime, "launcher", None)
+        return str(launcher.device) if launcher else "cpu"
+
     def read(self, source: VideoSource, clips: Sequence[Clip], threads: int = 1) -> Iterator[DecodedClip]:
-        """Decode clips of one video, frames resized and cropped for this model: float32 (T, H, W, 3) on 0..255.
+        """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
 
         Raises:
             VideoError: see `video.reader.read_clips`.
         """
         vision = self.config.vision
-        yield from read_clips(source, clips, vision.frames, lambda f: preprocess(f, vision.img), threads)
+        transform = FrameTransform(vision.img, vision.mean, vision.std)
+        how = {"decoder": self.decoder, "device": self.device}
+        yield from read_clips(source, clips, vision.frames, transform, threads, **how)
 
     def narrate_clips(
         self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8
@@ -146,11 +173,17 @@ class Narrator:
             The sentences of each clip, in the order the clips came.
         """
         options = options or Options()
-        tasks = (self._task(number, one, options) for number, one in enumerate(decoded))
+        numbered = enumerate(decoded)
         if options.beams > 1:
-            written = write_beams(self.runtime, tasks, options)
+            written = write_beams(self.runtime, (self._task(n, one, options) for n, one in numbered), options)
+        elif getattr(self.runtime, "runs_ahead", False):  # it has slots of its own, as many as its memory holds
+            coming = (
+                Coming((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
+                for n, one in numbered
+            )
+            written = write_ahead(cast("TorchGpuRuntime", self.runtime), coming, options)
         else:
-            written = write_samples(self.runtime, tasks, options, batch)
+            written = write_samples(self.runtime, (self._task(n, one, options) for n, one in numbered), options, batch)
         for clip, sentences in _in_order(written):
             yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
 
@@ -192,10 +225,10 @@ class Narrator:
             raise trouble[0]
 
     def _task(self, number: int, one: DecodedClip, options: Options) -> Task[tuple[int, Clip]]:
-        vision = self.config.vision
-        video = normalise(one.frames, vision.mean, vision.std)[np.newaxis]
         key = clip_key(options.seed, one.clip.video, one.clip.start)
-        return Task((number, one.clip), key, self.runtime.encode(video))
+        frames: Any = one.frames  # a tensor where it was decoded on a GPU
+        video = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
+        return Task((number, one.clip), key, self.runtime.encode(video[np.newaxis]))
 
     def _narration(self, clip: Clip, sample: int, one: Written) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
@@ -207,6 +240,12 @@ def _fingerprint(bundle: Bundle) -> str:
     files = {name: digest for name, digest in bundle.files.items() if name not in ABOUT}
     told = json.dumps([files, bundle.clip_seconds, bundle.tokenizer, to_dict(bundle.narrator)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _arithmetic(runtime: NarratorRuntime) -> str:
+    """What of the engine the sentences depend on, where the bundle does not say."""
+    precision = getattr(runtime, "precision", None)
+    return f"-{precision}" if precision else ""
 
 
 def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iterator[tuple[Clip, list[Written]]]:

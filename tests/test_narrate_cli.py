@@ -24,7 +24,10 @@ from lavila_fast.archive.journal import Journal
 from lavila_fast.cli import _options, run
 from lavila_fast.errors import InputError
 from lavila_fast.pipeline import Narrator
+from lavila_fast.records import Clip
 from lavila_fast.runtime.sampling import Warp
+from lavila_fast.video.reader import DecodedClip
+from lavila_fast.video.sources import VideoSource
 
 VIDEOS = Path(os.environ.get("LAVILA_VIDEO_DIR", Path(__file__).parents[2] / "shared/videos"))
 NANO = Path(lavila_fast.__file__).parent / "assets" / "nano"
@@ -172,7 +175,12 @@ def test_done_videos_are_not_decoded(
     from lavila_fast import pipeline
 
     real = pipeline.read_clips
-    monkeypatch.setattr(pipeline, "read_clips", lambda s, c, *a: opened.append((s.path.name, len(c))) or real(s, c, *a))
+
+    def read(source: VideoSource, clips: list[Clip], *rest: Any, **how: str) -> Iterator[DecodedClip]:
+        opened.append((source.path.name, len(clips)))
+        return real(source, clips, *rest, **how)
+
+    monkeypatch.setattr(pipeline, "read_clips", read)
     assert narrate(videos, "-o", "out.jsonl") == 0
     assert opened == [("v1.mp4", 3), ("v2.mp4", 2)]
     assert Path("out.jsonl").read_bytes() == b"".join(lines)

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from lavila_fast.errors import LavilaError
-from lavila_fast.train.data import DataConfig, open_clips
+from lavila_fast.train.dali_data import ListBatches, ListConfig, open_list
+from lavila_fast.train.data import Clips, DataConfig, open_clips
 from lavila_fast.train.loop import train
 from lavila_fast.train.memory import keep_memory
 from lavila_fast.train.recipes import RECIPES
@@ -36,10 +37,15 @@ def main(
     """Train RECIPE; run it under torchrun for several processes."""
     keep_memory()
     row = RECIPES[recipe]
-    row = replace(row, steps=steps or row.steps, data=replace(row.data, clips=clips or row.data.clips))
+    data = row.data if isinstance(row.data, ListConfig) else replace(row.data, clips=clips or row.data.clips)
+    row = replace(row, steps=steps or row.steps, data=data)
     try:
         watch = DataConfig(clips=500, split="unseen_seeds", sizes=((320, 240),), shift=0.0, jitter=0.0)
-        train(row, open_clips(row.data, cache, workers), open_clips(watch, cache, workers), output, resume, zero=zero)
+        if isinstance(data, ListConfig):
+            learn: Clips | ListBatches = open_list(data, row.batch_size, row.seed)
+        else:
+            learn = open_clips(data, cache, workers)
+        train(row, learn, open_clips(watch, cache, workers), output, resume, zero=zero)
     except LavilaError as error:
         raise click.ClickException(str(error)) from error
 

@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.train.checkpoints import load_state, save_state
+from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, Clips
 from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
 from lavila_fast.train.recipes import Recipe
@@ -81,6 +82,17 @@ def _average(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
     return dict(zip(numbers, (values / world).tolist(), strict=True))
 
 
+def _batches(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
+    if not isinstance(clips, ListBatches):
+        return Batches(clips, recipe.batch_size, recipe.seed, recipe.still)
+    if recipe.frozen or recipe.still or (clips.batch_size, clips.seed) != (recipe.batch_size, recipe.seed):
+        raise InputError(
+            f"recipe {recipe.name}: clips of a list are not for a frozen tower or still frames, and bring "
+            "the recipe's own batch size and seed"
+        )
+    return clips
+
+
 class Run:
     """A recipe under way.
 
@@ -93,7 +105,7 @@ class Run:
     def __init__(
         self,
         recipe: Recipe,
-        clips: Clips,
+        clips: Clips | ListBatches,
         rank: int = 0,
         world: int = 1,
         zero: int | None = None,
@@ -105,7 +117,7 @@ class Run:
         self.task = make_task(recipe)
         self.fresh: list[str] = adopt(self.task, weights or {})
         self.task.model.visual.requires_grad_(not recipe.frozen)
-        self.batches = Batches(clips, recipe.batch_size, recipe.seed, recipe.still)
+        self.batches = _batches(recipe, clips)
         self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
         self.engine: Engine = (
             TorchEngine(self.task, recipe, world) if zero is None else DeepSpeedEngine(self.task, recipe, zero)
@@ -113,6 +125,7 @@ class Run:
 
     def use_features(self) -> None:
         """Learn from what the frozen tower makes of the clips instead of from the clips."""
+        assert isinstance(self.batches, Batches)
         self.batches = replace(self.batches, clips=features(self.task, self.batches.clips, self.rank, self.world))
 
     def save(self, folder: Path) -> None:
@@ -148,7 +161,7 @@ class Run:
             frames, labels = self.batches.at(self.step, self.rank, self.world)
             # The flash kernel's backward is slow on a CPU for groups as small as ours.
             with sdpa_kernel(SDPBackend.MATH):
-                loss, numbers = self.engine.module(torch.from_numpy(frames), torch.from_numpy(labels))
+                loss, numbers = self.engine.module(torch.as_tensor(frames), torch.as_tensor(labels))
                 norm = self.engine.update(loss, learning_rate(self.recipe, self.step))
             self.step += 1
             self._follow()
@@ -213,7 +226,7 @@ def _earlier(recipe: Recipe, output: Path) -> dict[str, Tensor] | None:
 
 def train(
     recipe: Recipe,
-    clips: Clips,
+    clips: Clips | ListBatches,
     watch: Clips | None,
     output: Path,
     resume: bool = False,

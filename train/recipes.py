@@ -20,6 +20,7 @@ from typing import Any
 from lavila_fast.config import DualEncoderConfig, NarratorConfig
 from lavila_fast.errors import InputError
 from lavila_fast.presets import NANO_DUAL_ENCODER, NANO_NARRATOR
+from lavila_fast.train.dali_data import ListConfig
 from lavila_fast.train.data import DataConfig
 
 
@@ -30,7 +31,7 @@ class Recipe:
     Attributes:
         name: Its name on the command line.
         model: Sizes of what is trained.
-        data: Clips to learn from.
+        data: Clips to learn from: of the kitchen, kept in memory, or of video files, decoded while training.
         steps: Optimiser steps; `batch_size` clips each, over all processes.
         still: Train on one frame of each clip.
         frozen: Train on what the video tower makes of the clips, computed once; the tower stays as it is.
@@ -47,7 +48,7 @@ class Recipe:
 
     name: str
     model: NarratorConfig | DualEncoderConfig
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | ListConfig = field(default_factory=DataConfig)
     steps: int = 1000
     batch_size: int = 64
     still: bool = False

@@ -46,6 +46,28 @@ LV_API lv_pool* lv_pool_new(const lv_tensor*, int count, int dim, int width, int
 LV_API int lv_pool_run(lv_pool*, const float* tokens, int count, float* visual);
 LV_API void lv_pool_free(lv_pool*);
 
+// A decoded picture, chroma at half size in both directions, and the part of it that becomes a square of `size` pixels.
+// kernels/preprocess/reference.py states what is computed and makes `colours`, `low`, `weight` and `rest`.
+typedef struct {
+    const uint8_t* plane[3];  // Y; U and V, or both of them in pairs
+    int64_t stride[3];        // bytes from a row to the next
+    int64_t bytes[3];         // that may be read
+    int32_t width, height;
+    int32_t bits, shift;      // of a sample; above 8 it takes two bytes, `shift` bits up
+    int32_t paired, left;     // U and V in one plane; chroma sits at the left of its two columns
+    int32_t colours[7];
+} lv_picture;
+typedef struct {
+    int32_t size;
+    const int32_t* low_x;     // (size): output i is rest[i] · sample low[i] + weight[i] · the next one
+    const float *weight_x, *rest_x;
+    const int32_t* low_y;
+    const float *weight_y, *rest_y;
+    float mean[3], std[3];    // output = (RGB on 0..255 - mean) / std
+} lv_window;
+// picture → out (3, size, size). 0 is good. Any number of threads at once.
+LV_API int lv_preprocess(const lv_picture*, const lv_window*, float* out);
+
 #ifdef __cplusplus
 }
 #endif

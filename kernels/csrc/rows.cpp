@@ -7,15 +7,25 @@
 #include "model.h"
 #include "sampling.h"
 
+#if defined(__SANITIZE_ADDRESS__)  // a page that nobody owns must not be touched: see kernels/sanitize.py
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(memory, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(memory, bytes)
+#endif
+
 namespace lavila {
 namespace {
 
 // Pages of the self-attention cache, counted: each holds 16 tokens of one past, of all layers and heads.
 class Pages {
   public:
-    explicit Pages(int64_t bytes) : bytes_(size_t(round_up(bytes, 4096))) {}
+    explicit Pages(int64_t bytes) : used_(size_t(bytes)), bytes_(size_t(round_up(bytes, 4096))) {}
     ~Pages() {
-        for (void* slab : slabs_) munmap(slab, bytes_ * kSlab);
+        for (void* slab : slabs_) {
+            ASAN_UNPOISON_MEMORY_REGION(slab, bytes_ * kSlab);
+            munmap(slab, bytes_ * kSlab);
+        }
     }
     Pages(const Pages&) = delete;
     Pages& operator=(const Pages&) = delete;
@@ -25,11 +35,14 @@ class Pages {
         const int page = free_.back();
         free_.pop_back();
         owners_[size_t(page)] = 1;
+        ASAN_UNPOISON_MEMORY_REGION(data(page), used_);
         return page;
     }
     void share(int page) { ++owners_[size_t(page)]; }
     void drop(int page) {
-        if (--owners_[size_t(page)] == 0) free_.push_back(page);
+        if (--owners_[size_t(page)]) return;
+        free_.push_back(page);
+        ASAN_POISON_MEMORY_REGION(data(page), bytes_);
     }
     bool shared(int page) const { return owners_[size_t(page)] > 1; }
     char* data(int page) const { return slabs_[size_t(page / kSlab)] + size_t(page % kSlab) * bytes_; }
@@ -41,12 +54,13 @@ class Pages {
         void* slab = mmap(nullptr, bytes_ * kSlab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (slab == MAP_FAILED) throw std::bad_alloc();
         madvise(slab, bytes_ * kSlab, MADV_HUGEPAGE);  // only a hint
+        ASAN_POISON_MEMORY_REGION(slab, bytes_ * kSlab);
         slabs_.push_back(static_cast<char*>(slab));
         owners_.resize(slabs_.size() * kSlab, 0);
         for (int i = kSlab; i-- > 0;) free_.push_back(int(slabs_.size() - 1) * kSlab + i);
     }
 
-    size_t bytes_;
+    size_t used_, bytes_;  // a page's, and from page to page
     std::vector<char*> slabs_;
     std::vector<int> owners_, free_;
 };

@@ -1,6 +1,7 @@
 """TimeSformer with frozen-in-time divided attention, the video encoder of every LaViLa model.
 
-Plain PyTorch, written to be read and exported: this is the reference that engines and kernels are compared with.
+Plain PyTorch, written to be read and exported: this is the reference that engines are compared with. How divided
+attention is computed is chosen in `kernels/attention/ops.py`; on a CPU, and in what is exported there, by PyTorch.
 Parameter names are those of the released checkpoints. Sources: Bain et al., "Frozen in Time" (ICCV 2021); Bertasius et
 al., "Is Space-Time Attention All You Need for Video Understanding?" (ICML 2021).
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import InputError
+from lavila_fast.kernels.attention.ops import divided_attention
 
 
 class QuickGELU(nn.Module):
@@ -45,7 +47,10 @@ class DividedAttention(nn.Module):
     """Attention in groups of patches, with CLS in every group; CLS itself sees all tokens.
 
     `over` says what a group is: ``space`` the N patches of one frame, ``time`` the T patches at one place.
+    `implementation` is one of the names in `kernels/attention/ops.py`, or ``auto``.
     """
+
+    implementation = "auto"
 
     def __init__(self, dim: int, heads: int, over: str) -> None:
         super().__init__()
@@ -56,12 +61,9 @@ class DividedAttention(nn.Module):
     def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
         """Map (B, 1 + frames·N, D) to the same shape."""
         B, S, D = x_BSD.shape
-        qkv = self.qkv(x_BSD).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        q_BhSd, k_BhSd, v_BhSd = qkv.unbind(0)
-        cls_Bh1d = F.scaled_dot_product_attention(q_BhSd[:, :, :1], k_BhSd, v_BhSd)
-        patches_BhPd = self._grouped(q_BhSd, k_BhSd, v_BhSd, frames)
-        out_BhSd = torch.cat([cls_Bh1d, patches_BhPd], dim=2)
-        out: Tensor = self.proj(out_BhSd.transpose(1, 2).reshape(B, S, D))
+        qkv_BS3hd = self.qkv(x_BSD).view(B, S, 3, self.heads, D // self.heads)
+        mixed_BShd = divided_attention(qkv_BS3hd, frames, self.over, implementation=self.implementation)
+        out: Tensor = self.proj(mixed_BShd.reshape(B, S, D))
         return out
 
     def cls(self, x_BSD: Tensor) -> Tensor:
@@ -72,25 +74,6 @@ class DividedAttention(nn.Module):
         mixed_Bh1d = F.scaled_dot_product_attention(q, kv[0], kv[1])
         out: Tensor = self.proj(mixed_Bh1d.transpose(1, 2).reshape(B, 1, D))
         return out
-
-    def _grouped(self, q: Tensor, k: Tensor, v: Tensor, frames: int) -> Tensor:
-        """Attend within groups; q, k, v are (B, h, S, d), the result is (B, h, S-1, d)."""
-        B, h, S, d = q.shape
-        per_frame = (S - 1) // frames
-
-        def group(x: Tensor) -> Tensor:  # (B, h, S-1, d) → (B, h, groups, members, d)
-            x = x.reshape(B, h, frames, per_frame, d)
-            return x if self.over == "space" else x.transpose(2, 3)
-
-        def with_cls(x: Tensor) -> Tensor:
-            members = group(x[:, :, 1:])
-            cls = x[:, :, None, :1].expand(-1, -1, members.shape[2], -1, -1)
-            return torch.cat([cls, members], dim=3).flatten(1, 2)
-
-        out = F.scaled_dot_product_attention(group(q[:, :, 1:]).flatten(1, 2), with_cls(k), with_cls(v))
-        groups = frames if self.over == "space" else per_frame
-        out = out.view(B, h, groups, -1, d)
-        return (out if self.over == "space" else out.transpose(2, 3)).reshape(B, h, S - 1, d)
 
 
 def _columns(linear: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
@@ -166,6 +149,13 @@ class TimeSformer(nn.Module):
         self.ln_pre = nn.LayerNorm(config.dim) if config.ln_pre else nn.Identity()
         self.blocks = nn.ModuleList(SpaceTimeBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+
+    def use_attention(self, implementation: str) -> TimeSformer:
+        """Choose how all blocks compute attention, by a name in `kernels/attention/ops.py` or ``auto``."""
+        for module in self.modules():
+            if isinstance(module, DividedAttention):
+                module.implementation = implementation
+        return self
 
     def embed(self, video_BCTHW: Tensor) -> Tensor:
         """Tokens before the blocks, (B, 1 + T·N, D): CLS, then frame by frame, row by row."""

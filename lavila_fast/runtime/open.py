@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from lavila_fast.errors import BundleError, InputError
@@ -19,23 +20,51 @@ from lavila_fast.runtime.protocol import NarratorRuntime
 log = logging.getLogger(__name__)
 
 
-def open_runtime(bundle: Bundle, engine: str = "auto", threads: int | None = None) -> NarratorRuntime:
+def open_runtime(
+    bundle: Bundle, engine: str = "auto", threads: int | None = None, precision: str | None = None
+) -> NarratorRuntime:
     """Open the narrator of a bundle.
 
     Args:
         bundle: An open bundle.
         engine: One of `ENGINES`, or ``auto``.
         threads: Threads of a CPU engine; None takes all cores.
+        precision: Of ``torch-cuda`` alone: one of `models.low_bit.CHOICES`, None is ``bf16``.
 
     Raises:
-        InputError: no engine of this name, or one that this machine cannot run.
+        InputError: no engine of this name, or one that this machine cannot run, or that has its precision built in.
         BundleError: the bundle was not made for this engine.
     """
     if engine == "auto":
         engine = _choose(bundle)
     if engine not in ENGINES:
         raise InputError(f"no engine {engine!r}; choose auto, {', '.join(ENGINES)}")
+    if engine == "torch-cuda":
+        return open_checkpoint(bundle.folder, engine, threads, precision)
+    if precision is not None:
+        raise InputError(f"engine {engine} has the bundle's precision; --precision is for --engine torch-cuda")
     return ENGINES[engine](bundle, threads)
+
+
+def open_checkpoint(
+    weights: Path, engine: str = "auto", threads: int | None = None, precision: str | None = None
+) -> NarratorRuntime:
+    """Open a checkpoint file or a bundle's folder in PyTorch: ``torch-cuda``, or else the reference on the CPU.
+
+    Raises:
+        InputError: no GPU, or no such precision.
+    """
+    from lavila_fast.models.load import load_narrator
+
+    if engine == "torch-cuda":
+        from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
+
+        return TorchGpuRuntime(load_narrator(weights), "cuda", precision or "bf16", compile_encoder="default")
+    if precision is not None:
+        raise InputError(f"--precision {precision} is for --engine torch-cuda; PyTorch on the CPU runs in fp32")
+    from lavila_fast.runtime.torch_backend import TorchRuntime
+
+    return TorchRuntime(load_narrator(weights), threads)
 
 
 def _choose(bundle: Bundle) -> str:
@@ -92,10 +121,11 @@ def _tensorrt(bundle: Bundle, _threads: int | None) -> NarratorRuntime:
 
 
 def _torch(bundle: Bundle, threads: int | None) -> NarratorRuntime:
-    from lavila_fast.models.load import load_narrator
-    from lavila_fast.runtime.torch_backend import TorchRuntime
+    return open_checkpoint(bundle.folder, "torch", threads)
 
-    return TorchRuntime(load_narrator(bundle.folder), threads)
+
+def _torch_cuda(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+    return open_checkpoint(bundle.folder, "torch-cuda", threads)
 
 
 def _compiled(bundle: Bundle, threads: int | None) -> NarratorRuntime:
@@ -118,6 +148,7 @@ ENGINES: dict[str, Callable[[Bundle, int | None], NarratorRuntime]] = {
     "onnxruntime-tensorrt": _slots("tensorrt"),
     "tensorrt": _tensorrt,
     "torch": _torch,
+    "torch-cuda": _torch_cuda,
     "torch-compiled": _compiled,
     "torch-aot": _aot,
 }

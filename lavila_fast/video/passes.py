@@ -5,7 +5,7 @@ until the next frame's, and index i is the frame shown there, i.e. the last one 
 (times count from the first frame; rounding of timestamps is forgiven up to half the shortest frame). For a constant
 frame rate that is the i-th frame exactly; for a variable one it follows the clock where counting frames would drift.
 
-A file is decoded front to back; only wanted frames are converted to RGB, once each, and only clips that are open at the
+A file is decoded front to back; only wanted frames are converted, once each, and only clips that are open at the
 moment hold frames, so memory does not grow with the length of the video.
 """
 
@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 from lavila_fast.errors import VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.probe import REFETCH, VideoInfo, decoded, header, open_video, rotation
+from lavila_fast.video.probe import REFETCH, VideoInfo, decoded, header, open_video
+from lavila_fast.video.transforms import FrameTransform, upright
 
 Image = NDArray[Any]
-Transform = Callable[[NDArray[np.uint8]], Image]
+Transform = Callable[[NDArray[np.uint8]], Image] | FrameTransform
+Show = Callable[[Any], Image]  # a decoded frame as a clip wants it
 SEEK_BEYOND = 10.0  # seconds to skip before a seek pays off
 SEEK_MARGIN = 2.0  # seconds decoded before the first wanted frame, so that its references are in order
 _SEEKABLE = ("mov,mp4", "matroska")  # containers whose timestamps are the same after a seek
@@ -50,12 +52,10 @@ class Shot:
     stop: int
     pixels: Image | None = None
 
-    def image(self, transform: Transform | None) -> Image:
-        """The frame as RGB (H, W, 3) uint8, turned upright, or what `transform` makes of that; computed once."""
+    def image(self, show: Show | None) -> Image:
+        """What `show` makes of the frame, RGB (H, W, 3) uint8 if None; computed once."""
         if self.pixels is None:
-            rgb = self.frame.to_ndarray(format="rgb24", threads=1)
-            rgb = np.ascontiguousarray(np.rot90(rgb, rotation(self.frame) // 90))
-            self.pixels = transform(rgb) if transform else rgb
+            self.pixels = (show or upright)(self.frame)
         return self.pixels
 
 
@@ -68,10 +68,10 @@ class Want:
     slot: int = 0
     done: int = 0
 
-    def take(self, shot: Shot, transform: Transform | None) -> None:
+    def take(self, shot: Shot, show: Show | None) -> None:
         """Take what this shot shows; indices that it leaves behind are unreadable."""
         while self.done < len(self.ids) and self.ids[self.done] < shot.stop:
-            self._put(shot.image(transform) if self.ids[self.done] >= shot.first else None)
+            self._put(shot.image(show) if self.ids[self.done] >= shot.first else None)
 
     def give_up(self) -> None:
         """The file has ended: the rest is unreadable."""
@@ -93,7 +93,7 @@ class Health:
     notes: list[str] = field(default_factory=list)
 
 
-class _Grid:
+class Grid:
     """Places of frames on the grid of a file."""
 
     def __init__(self, info: VideoInfo, stream: Any) -> None:
@@ -112,7 +112,7 @@ class _Grid:
         return max(math.ceil((self.time - self.slack) * self.rate), 0)
 
 
-def _shots(frames: Iterator[Any], grid: _Grid, failures: list[str]) -> Iterator[Shot]:
+def shots_of(frames: Iterator[Any], grid: Grid, failures: list[str]) -> Iterator[Shot]:
     """Frames with the places at which they are shown. A gap that damage has torn is shown nothing at."""
     shot = None
     for frame in frames:
@@ -128,7 +128,7 @@ def _shots(frames: Iterator[Any], grid: _Grid, failures: list[str]) -> Iterator[
         yield shot
 
 
-def _frames(container: Any, stream: Any, grid: _Grid, target: int, failures: list[str]) -> Iterator[Any]:
+def _frames(container: Any, stream: Any, grid: Grid, target: int, failures: list[str]) -> Iterator[Any]:
     """Frames from the first on, or from shortly before place `target` where that is far and a seek is exact."""
     frames = decoded(container, stream, failures)
     first = next(frames, None)
@@ -149,7 +149,14 @@ def _frames(container: Any, stream: Any, grid: _Grid, target: int, failures: lis
     yield from frames
 
 
-def _finished(active: list[Want]) -> list[OpenClip]:
+def _show(transform: Transform | None) -> Show | None:
+    if isinstance(transform, FrameTransform):
+        return transform.of_file()
+    return (lambda frame: transform(upright(frame))) if transform else None
+
+
+def finished(active: list[Want]) -> list[OpenClip]:
+    """Clips that have got their last frame, in order of their ends."""
     done = sorted((w for w in active if w.open.left == 0), key=lambda w: (w.ids[-1], w.ids[0]))
     return [want.open for want in done]
 
@@ -166,7 +173,7 @@ def read_file(
     Args:
         path: The file.
         plan: Makes the wants once the file's facts are known.
-        transform: Applied to each wanted frame.
+        transform: Applied to each wanted frame, in RGB and upright, or as decoded if it is a `FrameTransform`.
         threads: Decoding threads; 0 lets FFmpeg choose.
         health: Collects what went wrong.
 
@@ -183,17 +190,17 @@ def read_file(
             return
         stream.codec_context.thread_count = threads
         stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        grid = _Grid(info, stream)
+        grid, show = Grid(info, stream), _show(transform)
         frames = _frames(container, stream, grid, waiting[0].ids[0], health.failures)
         active: list[Want] = []
         stop = 0
-        for shot in _shots(frames, grid, health.failures):
+        for shot in shots_of(frames, grid, health.failures):
             stop = shot.stop
             while waiting and waiting[0].ids[0] < stop:
                 active.append(waiting.popleft())
             for want in active:
-                want.take(shot, transform)
-            yield from _finished(active)
+                want.take(shot, show)
+            yield from finished(active)
             active = [want for want in active if want.done < len(want.ids)]
             if not active and not waiting:
                 return
@@ -204,4 +211,4 @@ def read_file(
         active += waiting
         for want in active:
             want.give_up()
-        yield from _finished(active)
+        yield from finished(active)

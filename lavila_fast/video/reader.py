@@ -3,15 +3,17 @@
 Opening and seeking once a clip, as the original does, decodes most of a video several times over. Here each file is
 decoded once for all its clips; `passes` says how, and what a frame index means.
 
-    for decoded in read_clips("video.mp4", clips, frames_per_clip=4, transform=lambda f: preprocess(f, 224)):
-        narrate(decoded.clip, decoded.frames)
+    for decoded in read_clips("video.mp4", clips, frames_per_clip=4, transform=FrameTransform(224, mean, std)):
+        narrate(decoded.clip, decoded.frames)  # (3, 4, 224, 224)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,17 +23,23 @@ from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_ind
 from lavila_fast.video.passes import Health, Image, OpenClip, Transform, Want, read_file
 from lavila_fast.video.probe import REFETCH, VideoInfo, header, open_video
 from lavila_fast.video.sources import VideoSource, chunk_files
+from lavila_fast.video.transforms import FrameTransform
+
+_Read = Callable[..., Iterator[OpenClip]]  # of a path, a plan and a `Health`
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """A clip and its frames (T, H, W, 3): uint8 RGB, or what the transform makes of each frame, stacked."""
+    """A clip and its frames: uint8 RGB (T, H, W, 3), or what the transform makes of each, stacked.
+
+    After a `FrameTransform` they are the model's input, normalised float32 (3, T, S, S).
+    """
 
     clip: Clip
     frames: Image
 
 
-def _stack(images: Sequence[Image | None]) -> Image | None:
+def _stack(images: Sequence[Image | None], axis: int = 0) -> Image | None:
     """Frames of a clip; an unreadable one repeats the readable one before it, or the first. None if there is none."""
     last = next((image for image in images if image is not None), None)
     if last is None:
@@ -40,11 +48,11 @@ def _stack(images: Sequence[Image | None]) -> Image | None:
     for image in images:
         last = last if image is None or image.shape != shape else image
         filled.append(last)
-    return np.stack(filled)
+    return np.stack(filled, axis)
 
 
 def _read_whole(
-    source: VideoSource, clips: Sequence[Clip], frames: int, transform: Transform | None, threads: int, health: Health
+    source: VideoSource, clips: Sequence[Clip], frames: int, read: _Read, health: Health
 ) -> Iterator[OpenClip]:
     def plan(info: VideoInfo) -> list[Want]:
         wants = []
@@ -61,7 +69,7 @@ def _read_whole(
             health.notes.append(f"ends at {shown:.1f} s{promised}")
         return wants
 
-    yield from read_file(source.path, plan, transform, threads, health)
+    yield from read(source.path, plan, health=health)
 
 
 def _chunk_infos(files: dict[int, Path], health: Health) -> dict[int, VideoInfo]:
@@ -98,7 +106,7 @@ def _plan_chunks(
 
 
 def _read_chunks(
-    source: VideoSource, clips: Sequence[Clip], frames: int, transform: Transform | None, threads: int, health: Health
+    source: VideoSource, clips: Sequence[Clip], frames: int, read: _Read, health: Health
 ) -> Iterator[OpenClip]:
     files = chunk_files(source.path)
     infos = _chunk_infos(files, health)
@@ -106,7 +114,7 @@ def _read_chunks(
         raise VideoError(source.path, f"no chunk can be read: {health.notes[0]}", REFETCH)
     for chunk, wants in sorted(_plan_chunks(infos, clips, frames, health).items()):
         try:
-            yield from read_file(files[chunk], lambda _, wants=wants: wants, transform, threads, health)  # type: ignore[misc]
+            yield from read(files[chunk], lambda _, wants=wants: wants, health=health)  # type: ignore[misc]
         except VideoError as error:
             health.notes.append(f"{files[chunk].name} {error.what}")
             for want in wants:
@@ -132,6 +140,9 @@ def read_clips(
     frames_per_clip: int,
     transform: Transform | None = None,
     threads: int = 1,
+    *,
+    read: Callable[..., Iterator[OpenClip]] = read_file,
+    stack: Callable[[Sequence[Any], int], Any] = _stack,
 ) -> Iterator[DecodedClip]:
     """Decode clips of one video in one pass a file.
 
@@ -139,10 +150,12 @@ def read_clips(
         source: A file or chunk folder.
         clips: Clips of this video, in any order; they may overlap.
         frames_per_clip: Frames T of a clip.
-        transform: Applied once to each wanted frame, RGB (H, W, 3) uint8 upright; its results are stacked. Without it a
-            clip holds frames at source size.
+        transform: Applied once to each wanted frame, RGB (H, W, 3) uint8 upright; its results are stacked. A
+            `FrameTransform` gets the decoder's frames themselves. Without it a clip holds frames at source size.
         threads: Decoding threads, 0 for as many as FFmpeg likes. Only a damaged file can look different under another
             number of threads.
+        read: Reads one file, as `passes.read_file` does.
+        stack: Makes one array of the images of a clip along an axis; None if there is no image.
 
     Yields:
         Clips in order of their ends, each as soon as its last frame is there. A clip that is partly unreadable repeats
@@ -157,9 +170,11 @@ def read_clips(
     if not isinstance(source, VideoSource):
         source = VideoSource(str(source), Path(source))
     health = Health()
-    read = _read_chunks if source.is_chunked else _read_whole
-    for collected in read(source, clips, frames_per_clip, transform, threads, health) if clips else ():
-        frames = _stack(collected.images)
+    axis = 1 if isinstance(transform, FrameTransform) else 0
+    walk = _read_chunks if source.is_chunked else _read_whole
+    one_file = partial(read, transform=transform, threads=threads)
+    for collected in walk(source, clips, frames_per_clip, one_file, health) if clips else ():
+        frames = stack(collected.images, axis)
         if frames is None:
             health.lost += 1
         else:

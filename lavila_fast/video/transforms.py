@@ -1,27 +1,33 @@
-"""From a decoded frame to what the model eats: shorter side resized, centre cropped, normalised. numpy only.
+"""From a decoded frame to what the model eats: shorter side resized, centre cropped, normalised. numpy, and C++.
 
 The original resizes float frames on the scale 0..255, bilinear with half-pixel centres and no antialiasing, then crops.
 Only pixels that survive the crop are computed here, so a 4K frame costs no more than a small one.
-Steps: `preprocess` each wanted frame while decoding, `normalise` each batch.
+
+`FrameTransform` is the road from a decoder's frame to the model's input. Where the native library serves, it takes the
+planes as the decoder left them and needs one pass; else PyAV converts to RGB, and numpy does the rest. Both give the
+same pictures: before a file's first frame, a small pattern goes both ways, and native takes over only if the colours
+agree to the bit. (What swscale does depends on its version, the processor, and where a file says its chroma sits.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.kernels import native as library
+from lavila_fast.kernels.preprocess import native
+from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, Picture, taps, to_rgb
+from lavila_fast.video.probe import rotation
 
-def _taps(length: int, resized: int, size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """Source positions below and above each of the `size` central outputs of an axis, and the weight of the latter."""
-    crop = round((resized - size) / 2.0)
-    # PyTorch's positions: a float32 scale, multiplied and added with one rounding; the third decimal depends on it.
-    scale = np.float64(np.float32(length) / np.float32(resized))
-    where = np.maximum(scale * (np.arange(crop, crop + size) + 0.5) - 0.5, 0).astype(np.float32)
-    low = np.minimum(where.astype(np.intp), length - 1)
-    return low, np.minimum(low + 1, length - 1), where - low.astype(np.float32)
+Frame = Any  # av.VideoFrame
+_LOG = logging.getLogger("lavila_fast.video")
+_PATTERN = 16  # pixels a side
 
 
 def preprocess(frame_HW3: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
@@ -37,18 +43,20 @@ def preprocess(frame_HW3: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     height, width = frame_HW3.shape[:2]
     short, long = min(height, width), max(height, width)
     longer = int(size * long / short)
-    top, bottom, wy = _taps(height, longer if height > width else size, size)
-    left, right, wx = _taps(width, size if height > width else longer, size)
+    top, wy, rest_y = taps(height, longer if height > width else size, size)
+    left, wx, rest_x = taps(width, size if height > width else longer, size)
+    bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
     # Rows of interleaved RGB samples: gathering single bytes is three times as fast as gathering pixels.
     rows_HS = np.ascontiguousarray(frame_HW3).reshape(height, -1)
     left_S, right_S = ((x[:, None] * 3 + np.arange(3)).ravel() for x in (left, right))
-    wx_S, wy_H1 = np.repeat(wx, 3), wy[:, None]
+    wx_S, rest_S = np.repeat(wx, 3), np.repeat(rest_x, 3)
 
-    def blend(ys: NDArray[np.intp]) -> NDArray[np.float32]:
+    def blend(ys: NDArray[np.int32]) -> NDArray[np.float32]:
         lines = rows_HS[ys]
-        return (1 - wx_S) * lines[:, left_S] + wx_S * lines[:, right_S]
+        return np.asarray(rest_S * lines[:, left_S] + wx_S * lines[:, right_S], np.float32)
 
-    return ((1 - wy_H1) * blend(top) + wy_H1 * blend(bottom)).reshape(size, size, 3)
+    mixed = rest_y[:, None] * blend(top) + wy[:, None] * blend(bottom)
+    return np.asarray(mixed, np.float32).reshape(size, size, 3)
 
 
 def normalise(frames_THW3: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -64,3 +72,95 @@ def normalise(frames_THW3: NDArray[Any], mean: Sequence[float], std: Sequence[fl
     """
     scaled = (frames_THW3.astype(np.float32) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(scaled.transpose(3, 0, 1, 2))
+
+
+def upright(frame: Frame) -> NDArray[np.uint8]:
+    """A decoded frame as RGB (H, W, 3), turned as its metadata say."""
+    rgb = frame.to_ndarray(format="rgb24", threads=1)
+    return np.ascontiguousarray(np.rot90(rgb, rotation(frame) // 90))
+
+
+@dataclass(frozen=True)
+class FrameTransform:
+    """Decoded frames to normalised RGB (3, S, S) float32.
+
+    Attributes:
+        size: S in pixels.
+        mean: Per channel, on the scale 0..255.
+        std: Likewise.
+    """
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, frame_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """An upright RGB frame, by numpy."""
+        video_3THW = normalise(preprocess(frame_HW3, self.size)[np.newaxis], self.mean, self.std)
+        return np.asarray(video_3THW[:, 0], np.float32)
+
+    def of_file(self) -> Callable[[Frame], NDArray[np.float32]]:
+        """A function for the frames of one file, which remembers how that file's colours are converted."""
+        return _OfFile(self).show
+
+
+@dataclass
+class _OfFile:
+    transform: FrameTransform
+    known: dict[tuple[object, ...], Picture | None] = field(default_factory=dict)
+
+    def show(self, frame: Frame) -> NDArray[np.float32]:
+        size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
+        key = (frame.format.name, *size, *colours, frame.interlaced_frame)
+        if key not in self.known:
+            self.known[key] = _how(frame)
+        how, of = self.known[key], self.transform
+        if how is None:
+            return of(upright(frame))
+        seen = how._replace(planes=planes(frame))
+        image: NDArray[np.float32] = native.preprocess(seen, of.size, of.mean, of.std, rotation(frame))
+        return image
+
+
+def _how(frame: Frame) -> Picture | None:
+    """Frames like this as the native library is to see them, but for their planes; None if it cannot serve them."""
+    why = _why_not(frame)
+    found = None if why else _tried(frame)
+    if found is None:
+        _say_once(f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
+    else:
+        _say_once(f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
+    return found
+
+
+def _why_not(frame: Frame) -> str:
+    pixels, width, height = frame.format.name, frame.width, frame.height
+    why = native.why_not(Picture(pixels, width, height, ())) or ("interlaced" if frame.interlaced_frame else "")
+    return why or ("" if frame.colorspace in MATRICES else f"colour matrix {int(frame.colorspace)}")
+
+
+def _tried(frame: Frame) -> Picture | None:
+    """The description under which a pattern with this frame's properties gets swscale's very colours."""
+    pattern = frame.reformat(_PATTERN, _PATTERN, interpolation="POINT", threads=1)
+    random = np.random.Generator(np.random.Philox(2022))
+    layout = LAYOUTS[pattern.format.name]
+    for plane in pattern.planes:
+        values = random.integers(0, 1 << layout.bits, plane.buffer_size // layout.sample_bytes) << layout.shift
+        plane.update(values.astype("<u2" if layout.bits > 8 else np.uint8).tobytes())
+    expected = pattern.to_ndarray(format="rgb24", threads=1)
+    full = frame.color_range == 2 or frame.format.name.startswith("yuvj")
+    for left in (True, False):
+        one = Picture(frame.format.name, _PATTERN, _PATTERN, planes(pattern), int(frame.colorspace), full, left)
+        if np.array_equal(to_rgb(one), expected):
+            return one._replace(width=frame.width, height=frame.height, planes=())
+    return None
+
+
+def planes(frame: Frame) -> tuple[NDArray[np.uint8], ...]:
+    """A decoded frame's planes, (rows, bytes a row), as views."""
+    return tuple(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes)
+
+
+@cache
+def _say_once(line: str) -> None:
+    _LOG.info(line)

@@ -1,0 +1,103 @@
+"""The page that the GPU bench leaves, and its last line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lavila_fast.bench.timing import stamp
+
+Results = dict[str, dict[str, Any]]
+TARGETS: dict[str, tuple[str, float, Callable[[Results], float | None]]] = {
+    "attention_base_vs_sdpa": (
+        "attention, TSF-B, forward + backward, against SDPA",
+        1.3,
+        lambda r: _attention(r, "TSF-B"),
+    ),
+    "attention_large_vs_sdpa": (
+        "attention, TSF-L@336, forward + backward, against SDPA",
+        1.3,
+        lambda r: _attention(r, "TSF-L@336"),
+    ),
+    "encoder_percent_of_peak": ("encoder, TSF-B, % of the measured bf16 matrix peak", 55, lambda r: _encoder(r)),
+    "narrator_clips_per_s": ("TSF-B + GPT-2, clips/s, 10 samples of 12 tokens", 1000, lambda r: _narrator(r)),
+    "narrator_vs_huggingface": ("TSF-B + GPT-2 against Hugging Face's generate, 12 tokens", 10, lambda r: _peer(r)),
+}
+
+
+def _best(rows: Sequence[dict[str, Any]], value: str, **wanted: Any) -> float | None:
+    found = [row[value] for row in rows if value in row and all(row.get(k) == v for k, v in wanted.items())]
+    return max(found, default=None)
+
+
+def _attention(results: Results, model: str) -> float | None:
+    rows = results.get("attention", {}).get("speedups", [])
+    return _best(rows, "speedup", model=model, what="forward_backward", against="sdpa")
+
+
+def _encoder(results: Results) -> float | None:
+    return _best(results.get("encoder", {}).get("rows", []), "percent_of_peak", model="TSF-B")
+
+
+def _narrator(results: Results) -> float | None:
+    return _best(results.get("narrator", {}).get("rows", []), "clips_per_s", engine="lavila_fast", tokens=12)
+
+
+def _peer(results: Results) -> float | None:
+    rows = results.get("narrator", {}).get("speedups", [])
+    return _best(rows, "speedup", against="huggingface", tokens=12)
+
+
+def headline(results: Results) -> dict[str, Any]:
+    """The figures that targets are set for (None: not measured), and what failed."""
+    told: dict[str, Any] = {name: value(results) for name, (_, _, value) in TARGETS.items()}
+    told["checks"] = len(results.get("checks", {}).get("rows", []))
+    told["checks_failed"] = len(results.get("checks", {}).get("checks_failed", []))
+    told["parts_failed"] = [name for name, result in results.items() if result.get("failed")]
+    return told
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "**no**"
+    if isinstance(value, float):
+        return f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
+    return str(value).replace("|", "/")
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as Markdown; a column for every key of any of them."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def target_table(results: Results, real: bool) -> str:
+    """Targets and what was reached; what was not measured says so."""
+    rows = []
+    for what, wanted, value in TARGETS.values():
+        reached = value(results)
+        state = "not yet measured on a GPU" if reached is None or not real else "yes" if reached >= wanted else "**no**"
+        rows.append({"target": what, "wanted": wanted, "measured": reached, "reached": state})
+    return table(rows)
+
+
+def page(gpu: str, results: Results) -> str:
+    """All parts as Markdown, for one GPU."""
+    lines = [f"# {gpu}", "", "Made by `make gpu` (`python3 -m lavila_fast.bench.gpu`); random weights.", ""]
+    lines += [target_table(results, "rehearsal" not in gpu), ""]
+    for name, result in results.items():
+        lines += [f"## {name.replace('_', ' ').capitalize()}", ""]
+        if "machine" in result:
+            lines += [stamp(result["machine"]), "", _cell(result.get("gpu", {})), ""]
+        if result.get("failed"):
+            lines += [f"**Failed:** `{' '.join(result['failed'].split())}`", ""]
+        lines += [part for key in ("rows", "speedups") if result.get(key) for part in (table(result[key]), "")]
+        rest = {k: v for k, v in result.items() if k.startswith(("peak", "copy")) or k in ("installed", "took_s")}
+        lines += [*result.get("notes", []), _cell(rest), ""]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,128 @@
+"""Where and at which sizes the GPU bench runs, how it times, and how it judges an error."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig
+from lavila_fast.presets import VARIANTS
+
+Row = dict[str, Any]
+_TOY_VISION = VisionConfig(img=32, patch=8, dim=32, depth=2, heads=2)
+_TOY_TEXT = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab=300, n_positions=32)
+TOY = NarratorConfig(_TOY_VISION, _TOY_TEXT, queries=8, pool_heads=2, max_tokens=20)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run's surroundings.
+
+    Attributes:
+        rehearse: Toy sizes on the CPU, Triton in its interpreter: that the code runs, no figures.
+    """
+
+    rehearse: bool = False
+
+    @property
+    def device(self) -> str:
+        """Of all tensors."""
+        return "cpu" if self.rehearse else "cuda"
+
+    @property
+    def kernels(self) -> str:
+        """Implementation to ask the ops for by name, so that nothing falls back unseen."""
+        return "triton"
+
+    @property
+    def base(self) -> NarratorConfig:
+        """TSF-B + GPT-2."""
+        return TOY if self.rehearse else NarratorConfig()
+
+    @property
+    def large(self) -> NarratorConfig:
+        """TSF-L@336 + GPT-2 XL."""
+        config = VARIANTS["VCLM_OPENAI_TIMESFORMER_LARGE_336PX_GPT2_XL"]
+        assert isinstance(config, NarratorConfig)
+        return replace(TOY, text=replace(_TOY_TEXT, freq=2)) if self.rehearse else config
+
+    def of(self, real: Any, toy: Any) -> Any:
+        """One of two values."""
+        return toy if self.rehearse else real
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Of this run's random numbers."""
+        return torch.Generator(self.device).manual_seed(0)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Random numbers; zeros would flatter a GPU."""
+        made = torch.randn(shape, generator=self.generator, device=self.device, dtype=torch.float32)
+        return made.to(dtype)
+
+    def wait(self) -> None:
+        """Until the device is idle."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def ms(self, run: Callable[[], Any], budget_ms: int = 200) -> float:
+        """Median milliseconds of a piece of device work, the L2 cache flushed before each."""
+        if self.device == "cpu":
+            return 1e3 * statistics.median(self._seconds(run) for _ in range(2))
+        from triton.testing import do_bench
+
+        took: float = do_bench(run, warmup=25, rep=budget_ms, return_mode="median")
+        return took
+
+    def seconds(self, run: Callable[[], Any], repeats: int = 3) -> float:
+        """Median wall seconds of work that involves the host too, after a warm-up."""
+        run()
+        self.wait()
+        return statistics.median(self._seconds(run) for _ in range(self.of(repeats, 1)))
+
+    def _seconds(self, run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        self.wait()
+        return time.perf_counter() - start
+
+    def free(self) -> None:
+        """Give cached memory back between contestants."""
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """‖found − wanted‖ / ‖wanted‖ in float64; not a number where anything is not."""
+    found, wanted = found.detach().double(), wanted.detach().double().to(found.device)
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+
+
+def verdict(name: str, found: Iterable[Tensor], plain: Iterable[Tensor], wanted: Iterable[Tensor]) -> Row:
+    """A kernel's error against float32, beside PyTorch's own in the same type; it may be twice that.
+
+    Args:
+        name: Of the row.
+        found: What the kernel gave.
+        plain: What PyTorch gives in the same type.
+        wanted: The same from float32 inputs.
+    """
+    pairs = [(relative(f, w), relative(p, w)) for f, p, w in zip(found, plain, wanted, strict=True)]
+    ours, theirs = max(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-9))
+    return {"check": name, "error": ours, "pytorch": theirs, "ok": all(f <= 2 * p + 1e-5 for f, p in pairs)}
+
+
+def attempt(rows: list[Row], row: Row, run: Callable[..., Row], *arguments: Any) -> None:
+    """Append `row` with what `run` finds of the arguments, or with the reason why there is nothing."""
+    try:
+        rows.append({**row, **run(*arguments)})
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        rows.append({**row, "not_run": f"{type(error).__name__}: {what}"[:300]})

@@ -1,0 +1,2 @@
+#pragma once
+void pictures();  // ends the program if something differs

@@ -1,0 +1,112 @@
+"""Preprocessing by the native library (``csrc/preprocess.cpp``): YUV planes to the model's input in one pass.
+
+Only samples that bilinear taps touch are read. The library is called without Python's lock, so threads overlap. In both
+of its widths it gives the very bits that PyAV's RGB, `video.transforms.preprocess` and `normalise` give, but for
+pictures turned by 90 degrees, where the order of two sums differs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.errors import KernelError
+from lavila_fast.kernels import native
+from lavila_fast.kernels.preprocess.reference import LAYOUTS, Picture, Taps, colours, window
+
+Image = NDArray[np.float32]
+
+
+class _Picture(ctypes.Structure):
+    """`lv_picture` of ``csrc/lavila.h``."""
+
+    _fields_ = (
+        ("plane", ctypes.c_void_p * 3),
+        ("stride", ctypes.c_int64 * 3),
+        ("bytes", ctypes.c_int64 * 3),
+        *((name, ctypes.c_int32) for name in ("width", "height", "bits", "shift", "paired", "left")),
+        ("colours", ctypes.c_int32 * 7),
+    )
+
+
+_TAPS = ("low_x", "weight_x", "rest_x", "low_y", "weight_y", "rest_y")
+
+
+class _Window(ctypes.Structure):
+    """`lv_window` of ``csrc/lavila.h``; it holds pointers into `taps`."""
+
+    _fields_ = (
+        ("size", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in _TAPS),
+        ("mean", ctypes.c_float * 3),
+        ("std", ctypes.c_float * 3),
+    )
+    taps: tuple[Taps, Taps]
+
+
+def why_not(picture: Picture, *_: object, asked: bool = True) -> str:
+    """Why this picture cannot be converted here, or an empty string."""
+    if not hasattr(native.library(), "lv_preprocess"):
+        return native.why_not() or "the native engine is of an older build; run: python -m lavila_fast.kernels.build"
+    return unserved(picture.format, picture.width, picture.height)
+
+
+def unserved(pixels: str, width: int, height: int) -> str:
+    """Why pictures of this pixel format and size are not converted, or an empty string."""
+    if pixels not in LAYOUTS:
+        return f"pixel format {pixels}"
+    if height % 2 or height < 8 or width < 8 or (LAYOUTS[pixels].table and width % 2):
+        return f"size {width}x{height} in {pixels}"
+    return ""
+
+
+def preprocess(picture: Picture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0) -> Image:
+    """As `reference.preprocess`: normalised RGB (3, S, S) of the centre, upright; turned ones are views.
+
+    Raises:
+        KernelError: a plane is shorter than the picture's size says.
+    """
+    out = np.empty((3, size, size), np.float32)
+    seen = _window(picture.width, picture.height, size, turn, tuple(mean), tuple(std))
+    library = native.library()
+    assert library is not None
+    if library.lv_preprocess(ctypes.byref(_picture(picture)), ctypes.byref(seen), ctypes.c_void_p(_address(out))):
+        raise KernelError(f"preprocess: {library.lv_error().decode()}")
+    return np.rot90(out, turn // 90, (1, 2)) if turn else out
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where the array lies; five times as fast as ``array.ctypes.data``."""
+    where: int = array.__array_interface__["data"][0]
+    return where
+
+
+def _picture(picture: Picture) -> _Picture:
+    told = _Picture.from_buffer_copy(_described(picture._replace(planes=())))
+    for i, plane in enumerate(picture.planes):
+        told.plane[i], told.stride[i], told.bytes[i] = _address(plane), plane.strides[0], plane.nbytes
+    return told
+
+
+@lru_cache(64)
+def _described(picture: Picture) -> _Picture:
+    """All but the planes."""
+    layout, told = LAYOUTS[picture.format], _Picture()
+    told.width, told.height = picture.width, picture.height
+    told.bits, told.shift, told.paired, told.left = layout.bits, layout.shift, layout.paired, picture.left
+    told.colours[:] = colours(picture.matrix, picture.full, layout.table)
+    return told
+
+
+@lru_cache(64)
+def _window(width: int, height: int, size: int, turn: int, mean: tuple[float, ...], std: tuple[float, ...]) -> _Window:
+    x, y = window(width, height, size, turn)
+    told = _Window(size, *(_address(values) for values in (*x, *y)))
+    told.taps = x, y  # keeps the arrays alive
+    told.mean[:], told.std[:] = mean, std
+    return told

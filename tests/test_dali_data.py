@@ -1,0 +1,163 @@
+"""Training from video files: batches that depend on the step alone, the same from DALI and from PyAV."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_video_coded import number_of, write_video
+from test_video_units import VP9
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("PIL")
+
+from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
+from lavila_fast.errors import InputError, VideoError  # noqa: E402
+from lavila_fast.evaluate.films import action_of  # noqa: E402
+from lavila_fast.kitchen.world import all_actions  # noqa: E402
+from lavila_fast.records import Clip  # noqa: E402
+from lavila_fast.train.dali_data import ListBatches, ListConfig, _Draws, open_list, read_sentences  # noqa: E402
+from lavila_fast.train.loop import Run  # noqa: E402
+from lavila_fast.train.recipes import Recipe  # noqa: E402
+from lavila_fast.video.reader import read_clips  # noqa: E402
+from lavila_fast.video.transforms import preprocess  # noqa: E402
+
+STILL = ListConfig(img=32, decoder="pyav", area=(1, 1), jitter=False)
+LEVELS = 4  # of 255: DALI's colours and the rounding to bytes
+
+dali = pytest.mark.skipif(find_spec("nvidia") is None or find_spec("nvidia.dali") is None, reason="DALI not installed")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files that say their frames' numbers, one of them not for DALI on a CPU, and a list of clips."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "a.webm", 150, codec="libvpx-vp9", options=VP9, size=(64, 64))
+    write_video(folder / "b.mkv", 150, codec="mjpeg", pix_fmt="yuvj420p", size=(96, 64), start=1000)
+    write_video(folder / "c.mp4", 150, size=(64, 96), start=2000)
+    spans = [(0, 1), (1, 2), (2.1, 4), (4.5, 6)]
+    rows = [{"video": v, "start": s, "end": e} for v, (s, e) in product(("a.webm", "b.mkv", "c.mp4"), spans)]
+    said = [{**row, "text": all_actions()[37 * i].sentence} for i, row in enumerate(rows)]
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    return folder
+
+
+def opened(videos: Path, size: int = 6, seed: int = 0, **changed: object) -> ListBatches:
+    config = replace(STILL, list=str(videos / "list.jsonl"), root=str(videos), **changed)  # type: ignore[arg-type]
+    return open_list(config, size, seed)
+
+
+def test_an_epoch_shows_every_clip_as_the_reader_does(videos: Path) -> None:
+    batches, seen = opened(videos), {}
+    for step in range(2):
+        frames, labels = batches.at(step)
+        assert (frames.shape, frames.dtype) == ((6, 4, 32, 32, 3), np.uint8)
+        seen |= {action_of(row).sentence: clip for row, clip in zip(labels, frames, strict=True)}
+    assert len(seen) == 12
+    for line in (videos / "list.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        clip = Clip("v", row["start"], row["end"])
+        (expected,) = read_clips(videos / row["video"], [clip], 4, lambda frame: preprocess(frame, 32))
+        assert np.abs(seen[row["text"]] - expected.frames).max() <= 0.51
+
+
+@dali
+def test_dali_and_pyav_see_the_same(videos: Path) -> None:
+    """Frames, crops and mirrors are drawn alike, whoever decodes; noise of the draws would be off by 100 levels."""
+    drawn = {"area": (0.3, 1.0), "jitter": True, "mirror": 0.5, "img": 40}
+    with_dali, with_pyav = opened(videos, decoder="dali", **drawn), opened(videos, **drawn)
+    for step in (0, 3):
+        (found, labels), (expected, same) = with_dali.at(step), with_pyav.at(step)
+        np.testing.assert_array_equal(labels, same)
+        assert np.abs(found.astype(int) - expected).max() <= LEVELS
+
+
+@dali
+def test_a_batch_depends_on_seed_and_step_alone(videos: Path) -> None:
+    drawn = {"decoder": "dali", "area": (0.5, 1.0), "jitter": True, "mirror": 0.5}
+    one = opened(videos, **drawn)
+    whole = {step: one.at(step) for step in (0, 1, 2, 3)}
+    again = opened(videos, **drawn)
+    for step in (3, 1):  # resumed, and wound back
+        np.testing.assert_array_equal(again.at(step)[0], whole[step][0])
+    halves = [opened(videos, **drawn).at(3, rank, 2) for rank in (0, 1)]
+    for rank, (frames, labels) in enumerate(halves):
+        np.testing.assert_array_equal(frames, whole[3][0][rank::2])
+        np.testing.assert_array_equal(labels, whole[3][1][rank::2])
+    assert not np.array_equal(whole[0][1], whole[2][1])  # another epoch, another order
+    other = opened(videos, seed=1, **drawn).at(0)
+    assert not np.array_equal(other[1], whole[0][1])
+
+
+def test_jitter_stays_within_its_segment(videos: Path) -> None:
+    batches = ListBatches([Clip(str(videos / "a.webm"), 1, 4)], np.zeros((1, 4), np.int64), replace(STILL, img=64), 1)
+    jittered = replace(batches, config=replace(batches.config, jitter=True))
+    (middle, _), drawn = batches.at(0), set()
+    assert [number_of(frame) for frame in middle[0]] == [34, 52, 71, 90]
+    for step in range(12):
+        numbers = [number_of(frame) for frame in jittered.at(step)[0][0]]
+        assert all(abs(a - b) <= 9.5 for a, b in zip(numbers, (34, 52, 71, 90), strict=True))
+        assert all(a < b for a, b in pairwise(numbers))
+        drawn.add(tuple(numbers))
+    assert len(drawn) == 12
+
+
+def test_crops_cover_what_they_should() -> None:
+    rng, config = np.random.default_rng(0), replace(STILL, area=(0.5, 1.0), mirror=0.25)
+    batches = ListBatches([Clip("v", 0, 1)], np.zeros((1, 4), np.int64), config, 1)
+    draws = [_Draws(rng.random(4), rng.random((10, 4)), rng.random()) for _ in range(400)]
+    crops = np.array([batches._region(160, 100, draw) for draw in draws])
+    mirrored = crops[:, 1] > crops[:, 3]
+    assert 0.18 < mirrored.mean() < 0.32
+    top, left, bottom, right = crops[:, 0], crops[:, [1, 3]].min(1), crops[:, 2], crops[:, [1, 3]].max(1)
+    assert (top.min(), left.min(), bottom.max(), right.max()) == (0, 0, 100, 160)
+    high, wide = bottom - top, right - left
+    share, aspect = high * wide / 16_000, wide / high
+    assert 0.48 < share.min() < 0.55
+    assert 0.65 < share.max() <= 1
+    assert 0.73 < aspect.min() < 1 < aspect.max() < 1.36
+    for free in (top / np.maximum(100 - high, 1), left / np.maximum(160 - wide, 1)):
+        assert 0.4 < free.mean() < 0.6
+
+
+def test_a_file_that_cannot_be_read_is_named(videos: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    labels = np.zeros((1, 4), np.int64)
+    with pytest.raises(VideoError, match=r"bad\.mp4: is not a video"):
+        ListBatches([Clip(str(bad), 0, 1)], labels, STILL, 1).at(0)
+    with pytest.raises(VideoError, match=r"a\.webm: clip 50-51 s lies after the end"):
+        ListBatches([Clip(str(videos / "a.webm"), 50, 51)], labels, STILL, 1).at(0)
+
+
+def test_lists_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"video": "a.mp4", "start": 0, "end": 1, "text": "#C C dreams"}\n')
+    with pytest.raises(InputError, match=r"list\.jsonl, line 1: .*dreams.*known text"):
+        read_sentences(path, tmp_path)
+    with pytest.raises(InputError, match="0 clips, 0 labels: no batch of 4"):
+        ListBatches([], np.zeros((0, 4), np.int64), STILL, 4)
+
+
+def test_a_recipe_trains_from_files_and_resumes(videos: Path, tmp_path: Path) -> None:
+    text = GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab=426, n_positions=32)
+    vision = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, act="gelu")
+    data = replace(STILL, img=16, list=str(videos / "list.jsonl"), root=str(videos), area=(0.5, 1.0), jitter=True)
+    model = NarratorConfig(vision, text, queries=2, pool_heads=1)
+    recipe = Recipe("files", model, data, steps=4, batch_size=4, warmup=1, bfloat16=False)
+    run = Run(recipe, open_list(data, 4))
+    losses = [row["loss"] for row in run.steps()]
+    first = Run(recipe, open_list(data, 4))
+    before = [row["loss"] for _, row in zip(range(2), first.steps(), strict=False)]
+    first.save(tmp_path)
+    second = Run(recipe, open_list(data, 4))
+    assert second.resume(tmp_path)
+    assert before + [row["loss"] for row in second.steps()] == losses
+    assert len(losses) == 4
+    with pytest.raises(InputError, match="own batch size"):
+        Run(recipe, open_list(data, 3))

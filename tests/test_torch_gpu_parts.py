@@ -1,0 +1,259 @@
+"""The pieces of the torch GPU runtime: step, kernels, precisions, compilation, memory, devices. Most on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+torch = pytest.importorskip("torch")
+
+from test_torch_gpu import WARPS, ahead, check, runtime, usual  # noqa: E402
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
+
+from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
+from lavila_fast.errors import InputError  # noqa: E402
+from lavila_fast.generate.options import Options  # noqa: E402
+from lavila_fast.kernels.choice import interpreted  # noqa: E402
+from lavila_fast.runtime import torch_gpu_flight, torch_gpu_step  # noqa: E402
+from lavila_fast.runtime.sampling import Warp  # noqa: E402
+from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
+from lavila_fast.runtime.torch_gpu import TorchGpuRuntime  # noqa: E402
+from lavila_fast.runtime.torch_gpu_encoder import Stage, keys_values  # noqa: E402
+from lavila_fast.runtime.torch_gpu_flight import Flight, Rules  # noqa: E402
+from lavila_fast.runtime.torch_gpu_launch import launcher_for  # noqa: E402
+from lavila_fast.runtime.torch_gpu_memory import choose_lanes, choose_slots, slot_bytes  # noqa: E402
+from lavila_fast.runtime.torch_gpu_step import Seats, SlotDecoder, with_folded_gates  # noqa: E402
+
+CROSSED = "crossattention", "mlp_crossattention"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.narrator()
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    return TorchRuntime(copy.deepcopy(model))
+
+
+def test_folded_gates_change_nothing(model):
+    folded = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in folded.text_decoder.transformer.h[::2]:
+            block.alpha_cattn.fill_(-0.6)
+            block.alpha_dense.fill_(0.3)
+        inputs = torch.from_numpy(tiny.videos(2)), torch.randint(258, (2, 7))
+        before = folded(*inputs)
+        after = with_folded_gates(folded)
+        torch.testing.assert_close(after(*inputs), before, atol=2e-5, rtol=1e-5)
+        assert torch.equal(folded(*inputs), before)
+        weights, others = dict(after.named_parameters()), dict(folded.named_parameters())
+        assert {name for name in weights if weights[name] is not others[name]} == {
+            f"text_decoder.transformer.h.{i}.{name}"
+            for i in (0, 2)
+            for name in (
+                "alpha_cattn",
+                "alpha_dense",
+                *(f"{m}.c_proj.{w}" for m in CROSSED for w in ("weight", "bias")),
+            )
+        }
+
+
+def one_step(model, dtype, seats=False):
+    """Logits of rows of three slots at several ages, of which some are idle; the live rows; the caches after."""
+    random, text = torch.Generator().manual_seed(0), model.config.text
+    h, d, C = text.n_head, text.n_embd // text.n_head, 9
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random).to(dtype)
+
+    lengths = torch.tensor([3, -1, 3, 3, -1, -1, -1, -1, 0, 0, -1, 0], dtype=torch.int32)
+    live = (lengths >= 0).nonzero().flatten()
+    caches = normal(2 * text.n_layer, 12, h, C, d)
+    cross = normal(2 * len(text.cross_layers), 3, h, 5, d)
+    ids = torch.randint(text.vocab, (12,), generator=random)
+    lanes = Seats(live, torch.zeros(12, dtype=torch.long).index_put((live,), torch.arange(6))) if seats else None
+    active = torch.tensor([True, False, True])
+    with torch.no_grad():
+        decoder = SlotDecoder(copy.deepcopy(model).to(dtype).text_decoder)
+        logits = decoder(ids, lengths, active, caches, cross, lanes)
+    return (logits if seats else logits[live]), live, caches
+
+
+def test_lanes_compute_what_rows_do(model):
+    rows, lanes = one_step(model, torch.float32), one_step(model, torch.float32, seats=True)
+    torch.testing.assert_close(lanes[0], rows[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lanes[2], rows[2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_stray_no_further_than_the_reference_in_sixteen_bits(model, dtype):
+    """Of the whole way, encoder and six fed tokens, against float32, and the plain model in the same type."""
+    clips, ids = tiny.videos(3), torch.randint(258, (3, 7), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = 257
+    engine = runtime(model, {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype])
+    state = engine.begin()
+    engine.join(state, engine.encode(clips), 1)
+    for column in ids.T[1:]:
+        engine.step(state, column.numpy())
+    with torch.no_grad():
+        video = torch.from_numpy(clips)
+        exact = model(video, ids)[:, -1].log_softmax(-1)
+        plain = copy.deepcopy(model).to(dtype)(video.to(dtype), ids)[:, -1].float().log_softmax(-1)
+    found = torch.from_numpy(engine.logprobs(state))
+    mine, own = ((one - exact).square().mean().sqrt().item() for one in (found, plain))
+    assert 0 < mine < 1.5 * own
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_low_precisions_write_sentences_of_their_own(model, precision):
+    """The same whatever flies beside them, and mostly near the exact ones in what they say of themselves."""
+    clips, options = tiny.videos(5), Options(4, Warp(0.7, top_p=0.95))
+    exact = usual(TorchRuntime(copy.deepcopy(model)), clips, options)
+    found = [
+        ahead(runtime(model, precision, slots=4, lanes=lanes, lag=lag), clips, options)
+        for lanes, lag in ((16, 0), (16, 3))
+    ]
+    assert found[0] == found[1]
+    ratio = [a.perplexity / b.perplexity for n in exact for a, b in zip(found[0][n], exact[n], strict=True)]
+    assert 0.5 < np.median(ratio) < 2
+
+
+@pytest.mark.parametrize("which", ["step", "encoder"])
+def test_both_halves_compile_into_one_graph(which):
+    """`fullgraph`: our ops are seen by the compiler, in-place caches too."""
+    sizes = tiny.config()
+    model = tiny.narrator(replace(sizes, text=replace(sizes.text, n_layer=2)))
+    how = {"compile_step": True, "lanes": 4} if which == "step" else {"compile_encoder": "default"}
+    engine = runtime(model, compile_backend="aot_eager", **how)
+    clips, options = tiny.videos(4), Options(3)
+    check(ahead(engine, clips, options), usual(TorchRuntime(model), clips, options))
+
+
+@pytest.fixture
+def insist(monkeypatch):
+    """The ops as a GPU would run them: Triton's kernels or an error. Gives the names of those that were called."""
+    calls = set()
+
+    def on_triton(op):
+        def called(*arguments):
+            calls.add(op.name)
+            return op(*arguments, implementation="triton")
+
+        return called
+
+    for name in ("add_layer_norm", "cross_attention", "cached_attention"):
+        monkeypatch.setattr(torch_gpu_step, name, on_triton(getattr(torch_gpu_step, name)))
+    monkeypatch.setattr(torch_gpu_flight, "sample", on_triton(torch_gpu_flight.sample))
+    yield calls
+    assert calls == {"add_layer_norm", "cross_attention", "cached_attention", "sample"}
+
+
+@pytest.mark.skipif(not interpreted(), reason="Triton's interpreter is off")
+def test_the_kernels_take_what_they_are_given(model, reference, insist):
+    """Types, strides and shapes, at every call, in the interpreter."""
+    engine, clips, options = runtime(model, slots=2, lanes=3), tiny.videos(2), Options(2, max_tokens=4)
+    check(ahead(engine, clips, options), usual(reference, clips, options))
+
+
+@pytest.mark.skipif(not interpreted(), reason="Triton's interpreter is off")
+@pytest.mark.parametrize("warp", [WARPS[0], WARPS[4]], ids=str)
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_what_is_captured_asks_the_host_for_nothing(model, insist, precision, warp):
+    """On tensors that have no values: whatever reads one, or has a shape that depends on one, is an error."""
+    engine = runtime(model, precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        flight = Flight(model.config, engine.decoder, engine.launcher, (4, 3, 23), lanes=7)
+        flight.prepare(Rules(warp, 24))
+        stage = Stage(model.config, keys_values(engine.model), engine.launcher, 4, (torch.float32, torch.float32))
+        with pytest.raises(DataDependentOutputException):
+            bool(flight._live_BR.any())
+    assert stage.cross.shape == (4, 4, 2, 5, 16)
+
+
+def test_another_encoder(model, reference):
+    """Such as a package that was compiled ahead of time."""
+
+    def encode(video):
+        assert video.dtype == torch.float32
+        pairs = model.text_decoder.keys_values(model.visual_tokens(video))
+        return [one for pair in pairs for one in pair]
+
+    engine, clips, options = runtime(model, encoder=encode), tiny.videos(3), Options(2)
+    check(ahead(engine, clips, options), usual(reference, clips, options))
+
+
+def test_memory_of_a_slot(model):
+    engine = runtime(model, slots=5)
+    engine.warm_up(samples=4)
+    about = engine.describe()
+    assert json.loads(json.dumps(about)) == about
+    assert (about["slots"], about["rows"], about["lanes"]) == (5, 4, 20)
+    assert about["slot_bytes"] < slot_bytes(model.config, 4, engine.capacity, torch.float32)
+    base = slot_bytes(NarratorConfig(), 10, 76, torch.bfloat16)
+    assert 40e6 < base < 50e6  # 28 MB of caches, 9.4 of keys and values
+    large = NarratorConfig(VisionConfig(), GPT2Config(1600, 48, 25, freq=2), pool_heads=25)
+    assert 270e6 < slot_bytes(large, 10, 76, torch.bfloat16) < 300e6
+
+
+def test_choice_of_slots_and_lanes():
+    assert choose_slots(None, 10 * 2**30, 2**27) == 68
+    assert choose_slots(None, 10 * 2**40, 2**27) == 512
+    assert choose_slots(7, 10 * 2**30, 2**27) == 7
+    with pytest.raises(InputError, match="1 clips in flight need 128 MiB of GPU memory and 85 MiB can be had"):
+        choose_slots(None, 100 * 2**20, 2**27)
+    with pytest.raises(InputError, match="80 clips in flight need"):
+        choose_slots(80, 10 * 2**30, 2**27)
+    assert choose_lanes(None, 512, 10) == 3072
+    assert choose_lanes(None, 512, 1) == 512
+    assert choose_lanes(None, 2, 10) == 20
+    assert choose_lanes(33, 512, 10) == 33
+
+
+def test_a_device_that_is_too_small(model):
+    def greedy_encoder(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
+
+    with pytest.raises(InputError, match="memory is not enough for the encoder's batches of 2 clips; take a lower"):
+        ahead(runtime(model, encoder=greedy_encoder), tiny.videos(1), Options())
+
+
+def test_devices_that_are_not_there(model):
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="PyTorch sees no GPU for device cuda"):
+            TorchGpuRuntime(model)
+    for device in ("gpu", "mps", "cpu:x"):
+        with pytest.raises(InputError, match="take"):
+            launcher_for(device, graphs=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_captured_steps_on_a_gpu(model, reference, precision):
+    """Captured or launched one by one, the same bits; in float32 (nearly) the sentences of the CPU."""
+    clips, options = tiny.videos(12), Options(3)
+    found = [
+        ahead(TorchGpuRuntime(model, "cuda", precision, slots=4, encode_batch=4, graphs=graphs), clips, options)
+        for graphs in (True, False)
+    ]
+    assert found[0] == found[1]
+    if precision == "fp32":
+        expected = usual(reference, clips, options)
+        same = [a.ids == b.ids for n in expected for a, b in zip(found[0][n], expected[n], strict=True)]
+        assert sum(same) >= 0.9 * len(same)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("squared_relu", [True, False])
+def test_activations_in_the_product_on_a_gpu(model, squared_relu):
+    layer = model.text_decoder.transformer.h[0].mlp.c_fc
+    x = torch.randn(33, 32, generator=torch.Generator().manual_seed(0))
+    expected = torch_gpu_step.activated(layer, x, squared_relu)
+    found = torch_gpu_step.activated(copy.deepcopy(layer).cuda(), x.cuda(), squared_relu)
+    torch.testing.assert_close(found.cpu(), expected, atol=3e-5, rtol=3e-5)
