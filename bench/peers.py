@@ -57,7 +57,8 @@ class HuggingFace:
             bos_token_id=text.vocab - 1,
             eos_token_id=None,
         )
-        self.model, self.narrator = GPT2LMHeadModel(config).eval().to(device, dtype), narrator
+        with torch.device(device):
+            self.model, self.narrator = GPT2LMHeadModel(config).eval().to(dtype), narrator
         self.device, self.dtype = device, dtype
         self.how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "pad_token_id": 0}
         self.samples = samples

@@ -11,6 +11,7 @@ and why not what stands before it. `ops.py` of each folder declares its `Op`; fa
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -87,9 +88,8 @@ def _once(line: str) -> None:
 
 
 def _log_once(op: str, taken: str, reasons: str) -> None:
-    import torch
-
-    if not torch.compiler.is_compiling():
+    torch = sys.modules.get("torch")  # ops of the narrating road come without it
+    if torch is None or not torch.compiler.is_compiling():
         _once(f"{op}: {taken}" + (f" ({reasons})" if reasons else ""))
 
 

@@ -104,7 +104,7 @@ def test_targets_come_from_the_parts() -> None:
                 {"model": "TSF-B", "what": "forward", "against": "sdpa", "speedup": 9.0},
             ],
         },
-        "checks": {"rows": [{}, {}], "checks_failed": ["a"]},
+        "checks_norm": {"rows": [{}, {}], "checks_failed": ["a"]},
         "narrator": {"failed": "no"},
     }
     told = headline(results)

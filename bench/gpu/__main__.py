@@ -17,6 +17,8 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def gpu_name() -> str:
     return str(torch.cuda.get_device_name())
 
 
-def run_part(name: str, folder: Path, rehearse: bool, timeout: float) -> dict[str, Any]:
+def run_part(name: str, rehearse: bool, timeout: float) -> dict[str, Any]:
     """One part in its own process: what it found, or why not."""
     began = time.monotonic()
     command = [sys.executable, "-m", "lavila_fast.bench.gpu.parts", name, *(["--rehearse"] if rehearse else [])]
@@ -84,7 +86,8 @@ def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, o
     folder = output or ROOT / "bench" / "results" / gpu.lower().replace("nvidia", "").strip().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     key, deadline = {"sources": fingerprint(), "gpu": gpu}, time.monotonic() + seconds
-    for name in chosen or PARTS:
+
+    def run(name: str) -> None:
         path, limit = folder / f"{name}.json", PARTS[name].seconds
         before = _read(path)
         if not again and before.get("key") == key and not before.get("failed"):
@@ -92,9 +95,13 @@ def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, o
         elif time.monotonic() + limit > deadline:
             click.echo(f"{name}: no time left for it; run the same command again", err=True)
         else:
-            found = run_part(name, folder, rehearse, limit * 1.5)
+            found = run_part(name, rehearse, limit * 1.5)
             path.write_text(json.dumps({"part": name, "key": key, **found}, indent=1) + "\n")
             click.echo(f"{name}: {found['took_s']:.0f} s {found.get('failed', '')}".strip(), err=True)
+
+    for _, names in groupby(chosen or PARTS, lambda name: PARTS[name].together or name):
+        with ThreadPoolExecutor(1 if rehearse else 4) as pool:
+            list(pool.map(run, names))
     results = {name: _read(folder / f"{name}.json") for name in PARTS if (folder / f"{name}.json").is_file()}
     (folder / "README.md").write_text(page(gpu, results))
     told = headline(results)

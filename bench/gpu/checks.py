@@ -20,7 +20,7 @@ from lavila_fast.kernels.attention.ops import divided_attention
 from lavila_fast.kernels.decode import ops as decode
 from lavila_fast.kernels.int8 import ops as int8
 from lavila_fast.kernels.norm.ops import add_layer_norm
-from lavila_fast.kernels.preprocess import cuda
+from lavila_fast.kernels.preprocess import check_cuda, cuda
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.runtime.sampling import Warp
 from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
@@ -29,14 +29,28 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LEAST_AGREEMENT = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "int8": 0.85}  # of greedy words, random weights: near ties
 
 
-def checks_part(setup: Setup) -> dict[str, Any]:
-    """All checks; each says ok or not."""
+def attention_checks(setup: Setup) -> dict[str, Any]:
+    """Divided attention and the norm, with their gradients."""
+    return _judged(setup, _attention, _norm)
+
+
+def kernel_checks(setup: Setup) -> dict[str, Any]:
+    """Decoding, INT8 products, preprocessing."""
+    return _judged(setup, _cross, _cached, _sampling, _int8, _preprocess)
+
+
+def narrator_checks(setup: Setup) -> dict[str, Any]:
+    """The whole narrator in every precision."""
+    return _judged(setup, _narrator)
+
+
+def _judged(setup: Setup, *checks: Callable[[Setup, list[Row]], None]) -> dict[str, Any]:
     rows: list[Row] = []
-    for check in (_attention, _norm, _cross, _cached, _sampling, _int8, _preprocess, _narrator):
+    for check in checks:
         check(setup, rows)
     for row in rows:
         row.setdefault("ok", False)
-    return {"rows": rows, "failed": "", "checks_failed": [row["check"] for row in rows if not row["ok"]]}
+    return {"rows": rows, "checks_failed": [row["check"] for row in rows if not row["ok"]]}
 
 
 def _with_gradients(run: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -49,17 +63,20 @@ def _with_gradients(run: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Seq
     return [*outputs, *(x.grad for x in leaves if x.grad is not None)]
 
 
-def _three(name: str, ours: Any, plain: Any, inputs: Sequence[Tensor]) -> Row:
+def _three(setup: Setup, name: str, ours: Any, plain: Any, inputs: Sequence[Tensor]) -> Row:
     """Ours and PyTorch in the inputs' type, both against PyTorch in float32."""
     wide = [x.float() for x in inputs]
-    return verdict(name, _with_gradients(ours, inputs), _with_gradients(plain, inputs), _with_gradients(plain, wide))
+    return verdict(
+        name, _with_gradients(ours, inputs), _with_gradients(plain, inputs), _with_gradients(plain, wide), setup.leeway
+    )
 
 
 def _attention(setup: Setup, rows: list[Row]) -> None:
-    shapes = setup.of(((4, 4, 196, 12, 64), (2, 4, 576, 16, 64), (3, 3, 7, 2, 32)), ((2, 3, 7, 2, 16),))
-    for B, T, N, h, d in shapes:
+    real = ((4, 4, 196, 12, 64, TYPES), (2, 4, 576, 16, 64, ("bf16",)), (3, 3, 7, 2, 32, ("fp16", "fp32")))
+    for B, T, N, h, d, kinds in setup.of(real, ((2, 3, 7, 2, 16, TYPES),)):
         for over in ("space", "time"):
-            for kind, dtype in TYPES.items():
+            for kind in kinds:
+                dtype = TYPES[kind]
                 name = f"divided attention, {over}, {kind}, B={B} T={T} N={N} h={h} d={d}, forward and backward"
                 qkv = setup.normal(B, 1 + T * N, 3, h, d, dtype=dtype)
 
@@ -71,7 +88,7 @@ def _attention(setup: Setup, rows: list[Row]) -> None:
                     out: Tensor = divided_attention(x, T, over, implementation="sdpa")
                     return out
 
-                attempt(rows, {"check": name}, _three, name, ours, plain, [qkv])
+                attempt(rows, {"check": name}, _three, setup, name, ours, plain, [qkv])
 
 
 def _norm(setup: Setup, rows: list[Row]) -> None:
@@ -83,7 +100,7 @@ def _norm(setup: Setup, rows: list[Row]) -> None:
                 return lambda *inputs: add_layer_norm(*inputs, 1e-6, implementation=by)
 
             name = f"residual + LayerNorm, {kind}, {many} × {dim}, forward and backward"
-            attempt(rows, {"check": name}, _three, name, run(setup.kernels), run("torch"), [x, r, weight, bias])
+            attempt(rows, {"check": name}, _three, setup, name, run(setup.kernels), run("torch"), [x, r, weight, bias])
 
 
 def _cross(setup: Setup, rows: list[Row]) -> None:
@@ -98,7 +115,7 @@ def _cross_row(setup: Setup, name: str, inputs: list[Tensor]) -> Row:
     wide = [x.float() for x in inputs]
     ours = decode.cross_attention(*inputs, None, implementation=setup.kernels)
     plain, wanted = (decode.cross_attention(*given, None, implementation="torch") for given in (inputs, wide))
-    return verdict(name, [ours], [plain], [wanted])
+    return verdict(name, [ours], [plain], [wanted], setup.leeway)
 
 
 def _cached(setup: Setup, rows: list[Row]) -> None:
@@ -118,7 +135,7 @@ def _cached_row(setup: Setup, name: str, made: list[Tensor]) -> Row:
         return [decode.cached_attention(qkv, keys, values, lengths, implementation=by), keys, values]
 
     dtype = made[0].dtype
-    return verdict(name, run(setup.kernels, dtype), run("torch", dtype), run("torch", torch.float32))
+    return verdict(name, run(setup.kernels, dtype), run("torch", dtype), run("torch", torch.float32), setup.leeway)
 
 
 def _sampling(setup: Setup, rows: list[Row]) -> None:
@@ -157,7 +174,16 @@ def _int8(setup: Setup, rows: list[Row]) -> None:
 
 def _preprocess(setup: Setup, rows: list[Row]) -> None:
     name = "preprocessing of NV12, P010 and I420 in CUDA"
-    attempt(rows, {"check": name}, cuda.check, setup.device)
+    if setup.device == "cuda" and cuda.why_not():
+        rows.append({"check": name, "not_run": cuda.why_not(), "ok": False})
+    elif setup.device == "cuda":
+        attempt(rows, {"check": name}, _preprocess_row)
+
+
+def _preprocess_row() -> Row:
+    found = check_cuda.check()
+    worst = max(one["levels"] / one["limit"] for one in found.values() if isinstance(one, dict))
+    return {"share_of_the_limit": worst, "ok": bool(found["good"])}
 
 
 def _narrator(setup: Setup, rows: list[Row]) -> None:

@@ -51,8 +51,8 @@ def _peer(results: Results) -> float | None:
 def headline(results: Results) -> dict[str, Any]:
     """The figures that targets are set for (None: not measured), and what failed."""
     told: dict[str, Any] = {name: value(results) for name, (_, _, value) in TARGETS.items()}
-    told["checks"] = len(results.get("checks", {}).get("rows", []))
-    told["checks_failed"] = len(results.get("checks", {}).get("checks_failed", []))
+    told["checks"] = sum(len(result["rows"]) for result in results.values() if "checks_failed" in result)
+    told["checks_failed"] = sum(len(result.get("checks_failed", [])) for result in results.values())
     told["parts_failed"] = [name for name, result in results.items() if result.get("failed")]
     return told
 

@@ -42,6 +42,11 @@ class Setup:
         return "triton"
 
     @property
+    def leeway(self) -> float:
+        """How many times PyTorch's own error a kernel may have; Triton's interpreter cuts bf16 off, unrounded."""
+        return 4.0 if self.rehearse else 2.0
+
+    @property
     def base(self) -> NarratorConfig:
         """TSF-B + GPT-2."""
         return TOY if self.rehearse else NarratorConfig()
@@ -105,18 +110,21 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
-def verdict(name: str, found: Iterable[Tensor], plain: Iterable[Tensor], wanted: Iterable[Tensor]) -> Row:
-    """A kernel's error against float32, beside PyTorch's own in the same type; it may be twice that.
+def verdict(
+    name: str, found: Iterable[Tensor], plain: Iterable[Tensor], wanted: Iterable[Tensor], leeway: float = 2.0
+) -> Row:
+    """A kernel's error against float32, beside PyTorch's own in the same type; it may be `leeway` times that.
 
     Args:
         name: Of the row.
         found: What the kernel gave.
         plain: What PyTorch gives in the same type.
         wanted: The same from float32 inputs.
+        leeway: See above.
     """
     pairs = [(relative(f, w), relative(p, w)) for f, p, w in zip(found, plain, wanted, strict=True)]
     ours, theirs = max(pairs, key=lambda pair: pair[0] / max(pair[1], 1e-9))
-    return {"check": name, "error": ours, "pytorch": theirs, "ok": all(f <= 2 * p + 1e-5 for f, p in pairs)}
+    return {"check": name, "error": ours, "pytorch": theirs, "ok": all(f <= leeway * p + 1e-5 for f, p in pairs)}
 
 
 def attempt(rows: list[Row], row: Row, run: Callable[..., Row], *arguments: Any) -> None:

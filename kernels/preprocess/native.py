@@ -8,9 +8,10 @@ pictures turned by 90 degrees, where the order of two sums differs.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +23,8 @@ from lavila_fast.kernels.preprocess.reference import LAYOUTS, Picture, Taps, col
 Image = NDArray[np.float32]
 
 
-class _Picture(ctypes.Structure):
-    """`lv_picture` of ``csrc/lavila.h``."""
-
-    _fields_ = (
-        ("plane", ctypes.c_void_p * 3),
-        ("stride", ctypes.c_int64 * 3),
-        ("bytes", ctypes.c_int64 * 3),
-        *((name, ctypes.c_int32) for name in ("width", "height", "bits", "shift", "paired", "left")),
-        ("colours", ctypes.c_int32 * 7),
-    )
-
-
+_PLANES = struct.Struct("9q")  # the beginning of `lv_picture`: addresses, strides, sizes
+_NO_PLANE = ((0, 0, 0),) * 3
 _TAPS = ("low_x", "weight_x", "rest_x", "low_y", "weight_y", "rest_y")
 
 
@@ -65,17 +56,41 @@ def unserved(pixels: str, width: int, height: int) -> str:
     return ""
 
 
+class Plane(NamedTuple):
+    """A plane of a picture in memory; whoever names it keeps it there.
+
+    Attributes:
+        address: Of its first sample.
+        stride: Bytes from a row to the next.
+        size: Bytes that may be read.
+    """
+
+    address: int
+    stride: int
+    size: int
+
+
 def preprocess(picture: Picture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0) -> Image:
     """As `reference.preprocess`: normalised RGB (3, S, S) of the centre, upright; turned ones are views.
 
     Raises:
         KernelError: a plane is shorter than the picture's size says.
     """
+    held = [Plane(_address(plane), plane.strides[0], plane.nbytes) for plane in picture.planes]
+    return convert(picture._replace(planes=()), held, size, mean, std, turn)
+
+
+def convert(
+    kind: Picture, held: Sequence[Plane], size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0
+) -> Image:
+    """The same for planes that are not arrays: `kind` is the picture without them."""
     out = np.empty((3, size, size), np.float32)
-    seen = _window(picture.width, picture.height, size, turn, tuple(mean), tuple(std))
+    seen = _window(kind.width, kind.height, size, turn, tuple(mean), tuple(std))
+    addresses, strides, sizes = zip(*held, *_NO_PLANE[len(held) :], strict=True)
+    picture = _PLANES.pack(*addresses, *strides, *sizes) + _described(kind)  # lv_picture
     library = native.library()
     assert library is not None
-    if library.lv_preprocess(ctypes.byref(_picture(picture)), ctypes.byref(seen), ctypes.c_void_p(_address(out))):
+    if library.lv_preprocess(picture, ctypes.byref(seen), ctypes.c_void_p(_address(out))):
         raise KernelError(f"preprocess: {library.lv_error().decode()}")
     return np.rot90(out, turn // 90, (1, 2)) if turn else out
 
@@ -86,21 +101,12 @@ def _address(array: NDArray[Any]) -> int:
     return where
 
 
-def _picture(picture: Picture) -> _Picture:
-    told = _Picture.from_buffer_copy(_described(picture._replace(planes=())))
-    for i, plane in enumerate(picture.planes):
-        told.plane[i], told.stride[i], told.bytes[i] = _address(plane), plane.strides[0], plane.nbytes
-    return told
-
-
 @lru_cache(64)
-def _described(picture: Picture) -> _Picture:
-    """All but the planes."""
-    layout, told = LAYOUTS[picture.format], _Picture()
-    told.width, told.height = picture.width, picture.height
-    told.bits, told.shift, told.paired, told.left = layout.bits, layout.shift, layout.paired, picture.left
-    told.colours[:] = colours(picture.matrix, picture.full, layout.table)
-    return told
+def _described(kind: Picture) -> bytes:
+    """The end of `lv_picture` of ``csrc/lavila.h``, behind the planes."""
+    layout = LAYOUTS[kind.format]
+    lies = layout.bits, layout.shift, layout.paired, kind.left
+    return struct.pack("6i7i4x", kind.width, kind.height, *lies, *colours(kind.matrix, kind.full, layout.table))
 
 
 @lru_cache(64)

@@ -115,10 +115,10 @@ class _OfFile:
         if key not in self.known:
             self.known[key] = _how(frame)
         how, of = self.known[key], self.transform
-        if how is None:
+        held = [(plane.buffer_ptr, plane.line_size, plane.buffer_size) for plane in frame.planes] if how else []
+        if how is None or min(stride for _, stride, _ in held) < 0:  # rows from the bottom to the top
             return of(upright(frame))
-        seen = how._replace(planes=planes(frame))
-        image: NDArray[np.float32] = native.preprocess(seen, of.size, of.mean, of.std, rotation(frame))
+        image: NDArray[np.float32] = native.convert(how, held, of.size, of.mean, of.std, rotation(frame))
         return image
 
 
