@@ -57,6 +57,7 @@ bench-engines: $(DEV)/.peers
 
 bench-kernels: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.kernels --output bench/results/kernels.json
+	@$(DEV)/bin/python -m lavila_fast.bench.report
 
 # No environment of its own: what is installed on the machine with the GPU is what it is measured with.
 gpu:

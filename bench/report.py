@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lavila_fast.bench.gpu.page import target_table
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md")
@@ -126,8 +128,38 @@ def _engines_note(result: dict[str, Any]) -> str:
     return " ".join(parts) + " Tables with every row: `bench/results/engines.md`."
 
 
-BLOCKS = {"narrate": narrate_table, "nano": nano_table, "engines": engines_table}
-FILES = {"narrate": "narrate.json", "nano": "nano_quality.json", "engines": "engines.json"}
+def preprocess_table(result: dict[str, Any]) -> str:
+    """A frame by PyAV and torch, by PyAV and numpy, and in one pass, from ``kernels.json``."""
+    found = result["preprocess"]
+    rows = [f"{found['what'].capitalize()}; {result['machine']['cpu']}:", ""]
+    rows += ["| | PyAV to RGB, torch | PyAV to RGB, numpy | one pass | speed-up |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        cells = [f"{row[name]:,.0f}" for name in ("pyav_torch_us", "pyav_numpy_us", "native_us")]
+        rows.append(f"| {row['pixels']} {row['width']}×{row['height']} | {' | '.join(cells)} | {row['speedup']:.1f}× |")
+    rows += ["", f"Largest difference: {found['max_difference_levels']:.0e} of one of 255 levels."]
+    return "\n".join(rows)
+
+
+def gpu_table() -> str:
+    """Targets and what was reached, from the folder that ``make gpu`` wrote."""
+    parts = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / GPU).glob("*.json"))}
+    table: str = target_table(parts, bool(parts))
+    return table
+
+
+BLOCKS = {
+    "narrate": narrate_table,
+    "nano": nano_table,
+    "engines": engines_table,
+    "preprocess": preprocess_table,
+}
+FILES = {
+    "narrate": "narrate.json",
+    "nano": "nano_quality.json",
+    "engines": "engines.json",
+    "preprocess": "kernels.json",
+}
+GPU = "h200"  # whose figures stand in the README
 
 
 def filled(text: str) -> str:
@@ -135,9 +167,13 @@ def filled(text: str) -> str:
     for name, table in BLOCKS.items():
         path = RESULTS / FILES[name]
         body = table(json.loads(path.read_text())) if path.is_file() else "Not measured yet."
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text)  # type: ignore[misc]
-    return text
+        text = _between(text, name, body)
+    return _between(text, "gpu", gpu_table())
+
+
+def _between(text: str, name: str, body: str) -> str:
+    pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{body}\n{m[2]}", text)
 
 
 def main() -> None:

@@ -88,7 +88,8 @@ def test_region_is_the_centre_crop(size: tuple[int, int]) -> None:
 
 def test_nv12_becomes_pyavs_colours(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from lavila_fast.video.nvcodec_reader import nv12_to_rgb
+    from lavila_fast.video.nvcodec_reader import nv12_to_rgb, preprocessed
+    from lavila_fast.video.transforms import preprocess
 
     rng = np.random.default_rng(0)
     for matrix, full in [(2, False), (1, False), (6, True), (1, True)]:
@@ -100,8 +101,11 @@ def test_nv12_becomes_pyavs_colours(tmp_path: Path) -> None:
         nv12 = np.concatenate([y, np.stack([u, v], 2).reshape(16, 64)])
         facts = Look("h264", "mov,mp4", 64, 32, "yuv420p", 0, False, full, matrix, 0)
         found = nv12_to_rgb(torch.from_numpy(nv12)[None], facts)[0].numpy().astype(int)
-        off = np.abs(found - frame.to_ndarray(format="rgb24"))
+        rgb = frame.to_ndarray(format="rgb24")
+        off = np.abs(found - rgb)
         assert off.max() <= 3, (matrix, full)
+        in_one_pass = preprocessed(torch.from_numpy(nv12)[None], facts, 24)[0].numpy()
+        assert np.abs(in_one_pass - preprocess(rgb, 24)).max() < 0.01, (matrix, full)  # PyAV's very colours
 
 
 FACTS = Look("h264", "mov,mp4", 1920, 1080, "yuv420p", 0, False, False, 1, 0)

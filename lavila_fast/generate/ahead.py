@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options, Written
-from lavila_fast.generate.randomness import uniform
+from lavila_fast.generate.randomness import uniforms
 from lavila_fast.generate.scheduler import end_token, token_limit
 
 if TYPE_CHECKING:  # it needs torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it needs torch
     from lavila_fast.runtime.torch_gpu_flight import Flight, Heard, Rules
 
 T = TypeVar("T")
-PORTION = 8  # clips uploaded a step: the host must be back before the queued steps are done
+SPREAD = 8  # steps over which the clips of a full flight are uploaded: a sentence takes a dozen
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def write_ahead(
     try:
         flight.prepare(rules)
         cabin: Cabin[T] = Cabin(flight.slots, flight.rows, rules.limit, end_token(runtime))
-        yield from _fly(_Gate(runtime, clips), flight, cabin, rules)
+        yield from _fly(_Gate(runtime, clips, flight.lanes // flight.rows), flight, cabin, rules)
     finally:
         flight.land()
 
@@ -136,8 +136,10 @@ def write_ahead(
 class _Gate(Generic[T]):
     """Clips on their way to a slot: each stage of the encoder holds a batch, and the oldest boards first."""
 
-    def __init__(self, runtime: TorchGpuRuntime, clips: Iterable[Coming[T]]) -> None:
+    def __init__(self, runtime: TorchGpuRuntime, clips: Iterable[Coming[T]], seats: int) -> None:
         self._queue, self._batch = iter(clips), runtime.encode_batch
+        # The host must be back from uploading before the queued steps are done.
+        self._portion = -(-seats // SPREAD)
         self._idle = deque(runtime.stages())
         for stage in self._idle:
             stage.clear()
@@ -147,7 +149,7 @@ class _Gate(Generic[T]):
 
     def call(self, busy: bool) -> None:
         """Upload some clips, if the encoder has room: what a step hides, or a batch if none is under way."""
-        for _ in range(PORTION if busy else self._batch):
+        for _ in range(self._portion if busy else self._batch):
             if not self._open or not self._idle:
                 return
             clip = next(self._queue, None)
@@ -206,6 +208,6 @@ def _draw(flight: Flight, cabin: Cabin[T], waiting: NDArray[np.bool_]) -> None:
         clip, first = cabin.clips[slot], int(cabin.steps[slot])
         assert clip is not None
         steps = range(first, min(first + flight.drawn, cabin.limit - 1))
-        for row in np.flatnonzero(cabin.live[slot]).tolist():
-            u[place, row, : len(steps)] = [uniform(clip.key, row, step) for step in steps]
+        rows = np.flatnonzero(cabin.live[slot])
+        u[place, rows, : len(steps)] = uniforms(clip.key, rows.tolist(), steps)
     flight.draw(slots, u)

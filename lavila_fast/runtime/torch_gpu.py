@@ -34,7 +34,7 @@ from lavila_fast.runtime.torch_gpu_memory import (
     slot_bytes,
 )
 from lavila_fast.runtime.torch_gpu_step import SlotDecoder, with_folded_gates
-from lavila_fast.runtime.torch_sampling import choose
+from lavila_fast.runtime.torch_sampling import Sampler, choose
 
 ENCODE_BATCH = 32
 CPU_ENCODE_BATCH = 2
@@ -70,7 +70,7 @@ class TorchGpuRuntime(SlotRuntime):
         encode_batch: int | None = None,
         graphs: bool = True,
         lanes: int | None = None,
-        lag: int = 3,
+        lag: int = 2,
         steady: bool = True,
     ) -> None:
         """Take a narrator to the device.
@@ -90,7 +90,7 @@ class TorchGpuRuntime(SlotRuntime):
             encode_batch: Clips the encoder takes at once.
             graphs: Whether to capture CUDA graphs.
             lanes: Sentences that are written at once at most; see `torch_gpu_step`. None takes 60% of slots times rows.
-            lag: Steps the host may queue before it reads one.
+            lag: Steps the host may queue before it reads one. A slot stays taken so long after its last sentence ended.
             steady: See `torch_gpu_flight`.
 
         Raises:
@@ -105,7 +105,7 @@ class TorchGpuRuntime(SlotRuntime):
         config = self.model.config
         most = min(config.max_tokens, config.text.n_positions) - 1
         super().__init__(config, TorchMemory(where), NAMES[self.decoder.dtype], capacity or most)
-        self._sampler = self._choose
+        self._sampler = _sampler(self.memory)
         self._encode_any = encoder or keys_values(self.model)
         self._video = torch.float32 if encoder else self.model.visual.cls_token.dtype
         options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": compile_backend}
@@ -118,7 +118,7 @@ class TorchGpuRuntime(SlotRuntime):
             "precision": precision,
             "encoder": "given" if encoder else compile_encoder or "eager",
         }
-        self._told |= {"compiled_step": compile_step, "graphs": graphs and where.type == "cuda"}
+        self._told["compiled_step"] = compile_step
         self.precision = precision
         self._slots, self._rows, self._lanes, self._lag, self._steady = slots, rows, lanes, lag, steady
         self.encode_batch = encode_batch or (CPU_ENCODE_BATCH if where.type == "cpu" else ENCODE_BATCH)
@@ -153,9 +153,6 @@ class TorchGpuRuntime(SlotRuntime):
         out_MV = self.decoder(ids_M, ages_M, torch.ones_like(ages_B, dtype=torch.bool), caches, seen)
         self.memory.tensor(logits).copy_(out_MV.view(B, R, -1))
 
-    def _choose(self, lines: Block, place: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
-        return choose(self.memory.tensor(lines), place, warp, u)
-
     def flight(self, samples: int) -> Flight:
         """The slots for `samples` rows a clip, made at the first call and whenever the number changes.
 
@@ -165,7 +162,6 @@ class TorchGpuRuntime(SlotRuntime):
         if self._flight is None or self._flight.rows != samples:
             if self._flight is not None:
                 self._flight.take()  # nobody's, or an error
-                self.launcher.settle()  # steps past the last one read may still be queued
                 self._flight = None
             self.stages()  # they take their memory first
             one = slot_bytes(self.config, samples, self.capacity, self.decoder.dtype)
@@ -203,6 +199,7 @@ class TorchGpuRuntime(SlotRuntime):
             "device": torch.cuda.get_device_name(self.launcher.device) if cuda else "cpu",
             "torch": str(torch.__version__),
             **self._told,
+            "graphs": self.launcher.graphs,
             "type": self.dtype,
             "capacity": self.capacity,
             "encode_batch": self.encode_batch,
@@ -217,3 +214,12 @@ class TorchGpuRuntime(SlotRuntime):
                 "slot_bytes": flight.nbytes // flight.slots,
             }
         return about
+
+
+def _sampler(memory: TorchMemory) -> Sampler:
+    """`choose` on that memory. No method of the runtime: it would hold itself, and its gigabytes, after its last use."""
+
+    def sample(lines: Block, place: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
+        return choose(memory.tensor(lines), place, warp, u)
+
+    return sample

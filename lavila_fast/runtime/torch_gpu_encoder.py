@@ -69,7 +69,9 @@ class Stage:
 
     def put(self, clip: Any) -> None:
         """Upload one more clip, beside whatever is computed; see `normalised` for what a clip is."""
+        made = self.launcher.mark() if getattr(clip, "is_cuda", False) else Mark()  # on the caller's stream
         with self.launcher.uploading(), torch.no_grad():
+            made.hold()
             if not self.clips:
                 self.done.hold()  # until then the old batch is read
             self.video[self.clips].copy_(self.normalised(clip))

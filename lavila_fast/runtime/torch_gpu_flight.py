@@ -79,7 +79,7 @@ class Flight:
         launcher: Launcher,
         sizes: tuple[int, int, int],
         lanes: int,
-        lag: int = 3,
+        lag: int = 2,
         steady: bool = True,
         decode: Decode | None = None,
     ) -> None:
@@ -173,10 +173,10 @@ class Flight:
         logits_LV = self.decode(self._ids_BR[:n].flatten(), lengths_M, active_n, caches, cross, seats)
         step_n11 = (lengths_n % DRAWN).long()[:, None, None]
         u_M = self._draws_BRK[:n].gather(2, step_n11.expand(-1, R, 1)).flatten()
-        warp, u_L = rules.warp, u_M if seats is None else u_M.index_select(0, seats.row_L)
+        warp, u_L = rules.warp, u_M if seats is None else u_M[seats.row_L]
         chosen = sample(logits_LV, u_L, warp.temperature, warp.top_k, warp.top_p, warp.greedy)
         tokens_M, logprob_M, entropy_M = (
-            chosen if seats is None else (one.index_select(0, seats.lane_M) for one in chosen)
+            chosen if seats is None else (one[seats.lane_M] for one in chosen)
         )
         for column, values in enumerate((tokens_M.int(), logprob_M.view(torch.int32), entropy_M.view(torch.int32))):
             self._out_M3[: n * R, column].copy_(values)
@@ -197,10 +197,11 @@ class Flight:
         self._taken = True
 
     def land(self) -> None:
-        """Empty all slots and let others have the flight; what is queued is not read any more."""
+        """Empty all slots, wait for what is queued, which is not read any more, and let others have the flight."""
         self._flying.clear()
         with self.launcher.decoding():
             self._live_BR.zero_()
+        self.launcher.settle()  # whoever frees the flight, or its clips, frees what nobody reads any more
         self._taken = False
 
 

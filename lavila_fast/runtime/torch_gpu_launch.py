@@ -5,13 +5,15 @@ them reads the same for both, and is tested on the first. Rules of CUDA graphs t
 reads and writes fixed memory, waits for nothing and allocates from a pool of its own; it is run a few times on the
 capturing stream before (Triton kernels and libraries load at their first call); graphs of one stream share a pool,
 which is safe because they are never replayed at once and leave nothing in it; other threads may allocate meanwhile
-("thread_local"). Never run on a GPU yet.
+("thread_local"). What cannot be captured is launched kernel by kernel, with a warning. Never run on a GPU yet.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ import torch
 from torch import Tensor
 
 from lavila_fast.errors import InputError
+
+_LOG = logging.getLogger("lavila_fast.runtime")
 
 WARM_UPS = 3
 
@@ -38,7 +42,14 @@ class Mark:
 
 
 class Launcher:
-    """Direct calls, for the CPU."""
+    """Direct calls, for the CPU.
+
+    Attributes:
+        device: Where tensors are.
+        graphs: Whether work is captured.
+    """
+
+    graphs = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -85,9 +96,9 @@ def _tensor(values: Any) -> Tensor:
 
 
 class _CudaMark(Mark):
-    def __init__(self) -> None:
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._event = device, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
         self._event.synchronize()
@@ -96,7 +107,7 @@ class _CudaMark(Mark):
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def hold(self) -> None:
-        torch.cuda.current_stream().wait_event(self._event)
+        torch.cuda.current_stream(self._device).wait_event(self._event)
 
 
 class CudaLauncher(Launcher):
@@ -131,13 +142,11 @@ class CudaLauncher(Launcher):
 
     def upload(self, values: Any) -> Tensor:
         """See `Launcher`. PyTorch's pinned allocator keeps the copy's source until the copy is done."""
-        host = _tensor(values)
-        if host.is_cuda:  # from a decoder on the GPU, which queued it on the stream it was called in
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_stream(torch.cuda.default_stream(self.device))
-            host.record_stream(stream)
-            return host
-        return host.pin_memory().to(self.device, non_blocking=True)
+        given = _tensor(values)
+        if given.is_cuda:  # its owner may drop it before the current stream has read it
+            given.record_stream(torch.cuda.current_stream(given.device))
+            return given.to(self.device)
+        return given.pin_memory().to(self.device, non_blocking=True)
 
     def landing(self, like: Tensor) -> Tensor:
         """See `Launcher`."""
@@ -145,32 +154,51 @@ class CudaLauncher(Launcher):
 
     def mark(self) -> Mark:
         """See `Launcher`."""
-        return _CudaMark()
+        return _CudaMark(self.device)
 
     def capture(self, work: Callable[[], None], encoding: bool = False) -> Callable[[], None]:
         """See `Launcher`."""
-        stream, pool = self._streams[encoding], self._pools[encoding]
         self.settle()
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._streams[encoding]):
             for _ in range(WARM_UPS):
                 work()
         self.settle()
         if not self.graphs:
             return work
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            work()
+        gc.collect()  # in the middle of a capture it might free what cannot be freed there
+        before, graph, how = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph(), self._how(encoding)
+        try:
+            with torch.cuda.graph(graph, **how):
+                work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # it ran before, so it is the capture's
+            self._leave_capture(before, how["pool"])
+            _LOG.warning("without CUDA graphs, and slower: %s", str(error).strip().split("\n")[0])
+            return work
         self.settle()
         return graph.replay
+
+    def _how(self, encoding: bool) -> dict[str, Any]:
+        stream, pool = self._streams[encoding], self._pools[encoding]
+        return {"stream": stream, "pool": pool, "capture_error_mode": "thread_local"}
+
+    def _leave_capture(self, before: torch.cuda.Stream, pool: Any) -> None:
+        """Undo what `torch.cuda.graph` leaves behind when a capture fails: its stream, and up to 2.11 its pool."""
+        self.graphs = False
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)
+        self.settle()
 
     def settle(self) -> None:
         """See `Launcher`."""
         torch.cuda.synchronize(self.device)
 
     def free_bytes(self) -> int | None:
-        """See `Launcher`: of the device, and what PyTorch keeps unused."""
-        kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return int(torch.cuda.mem_get_info(self.device)[0]) + kept
+        """See `Launcher`. What PyTorch keeps unused is given back first; the graphs' pools stay, though it says unused."""
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self.device)[0])
 
 
 def launcher_for(device: str, graphs: bool) -> Launcher:

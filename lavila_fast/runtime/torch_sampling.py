@@ -1,7 +1,7 @@
-"""`sampling.choose` in PyTorch, so that logits need not leave the GPU: the same token for the same uniform number.
+"""`sampling.choose` beside logits on a GPU, by the kernel of `kernels.decode`, so that they need not leave it.
 
-Written after `runtime.sampling`, in float64 where that sums in float64; a token differs only where two sums round to
-different sides of the uniform number. On the CPU `sampling.choose` is the faster one. Never run on a GPU.
+The same token for the same uniform number, but for sums that round to different sides of it; see
+`kernels.decode.reference.sample`. On the CPU `sampling.choose` is the faster one. Never run on a GPU yet.
 
 Shape suffixes: M lines of logits, N rows, V vocabulary.
 """
@@ -64,42 +64,8 @@ def choose(logits_MV: Tensor, source: NDArray[np.int64], warp: Warp, u: NDArray[
     """
     import torch
 
-    device = logits_MV.device
-    lines = torch.from_numpy(np.ascontiguousarray(source)).to(device)
-    shifted_NV = logits_MV.index_select(0, lines)
-    shifted_NV = shifted_NV - shifted_NV.amax(-1, keepdim=True)
-    weights_NV = shifted_NV.exp()
-    total_N1 = weights_NV.sum(-1, keepdim=True)
-    entropy_N = total_N1.log()[:, 0] - (weights_NV * shifted_NV).sum(-1) / total_N1[:, 0]
-    if warp.greedy:
-        tokens_N = shifted_NV.argmax(-1)
-    else:
-        tokens_N = draw(survivors(shifted_NV, warp), torch.from_numpy(np.ascontiguousarray(u)).to(device))
-    logprob_N = shifted_NV.gather(1, tokens_N[:, None])[:, 0] - total_N1.log()[:, 0]
-    return Chosen(tokens_N.cpu().numpy(), logprob_N.cpu().numpy(), entropy_N.cpu().numpy())
+    from lavila_fast.kernels.decode.ops import sample
 
-
-def survivors(shifted_NV: Tensor, warp: Warp) -> Tensor:
-    """Weights of the words that top-k and top-p leave, zero for the others, (N, V) float64."""
-    import torch
-
-    weights_NV = (shifted_NV * np.float32(1 / warp.temperature).item()).exp().double()
-    if warp.top_k is not None and warp.top_k < weights_NV.shape[-1]:
-        least_N1 = shifted_NV.topk(warp.top_k, dim=-1).values[:, -1:]
-        weights_NV = torch.where(shifted_NV >= least_N1, weights_NV, 0.0)
-    if warp.top_p < 1.0:
-        falling = weights_NV.sort(dim=-1, descending=True, stable=True)
-        before_NV = falling.values.cumsum(-1) - falling.values
-        outside_NV = before_NV >= warp.top_p * weights_NV.sum(-1, keepdim=True)
-        weights_NV = weights_NV.scatter(1, falling.indices, torch.where(outside_NV, 0.0, falling.values))
-    return weights_NV
-
-
-def draw(weights_NV: Tensor, u_N: Tensor) -> Tensor:
-    """Indices (N,) drawn in proportion to the weights of each row, float64, by inverting the running sum."""
-    sums_NV = weights_NV.cumsum(-1)
-    goal_N1 = u_N[:, None] * sums_NV[:, -1:]
-    found_N = (sums_NV <= goal_N1).sum(-1)
-    # Rounding may put the goal at the very end; the last word that weighs something is meant then.
-    last_N = weights_NV.shape[-1] - 1 - (weights_NV.flip(-1) > 0).int().argmax(-1)
-    return found_N.minimum(last_N)
+    lines_N, u_N = (torch.from_numpy(np.ascontiguousarray(each)).to(logits_MV.device) for each in (source, u))
+    chosen = sample(logits_MV[lines_N], u_N, warp.temperature, warp.top_k, warp.top_p, warp.greedy)
+    return Chosen(*(each_N.cpu().numpy() for each_N in chosen))

@@ -1,6 +1,7 @@
-"""Decoding by PyNvVideoCodec (NVDEC, frames as NV12 on the GPU) or torchcodec; resize and crop in PyTorch.
+"""Decoding by PyNvVideoCodec (NVDEC, frames as NV12 on the GPU) or torchcodec, for machines without DALI.
 
-For machines without DALI. PyNvVideoCodec: written to its documentation, never run yet. torchcodec: run on CPU.
+PyNvVideoCodec's frames become the model's input by our CUDA kernel in one pass where it is compiled; everything else is
+resized and cropped in PyTorch. PyNvVideoCodec: written to its documentation, never run yet. torchcodec: run on CPU.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from lavila_fast.errors import InputError
 from lavila_fast.video.looks import Look, to_rgb
-from lavila_fast.video.unit_requests import Region, Request, capability, require
+from lavila_fast.video.unit_requests import Region, Request, capability, centre, require
 
 
 def resample(frames_NHW3: Any, region: Region, size: int) -> Any:
@@ -44,6 +45,25 @@ def nv12_to_rgb(nv12_N3W: Any, look: Look) -> Any:
     return (torch.cat([luma, chroma], 3) @ matrix).round_().clamp_(0, 255).byte()
 
 
+def preprocessed(nv12_N3W: Any, look: Look, size: int) -> Any:
+    """NV12 frames (N, 3/2 H, W) uint8, resized and cropped in the middle: (N, size, size, 3) float32 on 0..255.
+
+    U and V are taken apart first: PyAV's decoders give them so, and swscale has other colours for NV12.
+    """
+    import torch
+
+    from lavila_fast.kernels.preprocess import cuda
+
+    out_13NSS = torch.empty(1, 3, len(nv12_N3W), size, size, device=nv12_N3W.device)
+    chroma_2Nhw = nv12_N3W[:, look.height :].unflatten(2, (-1, 2)).movedim(3, 0).contiguous()
+    surfaces = [
+        cuda.Surface("yuv420p", look.width, look.height, (y[: look.height], u, v), look.matrix, look.full_range)
+        for y, u, v in zip(nv12_N3W, *chroma_2Nhw, strict=True)
+    ]
+    cuda.preprocess(surfaces, [(0, place) for place in range(len(surfaces))], out_13NSS, (0.0,) * 3, (1.0,) * 3)
+    return out_13NSS[0].permute(1, 2, 3, 0)
+
+
 class NvCodecDecoder:
     """Decodes units with PyNvVideoCodec, one after the other."""
 
@@ -53,7 +73,10 @@ class NvCodecDecoder:
         if device == "cpu":
             raise InputError("decoder pynvvideocodec: gives frames on a GPU only; take pyav")
         require("PyNvVideoCodec", "PyNvVideoCodec", self.name)
+        from lavila_fast.kernels.preprocess import cuda
+
         self._size, self._gpu, self._nvdec = size, int(device.partition(":")[2] or 0), capability(device)
+        self._one_pass = not cuda.why_not()
 
     def why_not(self, look: Look) -> str:
         """Why this decoder cannot take a file, or an empty string."""
@@ -72,7 +95,10 @@ class NvCodecDecoder:
         source = nvc.SimpleDecoder(request.data, gpu_id=self._gpu, use_device_memory=True)
         # A frame's surface is used again for later ones: copy it.
         nv12 = torch.stack([from_dlpack(f) for f in source.get_batch_frames_by_index(request.ordinals)])
-        return resample(nv12_to_rgb(nv12, request.look), request.region, self._size)
+        look, size = request.look, self._size
+        if self._one_pass and request.region == centre(look.width, look.height, size):
+            return preprocessed(nv12, look, size)
+        return resample(nv12_to_rgb(nv12, look), request.region, size)
 
 
 class TorchCodecDecoder:
