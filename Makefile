@@ -33,7 +33,7 @@ demo: $(DEMO)/.made
 	$(DEMO)/bin/lavila-fast demo
 
 test: $(DEV)/.made
-	$(DEV)/bin/python -m pytest -m "not slow" $(ARGS)
+	$(DEV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
 
 slow: $(DEV)/.made
 	$(DEV)/bin/python -m pytest -m slow $(ARGS)

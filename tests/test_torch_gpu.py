@@ -19,7 +19,7 @@ from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.generate.ahead import Coming, write_ahead  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
-from lavila_fast.generate.randomness import clip_key  # noqa: E402
+from lavila_fast.generate.randomness import clip_key, uniform, uniforms  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
 from lavila_fast.runtime.sampling import Warp  # noqa: E402
 from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
@@ -105,6 +105,13 @@ def test_nothing_in_flight_changes_a_sentence(seed, samples, slots, lanes, lag, 
     model, clips, options, expected = any_case(seed, samples)
     engine = runtime(model, slots=slots, lanes=lanes, lag=lag, encode_batch=batch, steady=steady)
     check(ahead(engine, clips, options), expected)
+
+
+def test_numbers_drawn_together_are_those_drawn_alone():
+    rows, steps = [0, 3, 9, 1000], range(8, 15)
+    together = uniforms(clip_key(1, "v.mp4", 2.0), rows, steps)
+    assert together.tolist() == [[uniform(clip_key(1, "v.mp4", 2.0), row, step) for step in steps] for row in rows]
+    assert uniforms(b"", [], steps).shape == (0, 7)
 
 
 def test_no_clips(model):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import subprocess
+import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +206,19 @@ def test_memory_of_a_slot(model):
     assert 270e6 < slot_bytes(large, 10, 76, torch.bfloat16) < 300e6
 
 
+def test_an_engine_goes_with_its_last_name(model):
+    """Reference counts alone give its gigabytes back; a cycle would keep them until Python looks for one."""
+    engine = runtime(model)
+    ahead(engine, tiny.videos(2), Options(2))
+    held = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 def test_choice_of_slots_and_lanes():
     assert choose_slots(None, 10 * 2**30, 2**27) == 68
     assert choose_slots(None, 10 * 2**40, 2**27) == 512
@@ -257,3 +274,43 @@ def test_activations_in_the_product_on_a_gpu(model, squared_relu):
     expected = torch_gpu_step.activated(layer, x, squared_relu)
     found = torch_gpu_step.activated(copy.deepcopy(layer).cuda(), x.cuda(), squared_relu)
     torch.testing.assert_close(found.cpu(), expected, atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_clips_that_a_gpu_decoded_on_a_stream_of_its_own(model):
+    clips, options = tiny.videos(40), Options(3, Warp(0))
+    engine, stream = TorchGpuRuntime(model, "cuda", "fp32", slots=4, encode_batch=4), torch.cuda.Stream()
+    expected = ahead(engine, clips, options)
+
+    def decoded():
+        for clip in clips:
+            given = torch.from_numpy(clip).pin_memory().cuda(non_blocking=True)
+            for _ in range(50):  # late, and its memory free again as soon as its last name is gone
+                given = given.clone()
+            yield given
+
+    with torch.cuda.stream(stream):
+        assert ahead(engine, decoded(), options) == expected
+
+
+UNCAPTURABLE = """
+import torch
+from lavila_fast.runtime.torch_gpu_launch import launcher_for
+launcher, x = launcher_for("cuda", True), torch.ones(1, device="cuda")
+run = launcher.capture(lambda: x.add_(x.sum().item()))
+assert not launcher.graphs
+with launcher.decoding():
+    before = x.item()
+    run()
+    assert x.item() == 2 * before
+torch.cuda.empty_cache()
+assert torch.cuda.current_stream() == torch.cuda.default_stream()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_cannot_be_captured_is_launched():
+    """In a process of its own: a capture that fails may leave something behind."""
+    done = subprocess.run([sys.executable, "-c", UNCAPTURABLE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "without CUDA graphs" in done.stderr

@@ -38,5 +38,5 @@ def uniforms(key: bytes, samples: Iterable[int], steps: Iterable[int]) -> NDArra
             one = keyed.copy()
             one.update(_COUNTER.pack(sample, step))
             digests.append(one.digest())
-    numbers = np.frombuffer(b"".join(digests), "<u8") >> np.uint64(11)
-    return numbers.reshape(-1, max(len(steps), 1)) * 2.0**-53
+    numbers = (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers.reshape(-1, max(len(steps), 1))

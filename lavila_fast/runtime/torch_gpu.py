@@ -217,7 +217,7 @@ class TorchGpuRuntime(SlotRuntime):
 
 
 def _sampler(memory: TorchMemory) -> Sampler:
-    """`choose` on that memory. No method of the runtime: it would hold itself, and its gigabytes, after its last use."""
+    """`choose` on that memory; not a method, with which a runtime would hold itself and its gigabytes."""
 
     def sample(lines: Block, place: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
         return choose(memory.tensor(lines), place, warp, u)

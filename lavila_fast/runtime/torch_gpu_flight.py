@@ -175,9 +175,7 @@ class Flight:
         u_M = self._draws_BRK[:n].gather(2, step_n11.expand(-1, R, 1)).flatten()
         warp, u_L = rules.warp, u_M if seats is None else u_M[seats.row_L]
         chosen = sample(logits_LV, u_L, warp.temperature, warp.top_k, warp.top_p, warp.greedy)
-        tokens_M, logprob_M, entropy_M = (
-            chosen if seats is None else (one[seats.lane_M] for one in chosen)
-        )
+        tokens_M, logprob_M, entropy_M = chosen if seats is None else (one[seats.lane_M] for one in chosen)
         for column, values in enumerate((tokens_M.int(), logprob_M.view(torch.int32), entropy_M.view(torch.int32))):
             self._out_M3[: n * R, column].copy_(values)
         tokens_nR = tokens_M.view(n, R)

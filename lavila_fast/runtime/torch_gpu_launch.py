@@ -196,7 +196,7 @@ class CudaLauncher(Launcher):
         torch.cuda.synchronize(self.device)
 
     def free_bytes(self) -> int | None:
-        """See `Launcher`. What PyTorch keeps unused is given back first; the graphs' pools stay, though it says unused."""
+        """See `Launcher`. PyTorch counts the graphs' pools as unused, so it gives back what it can, and CUDA counts."""
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(self.device)[0])
 
