@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it needs torch
     from lavila_fast.runtime.torch_gpu_flight import Flight, Heard, Rules
 
 T = TypeVar("T")
-SPREAD = 8  # steps over which the clips of a full flight are uploaded: a sentence takes a dozen
+SPREAD = 12  # steps over which the clips of a full flight are uploaded: about what a sentence takes
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,7 @@ class TorchGpuRuntime(SlotRuntime):
                 self._flight.take()  # nobody's, or an error
                 self._flight = None
             self.stages()  # they take their memory first
+            self.launcher.new_pool()
             one = slot_bytes(self.config, samples, self.capacity, self.decoder.dtype)
             slots = choose_slots(self._slots, self.launcher.free_bytes(), one)
             sizes, lanes = (slots, samples, self.capacity), choose_lanes(self._lanes, slots, samples)
@@ -177,6 +178,7 @@ class TorchGpuRuntime(SlotRuntime):
         """The encoder's batches, made (and compiled, and captured) at the first call."""
         if not self._stages:
             dtypes = self._video, self.decoder.dtype
+            self.launcher.new_pool(encoding=True)
             with room_for(f"the encoder's batches of {self.encode_batch} clips"):
                 self._stages = [
                     Stage(self.config, self._encode_batch, self.launcher, self.encode_batch, dtypes)

@@ -36,6 +36,7 @@ from lavila_fast.runtime.host import I64
 from lavila_fast.runtime.sampling import Chosen, Warp
 from lavila_fast.runtime.torch_gpu_encoder import Stage
 from lavila_fast.runtime.torch_gpu_launch import Launcher, Mark
+from lavila_fast.runtime.torch_gpu_memory import room_for
 from lavila_fast.runtime.torch_gpu_step import Seats, SlotDecoder
 
 DRAWN = 8  # steps whose uniform numbers are on the device at once
@@ -140,10 +141,15 @@ class Flight:
             self._draws_BRK.index_copy_(0, upload(slots), upload(u))
 
     def prepare(self, rules: Rules) -> None:
-        """Capture the steps for `rules`. All slots must be idle; a step then changes nothing."""
+        """Capture the steps for `rules`. All slots must be idle; a step then changes nothing.
+
+        Raises:
+            InputError: no room on the device.
+        """
         for slots in self.buckets:
             if (slots, rules) not in self._steps:
-                self._steps[slots, rules] = self.launcher.capture(lambda n=slots: self._advance(n, rules))  # type: ignore[misc]
+                with room_for(f"a step of {slots} clips"):
+                    self._steps[slots, rules] = self.launcher.capture(lambda n=slots: self._advance(n, rules))  # type: ignore[misc]
 
     def launch(self, slots: int, rules: Rules) -> None:
         """Queue a step of the first `slots` slots at least."""

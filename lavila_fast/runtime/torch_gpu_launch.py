@@ -78,6 +78,9 @@ class Launcher:
         """A mark after all work of the current stream so far."""
         return Mark()
 
+    def new_pool(self, encoding: bool = False) -> None:
+        """Let what is captured from now on share memory of its own: PyTorch wants no pool whose graphs are all gone."""
+
     def capture(self, work: Callable[[], None], encoding: bool = False) -> Callable[[], None]:
         """What to call for `work` from now on, in the same stream's context. `work` is run meanwhile, once or more."""
         work()
@@ -146,7 +149,8 @@ class CudaLauncher(Launcher):
         if given.is_cuda:  # its owner may drop it before the current stream has read it
             given.record_stream(torch.cuda.current_stream(given.device))
             return given.to(self.device)
-        return given.pin_memory().to(self.device, non_blocking=True)
+        pinned = torch.empty_like(given, pin_memory=True).copy_(given)  # a copy, though the source be pinned itself
+        return pinned.to(self.device, non_blocking=True)
 
     def landing(self, like: Tensor) -> Tensor:
         """See `Launcher`."""
@@ -155,6 +159,10 @@ class CudaLauncher(Launcher):
     def mark(self) -> Mark:
         """See `Launcher`."""
         return _CudaMark(self.device)
+
+    def new_pool(self, encoding: bool = False) -> None:
+        """See `Launcher`."""
+        self._pools[encoding] = torch.cuda.graph_pool_handle()
 
     def capture(self, work: Callable[[], None], encoding: bool = False) -> Callable[[], None]:
         """See `Launcher`."""
