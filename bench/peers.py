@@ -6,10 +6,12 @@ The extra ``[peers]`` brings them; nothing but the benchmark needs it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class HuggingFace:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Random weights of the same sizes; `narrator`, on `device`, is run under autocast for another type."""
+        """Random weights of the same sizes; of `narrator`, on `device`, a copy is made for another type."""
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError as error:
@@ -58,21 +60,22 @@ class HuggingFace:
             eos_token_id=None,
         )
         with torch.device(device):
-            self.model, self.narrator = GPT2LMHeadModel(config).eval().to(dtype), narrator
+            self.model = GPT2LMHeadModel(config).eval().to(dtype)
+        self.narrator = narrator if dtype == torch.float32 else copy.deepcopy(narrator).to(dtype)
         self.device, self.dtype = device, dtype
         self.how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "pad_token_id": 0}
         self.samples = samples
 
-    def _upload(self, videos: list[NDArray[np.float32]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(videos)).to(self.device)
+    def _upload(self, videos: Sequence[NDArray[np.float32] | Tensor]) -> Tensor:
+        return torch.cat([torch.as_tensor(video, device=self.device) for video in videos]).to(self.dtype)
 
     @torch.inference_mode()
-    def narrate(self, videos: list[NDArray[np.float32]], tokens: int) -> Tensor:
+    def narrate(self, videos: Sequence[NDArray[np.float32] | Tensor], tokens: int) -> Tensor:
         """Ids (clips · samples, 1 + tokens); sentences never end early."""
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            parts = [videos] if self.device != "cpu" else [[video] for video in videos]  # a GPU wants them at once
-            seen = torch.cat([self.narrator.visual_tokens(self._upload(part)) for part in parts])
-        seen = seen.to(self.dtype).repeat_interleave(self.samples, 0)
+        at_once = 1 if self.device == "cpu" else 64  # a GPU wants many
+        parts = [videos[i : i + at_once] for i in range(0, len(videos), at_once)]
+        seen = torch.cat([self.narrator.visual_tokens(self._upload(part)) for part in parts])
+        seen = seen.repeat_interleave(self.samples, 0)
         begin = torch.full((len(seen), 1), self.narrator.config.text.vocab - 1, device=self.device)
         out: Tensor = self.model.generate(
             begin,

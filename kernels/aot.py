@@ -75,7 +75,7 @@ class Resources:
         shared: Bytes of shared memory a block, static and dynamic.
         spills: Instructions that store to or load from local memory; 0 where all fits into registers.
         stack: Bytes of local memory a thread.
-        tensor_cores: The tensor-core instructions found, the commonest form of each.
+        tensor_cores: The tensor-core instructions found, if it must have any.
     """
 
     name: str
@@ -124,7 +124,7 @@ def compile_variant(variant: Variant, architecture: int) -> Resources:
     except Exception as error:  # the compiler's own, many
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise KernelError(f"{variant.name} does not compile for sm_{architecture}: {reason}") from error
-    used, code = _inspect(compiled.asm["cubin"])
+    used, code = _inspect(compiled.asm["cubin"], variant.tensor_cores)
     return Resources(
         variant.name,
         architecture,
@@ -137,19 +137,25 @@ def compile_variant(variant: Variant, architecture: int) -> Resources:
     )
 
 
-def _inspect(cubin: bytes) -> tuple[dict[str, int], str]:
-    """Resource usage by name, and the machine code as text; the tools come with Triton."""
+def _inspect(cubin: bytes, wants_code: bool) -> tuple[dict[str, int], str]:
+    """Resource usage by name, and the machine code as text if it is wanted or uses local memory.
+
+    The tools come with Triton. Disassembling takes as long as all else of a small kernel, and where there is no local
+    memory there are no spills to count.
+    """
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        usage, code = (
-            subprocess.run([tools / tool, flag, file], check=True, capture_output=True, text=True).stdout  # noqa: S603
-            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}, code
+
+        def run(tool: str, flag: str) -> str:
+            return subprocess.run([tools / tool, flag, file], check=True, capture_output=True, text=True).stdout  # noqa: S603
+
+        usage = re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", run("cuobjdump", "-res-usage"))
+        used = {name: int(value) for name, value in usage}
+        return used, run("nvdisasm", "-c") if wants_code or used["STACK"] or used["LOCAL"] else ""
 
 
 def compile_all(names: Sequence[str] = (), architectures: Sequence[int] = ARCHITECTURES) -> Iterator[Resources]:

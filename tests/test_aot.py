@@ -75,3 +75,21 @@ compile_variant(replace(one, types=dict.fromkeys(one.types, "*i1")), 90)
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", wrong], capture_output=True, text=True, env=environment)
     assert re.search(r"KernelError: \S+/\S+ does not compile for sm_90: \S+", done.stderr.splitlines()[-1])
+
+
+def test_launches_reach_a_binary_and_are_those_compiled_ahead() -> None:
+    program = Path(__file__).with_name("launches.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    launched = json.loads(done.stdout.splitlines()[-1])
+    assert {one["kernel"] for one in launched} == {one.kernel.__name__ for one in variants()}
+    assert all(one["shared"] <= 227 << 10 for one in launched)
+    known = [(one.kernel.__name__, one.warps, dict(one.constants)) for one in variants()]
+    for kernel in {name for name, *_ in known}:
+        found = [one for one in launched if one["kernel"] == kernel]
+        assert any(
+            name == kernel and warps == one["warps"] and constants.items() <= one["constants"].items()
+            for one in found
+            for name, warps, constants in known
+        ), (kernel, found)

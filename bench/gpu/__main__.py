@@ -5,39 +5,48 @@
     python3 -m lavila_fast.bench.gpu --rehearse -o /tmp/x  # toy sizes on a CPU: that the code runs, no figures
 
 It needs PyTorch, Triton and what they bring, nothing of ours installed: a bare copy of the repository will do. Each
-part runs in a process of its own (a kernel that faults takes only that along) and writes its own JSON; a part whose
-figures are of these sources and this GPU is not repeated, so the same command goes on where time ran out. The last
-line is one JSON object; the exit code is 1 if a check failed or a part did.
+part runs in a process of its own (a kernel that faults takes only that along) and has its own JSON file; one that fails
+or is cut off leaves the rows it had. A part whose figures are of these sources, versions and GPU is not repeated, so
+the same command goes on where time ran out. The last line is one JSON object; the exit code is 1 if a check failed or a
+part did.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import click
 
 from lavila_fast.bench.gpu.page import headline, page
 from lavila_fast.bench.gpu.parts import PARTS
+from lavila_fast.bench.gpu.ratios import speedups
 from lavila_fast.bench.timing import ROOT
 
-SOURCES = ("kernels", "lavila_fast", "bench/gpu")
+SOURCES = ("kernels", "lavila_fast", "bench/gpu", "bench/flops.py", "bench/peers.py", "bench/uncached.py")
+VERSIONS = ("torch", "triton", "transformers")
 
 
 def fingerprint() -> str:
-    """Of all sources that a figure depends on."""
-    digest = hashlib.sha256()
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh") and "_build" not in path.parts:
-                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    """Of all sources that a figure depends on, and the versions of what they are built on."""
+    found = {name: version(name) for name in VERSIONS if find_spec(name)}
+    digest = hashlib.sha256(str(found).encode())
+    for path in sorted(path for name in SOURCES for path in (ROOT / name, *(ROOT / name).rglob("*"))):
+        if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh") and "_build" not in path.parts:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -55,17 +64,40 @@ def gpu_name() -> str:
 
 
 def run_part(name: str, rehearse: bool, timeout: float) -> dict[str, Any]:
-    """One part in its own process: what it found, or why not."""
-    began = time.monotonic()
+    """One part in its own process: what it found, all of it or until it failed or its time was over, and why."""
+    began, failed = time.monotonic(), ""
     command = [sys.executable, "-m", "lavila_fast.bench.gpu.parts", name, *(["--rehearse"] if rehearse else [])]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
-    except subprocess.TimeoutExpired:
-        found: dict[str, Any] = {"failed": f"took longer than {timeout:.0f} s"}
-    else:
-        last = (told.stdout.strip().splitlines() or [""])[-1]
-        found = json.loads(last) if told.returncode == 0 else {"failed": (told.stderr or last).strip()[-800:]}
-    found["took_s"] = round(time.monotonic() - began, 1)
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
+        # A session of its own: what it starts, such as compilers, ends with it.
+        part = subprocess.Popen(command, stdout=out, stderr=errors, cwd=ROOT, start_new_session=True)
+        try:
+            if part.wait(timeout):
+                failed = _told(errors).strip()[-800:] or f"exit code {part.returncode}"
+        except subprocess.TimeoutExpired:
+            failed = f"took longer than {timeout:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(part.pid, signal.SIGKILL)
+            part.wait()
+        found = collected(_told(out))
+    found |= {"failed": failed} if failed else {}
+    return {**found, "speedups": speedups(found["rows"]), "took_s": round(time.monotonic() - began, 1)}
+
+
+def _told(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def collected(told: str) -> dict[str, Any]:
+    """Rows and facts of a part from what it printed; other lines, and one cut off, are passed over."""
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Any] = {"rows": rows}
+    for line in told.splitlines():
+        with contextlib.suppress(ValueError):
+            said = json.loads(line) if line.startswith("{") else {}
+            rows += [said.pop("row")] if "row" in said else []
+            found |= said
     return found
 
 
@@ -77,37 +109,43 @@ def _read(path: Path) -> dict[str, Any]:
 @click.command()
 @click.option("--part", "chosen", multiple=True, type=click.Choice(list(PARTS)), help="Only these (several times).")
 @click.option("--again", is_flag=True, help="Repeat parts that are done.")
-@click.option("--seconds", default=520.0, show_default=True, help="Begin no part that could end later than this.")
+@click.option("--seconds", default=525.0, show_default=True, help="End by then; a part cut off leaves its rows.")
 @click.option("--rehearse", is_flag=True, help="Toy sizes on a CPU.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder; default bench/results/NAME-OF-GPU.")
 def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, output: Path | None) -> None:
     """Check and time everything on this machine's GPU."""
-    gpu = "rehearsal on a CPU" if rehearse else gpu_name()
-    folder = output or ROOT / "bench" / "results" / gpu.lower().replace("nvidia", "").strip().replace(" ", "-")
+    deadline, gpu = time.monotonic() + seconds, "rehearsal on a CPU" if rehearse else gpu_name()
+    folder = output or ROOT / ("build" if rehearse else "bench/results") / folder_name(gpu)
     folder.mkdir(parents=True, exist_ok=True)
-    key, deadline = {"sources": fingerprint(), "gpu": gpu}, time.monotonic() + seconds
+    key = {"sources": fingerprint(), "gpu": gpu}
 
     def run(name: str) -> None:
-        path, limit = folder / f"{name}.json", PARTS[name].seconds
+        path, wanted, left = folder / f"{name}.json", PARTS[name].seconds, deadline - time.monotonic()
         before = _read(path)
         if not again and before.get("key") == key and not before.get("failed"):
             click.echo(f"{name}: done before", err=True)
-        elif time.monotonic() + limit > deadline:
+        elif left < wanted / 2:
             click.echo(f"{name}: no time left for it; run the same command again", err=True)
         else:
-            found = run_part(name, rehearse, limit * 1.5)
+            found = run_part(name, rehearse, min(2 * wanted, left))
             path.write_text(json.dumps({"part": name, "key": key, **found}, indent=1) + "\n")
             click.echo(f"{name}: {found['took_s']:.0f} s {found.get('failed', '')}".strip(), err=True)
 
     for _, names in groupby(chosen or PARTS, lambda name: PARTS[name].together or name):
         with ThreadPoolExecutor(1 if rehearse else 4) as pool:
             list(pool.map(run, names))
-    results = {name: _read(folder / f"{name}.json") for name in PARTS if (folder / f"{name}.json").is_file()}
-    (folder / "README.md").write_text(page(gpu, results))
-    told = headline(results)
+    parts = {name: _read(folder / f"{name}.json") for name in PARTS}
+    results = {n: {**one, "stale": one["key"] != key} for n, one in parts.items() if one and one["key"]["gpu"] == gpu}
+    (folder / "README.md").write_text(page(gpu, results, not rehearse))
+    told = headline(results, not rehearse) | {"parts_left": [name for name in PARTS if name not in results]}
     click.echo((folder / "README.md").read_text())
     click.echo(json.dumps(told))
     sys.exit(0 if told["checks_failed"] == 0 and not told["parts_failed"] else 1)
+
+
+def folder_name(gpu: str) -> str:
+    """Of a GPU's results: ``NVIDIA H200`` → ``h200``."""
+    return gpu.lower().replace("nvidia", "").strip().replace(" ", "-")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavila_fast.bench.gpu.models import greedy_agrees, narrate
-from lavila_fast.bench.gpu.setup import Row, Setup, attempt, relative, verdict
+from lavila_fast.bench.gpu.models import narrate, regrets
+from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt, relative, verdict
 from lavila_fast.bench.uncached import random_narrator
+from lavila_fast.errors import KernelError
 from lavila_fast.generate.options import Options
+from lavila_fast.kernels import cuda_build
 from lavila_fast.kernels.attention.ops import divided_attention
 from lavila_fast.kernels.decode import ops as decode
 from lavila_fast.kernels.int8 import ops as int8
@@ -26,31 +28,35 @@ from lavila_fast.runtime.sampling import Warp
 from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-LEAST_AGREEMENT = {"fp32": 0.99, "fp16": 0.97, "bf16": 0.9, "int8": 0.85}  # of greedy words, random weights: near ties
+MOST_REGRET = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.2, "int8": 0.4}  # of greedy words; see `models.regrets`
 
 
-def attention_checks(setup: Setup) -> dict[str, Any]:
-    """Divided attention and the norm, with their gradients."""
-    return _judged(setup, _attention, _norm)
+def space_checks(setup: Setup) -> dict[str, Any]:
+    """Divided attention over space, with gradients."""
+    _attention(setup, Rows(), "space")
+    return {}
+
+
+def time_checks(setup: Setup) -> dict[str, Any]:
+    """Divided attention over time and the norm, with gradients."""
+    rows = Rows()
+    _norm(setup, rows)
+    _attention(setup, rows, "time")
+    return {}
 
 
 def kernel_checks(setup: Setup) -> dict[str, Any]:
     """Decoding, INT8 products, preprocessing."""
-    return _judged(setup, _cross, _cached, _sampling, _int8, _preprocess)
+    rows = Rows()
+    for check in (_cross, _cached, _sampling, _int8, _preprocess):
+        check(setup, rows)
+    return {}
 
 
 def narrator_checks(setup: Setup) -> dict[str, Any]:
     """The whole narrator in every precision."""
-    return _judged(setup, _narrator)
-
-
-def _judged(setup: Setup, *checks: Callable[[Setup, list[Row]], None]) -> dict[str, Any]:
-    rows: list[Row] = []
-    for check in checks:
-        check(setup, rows)
-    for row in rows:
-        row.setdefault("ok", False)
-    return {"rows": rows, "checks_failed": [row["check"] for row in rows if not row["ok"]]}
+    _narrator(setup, Rows())
+    return {}
 
 
 def _with_gradients(run: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -71,24 +77,17 @@ def _three(setup: Setup, name: str, ours: Any, plain: Any, inputs: Sequence[Tens
     )
 
 
-def _attention(setup: Setup, rows: list[Row]) -> None:
+def _attention(setup: Setup, rows: list[Row], over: str) -> None:
     real = ((4, 4, 196, 12, 64, TYPES), (2, 4, 576, 16, 64, ("bf16",)), (3, 3, 7, 2, 32, ("fp16", "fp32")))
-    for B, T, N, h, d, kinds in setup.of(real, ((2, 3, 7, 2, 16, TYPES),)):
-        for over in ("space", "time"):
-            for kind in kinds:
-                dtype = TYPES[kind]
-                name = f"divided attention, {over}, {kind}, B={B} T={T} N={N} h={h} d={d}, forward and backward"
-                qkv = setup.normal(B, 1 + T * N, 3, h, d, dtype=dtype)
+    for B, T, N, h, d, kinds in setup.of(real, ((2, 3, 5, 2, 16, TYPES),)):
+        for kind in kinds:
+            name = f"divided attention, {over}, {kind}, B={B} T={T} N={N} h={h} d={d}, forward and backward"
+            qkv = setup.normal(B, 1 + T * N, 3, h, d, dtype=TYPES[kind])
 
-                def ours(x: Tensor, T: int = T, over: str = over) -> Tensor:
-                    out: Tensor = divided_attention(x, T, over, implementation=setup.kernels)
-                    return out
+            def run(by: str, T: int = T) -> Any:
+                return lambda x: divided_attention(x, T, over, implementation=by)
 
-                def plain(x: Tensor, T: int = T, over: str = over) -> Tensor:
-                    out: Tensor = divided_attention(x, T, over, implementation="sdpa")
-                    return out
-
-                attempt(rows, {"check": name}, _three, setup, name, ours, plain, [qkv])
+            attempt(rows, {"check": name}, _three, setup, name, run(setup.kernels), run("sdpa"), [qkv])
 
 
 def _norm(setup: Setup, rows: list[Row]) -> None:
@@ -173,14 +172,14 @@ def _int8(setup: Setup, rows: list[Row]) -> None:
 
 
 def _preprocess(setup: Setup, rows: list[Row]) -> None:
-    name = "preprocessing of NV12, P010 and I420 in CUDA"
-    if setup.device == "cuda" and cuda.why_not():
-        rows.append({"check": name, "not_run": cuda.why_not(), "ok": False})
-    elif setup.device == "cuda":
-        attempt(rows, {"check": name}, _preprocess_row)
+    if setup.device == "cuda":
+        attempt(rows, {"check": "preprocessing of NV12, P010 and I420 in CUDA"}, _preprocess_row)
 
 
 def _preprocess_row() -> Row:
+    cuda_build.build()  # where nobody has yet
+    if reason := cuda.why_not():
+        raise KernelError(reason)
     found = check_cuda.check()
     worst = max(one["levels"] / one["limit"] for one in found.values() if isinstance(one, dict))
     return {"share_of_the_limit": worst, "ok": bool(found["good"])}
@@ -190,15 +189,15 @@ def _narrator(setup: Setup, rows: list[Row]) -> None:
     model = random_narrator(0, setup.base, setup.device).requires_grad_(False)
     vision = setup.base.vision
     video = np.random.default_rng(1).standard_normal((1, 3, vision.frames, vision.img, vision.img), np.float32)
-    for precision, least in LEAST_AGREEMENT.items():
-        name = f"narrator, {precision}: greedy words are the float32 reference's"
+    for precision, most in MOST_REGRET.items():
+        name = f"narrator, {precision}: greedy words are the float32 reference's, but for near ties"
+        attempt(rows, {"check": name}, _narrator_row, setup, model, video, precision, most)
 
-        attempt(rows, {"check": name}, _narrator_row, setup, model, video, precision, least)
 
-
-def _narrator_row(setup: Setup, model: Narrator, video: np.ndarray, precision: str, least: float) -> Row:
+def _narrator_row(setup: Setup, model: Narrator, video: np.ndarray, precision: str, most: float) -> Row:
     runtime = TorchGpuRuntime(model, setup.device, precision, slots=2, rows=1)
     ((written,),) = narrate(runtime, video[0], 1, Options(warp=Warp(temperature=0)))
     ids = torch.tensor(written.ids, device=setup.device)
-    share = float(greedy_agrees(model, torch.from_numpy(video).to(setup.device), ids).float().mean())
-    return {"words_equal": share, "ok": share >= least}
+    lost = regrets(model, torch.from_numpy(video).to(setup.device), ids)
+    worst = float(lost.max())
+    return {"words_equal": float((lost == 0).float().mean()), "worst_regret": worst, "limit": most, "ok": worst <= most}

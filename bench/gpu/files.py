@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bench.gpu.setup import Row, Setup, attempt
+from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt
 
+NEEDED = ("av", "platformdirs")  # of files' facts and of the shipped model; the other parts do without
 DECODERS = ("dali", "pynvvideocodec", "torchcodec", "pyav")
 
 
 def files_part(setup: Setup) -> dict[str, Any]:
     """Frames a second of each decoder, how far its pixels are from PyAV's, and a film from bytes to sentences."""
-    rows: list[Row] = []
+    rows = Rows()
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        rows.append({"what": "decoding files and narrating them", "not_run": f"not installed: {', '.join(missing)}"})
+        return {}
     for decoder in DECODERS:
         attempt(rows, {"what": "decode", "by": decoder}, _decode, setup, decoder)
         attempt(rows, {"what": "the shipped film, bytes to sentences", "by": decoder}, _narrate, setup, decoder)
-    return {"rows": rows, "notes": ["Files of LAVILA_VIDEO_DIR if it is set, else the shipped film many times."]}
+    return {"notes": ["Files of LAVILA_VIDEO_DIR if it is set, else the shipped film many times."]}
 
 
 def _films(setup: Setup) -> list[Path]:

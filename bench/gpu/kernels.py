@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavila_fast.bench.gpu.machine import copy_bandwidth, matrix_peak
-from lavila_fast.bench.gpu.setup import Row, Setup, attempt
+from lavila_fast.bench.gpu.machine import Limits, limits
+from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt
 from lavila_fast.config import NarratorConfig
 from lavila_fast.kernels.attention.ops import divided_attention
 from lavila_fast.kernels.decode import ops as decode
 from lavila_fast.kernels.int8 import ops as int8
 from lavila_fast.kernels.norm.ops import add_layer_norm
+from lavila_fast.kernels.preprocess import cuda
 
-Attention = Callable[[Tensor, int, str], Tensor]
+COMPILED = "sdpa, torch.compile"
 
 
 def attention_flops(config: NarratorConfig, over: str, clips: int) -> int:
@@ -29,73 +30,56 @@ def attention_flops(config: NarratorConfig, over: str, clips: int) -> int:
     return 4 * clips * vision.dim * (patches * (groups + 1) + patches + 1)
 
 
-def contestants(setup: Setup) -> dict[str, Attention]:
-    """Implementations of divided attention by name."""
-    named: dict[str, Attention] = {
-        name: partial(divided_attention, implementation=name) for name in ("sdpa", setup.kernels, "flash")
-    }
-    if not setup.rehearse:
-        named["sdpa, torch.compile"] = torch.compile(named["sdpa"], dynamic=False)
-    return named
-
-
 def attention_part(setup: Setup) -> dict[str, Any]:
-    """Forward, and forward with backward, at the sizes of both encoders."""
-    peak, bandwidth = matrix_peak(setup, "bf16")["tflops"], copy_bandwidth(setup)["gb_per_s"]
-    rows: list[Row] = []
-    for model, config, clips in (("TSF-B", setup.base, 64), ("TSF-L@336", setup.large, 16)):
-        for over in ("space", "time"):
-            qkv = _qkv(setup, config, setup.of(clips, 2))
-            for name, run in contestants(setup).items():
-                row = {"model": model, "over": over, "clips": len(qkv), "by": name}
-                attempt(rows, row, _attention_row, setup, config, over, run, qkv)
+    """Forward, and forward with backward, at the sizes of both encoders; what must be compiled comes last."""
+    top, rows = limits(setup), Rows()
+    cases = [(name, config, clips, over) for name, config, clips in _sizes(setup) for over in ("space", "time")]
+    for by in setup.of((setup.kernels, "sdpa", "flash", COMPILED), (setup.kernels, "sdpa", "flash")):
+        for name, config, clips, over in cases:
+            row = {"model": name, "over": over, "clips": clips, "by": by}
+            attempt(rows, row, _attention_row, setup, config, over, by, clips, top)
             setup.free()
-    return {"rows": rows, "peak_tflops": peak, "copy_gb_per_s": bandwidth, "speedups": attention_speedups(rows)}
+    return {"notes": ["Bytes: what divided attention must read and write, whoever computes it."]}
 
 
-def _qkv(setup: Setup, config: NarratorConfig, clips: int) -> Tensor:
+def _sizes(setup: Setup) -> tuple[tuple[str, NarratorConfig, int], ...]:
+    return ("TSF-B", setup.base, setup.of(128, 1)), ("TSF-L@336", setup.large, setup.of(32, 1))
+
+
+def contestant(by: str, frames: int, over: str) -> Callable[[Tensor], Tensor]:
+    """Divided attention by an implementation, or by SDPA under `torch.compile`."""
+
+    def run(qkv: Tensor) -> Tensor:
+        out: Tensor = divided_attention(qkv, frames, over, implementation="sdpa" if by == COMPILED else by)
+        return out
+
+    return torch.compile(run, dynamic=False) if by == COMPILED else run
+
+
+def _attention_row(setup: Setup, config: NarratorConfig, over: str, by: str, clips: int, top: Limits) -> Row:
     vision = config.vision
-    tokens = 1 + vision.frames * vision.patches
-    qkv: Tensor = setup.normal(clips, tokens, 3, vision.heads, vision.dim // vision.heads)
-    return qkv
-
-
-def _attention_row(setup: Setup, config: NarratorConfig, over: str, run: Attention, qkv: Tensor) -> Row:
-    frames = config.vision.frames
-    leaf = qkv.detach().requires_grad_()
-    grad = setup.normal(*qkv.shape[:2], *qkv.shape[3:])
+    shape = clips, 1 + vision.frames * vision.patches, 3, vision.heads, vision.dim // vision.heads
+    leaf, grad = setup.normal(*shape).requires_grad_(), setup.normal(*shape[:2], *shape[3:])
+    run, flops, size = contestant(by, vision.frames, over), attention_flops(config, over, clips), leaf.nbytes
 
     def both() -> None:
         leaf.grad = None
-        torch.autograd.backward(run(leaf, frames, over), grad)
+        torch.autograd.backward(run(leaf), grad)
 
-    with torch.no_grad():
-        forward = setup.ms(lambda: run(qkv, frames, over))
-    trained = setup.ms(both)
-    flops = attention_flops(config, over, len(qkv))
-    moved = qkv.nbytes * 4 / 3  # read once, a third of it written
-    return {
-        "forward_ms": forward,
-        "forward_backward_ms": trained,
-        "forward_tflops": flops / forward / 1e9,
-        "forward_gb_per_s": moved / forward / 1e6,
-        "forward_backward_tflops": 3.5 * flops / trained / 1e9,
-    }
-
-
-def attention_speedups(rows: list[Row]) -> list[Row]:
-    """Ours against each other implementation, space and time together as a block runs them."""
-    found: list[Row] = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        for key in ("forward_ms", "forward_backward_ms"):
-            took: dict[str, float] = {}
-            for by in dict.fromkeys(row["by"] for row in rows):
-                mine = [row.get(key) for row in rows if (row["model"], row["by"]) == (model, by)]
-                if all(mine):
-                    took[by] = sum(mine)  # type: ignore[arg-type]
-            ours = took.pop("triton", None)
-            for by, theirs in took.items() if ours else ():
-                found.append({"model": model, "what": key.removesuffix("_ms"), "against": by, "speedup": theirs / ours})  # type: ignore[operator]
+    found: Row = {}
+    if by != COMPILED:  # it would be compiled once more
+        with torch.no_grad():
+            forward = setup.ms(lambda: run(leaf))
+        shares = top.shares(forward, size * 4 / 3, flops)  # qkv read, a third of it written
+        found |= {"forward_ms": forward} | {
+            f"forward_{key}": value for key, value in shares.items() if "percent" in key
+        }
+    if by != "flash":  # without gradients
+        trained = setup.ms(both)
+        shares = top.shares(trained, size * 4, 3.5 * flops)  # and backward qkv, out, its gradient, and that of qkv
+        found |= {"forward_backward_ms": trained} | {
+            f"both_{key}": value for key, value in shares.items() if "percent" in key
+        }
     return found
 
 
@@ -103,29 +87,35 @@ def attention_speedups(rows: list[Row]) -> list[Row]:
 
 
 def kernels_part(setup: Setup) -> dict[str, Any]:
-    """Norm, decoding and INT8 products: each beside PyTorch's way, and the bandwidth or rate it reaches."""
-    rows: list[Row] = []
-    for make in (_norm, _cross, _cached, _sampling, _int8):
-        make(setup, rows)
+    """Norm, decoding, INT8 products, preprocessing: each beside PyTorch's way, and the bandwidth or rate it reaches."""
+    top, rows = limits(setup, setup.of(("bf16", "int8"), ("bf16",))), Rows()
+    for make in (_norm, _cross, _cached, _sampling, _int8, _preprocess):
+        make(setup, rows, top)
         setup.free()
-    peaks = {kind: matrix_peak(setup, kind)["tflops"] for kind in setup.of(("bf16", "int8"), ("bf16",))}
-    return {"rows": rows, "peak_tflops": peaks, "copy_gb_per_s": copy_bandwidth(setup)["gb_per_s"]}
+    return {"notes": ["All but preprocessing as CUDA graphs, as the runtime has them, with a cold L2 cache."]}
 
 
 def _pair(
-    setup: Setup, rows: list[Row], name: str, moved: float, by: dict[str, Callable[[], Any]], flops: float = 0
+    setup: Setup,
+    rows: list[Row],
+    name: str,
+    by: dict[str, Callable[[], Any]],
+    top: Limits,
+    moved: float,
+    flops: float = 0,
 ) -> None:
     for who, run in by.items():
 
-        def row(run: Callable[[], Any] = run) -> Row:
-            took = setup.ms(run)
-            rate = {"tflops": flops / took / 1e9} if flops else {}
-            return {"ms": took, "gb_per_s": moved / took / 1e6, **rate}
+        def row(run: Callable[[], Any] = run, who: str = who) -> Row:
+            took = setup.ms(setup.recorded(run))
+            kind = "bf16" if "bf16" in who or "int8" not in top.tflops else "int8"
+            return {"ms": took, **top.shares(took, moved, flops, kind)}
 
-        attempt(rows, {"kernel": name, "by": who}, row)
+        with torch.no_grad():
+            attempt(rows, {"kernel": name, "by": who}, row)
 
 
-def _norm(setup: Setup, rows: list[Row]) -> None:
+def _norm(setup: Setup, rows: list[Row], top: Limits) -> None:
     dim, many = setup.base.vision.dim, setup.of(64 * 785, 12)
     x, r = (setup.normal(many, dim) for _ in range(2))
     weight, bias = (setup.normal(dim) for _ in range(2))
@@ -137,10 +127,10 @@ def _norm(setup: Setup, rows: list[Row]) -> None:
     if not setup.rehearse:
         compiled = torch.compile(lambda: (F.layer_norm(x + r, (dim,), weight, bias, 1e-6), x + r))
         by["torch.compile"] = compiled
-    _pair(setup, rows, "residual + LayerNorm, forward", 4 * x.nbytes, by)
+    _pair(setup, rows, "residual + LayerNorm, forward", by, top, 4 * x.nbytes)
 
 
-def _cross(setup: Setup, rows: list[Row]) -> None:
+def _cross(setup: Setup, rows: list[Row], top: Limits) -> None:
     text, slots = setup.base.text, setup.of(64, 2)
     size = text.n_embd // text.n_head
     q = setup.normal(slots, setup.of(10, 3), text.n_head, size)
@@ -148,10 +138,10 @@ def _cross(setup: Setup, rows: list[Row]) -> None:
     by: dict[str, Callable[[], Any]] = {
         name: partial(decode.cross_attention, q, k, v, None, implementation=name) for name in (setup.kernels, "torch")
     }
-    _pair(setup, rows, "cross-attention of 10 samples a clip", k.nbytes + v.nbytes + 2 * q.nbytes, by)
+    _pair(setup, rows, "cross-attention of 10 samples a clip", by, top, k.nbytes + v.nbytes + 2 * q.nbytes)
 
 
-def _cached(setup: Setup, rows: list[Row]) -> None:
+def _cached(setup: Setup, rows: list[Row], top: Limits) -> None:
     text, many, past = setup.base.text, setup.of(640, 6), setup.of(40, 5)
     size, capacity = text.n_embd // text.n_head, setup.of(80, 8)
     qkv = setup.normal(many, 3, text.n_head, size)
@@ -162,10 +152,10 @@ def _cached(setup: Setup, rows: list[Row]) -> None:
         for name in (setup.kernels, "torch")
     }
     moved = (keys.nbytes + values.nbytes) * past / capacity + qkv.nbytes * 5 / 3
-    _pair(setup, rows, f"self-attention over {past} cached tokens", moved, by)
+    _pair(setup, rows, f"self-attention over {past} cached tokens", by, top, moved)
 
 
-def _sampling(setup: Setup, rows: list[Row]) -> None:
+def _sampling(setup: Setup, rows: list[Row], top: Limits) -> None:
     many = setup.of(640, 3)
     logits = setup.normal(many, setup.base.text.vocab, dtype=torch.float32) * 3
     u = torch.rand(many, generator=setup.generator, device=setup.device, dtype=torch.float64)
@@ -173,10 +163,10 @@ def _sampling(setup: Setup, rows: list[Row]) -> None:
         name: partial(decode.sample, logits, u, 0.7, None, 0.95, False, implementation=name)
         for name in (setup.kernels, "torch")
     }
-    _pair(setup, rows, "nucleus sampling, perplexity, log-probability", logits.nbytes, by)
+    _pair(setup, rows, "nucleus sampling, perplexity, log-probability", by, top, logits.nbytes)
 
 
-def _int8(setup: Setup, rows: list[Row]) -> None:
+def _int8(setup: Setup, rows: list[Row], top: Limits) -> None:
     dim = setup.base.vision.dim
     for name, many in (("encoder's fc1", setup.of(32 * 785, 20)), ("decoder's fc1", setup.of(640, 6))):
         x = setup.normal(many, dim)
@@ -188,4 +178,19 @@ def _int8(setup: Setup, rows: list[Row]) -> None:
         }
         by["bf16 product"] = partial(F.linear, x, weight)
         moved = x.nbytes + quantized.nbytes + many * 4 * dim * 2
-        _pair(setup, rows, f"INT8 product, {name}", moved, by, 2 * many * dim * 4 * dim)
+        _pair(setup, rows, f"INT8 product, {name}", by, top, moved, 2 * many * dim * 4 * dim)
+
+
+def _preprocess(setup: Setup, rows: list[Row], top: Limits) -> None:
+    """Decoded 1080p pictures to the encoder's input; the host's share of the call counts."""
+    width, height, many, side = setup.of((1920, 1080, 64, 224), (16, 12, 4, 8))
+    video = torch.randint(0, 256, (many, height * 3 // 2, width), dtype=torch.uint8, device=setup.device)
+    surfaces = [cuda.Surface("nv12", width, height, (one[:height], one[height:]), matrix=1) for one in video]
+    out = torch.empty(many // 4, 3, 4, side, side, dtype=torch.bfloat16, device=setup.device)
+    places = [divmod(i, 4) for i in range(many)]
+
+    def row() -> Row:
+        took = setup.ms(lambda: cuda.preprocess(surfaces, places, out, (127.5,) * 3, (127.5,) * 3))
+        return {"ms": took, "frames_per_s": 1e3 * many / took}
+
+    attempt(rows, {"kernel": f"NV12 {width}×{height} to {side}, {many} frames", "by": "cuda"}, row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavila_fast.bench.gpu.setup import Row, Setup, attempt
+from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt, tell
 from lavila_fast.bench.timing import machine
 
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
@@ -46,19 +48,38 @@ def upload_bandwidth(setup: Setup) -> Row:
     return {"gb_per_s": pinned.nbytes / setup.ms(lambda: target.copy_(pinned, non_blocking=True)) / 1e6}
 
 
-def peaks(setup: Setup) -> list[Row]:
-    """All limits; other parts call this for the ones they need in their own run."""
-    rows: list[Row] = []
-    for kind in KINDS:
-        attempt(rows, {"limit": f"matrix product, {kind}"}, matrix_peak, setup, kind)
-    attempt(rows, {"limit": "copy on the device"}, copy_bandwidth, setup)
-    attempt(rows, {"limit": "upload, pinned"}, upload_bandwidth, setup)
-    return rows
+@dataclass(frozen=True)
+class Limits:
+    """What this GPU does at most, measured in the part that quotes shares of it.
+
+    Attributes:
+        tflops: Of matrix products, by kind.
+        gb_per_s: Of a copy.
+    """
+
+    tflops: dict[str, float]
+    gb_per_s: float
+
+    def shares(self, ms: float, moved: float, flops: float = 0, kind: str = "bf16") -> Row:
+        """Rates of work that took `ms`, and percent of the limits; no product, no share of a product's limit."""
+        found: Row = {"gb_per_s": moved / ms / 1e6, "percent_of_copy": 100 * moved / ms / 1e6 / self.gb_per_s}
+        if flops:
+            rate = flops / ms / 1e9
+            found |= {"tflops": rate, "percent_of_peak": 100 * rate / self.tflops[kind]}
+        return found
+
+
+def limits(setup: Setup, kinds: Sequence[str] = ("bf16",)) -> Limits:
+    """Measure those a part needs, and tell them."""
+    found = Limits({kind: matrix_peak(setup, kind)["tflops"] for kind in kinds}, copy_bandwidth(setup)["gb_per_s"])
+    tell(peak_tflops=found.tflops, copy_gb_per_s=found.gb_per_s)
+    setup.free()
+    return found
 
 
 def machine_part(setup: Setup) -> dict[str, Any]:
     """Limits, versions, and which optional tools are there."""
-    found: dict[str, Any] = {"machine": machine(), "rows": peaks(setup)}
+    found: dict[str, Any] = {"machine": machine()}
     if setup.device == "cuda":
         told = torch.cuda.get_device_properties(0)
         found["gpu"] = {
@@ -70,7 +91,13 @@ def machine_part(setup: Setup) -> dict[str, Any]:
         }
     optional = ("triton", "transformers", "flash_attn", "nvidia.dali", "av", "bitsandbytes", "PyNvVideoCodec")
     found["installed"] = {name: _there(name) for name in optional}
-    return found
+    tell(**found)
+    rows = Rows()
+    for kind in KINDS:
+        attempt(rows, {"limit": f"matrix product, {kind}"}, matrix_peak, setup, kind)
+    attempt(rows, {"limit": "copy on the device"}, copy_bandwidth, setup)
+    attempt(rows, {"limit": "upload, pinned"}, upload_bandwidth, setup)
+    return {}
 
 
 def _there(name: str) -> bool:

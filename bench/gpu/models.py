@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lavila_fast.bench import flops
-from lavila_fast.bench.gpu.machine import matrix_peak
-from lavila_fast.bench.gpu.setup import Row, Setup, attempt
+from lavila_fast.bench.gpu.machine import Limits, limits
+from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt, tell
 from lavila_fast.bench.peers import HF_NOTE, HuggingFace
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_step
 from lavila_fast.config import NarratorConfig
@@ -23,27 +24,33 @@ from lavila_fast.models.narrator import Narrator
 from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
 
 CASES = (12, TOKENS - 1)  # tokens chosen a sentence
-ENCODERS = (("sdpa", ""), ("triton", ""), ("sdpa", "blocks"), ("triton", "blocks"), ("triton", "whole"))
+ENCODERS = (  # model, attention, what of it is compiled; in order of importance, the slowest to compile last
+    ("TSF-B", "triton", ""),
+    ("TSF-B", "triton", "blocks"),
+    ("TSF-B", "sdpa", ""),
+    ("TSF-L@336", "triton", ""),
+    ("TSF-L@336", "triton", "blocks"),
+    ("TSF-L@336", "sdpa", ""),
+    ("TSF-B", "sdpa", "blocks"),
+    ("TSF-B", "triton", "whole"),
+)
 
 
 # --- encoder ---------------------------------------------------------------------------------------------------------
 
 
 def encoder_part(setup: Setup) -> dict[str, Any]:
-    """Video to cross-attention keys and values, both encoders, eager and compiled, ours and SDPA."""
-    peak = matrix_peak(setup, "bf16")["tflops"]
-    rows: list[Row] = []
-    for name, config, clips in (("TSF-B", setup.base, 64), ("TSF-L@336", setup.large, 16)):
-        model = random_narrator(0, _short(config), setup.device).to(torch.bfloat16).requires_grad_(False)
-        for by, compiled in ENCODERS:
-            if compiled and (setup.rehearse or (compiled == "whole" and name != "TSF-B")):
-                continue  # a rehearsal compiles nothing, and the large encoder would take minutes
-            model.visual.use_attention(setup.kernels if by == "triton" else by)
+    """Video to visual tokens, both encoders, eager and compiled, ours and SDPA."""
+    top, rows = limits(setup), Rows()
+    sizes = {"TSF-B": (setup.base, setup.of(64, 1)), "TSF-L@336": (setup.large, setup.of(16, 1))}
+    models = {name: _model(setup, _short(config)).to(torch.bfloat16) for name, (config, _) in sizes.items()}
+    for name, by, compiled in ENCODERS:
+        if not (compiled and setup.rehearse):  # a rehearsal compiles nothing
             row = {"model": name, "attention": by, "compiled": compiled or "no"}
-            attempt(rows, row, _encoder_row, setup, model, config, compiled, setup.of(clips, 2), peak)
-        del model
-        setup.free()
-    return {"rows": rows, "peak_tflops": peak}
+            models[name].visual.use_attention(by)
+            attempt(rows, row, _encoder_row, setup, models[name], compiled, sizes[name][1], top)
+            setup.free()
+    return {"notes": ["Eager latency of one clip is the host's launches; the runtime replays a CUDA graph instead."]}
 
 
 def _short(config: NarratorConfig) -> NarratorConfig:
@@ -51,7 +58,7 @@ def _short(config: NarratorConfig) -> NarratorConfig:
     return replace(config, text=replace(config.text, n_layer=1, vocab=64))
 
 
-def _encoder_row(setup: Setup, model: Narrator, config: NarratorConfig, compiled: str, clips: int, peak: float) -> Row:
+def _encoder_row(setup: Setup, model: Narrator, compiled: str, clips: int, top: Limits) -> Row:
     torch.compiler.reset()
     began = time.perf_counter()
     run = torch.compile(model.visual_tokens, dynamic=False) if compiled == "whole" else model.visual_tokens
@@ -59,22 +66,22 @@ def _encoder_row(setup: Setup, model: Narrator, config: NarratorConfig, compiled
         block._compiled_call_impl = None
         if compiled == "blocks":
             block.compile(dynamic=False)
-    side, frames = config.vision.img, config.vision.frames
-    video = setup.normal(clips, 3, frames, side, side)
+    config, vision = model.config, model.config.vision
+    video = setup.normal(clips, 3, vision.frames, vision.img, vision.img)
     with torch.no_grad():
         run(video)
         setup.wait()
         ready = time.perf_counter() - began
         took = setup.ms(lambda: run(video), 500)
-        one = setup.ms(lambda: run(video[:1].clone()), 100) if not compiled else None
-    work = clips * (flops.timesformer(config.vision) + flops.pool(config))
-    rate = work / took / 1e9
+        one = video[:1].clone()
+        alone = None if compiled else setup.ms(lambda: run(one), 100)
+    rate = clips * (flops.timesformer(vision) + flops.pool(config)) / took / 1e9
     return {
         "clips": clips,
         "clips_per_s": 1e3 * clips / took,
         "tflops": rate,
-        "percent_of_peak": 100 * rate / peak,
-        "one_clip_ms": one,
+        "percent_of_peak": 100 * rate / top.tflops["bf16"],
+        "one_clip_ms": alone,
         "ready_after_s": ready,
     }
 
@@ -84,16 +91,25 @@ def _encoder_row(setup: Setup, model: Narrator, config: NarratorConfig, compiled
 
 @dataclass(frozen=True)
 class Contest:
-    """Who narrates what: all on one set of random weights, sentences of exactly the same lengths."""
+    """Who narrates what: all on one set of random weights, sentences of the same lengths.
+
+    Attributes:
+        setup: Of the run.
+        name: Of the model.
+        model: Float32.
+        slots: Clips that ours has in flight.
+        clips: That ours narrates, by tokens a sentence.
+        peer_clips: That Hugging Face narrates at once; the best counts.
+        turns: Who, precision, how our encoder is compiled, tokens a sentence; in order of importance.
+    """
 
     setup: Setup
     name: str
     model: Narrator
-    clips: int
     slots: int
+    clips: dict[int, int]
     peer_clips: tuple[int, ...]
-    peers: tuple[tuple[str, int], ...]  # precision, tokens
-    ours: tuple[tuple[str, str | None, tuple[int, ...]], ...]  # precision, how the encoder is compiled, tokens
+    turns: tuple[tuple[str, str, str | None, tuple[int, ...]], ...]
 
     @property
     def video(self) -> np.ndarray:
@@ -115,21 +131,33 @@ class Contest:
 def narrator_part(setup: Setup) -> dict[str, Any]:
     """TSF-B + GPT-2."""
     short, long = CASES
-    peers = (("bf16", short), ("fp32", short), ("bf16", long))
-    default = setup.of("default", None)
-    both, one = CASES, CASES[:1]
-    ours = ("bf16", None, both), ("bf16", default, both), ("int8", None, both), ("fp16", None, one), ("fp32", None, one)
-    clips, slots, peer_clips = setup.of((1024, 256, (16, 64)), (3, 2, (2,)))
-    model = _model(setup, setup.base)
-    return _narrator(Contest(setup, "TSF-B + GPT-2", model, clips, slots, peer_clips, peers, ours))
+    turns = (
+        ("lavila_fast", "bf16", None, CASES),
+        ("huggingface", "bf16", None, (short,)),
+        ("lavila_fast", "bf16", setup.of("default", None), (short,)),
+        ("uncached loop", "fp32", None, (long,)),
+        ("huggingface", "bf16", None, (long,)),
+        ("lavila_fast", "int8", None, (short,)),
+        ("lavila_fast", "fp32", None, (short,)),
+        ("huggingface", "fp32", None, (short,)),
+    )
+    clips = setup.of({short: 1024, long: 512}, {short: 3, long: 2})
+    peer_clips, model = setup.of((16, 64, 256), (2,)), _model(setup, setup.base)
+    return _narrator(Contest(setup, "TSF-B + GPT-2", model, setup.of(256, 2), clips, peer_clips, turns))
 
 
 def narrator_large_part(setup: Setup) -> dict[str, Any]:
     """TSF-L@336 + GPT-2 XL."""
-    peers, ours = (("bf16", CASES[0]),), (("bf16", None, CASES), ("int8", None, CASES[:1]))
-    clips, slots, peer_clips = setup.of((128, 64, (16,)), (3, 2, (2,)))
-    model = _model(setup, setup.large)
-    return _narrator(Contest(setup, "TSF-L@336 + GPT-2 XL", model, clips, slots, peer_clips, peers, ours))
+    short, long = CASES
+    turns = (
+        ("lavila_fast", "bf16", None, CASES),
+        ("huggingface", "bf16", None, (short,)),
+        ("uncached loop", "fp32", None, (long,)),
+        ("lavila_fast", "int8", None, (short,)),
+    )
+    clips = setup.of({short: 128, long: 64}, {short: 3, long: 2})
+    peer_clips, model = setup.of((16, 64), (2,)), _model(setup, setup.large)
+    return _narrator(Contest(setup, "TSF-L@336 + GPT-2 XL", model, setup.of(64, 2), clips, peer_clips, turns))
 
 
 def _model(setup: Setup, config: NarratorConfig) -> Narrator:
@@ -138,25 +166,28 @@ def _model(setup: Setup, config: NarratorConfig) -> Narrator:
 
 
 def _narrator(contest: Contest) -> dict[str, Any]:
-    rows: list[Row] = []
-    for precision, compiled, cases in contest.ours:
-        rows += _ours(contest, precision, compiled, cases)
+    tell(notes=[NOTE, f"Hugging Face, its clips on the GPU already: {HF_NOTE}.", UNCACHED_NOTE], samples=SAMPLES)
+    rows = Rows()
+    for engine, precision, compiled, cases in contest.turns:
+        label = {"model": contest.name, "engine": engine, "precision": precision}
+        if engine == "lavila_fast":
+            _ours(contest, rows, label, compiled, cases)
+        for case in cases if engine == "huggingface" else ():
+            attempt(rows, {**label, "tokens": contest.tokens(case)}, _peer, contest, case, precision)
+        if engine == "uncached loop":
+            attempt(rows, {**label, "tokens": contest.tokens(cases[0])}, _uncached, contest)
         contest.setup.free()
-    for precision, case in contest.peers:
-        attempt(rows, _row(contest, case, "huggingface", precision), _peer, contest, case, precision)
-        contest.setup.free()
-    attempt(rows, _row(contest, CASES[1], "uncached loop", "fp32"), _uncached, contest)
-    return {"rows": rows, "speedups": _speedups(rows), "notes": [HF_NOTE, UNCACHED_NOTE], "samples": SAMPLES}
+    return {}
 
 
-UNCACHED_NOTE = (
-    f"the uncached loop is timed at prefixes {PREFIXES} and interpolated; it always writes to the model's limit, as "
-    "the original does, so that its one figure stands against all lengths"
+NOTE = (
+    "clips/s counts finished clips, 10 sentences each, from frames in the host's memory to words there; one clip ms is "
+    "the median latency of a clip that comes alone. float32 is true float32 (TF32 off)."
 )
-
-
-def _row(contest: Contest, case: int, engine: str, precision: str) -> Row:
-    return {"model": contest.name, "tokens": contest.tokens(case), "engine": engine, "precision": precision}
+UNCACHED_NOTE = (
+    f"The uncached loop (the original's, one clip at a time) is timed at prefixes {PREFIXES} and interpolated; it "
+    "always writes to the model's limit, so that its one figure stands against all lengths."
+)
 
 
 def _uncached(contest: Contest) -> Row:
@@ -174,36 +205,40 @@ def _uncached(contest: Contest) -> Row:
 
 
 def _peer(contest: Contest, case: int, precision: str) -> Row:
-    """The best of two numbers of clips at once."""
+    """The best of several numbers of clips at once."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peer = HuggingFace(contest.model, SAMPLES, WARP.temperature, WARP.top_p, contest.setup.device, dtype)
-    tokens, best = contest.tokens(case), 0.0
+    tokens, rates = contest.tokens(case), {}
+    video = torch.from_numpy(contest.video).to(contest.setup.device)  # nothing to upload
     for clips in contest.peer_clips:
-        took = contest.setup.seconds(partial(peer.narrate, [contest.video] * clips, tokens), 1)
-        best = max(best, clips / took)
-    one = contest.setup.seconds(partial(peer.narrate, [contest.video], tokens), 2)
-    return {"clips_per_s": best, "one_clip_ms": 1e3 * one}
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            took = contest.setup.seconds(partial(peer.narrate, [video] * clips, tokens), 2)
+            rates[clips] = clips / took
+        contest.setup.free()
+    one = contest.setup.seconds(partial(peer.narrate, [video], tokens), 3)
+    best = max(rates, key=rates.__getitem__)
+    return {"clips_per_s": rates[best], "one_clip_ms": 1e3 * one, "clips": best}
 
 
-def _ours(contest: Contest, precision: str, compiled: str | None, cases: tuple[int, ...]) -> list[Row]:
-    rows: list[Row] = []
+def _ours(contest: Contest, rows: Rows, label: Row, compiled: str | None, cases: tuple[int, ...]) -> None:
     how = {"slots": contest.slots, "rows": SAMPLES, "compile_encoder": compiled}
     try:
-        runtime = TorchGpuRuntime(contest.model, contest.setup.device, precision, **how)
+        runtime = TorchGpuRuntime(contest.model, contest.setup.device, label["precision"], **how)
     except Exception as error:
-        return [{**_row(contest, cases[0], "lavila_fast", precision), "not_run": str(error)[:300]}]
+        rows.append({**label, "tokens": contest.tokens(cases[0]), "not_run": f"{type(error).__name__}: {error}"[:300]})
+        return
     for case in cases:
-        attempt(rows, _row(contest, case, "lavila_fast", precision), _our_row, contest, runtime, case)
-    return rows
+        attempt(rows, {**label, "tokens": contest.tokens(case)}, _our_row, contest, runtime, case)
 
 
 def _our_row(contest: Contest, runtime: TorchGpuRuntime, case: int) -> Row:
-    options = Options(samples=SAMPLES, warp=WARP, max_tokens=contest.tokens(case) + 1)
+    options, clips = Options(samples=SAMPLES, warp=WARP, max_tokens=contest.tokens(case) + 1), contest.clips[case]
     one = contest.setup.seconds(partial(narrate, runtime, contest.frames, 1, options), 5)
-    took = contest.setup.seconds(partial(narrate, runtime, contest.frames, contest.clips, options), 2)
+    repeats = 3 if case == CASES[0] else 1  # the long ones take their time
+    took = contest.setup.seconds(partial(narrate, runtime, contest.frames, clips, options), repeats)
     how = runtime.describe()
     told = {key: how[key] for key in ("slots", "lanes", "encode_batch", "graphs", "encoder")}
-    return {"clips_per_s": contest.clips / took, "one_clip_ms": 1e3 * one, **told}
+    return {"clips_per_s": clips / took, "one_clip_ms": 1e3 * one, "clips": clips, **told}
 
 
 def narrate(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: Options) -> list[list[Written]]:
@@ -214,27 +249,12 @@ def narrate(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: O
     return written
 
 
-def _speedups(rows: list[Row]) -> list[Row]:
-    """Each of ours against the uncached loop and the better of the peers, same model and tokens."""
-    found: list[Row] = []
-    for row in rows:
-        if row["engine"] != "lavila_fast" or "clips_per_s" not in row:
-            continue
-        for other in ("uncached loop", "huggingface"):
-            theirs = [
-                one["clips_per_s"]
-                for one in rows
-                if one["engine"] == other and "clips_per_s" in one
-                if other == "uncached loop" or one["tokens"] == row["tokens"]
-            ]
-            if theirs:
-                same = {key: row[key] for key in ("model", "tokens", "precision")}
-                found.append({**same, "against": other, "speedup": row["clips_per_s"] / max(theirs)})
-    return found
+def regrets(model: Narrator, video: Tensor, ids: Tensor) -> Tensor:
+    """How much less likely each token of `ids` (L,), begin first, is to the model than its own choice, (L-1,).
 
-
-def greedy_agrees(model: Narrator, video: Tensor, ids: Tensor) -> Tensor:
-    """Whether each token of `ids` (L,), begin first, is the reference's likeliest next word, (L-1,) bool."""
+    In logits, as a share of their standard deviation: 0 is the same word, a near tie is little, another word is 4.
+    """
     with torch.inference_mode():
-        logits = model.logits(model.visual_tokens(video), ids[None, :-1])
-    return logits[0].argmax(-1) == ids[1:]
+        logits = model.logits(model.visual_tokens(video), ids[None, :-1])[0]
+    chosen = logits.gather(-1, ids[1:, None])[:, 0]
+    return (logits.amax(-1) - chosen) / logits.std()

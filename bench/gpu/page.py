@@ -40,19 +40,21 @@ def _encoder(results: Results) -> float | None:
 
 
 def _narrator(results: Results) -> float | None:
-    return _best(results.get("narrator", {}).get("rows", []), "clips_per_s", engine="lavila_fast", tokens=12)
+    return _best(
+        results.get("narrator", {}).get("rows", []), "clips_per_s", engine="lavila_fast", precision="bf16", tokens=12
+    )
 
 
 def _peer(results: Results) -> float | None:
     rows = results.get("narrator", {}).get("speedups", [])
-    return _best(rows, "speedup", against="huggingface", tokens=12)
+    return _best(rows, "speedup", against="huggingface", precision="bf16", tokens=12)
 
 
-def headline(results: Results) -> dict[str, Any]:
-    """The figures that targets are set for (None: not measured), and what failed."""
-    told: dict[str, Any] = {name: value(results) for name, (_, _, value) in TARGETS.items()}
-    told["checks"] = sum(len(result["rows"]) for result in results.values() if "checks_failed" in result)
-    told["checks_failed"] = sum(len(result.get("checks_failed", [])) for result in results.values())
+def headline(results: Results, real: bool = True) -> dict[str, Any]:
+    """The figures that targets are set for (None: not measured; a rehearsal measures nothing), and what failed."""
+    told: dict[str, Any] = {name: value(results) if real else None for name, (_, _, value) in TARGETS.items()}
+    checks = [row for result in results.values() for row in result.get("rows", []) if "check" in row]
+    told["checks"], told["checks_failed"] = len(checks), sum(not row.get("ok") for row in checks)
     told["parts_failed"] = [name for name, result in results.items() if result.get("failed")]
     return told
 
@@ -78,26 +80,51 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def target_table(results: Results, real: bool) -> str:
-    """Targets and what was reached; what was not measured says so."""
+    """Targets and what was reached; what was not measured says so, and a rehearsal has no figures."""
     rows = []
     for what, wanted, value in TARGETS.values():
-        reached = value(results)
-        state = "not yet measured on a GPU" if reached is None or not real else "yes" if reached >= wanted else "**no**"
+        reached = value(results) if real else None
+        state = "not yet measured on a GPU" if reached is None else "yes" if reached >= wanted else "**no**"
         rows.append({"target": what, "wanted": wanted, "measured": reached, "reached": state})
     return table(rows)
 
 
-def page(gpu: str, results: Results) -> str:
+READING = """Shares are of what this GPU does at most as measured in the same part: the best of two bf16 (INT8) matrix
+products of random numbers, and a copy on the device. Device work is timed by CUDA events, the L2 cache flushed before
+each, the median of all; what the host takes part in by the clock, the median of a few after one to warm up. Weights and
+inputs are random. TFLOP/s of INT8 products are TOP/s. A check is passed where a kernel's error against float32 is at
+most twice PyTorch's own in the same type."""
+
+
+def page(gpu: str, results: Results, real: bool = True) -> str:
     """All parts as Markdown, for one GPU."""
-    lines = [f"# {gpu}", "", "Made by `make gpu` (`python3 -m lavila_fast.bench.gpu`); random weights.", ""]
-    lines += [target_table(results, "rehearsal" not in gpu), ""]
+    told = headline(results, real)
+    lines = [f"# {gpu}", "", *_machine(results.get("machine", {}))]
+    if not real:
+        lines += ["**A rehearsal: toy sizes on a CPU, to show that the code runs. No figure here means anything.**", ""]
+    failed = f", failed parts: {', '.join(told['parts_failed'])}" if told["parts_failed"] else ""
+    lines += [
+        target_table(results, real),
+        "",
+        f"{told['checks'] - told['checks_failed']} of {told['checks']} checks passed{failed}.",
+    ]
+    lines += ["Made by `make gpu` (`python3 -m lavila_fast.bench.gpu`).", "", READING, ""]
     for name, result in results.items():
         lines += [f"## {name.replace('_', ' ').capitalize()}", ""]
-        if "machine" in result:
-            lines += [stamp(result["machine"]), "", _cell(result.get("gpu", {})), ""]
         if result.get("failed"):
-            lines += [f"**Failed:** `{' '.join(result['failed'].split())}`", ""]
+            lines += [f"**Failed, after what stands here:** `{' '.join(result['failed'].split())}`", ""]
+        if result.get("stale"):
+            lines += ["Measured with other sources or versions than the rest.", ""]
         lines += [part for key in ("rows", "speedups") if result.get(key) for part in (table(result[key]), "")]
-        rest = {k: v for k, v in result.items() if k.startswith(("peak", "copy")) or k in ("installed", "took_s")}
-        lines += [*result.get("notes", []), _cell(rest), ""]
+        rest = {k: v for k, v in result.items() if k.startswith(("peak", "copy")) or k == "took_s"}
+        lines += [*result.get("notes", []), "", _cell(rest), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _machine(found: dict[str, Any]) -> list[str]:
+    """Where and with what."""
+    about = [found.get("gpu"), {k: v for k, v in found.get("machine", {}).items() if v}]
+    lines = [stamp(one) for one in about if one]
+    if "installed" in found:
+        lines.append(f"not installed: {', '.join(name for name, there in found['installed'].items() if not there)}")
+    return [part for line in lines for part in (line, "")]

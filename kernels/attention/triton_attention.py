@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
 """Divided attention in Triton as custom ops, so that `torch.compile` and `torch.export` see one node each way.
 
 Nothing is rearranged or copied: kernels read packed qkv where it lies and write (B, S, h, d). Saved for the backward
@@ -22,8 +22,9 @@ def forward(qkv_BS3hd: Tensor, frames: int, over: str) -> tuple[Tensor, Tensor]:
     """Attention out (B, S, h, d) and the log of each query's sum of exponentials, lse (B, h, S) float32."""
     qkv_BS3hd = qkv_BS3hd.contiguous()
     out_BShd, lse_BhS = _results(qkv_BS3hd)
-    shares = GROUPS[over].forward(qkv_BS3hd, frames, out_BShd, lse_BhS)
-    triton_cls.forward_finish(qkv_BS3hd, shares, out_BShd, lse_BhS)
+    with torch.cuda.device_of(qkv_BS3hd):  # Triton launches on the current GPU
+        shares = GROUPS[over].forward(qkv_BS3hd, frames, out_BShd, lse_BhS)
+        triton_cls.forward_finish(qkv_BS3hd, shares, out_BShd, lse_BhS)
     return out_BShd, lse_BhS
 
 
@@ -42,9 +43,10 @@ def backward(qkv_BS3hd: Tensor, out_BShd: Tensor, lse_BhS: Tensor, dout_BShd: Te
     """The gradient of qkv, (B, S, 3, h, d)."""
     qkv_BS3hd, dout_BShd = qkv_BS3hd.contiguous(), dout_BShd.contiguous()
     dqkv_BS3hd = torch.empty_like(qkv_BS3hd)
-    delta_BhS = triton_cls.delta(out_BShd, dout_BShd)
-    shares = GROUPS[over].backward(qkv_BS3hd, frames, lse_BhS, delta_BhS, dout_BShd, dqkv_BS3hd)
-    triton_cls.backward_finish(qkv_BS3hd, lse_BhS, delta_BhS, dout_BShd, shares, dqkv_BS3hd)
+    with torch.cuda.device_of(qkv_BS3hd):
+        delta_BhS = triton_cls.delta(out_BShd, dout_BShd)
+        shares = GROUPS[over].backward(qkv_BS3hd, frames, lse_BhS, delta_BhS, dout_BShd, dqkv_BS3hd)
+        triton_cls.backward_finish(qkv_BS3hd, lse_BhS, delta_BhS, dout_BShd, shares, dqkv_BS3hd)
     return dqkv_BS3hd
 
 
@@ -56,6 +58,7 @@ def _(qkv_BS3hd, out_BShd, lse_BhS, dout_BShd, frames, over):
 def _keep(ctx, inputs, output):
     qkv_BS3hd, ctx.frames, ctx.over = inputs
     ctx.save_for_backward(qkv_BS3hd, *output)
+    ctx.set_materialize_grads(False)  # of lse, which is for the backward pass alone
 
 
 def _gradient(ctx, dout_BShd, _):

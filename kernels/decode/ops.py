@@ -25,7 +25,7 @@ if HAS_TRITON:
     from lavila_fast.kernels.decode import triton_cached, triton_cross, triton_sampling
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-LARGEST = 256
+LARGEST = 128  # wider float32 heads would not fit into shared memory everywhere
 
 
 def _unfit(tensors: tuple[Tensor, ...]) -> str:

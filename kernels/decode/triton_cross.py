@@ -95,24 +95,16 @@ def cross_attention(q_BRhd: Tensor, key_BhQd: Tensor, value_BhQd: Tensor, active
     if out_BRhd.numel() == 0:
         return out_BRhd
     block_r = min(max(16, triton.next_power_of_2(R)), MOST_ROWS)
-    cross_kernel[(B * h, triton.cdiv(R, block_r))](
-        q_BRhd,
-        key_BhQd,
-        value_BhQd,
-        q_BRhd if active_B is None else active_B,
-        out_BRhd,
-        *key_BhQd.stride()[:3],
-        *value_BhQd.stride()[:3],
-        R,
-        Q,
-        h,
-        scale(d),
-        **blocks(d, active_B is not None),
-        BLOCK_R=block_r,
-        WIDE=interpreted(),
-        num_warps=4,
-        num_stages=stages(d, q_BRhd.element_size()),
-    )
+    constants = {**blocks(d, active_B is not None), "BLOCK_R": block_r, "WIDE": interpreted()}
+    active = q_BRhd if active_B is None else active_B.contiguous()
+    strides = (*key_BhQd.stride()[:3], *value_BhQd.stride()[:3])
+    with torch.cuda.device_of(q_BRhd):  # Triton launches on the current GPU
+        cross_kernel[(B * h, triton.cdiv(R, block_r))](
+            *(q_BRhd, key_BhQd, value_BhQd, active, out_BRhd, *strides, R, Q, h, scale(d)),
+            **constants,
+            num_warps=4,
+            num_stages=stages(d, q_BRhd.element_size()),
+        )
     return out_BRhd
 
 

@@ -196,6 +196,7 @@ def sample_kernel(
             kept_B += (key_B >= bound).to(tl.int32)
             least_B = tl.where(key_B >= bound, tl.minimum(least_B, key_B), least_B)
     total = tl.sum(total_B, 0)
+    tl.store(entropies + index, tl.log(total) - tl.sum(moment_B, 0) / total)
 
     if GREEDY:
         token = tl.min(best_B, 0)
@@ -215,7 +216,6 @@ def sample_kernel(
         token = _find(row, V, top, inverse, reach, cut, last, tl.load(u + index), False, BLOCK, BLOCKS)
     tl.store(tokens + index, token.to(tl.int64))
     tl.store(logprobs + index, tl.load(row + token).to(tl.float32) - top - tl.log(total))
-    tl.store(entropies + index, tl.log(total) - tl.sum(moment_B, 0) / total)
 
 
 @torch.library.custom_op("lavila::sample", mutates_args=())
@@ -228,23 +228,16 @@ def sample(
     greedy = greedy or top_k == 1
     has_top_k, has_top_p = not greedy and top_k is not None and top_k < V, not greedy and top_p < 1
     room = triton.cdiv(V, BLOCK) * BLOCK if has_top_k or has_top_p else 0
+    scratch = torch.empty((M, room), dtype=torch.int32, device=logits_MV.device)
+    inverse = 1.0 if greedy else np.float32(1 / temperature).item()
     if M:
-        sample_kernel[(M,)](
-            logits_MV,
-            u_M,
-            torch.empty((M, room), dtype=torch.int32, device=logits_MV.device),
-            tokens_M,
-            logprob_M,
-            entropy_M,
-            V,
-            logits_MV.stride(0),
-            room,
-            1.0 if greedy else np.float32(1 / temperature).item(),
-            float(top_k or 0),
-            top_p,
-            **constants(V, greedy, has_top_k, has_top_p),
-            num_warps=WARPS,
-        )
+        with torch.cuda.device_of(logits_MV):  # Triton launches on the current GPU
+            sample_kernel[(M,)](
+                *(logits_MV, u_M, scratch, tokens_M, logprob_M, entropy_M, V, logits_MV.stride(0), room),
+                *(inverse, float(top_k or 0), top_p),
+                **constants(V, greedy, has_top_k, has_top_p),
+                num_warps=WARPS,
+            )
     return tokens_M, logprob_M, entropy_M
 
 

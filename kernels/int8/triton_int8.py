@@ -131,7 +131,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     block = max(triton.next_power_of_2(K), 32)
     if M:
         constants = {"BLOCK": block, "MOST": LEVELS, "LEAST": TINY}
-        _quantize_rows[(M,)](x, levels, scale, K, **constants, num_warps=_row_warps(block))
+        with torch.cuda.device_of(x):  # Triton launches on the current GPU
+            _quantize_rows[(M,)](x, levels, scale, K, **constants, num_warps=_row_warps(block))
     return levels, scale
 
 
@@ -164,12 +165,13 @@ def launch(
     if not M:
         return out_MN
     tile = tile or choose(M, N, *_machine(levels_MK.device))
-    _int8_product[(triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)](
-        *(levels_MK, scale_M, weight_NK, weight_scale_N, bias_N, out_MN, M, N, K),
-        **_constants(tile, K % tile.k == 0),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
+    with torch.cuda.device_of(levels_MK):
+        _int8_product[(triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)](
+            *(levels_MK, scale_M, weight_NK, weight_scale_N, bias_N, out_MN, M, N, K),
+            **_constants(tile, K % tile.k == 0),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
     return out_MN
 
 

@@ -123,7 +123,9 @@ class CudaLauncher(Launcher):
             InputError: PyTorch sees none, or not this one.
         """
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            raise InputError(f"PyTorch sees no GPU for device {device}; take cpu, or check nvidia-smi")
+            raise InputError(
+                f"PyTorch sees no GPU for device {device}; check nvidia-smi, or leave --engine out for the CPU"
+            )
         super().__init__(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
         torch.cuda.set_device(self.device)  # Triton's kernels start on the current one
         self.graphs = graphs
