@@ -67,7 +67,7 @@ struct Grid {
     int64_t rows, row_step, row_blocks, tasks;
     int panels, panel_step;
     Grid(int64_t rows, int panels, int64_t panel_bytes, int threads) : rows(rows), panels(panels) {
-        constexpr int64_t kRows = 128, kCached = 512 << 10, kTasksEach = 6, kSmall = 64 << 10;
+        constexpr int64_t kRows = 160, kCached = 512 << 10, kTasksEach = 6, kSmall = 64 << 10;
         row_step = kRows;
         row_blocks = (rows + row_step - 1) / row_step;
         const int64_t wanted = std::max<int64_t>(1, threads * kTasksEach / row_blocks);
