@@ -35,13 +35,13 @@ def resources() -> list[Resources]:
     return [*table(), *cuda_build.resources()]
 
 
-FEW_SPILLS = 8  # instructions, of thousands: a loop that runs once a row may have so many
+KNOWN_SPILLS = {("decode/sample-top_p", 80): 2, ("decode/sample-top_k-top_p", 80): 2}  # one store and load a row
 
 
 def problems(rows: Sequence[Resources]) -> list[str]:
     """What is wrong with compiled kernels, one line each."""
     found = [row.missing for row in rows if row.missing]
-    spilling = [row for row in rows if row.spills > FEW_SPILLS]
+    spilling = [row for row in rows if row.spills > KNOWN_SPILLS.get((row.name, row.architecture), 0)]
     return found + [f"{row.name} for sm_{row.architecture} spills ({row.spills} instructions)" for row in spilling]
 
 
