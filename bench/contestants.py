@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
 from lavila_fast.bench.timing import Piece
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, uncached_work
+from lavila_fast.bundle.manifest import open_bundle
 from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.choose import open_runtime
+from lavila_fast.engines.host.eager import TorchRuntime
+from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.generate.options import Options
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.bundle import open_bundle
-from lavila_fast.runtime.open import open_runtime
-from lavila_fast.runtime.protocol import NarratorRuntime
-from lavila_fast.runtime.torch_backend import TorchRuntime
 
 Video = NDArray[np.float32]
 PRECISIONS = ("fp32", "int8")

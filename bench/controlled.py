@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
+from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import Task, write_samples
-from lavila_fast.runtime.protocol import ClipContext, NarratorRuntime
-from lavila_fast.runtime.sampling import Chosen, Warp
 
 I64 = NDArray[np.int64]
 SHORTEST = 5

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from lavila_fast.bench.timing import Piece, in_turns, machine, medians, stamp
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_step, uncached_work
-from lavila_fast.export.to_onnx import export_narrator
+from lavila_fast.engines.host.ort import OrtRuntime
+from lavila_fast.engines.protocol import NarratorRuntime
+from lavila_fast.engines.sampling import Warp
+from lavila_fast.export.graphs.to_onnx import export_narrator
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import Task, write_samples
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.ort_backend import OrtRuntime
-from lavila_fast.runtime.protocol import NarratorRuntime
-from lavila_fast.runtime.sampling import Warp
 
 CLIPS = (8, 1)  # at once; the first gives the figure that is quoted
 

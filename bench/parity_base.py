@@ -19,12 +19,12 @@ import torch
 
 from lavila_fast.bench.uncached import random_narrator
 from lavila_fast.config import DualEncoderConfig
-from lavila_fast.evaluate.films import KitchenClips
+from lavila_fast.evaluate.clips import KitchenClips
 from lavila_fast.export.build import ExportOptions, export_model
-from lavila_fast.export.parity import run_parity
-from lavila_fast.export.parity_report import write_report
+from lavila_fast.export.parity.report import write_report
+from lavila_fast.export.parity.run import run_parity
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.load import save_checkpoint
+from lavila_fast.models.load import Model, save_checkpoint
 from lavila_fast.text import train_bpe, train_clip_bpe
 
 
@@ -58,7 +58,7 @@ def main(clips: int, precision: str, films: Path, page: Path, output: Path) -> N
             parity=False,
         )
         bundle = export_model(options, lambda line: click.echo(line, err=True))
-        models = {"narrator": narrator, "dual_encoder": dual}
+        models: dict[str, Model] = {"narrator": narrator, "dual_encoder": dual}
         report = run_parity(
             bundle,
             models,

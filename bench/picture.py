@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.generate.options import Options
-from lavila_fast.pipeline import ASSETS, Narrator
-from lavila_fast.runtime.sampling import Warp
+from lavila_fast.narrator import ASSETS, Narrator
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 

@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.bench.timing import ROOT
+from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig
-from lavila_fast.evaluate.films import SPLITS, Clips, filmed_clips
+from lavila_fast.engines.choose import open_runtime
+from lavila_fast.engines.device.ort import OrtSlotRuntime
+from lavila_fast.engines.embed import DualEncoderRuntime
+from lavila_fast.engines.host.eager import TorchRuntime
+from lavila_fast.engines.protocol import NarratorRuntime
+from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import distinct_sentences, retrieval_items, sentence_items, write_greedily
 from lavila_fast.export.build import ExportOptions, export_model
 from lavila_fast.models.load import load_dual_encoder, load_narrator
-from lavila_fast.pipeline import ASSETS
-from lavila_fast.runtime.bundle import Bundle, open_bundle
-from lavila_fast.runtime.embed import DualEncoderRuntime
-from lavila_fast.runtime.open import open_runtime
-from lavila_fast.runtime.ort_gpu import OrtSlotRuntime
-from lavila_fast.runtime.protocol import NarratorRuntime
-from lavila_fast.runtime.torch_backend import TorchRuntime
+from lavila_fast.narrator import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 

@@ -24,12 +24,12 @@ from lavila_fast.bench import flops
 from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
 from lavila_fast.bench.peak import gemm_peak
 from lavila_fast.bench.timing import cores, in_subprocess, machine, percentiles, seconds
+from lavila_fast.bundle.manifest import MANIFEST, open_bundle
 from lavila_fast.config import NarratorConfig
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import token_limit
-from lavila_fast.pipeline import ASSETS, Narrator
-from lavila_fast.runtime.bundle import MANIFEST, open_bundle
+from lavila_fast.narrator import ASSETS, Narrator
 from lavila_fast.video.sources import VideoSource, expand_windows
 
 Say = Callable[[str], None]
@@ -208,7 +208,7 @@ def shares(subject: Subject, rows: list[dict[str, Any]], peaks: dict[str, Any]) 
 
 
 def engine_name(runtime: object) -> str:
-    """As `runtime.open.ENGINES` calls it."""
+    """As `engines.choose.ENGINES` calls it."""
     name = type(runtime).__name__.removesuffix("Runtime").lower()
     return "onnxruntime" if name == "ort" else name
 

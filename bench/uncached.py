@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.sampling import Warp
 
 SAMPLES, TOKENS = 10, 77
 WARP = Warp(temperature=0.7, top_p=0.95)

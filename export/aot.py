@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch.utils import _pytree as pytree
 
+from lavila_fast.bundle.engine_key import AOT, EngineKey, engine_path
+from lavila_fast.bundle.manifest import sha256
+from lavila_fast.engines.host.compiled import aot_machine
 from lavila_fast.errors import InputError
-from lavila_fast.export.specs import Spec, narrator_specs
+from lavila_fast.export.graphs.specs import Spec, narrator_specs
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.bundle import sha256
-from lavila_fast.runtime.engine_key import AOT, EngineKey, engine_path
-from lavila_fast.runtime.torch_compiled import aot_machine
 
 
 def build_packages(

@@ -21,20 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavila_fast.bundle.engine_key import NEVER_RUN
+from lavila_fast.bundle.graph_names import WEIGHTS
+from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError
 from lavila_fast.export.engines import EngineOptions, axes_for, build_engines, read_plan, write_plan
-from lavila_fast.export.quantize import PRECISIONS, TARGETS, TRANSLATIONS, Recipe, layers, quantize
+from lavila_fast.export.graphs.specs import Model, Spec, specs_for
+from lavila_fast.export.graphs.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
+from lavila_fast.export.graphs.weights import WeightFile, named_weights
+from lavila_fast.export.quantize.models import PRECISIONS, TARGETS, TRANSLATIONS, Recipe, layers, quantize
 from lavila_fast.export.recipe import choose_recipe, needs_clips
 from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
-from lavila_fast.export.specs import Model, Spec, specs_for
-from lavila_fast.export.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
-from lavila_fast.export.weights import WeightFile, named_weights
 from lavila_fast.models.load import load_dual_encoder, load_model
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.bundle import MANIFEST, Bundle, open_bundle
-from lavila_fast.runtime.engine_key import NEVER_RUN
-from lavila_fast.runtime.graph_names import WEIGHTS
 
 CLIP_SECONDS = 2.0
 PARITY_CLIPS = 32
@@ -120,7 +120,7 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         InputError: options, names or files that make no sense; too little memory.
         CheckpointError: weights that cannot be read, or a vocabulary that is nowhere.
         ExportError: a graph is not what it should be.
-        LavilaError: parity failed (see `export.parity`).
+        LavilaError: parity failed (see `export.parity.run`).
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -250,8 +250,8 @@ class _Build:
         build_engines(self.folder, EngineOptions("tensorrt_rtx", axes=axes), say=self.say)
 
     def _parity(self, references: dict[str, Model]) -> Bundle:
-        from lavila_fast.evaluate.films import FolderClips
-        from lavila_fast.export.parity import check_bundle
+        from lavila_fast.evaluate.clips import FolderClips
+        from lavila_fast.export.parity.run import check_bundle
 
         self.say("parity: comparing the bundle with the checkpoint")
         folder, page = self.options.calibration, find_spec("matplotlib") is not None
@@ -268,15 +268,15 @@ def graphs_for(model: Model, target: str) -> list[Spec]:
     specs: list[Spec] = specs_for(model)
     if target == "cpu" or not isinstance(model, Narrator):
         return specs
-    from lavila_fast.export.inplace import inplace_spec
+    from lavila_fast.export.graphs.inplace import Way, inplace_spec
 
-    way = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
+    way: Way = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
     return [specs[0], inplace_spec(model, way=way)]
 
 
 def opset_for(spec: Spec) -> int:
     """The operator set a graph needs."""
-    from lavila_fast.export.inplace import OPSETS, InplaceDecoder
+    from lavila_fast.export.graphs.inplace import OPSETS, InplaceDecoder
 
     opset: int = OPSETS[spec.module.way] if isinstance(spec.module, InplaceDecoder) else OPSET
     return opset

@@ -19,11 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
-from lavila_fast.errors import BundleError, InputError
-from lavila_fast.export.specs import Spec
-from lavila_fast.runtime.bundle import sha256
-from lavila_fast.runtime.engine_key import (
+from lavila_fast.bundle.engine_key import (
     BUILDERS,
     EngineKey,
     Machine,
@@ -35,6 +31,10 @@ from lavila_fast.runtime.engine_key import (
     read_key,
     this_machine,
 )
+from lavila_fast.bundle.manifest import sha256
+from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
+from lavila_fast.errors import BundleError, InputError
+from lavila_fast.export.graphs.specs import Spec
 
 Range = tuple[int, int, int]
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from lavila_fast.errors import InputError
-from lavila_fast.export.calibrate import calibrate, calibration_clips
-from lavila_fast.export.quantize import Recipe, layers
-from lavila_fast.export.sensitivity import Reference, by_block, by_layer, mixed, save_report, sensitivity
-from lavila_fast.export.smooth import smooth
-from lavila_fast.export.specs import Model
+from lavila_fast.export.graphs.specs import Model
+from lavila_fast.export.quantize.calibrate import calibrate, calibration_clips
+from lavila_fast.export.quantize.models import Recipe, layers
+from lavila_fast.export.quantize.sensitivity import Reference, by_block, by_layer, mixed, save_report, sensitivity
+from lavila_fast.export.quantize.smooth import smooth
 
 SMOOTH_CLIPS, TRIED_CLIPS = 32, 32
 BUDGET = 0.5  # points

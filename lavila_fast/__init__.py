@@ -14,20 +14,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# A bare checkout (no install) keeps export/, kernels/, train/ and bench/ beside this package; let them import as ours.
-_ROOT = Path(__file__).resolve().parent.parent
-if (_ROOT / "pyproject.toml").is_file() and str(_ROOT) not in __path__:
-    __path__.append(str(_ROOT))
+# export/, kernels/, train/ and bench/ are links to the folders beside this package. Where a checkout has no links
+# (Windows, by default), the folders themselves serve.
+_FOLDER = Path(__file__).resolve().parent
+if not (_FOLDER / "kernels").is_dir() and (_FOLDER.parent / "pyproject.toml").is_file():
+    __path__.append(str(_FOLDER.parent))
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
-    from lavila_fast.pipeline import Narrator
+    from lavila_fast.narrator import Narrator
     from lavila_fast.records import Clip, Narration
 
 _HOMES = {
-    "Narrator": "lavila_fast.pipeline",
+    "Narrator": "lavila_fast.narrator",
     "Clip": "lavila_fast.records",
     "Narration": "lavila_fast.records",
     "load_narrator": "lavila_fast.models.load",

@@ -1,5 +1,5 @@
 """``python -m lavila_fast`` is ``lavila-fast``."""
 
-from lavila_fast.cli import main
+from lavila_fast.cli.main import main
 
 main()

@@ -47,7 +47,7 @@ def tiny_bundle(tmp_path_factory, tiny_model):
 @pytest.fixture(scope="session")
 def tiny_engines(tiny_model, tiny_bundle):
     """The same narrator in every engine, by name."""
-    from lavila_fast.runtime.ort_backend import OrtRuntime
-    from lavila_fast.runtime.torch_backend import TorchRuntime
+    from lavila_fast.engines.host.eager import TorchRuntime
+    from lavila_fast.engines.host.ort import OrtRuntime
 
     return {"torch": TorchRuntime(tiny_model), "onnxruntime": OrtRuntime(tiny_bundle, tiny_model.config, threads=1)}

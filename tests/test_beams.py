@@ -12,10 +12,10 @@ from test_sampling import warped
 
 torch = pytest.importorskip("torch")
 
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 PLAIN = Warp(1.0)
 

@@ -20,8 +20,8 @@ from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narr
 from lavila_fast.bench.peak import gemm_peak
 from lavila_fast.bench.run import Setting, Subject, bench
 from lavila_fast.bench.timing import Piece, in_subprocess, in_turns, machine, medians, peak_rss, percentiles, stamp
-from lavila_fast.bench_cli import bench as command
-from lavila_fast.cli import run
+from lavila_fast.cli.bench import bench as command
+from lavila_fast.cli.main import run
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options

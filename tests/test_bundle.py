@@ -12,10 +12,10 @@ import tiny
 pytest.importorskip("torch")
 
 from lavila_fast import Narrator
+from lavila_fast.bundle.manifest import FORMAT, MANIFEST, Bundle, open_bundle
 from lavila_fast.config import ClassifierConfig
+from lavila_fast.engines.host.ort import OrtRuntime
 from lavila_fast.errors import BundleError, InputError
-from lavila_fast.runtime.bundle import FORMAT, MANIFEST, Bundle, open_bundle
-from lavila_fast.runtime.ort_backend import OrtRuntime
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytest.importorskip("PIL")
 
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import InputError, VideoError  # noqa: E402
-from lavila_fast.evaluate.films import action_of  # noqa: E402
+from lavila_fast.evaluate.clips import action_of  # noqa: E402
 from lavila_fast.kitchen.world import all_actions  # noqa: E402
 from lavila_fast.records import Clip  # noqa: E402
 from lavila_fast.train.dali_data import ListBatches, ListConfig, _Draws, open_list, read_sentences  # noqa: E402

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from lavila_fast.engines.sampling import Warp, choose  # noqa: E402
 from lavila_fast.errors import KernelError  # noqa: E402
 from lavila_fast.kernels.decode import reference, triton_cached, triton_cross, triton_sampling  # noqa: E402
 from lavila_fast.kernels.decode.ops import cached_attention, cross_attention, sample  # noqa: E402
-from lavila_fast.runtime.sampling import Warp, choose  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EACH = pytest.mark.parametrize("implementation", ["triton", "torch"])

@@ -18,6 +18,9 @@ pytest.importorskip("onnxscript")
 
 from onnx import TensorProto, helper  # noqa: E402
 
+from lavila_fast.bundle.graph_names import DECODER, ENCODER, WEIGHTS  # noqa: E402
+from lavila_fast.bundle.manifest import open_bundle  # noqa: E402
+from lavila_fast.engines.host.ort import session  # noqa: E402
 from lavila_fast.errors import (  # noqa: E402
     GraphAxesError,
     GraphNamesError,
@@ -25,11 +28,8 @@ from lavila_fast.errors import (  # noqa: E402
     GraphValuesError,
     InputError,
 )
-from lavila_fast.export.specs import decoder_spec, encoder_spec  # noqa: E402
-from lavila_fast.export.to_onnx import check_declaration, validate  # noqa: E402
-from lavila_fast.runtime.bundle import open_bundle  # noqa: E402
-from lavila_fast.runtime.graph_names import DECODER, ENCODER, WEIGHTS  # noqa: E402
-from lavila_fast.runtime.ort_backend import session  # noqa: E402
+from lavila_fast.export.graphs.specs import decoder_spec, encoder_spec  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import check_declaration, validate  # noqa: E402
 
 BLOCKED = ["torch", "transformers", "onnx", "onnxscript", "PIL", "deepspeed"]
 
@@ -309,7 +309,7 @@ def test_the_road_needs_no_torch(tmp_path, tiny_bundle):
         sys.meta_path.insert(0, Missing())
         import lavila_fast
         from lavila_fast import Clip, Narration, Narrator
-        import lavila_fast.cli, lavila_fast.archive.run, lavila_fast.runtime.embed
+        import lavila_fast.cli.main, lavila_fast.archive.run, lavila_fast.engines.embed
         from lavila_fast.errors import MissingExtraError
         from lavila_fast.generate.options import Options
 

@@ -18,18 +18,18 @@ pytest.importorskip("onnxscript")
 from click.testing import CliRunner  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
+from lavila_fast.bundle.graph_names import CLASSIFIER, DUAL_TEXT, DUAL_VIDEO, WEIGHTS  # noqa: E402
+from lavila_fast.bundle.manifest import open_bundle  # noqa: E402
+from lavila_fast.cli.export import export  # noqa: E402
+from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # noqa: E402
+from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
 from lavila_fast.export import to_onnx  # noqa: E402
 from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
-from lavila_fast.export.quantize import Recipe, quantize  # noqa: E402
-from lavila_fast.export.specs import specs_for  # noqa: E402
-from lavila_fast.export.to_onnx import validate, write_graph  # noqa: E402
-from lavila_fast.export_cli import export  # noqa: E402
+from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.quantize.models import Recipe, quantize  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_model, load_narrator  # noqa: E402
-from lavila_fast.runtime.bundle import open_bundle  # noqa: E402
-from lavila_fast.runtime.embed import ClassifierRuntime, DualEncoderRuntime  # noqa: E402
-from lavila_fast.runtime.graph_names import CLASSIFIER, DUAL_TEXT, DUAL_VIDEO, WEIGHTS  # noqa: E402
-from lavila_fast.runtime.ort_backend import OrtRuntime, session  # noqa: E402
 from lavila_fast.text import train_clip_bpe  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR", Path(__file__).parent / "data" / "golden"))

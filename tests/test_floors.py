@@ -13,27 +13,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},  # the cellar: configs check themselves, and need errors for it
-    {"config", "records", "kernels"},
-    {"models", "video", "text", "kitchen", "presets", "download"},
-    {"runtime"},
+    {"config", "records", "files", "kernels"},
+    {"video", "text", "kitchen", "presets", "download"},
+    {"models", "quant", "bundle"},
+    {"engines"},
     {"generate"},
-    {"pipeline", "evaluate", "search"},
+    {"narrator", "evaluate", "search"},
     {"export", "train", "archive", "serve"},
     {"bench"},  # it measures what `export` makes
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-ONE_ROOM = dict.fromkeys(("models_cli", "export_cli", "parity_cli", "bench_cli", "engines_cli", "__main__"), "cli")
+ONE_ROOM = {"__main__": "cli"}
 ROOF = len(FLOORS)  # `lavila_fast/__init__.py` shows the public names of all floors
-VERSION = "lavila_fast.cli", "lavila_fast"  # the command line asks the package for its version
+VERSION = "lavila_fast.cli.main", "lavila_fast"  # the command line asks the package for its version
 ROAD = [
     "cli",
-    "pipeline",
+    "narrator",
     "archive",
     "generate",
-    "runtime.open",
-    "runtime.ort_backend",
-    "runtime.bundle",
+    "engines.choose",
+    "engines.host.ort",
+    "bundle",
     "text",
     "video",
 ]
@@ -99,11 +100,11 @@ def breaches(importer, imported):
 
 def test_the_walk_sees_what_it_should():
     assert len(MODULES) > 40
-    assert {"lavila_fast.pipeline", "lavila_fast.export.to_onnx", "lavila_fast.train.loop"} <= set(MODULES)
-    assert "lavila_fast.models.load" in imports("lavila_fast.runtime.open")  # inside a function
-    assert "lavila_fast.models.load" not in imports("lavila_fast.runtime.open", top_level=True)
-    assert "lavila_fast.models.narrator" in imports("lavila_fast.runtime.torch_backend")  # under TYPE_CHECKING
-    assert list(breaches("lavila_fast.video.reader", {"lavila_fast.pipeline", "numpy", "lavila_fast.errors"}))
+    assert {"lavila_fast.narrator", "lavila_fast.export.graphs.to_onnx", "lavila_fast.train.loop"} <= set(MODULES)
+    assert "lavila_fast.models.load" in imports("lavila_fast.engines.choose")  # inside a function
+    assert "lavila_fast.models.load" not in imports("lavila_fast.engines.choose", top_level=True)
+    assert "lavila_fast.models.narrator" in imports("lavila_fast.engines.host.eager")  # under TYPE_CHECKING
+    assert list(breaches("lavila_fast.video.reader", {"lavila_fast.narrator", "numpy", "lavila_fast.errors"}))
     assert list(breaches("lavila_fast.video.reader", {"lavila_fast.text"}))  # the same floor
     assert list(breaches("lavila_fast.video.reader", {"lavila_fast"}))
 

@@ -14,11 +14,11 @@ from test_sampling import warped
 
 torch = pytest.importorskip("torch")
 
+from lavila_fast.engines.host.ort import OrtRuntime  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.randomness import clip_key, uniform  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
-from lavila_fast.runtime.ort_backend import OrtRuntime  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
 
 ENGINES = ["torch", "onnxruntime"]
 END = tiny.VOCAB - 1
@@ -100,7 +100,7 @@ def any_model(seed, ending):
 @given(st.integers(0, 3), st.sampled_from([0.0, 0.1, 0.5]), st.integers(1, 5), st.integers(1, 3), st.integers(1, 6))
 @settings(max_examples=12, deadline=None)
 def test_greedy_of_any_small_narrator(seed, ending, clips, samples, batch):
-    from lavila_fast.runtime.torch_backend import TorchRuntime
+    from lavila_fast.engines.host.eager import TorchRuntime
 
     model, videos = any_model(seed, ending), tiny.videos(clips, seed=seed + 10)
     found = write(TorchRuntime(model), videos, Options(samples, GREEDY), batch)

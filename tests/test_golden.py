@@ -17,15 +17,15 @@ torch = pytest.importorskip("torch")
 
 from lavila_fast import load_classifier, load_dual_encoder, load_narrator  # noqa: E402
 from lavila_fast.config import VisionConfig  # noqa: E402
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.host.ort import OrtRuntime  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.scheduler import Task, write_samples  # noqa: E402
 from lavila_fast.models.checkpoint import load_state, tidy  # noqa: E402
 from lavila_fast.models.timesformer import TimeSformer  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
-from lavila_fast.runtime.ort_backend import OrtRuntime  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 ACTIVATIONS, LOGITS = 2e-4, 1e-3
@@ -114,7 +114,7 @@ def writer(request, engine, tmp_path_factory):
         runtime = TorchRuntime(model)
     else:
         pytest.importorskip("onnxscript")
-        from lavila_fast.export.to_onnx import export_narrator
+        from lavila_fast.export.graphs.to_onnx import export_narrator
 
         folder = tmp_path_factory.mktemp(request.param)
         export_narrator(model, folder)

@@ -24,9 +24,11 @@ from test_video_units import FILES, VP9, film
 
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video import gpu_decoding, gpu_passes, reader
-from lavila_fast.video.gpu_decoding import DECODERS, agreement, decoders, read_clips, throughput
-from lavila_fast.video.looks import look
+from lavila_fast.video import decoders as gpu_decoding
+from lavila_fast.video import reader
+from lavila_fast.video.decoders import DECODERS, agreement, decoders, read_clips, throughput
+from lavila_fast.video.facts import look
+from lavila_fast.video.gpu import passes as gpu_passes
 from lavila_fast.video.probe import probe
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
@@ -302,9 +304,7 @@ def test_no_gpu_is_said() -> None:
 
 
 def test_importing_brings_no_heavy_library() -> None:
-    code = (
-        "import sys, lavila_fast.video.gpu_decoding; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
-    )
+    code = "import sys, lavila_fast.video.decoders; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -362,7 +362,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from lavila_fast.records import Clip
 from lavila_fast.video import reader
-from lavila_fast.video.gpu_decoding import read_clips
+from lavila_fast.video.decoders import read_clips
 from lavila_fast.video.transforms import FrameTransform
 plain, found = FrameTransform(48, (0.0,) * 3, (1.0,) * 3), {}
 clips = [Clip("v", i / 2, i / 2 + 1) for i in range(7)]

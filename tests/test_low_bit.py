@@ -17,7 +17,9 @@ from lavila_fast import load_narrator  # noqa: E402
 from lavila_fast.errors import InputError, MissingExtraError  # noqa: E402
 from lavila_fast.models.gpt2 import Mlp  # noqa: E402
 from lavila_fast.models.load import ASSETS  # noqa: E402
-from lavila_fast.models.low_bit import (  # noqa: E402
+from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.presets import config_for  # noqa: E402
+from lavila_fast.quant.low_bit import (  # noqa: E402
     CHOICES,
     Int8Linear,
     SafeSquaredMlp,
@@ -25,8 +27,6 @@ from lavila_fast.models.low_bit import (  # noqa: E402
     size_of,
     to_int8,
 )
-from lavila_fast.models.narrator import Narrator  # noqa: E402
-from lavila_fast.presets import config_for  # noqa: E402
 
 # How far logits may stray from float32's (relative L2), and how often the likeliest word must be the same. Measured:
 # .0008, .007, .02, .007, .06 and .93 or more.
@@ -96,7 +96,7 @@ def test_low_bits_are_really_there(wide, precision):
 def test_int8_is_what_the_exporter_says_it_is(wide, inputs):
     """Row by row, both compute the same integers; only the order of float operations could differ."""
     pytest.importorskip("onnxscript")
-    from lavila_fast.export.quantize import Recipe, quantize
+    from lavila_fast.export.quantize.models import Recipe, quantize
 
     emulated = run(quantize(wide, Recipe("int8", "cpu", per_tensor_encoder=False)), inputs)
     found = run(convert(wide, "int8"), inputs)

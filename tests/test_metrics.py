@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate import metrics
 from lavila_fast.evaluate.cider import cider
-from lavila_fast.evaluate.films import FolderClips, action_of, labels_of
+from lavila_fast.evaluate.clips import FolderClips, action_of, labels_of
 from lavila_fast.evaluate.kitchen import distinct_sentences, narrator_items, retrieval_items, write_greedily
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import write_samples
 from lavila_fast.kitchen.world import all_actions
-from lavila_fast.runtime.sampling import Warp
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 SENTENCES = ["c opens the drawer", "c opens the red drawer with the left hand", "c c puts the pan down", "c c sings"]
@@ -225,7 +225,7 @@ def test_a_folder_without_videos_is_one_clear_line(tmp_path):
 
 def test_kitchen_clips_are_what_their_labels_say(tmp_path, monkeypatch):
     pytest.importorskip("PIL")
-    from lavila_fast.evaluate import films
+    from lavila_fast.evaluate import clips as films
     from lavila_fast.kitchen.clips import render_clip
     from lavila_fast.kitchen.scene import make_scene
     from lavila_fast.video.transforms import preprocess

@@ -14,9 +14,9 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner, Result
 
+from lavila_fast.cli.models import models
 from lavila_fast.config import NarratorConfig, from_dict
 from lavila_fast.errors import DownloadError, InputError, LavilaError
-from lavila_fast.models_cli import models
 from lavila_fast.presets import CHECKPOINTS, VARIANTS
 
 FILES = Path(

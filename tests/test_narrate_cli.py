@@ -21,11 +21,11 @@ from test_video_coded import write_sound, write_video
 
 import lavila_fast
 from lavila_fast.archive.journal import Journal
-from lavila_fast.cli import _options, run
+from lavila_fast.cli.main import _options, run
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import InputError
-from lavila_fast.pipeline import Narrator
+from lavila_fast.narrator import Narrator
 from lavila_fast.records import Clip
-from lavila_fast.runtime.sampling import Warp
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
 
@@ -172,7 +172,7 @@ def test_done_videos_are_not_decoded(
     lines = Path("out.jsonl").read_bytes().splitlines(keepends=True)
     Path("out.jsonl").write_bytes(b"".join(lines[:7]))  # v0 and half of v1
     opened: list[tuple[str, int]] = []
-    from lavila_fast import pipeline
+    from lavila_fast import narrator as pipeline
 
     real = pipeline.read_clips
 

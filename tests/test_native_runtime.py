@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from lavila_fast.bundle import weights  # noqa: E402
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.host.native import NativeRuntime  # noqa: E402
+from lavila_fast.engines.sampling import Warp, choose, kept, log_softmax  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
 from lavila_fast.kernels import native  # noqa: E402
-from lavila_fast.runtime import weights  # noqa: E402
-from lavila_fast.runtime.native_backend import NativeRuntime  # noqa: E402
-from lavila_fast.runtime.sampling import Warp, choose, kept, log_softmax  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.why_not())
 END = tiny.VOCAB - 1
@@ -302,7 +302,7 @@ def test_the_words_chosen_are_those_of_the_definition(kind, words):
 
 
 def native_choice(logits, source, warp, u):
-    from lavila_fast.runtime.native_backend import native_choose
+    from lavila_fast.engines.host.native import native_choose
 
     chosen = native_choose(logits, source, warp, u, threads=2)
     return chosen.tokens, chosen.logprob, chosen.entropy

@@ -20,12 +20,14 @@ pytest.importorskip("matplotlib")
 from click.testing import CliRunner  # noqa: E402
 from tiny import film, videos  # noqa: E402
 
-from lavila_fast.cli import run as run_cli  # noqa: E402
+from lavila_fast.bundle.manifest import open_bundle  # noqa: E402
+from lavila_fast.cli.main import run as run_cli  # noqa: E402
+from lavila_fast.cli.parity import parity  # noqa: E402
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.errors import InputError, ParityError  # noqa: E402
-from lavila_fast.evaluate.films import labels_of  # noqa: E402
-from lavila_fast.export.parity import Report, check_bundle, run_parity, write_report  # noqa: E402
-from lavila_fast.export.parity_limits import LIMITS, Check, Limits, Section, checks_of, precision_of  # noqa: E402
-from lavila_fast.export.parity_measure import (  # noqa: E402
+from lavila_fast.evaluate.clips import labels_of  # noqa: E402
+from lavila_fast.export.parity.limits import LIMITS, Check, Limits, Section, checks_of, precision_of  # noqa: E402
+from lavila_fast.export.parity.measure import (  # noqa: E402
     Errors,
     classifier_parity,
     compared,
@@ -35,13 +37,11 @@ from lavila_fast.export.parity_measure import (  # noqa: E402
     shared,
     token_agreement,
 )
-from lavila_fast.export.parity_page import render  # noqa: E402
+from lavila_fast.export.parity.page import render  # noqa: E402
+from lavila_fast.export.parity.run import Report, check_bundle, run_parity, write_report  # noqa: E402
 from lavila_fast.kernels import native  # noqa: E402
 from lavila_fast.kitchen.world import all_actions  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, save_checkpoint  # noqa: E402
-from lavila_fast.parity_cli import parity  # noqa: E402
-from lavila_fast.runtime.bundle import open_bundle  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 CLIPS = 6
@@ -127,9 +127,9 @@ def test_the_native_engine_is_measured_by_the_same_lines(tiny_bundle, tiny_model
 
 @pytest.mark.slow
 def test_engines_with_memory_of_their_own_are_measured_too(tiny_bundle, tiny_model, tmp_path):
-    from lavila_fast.export.inplace import OPSETS, inplace_spec
-    from lavila_fast.export.to_onnx import write_graph
-    from lavila_fast.runtime.ort_gpu import OrtSlotRuntime
+    from lavila_fast.engines.device.ort import OrtSlotRuntime
+    from lavila_fast.export.graphs.inplace import OPSETS, inplace_spec
+    from lavila_fast.export.graphs.to_onnx import write_graph
 
     folder = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, folder)
@@ -475,7 +475,7 @@ def test_bad_input_is_one_line(given, change, line, tmp_path, capsys, monkeypatc
 
 
 def refused(arguments, line, capsys):
-    from lavila_fast.cli import cli
+    from lavila_fast.cli.main import cli
 
     cli.add_command(parity)
     assert run_cli(["parity", *arguments]) == 2

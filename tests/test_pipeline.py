@@ -12,11 +12,11 @@ import tiny
 pytest.importorskip("torch")
 
 from lavila_fast import Clip, Narration, Narrator
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.randomness import clip_key
 from lavila_fast.generate.scheduler import Task, write_samples
-from lavila_fast.runtime.sampling import Warp
 from lavila_fast.video.clips import windows
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource

@@ -19,29 +19,29 @@ import onnxruntime as ort  # noqa: E402
 from torch import nn  # noqa: E402
 
 from lavila_fast.config import ClassifierConfig, DistilBertConfig, DualEncoderConfig, VisionConfig  # noqa: E402
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.host.state import HostRuntime  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
-from lavila_fast.export.calibrate import BINS, Histogram, Ranges, calibrate, calibration_clips  # noqa: E402
-from lavila_fast.export.quant_modules import Int8Embedding, Int8Linear, StaticInt8Linear  # noqa: E402
-from lavila_fast.export.quant_ops import dequantize, quantize_dequantize  # noqa: E402
-from lavila_fast.export.quantize import TRANSLATIONS, Recipe, layers, quantize, to_half  # noqa: E402
-from lavila_fast.export.sensitivity import (  # noqa: E402
+from lavila_fast.export.graphs.specs import decoder_spec, step_arguments  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
+from lavila_fast.export.quantize.calibrate import BINS, Histogram, Ranges, calibrate, calibration_clips  # noqa: E402
+from lavila_fast.export.quantize.models import TRANSLATIONS, Recipe, layers, quantize, to_half  # noqa: E402
+from lavila_fast.export.quantize.sensitivity import (  # noqa: E402
     Reference,
     by_block,
     mixed,
     save_report,
     sensitivity,
 )
-from lavila_fast.export.smooth import fold, pairs, scale_of, smooth  # noqa: E402
-from lavila_fast.export.specs import decoder_spec, step_arguments  # noqa: E402
-from lavila_fast.export.to_onnx import write_graph  # noqa: E402
+from lavila_fast.export.quantize.smooth import fold, pairs, scale_of, smooth  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.models.gpt2 import Conv1D, TiedEmbedding  # noqa: E402
 from lavila_fast.models.load import load_dual_encoder, load_narrator  # noqa: E402
 from lavila_fast.models.narrator import Narrator  # noqa: E402
-from lavila_fast.runtime.host import HostRuntime  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
+from lavila_fast.quant.layers import Int8Embedding, Int8Linear, StaticInt8Linear  # noqa: E402
+from lavila_fast.quant.ops import dequantize, quantize_dequantize  # noqa: E402
 
 NANO = Path(__file__).parent / "data" / "nano"
 BAD = "visual.blocks.0.mlp.fc1"

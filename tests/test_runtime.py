@@ -8,12 +8,12 @@ import tiny
 
 torch = pytest.importorskip("torch")
 
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.host.ort import DECODER, ENCODER, OrtRuntime, session  # noqa: E402
+from lavila_fast.engines.host.state import TWO, StepInputs, grid_of  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.errors import BundleError  # noqa: E402
 from lavila_fast.generate.scheduler import leavers_last  # noqa: E402
-from lavila_fast.runtime.host import TWO, StepInputs, grid_of  # noqa: E402
-from lavila_fast.runtime.ort_backend import DECODER, ENCODER, OrtRuntime, session  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
 
 ENGINES = ["torch", "onnxruntime"]
 END = tiny.VOCAB - 1

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lavila_fast.engines import sampling
+from lavila_fast.engines.sampling import Warp, choose, log_softmax, nucleus
 from lavila_fast.errors import InputError
 from lavila_fast.generate.beams import _drawn
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.randomness import clip_key, uniform
-from lavila_fast.runtime import sampling
-from lavila_fast.runtime.sampling import Warp, choose, log_softmax, nucleus
 
 torch = pytest.importorskip("torch")
 

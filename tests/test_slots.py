@@ -13,16 +13,18 @@ pytest.importorskip("onnxscript")
 
 import test_runtime as histories  # noqa: E402
 
+from lavila_fast.engines import sampling  # noqa: E402
+from lavila_fast.engines.device import ort as ort_gpu  # noqa: E402
+from lavila_fast.engines.device import sampling as torch_sampling  # noqa: E402
+from lavila_fast.engines.device.memory import HostMemory, _bytes_of  # noqa: E402
+from lavila_fast.engines.device.ort import OrtSlotRuntime, cuda_options, tensorrt_options  # noqa: E402
+from lavila_fast.engines.host.state import grid_of  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
-from lavila_fast.export.inplace import OPSETS, InplaceDecoder, inplace_arguments, inplace_spec  # noqa: E402
-from lavila_fast.export.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.graphs.inplace import OPSETS, InplaceDecoder, inplace_arguments, inplace_spec  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
-from lavila_fast.runtime import ort_gpu, sampling, torch_sampling  # noqa: E402
-from lavila_fast.runtime.host import grid_of  # noqa: E402
-from lavila_fast.runtime.memory import HostMemory, _bytes_of  # noqa: E402
-from lavila_fast.runtime.ort_gpu import OrtSlotRuntime, cuda_options, tensorrt_options  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
 
 CAPACITY = 39
 

@@ -19,6 +19,17 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 trt = pytest.importorskip("tensorrt_rtx")
 
+from lavila_fast.bundle.engine_key import (  # noqa: E402
+    EngineKey,
+    Machine,
+    check_engine,
+    graph_hash,
+    misfits,
+    read_key,
+    this_machine,
+)
+from lavila_fast.bundle.manifest import Bundle  # noqa: E402
+from lavila_fast.cli.engines import engines as engines_command  # noqa: E402
 from lavila_fast.config import (  # noqa: E402
     ClassifierConfig,
     ClipTextConfig,
@@ -28,7 +39,7 @@ from lavila_fast.config import (  # noqa: E402
     NarratorConfig,
     VisionConfig,
 )
-from lavila_fast.engines_cli import engines as engines_command  # noqa: E402
+from lavila_fast.engines.device import trt as tensorrt_backend  # noqa: E402
 from lavila_fast.errors import BundleError, InputError, MissingExtraError  # noqa: E402
 from lavila_fast.export.engines import (  # noqa: E402
     AXES,
@@ -41,24 +52,13 @@ from lavila_fast.export.engines import (  # noqa: E402
     shape_range,
     write_plan,
 )
-from lavila_fast.export.inplace import OPSETS, inplace_spec  # noqa: E402
-from lavila_fast.export.quantize import TRANSLATIONS, Recipe, layers, quantize  # noqa: E402
-from lavila_fast.export.specs import classifier_specs, dual_encoder_specs, narrator_specs  # noqa: E402
-from lavila_fast.export.to_onnx import OPSET, write_graph  # noqa: E402
+from lavila_fast.export.graphs.inplace import OPSETS, inplace_spec  # noqa: E402
+from lavila_fast.export.graphs.specs import classifier_specs, dual_encoder_specs, narrator_specs  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import OPSET, write_graph  # noqa: E402
+from lavila_fast.export.quantize.models import TRANSLATIONS, Recipe, layers, quantize  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.models.narrator import Narrator  # noqa: E402
-from lavila_fast.runtime import tensorrt_backend  # noqa: E402
-from lavila_fast.runtime.bundle import Bundle  # noqa: E402
-from lavila_fast.runtime.engine_key import (  # noqa: E402
-    EngineKey,
-    Machine,
-    check_engine,
-    graph_hash,
-    misfits,
-    read_key,
-    this_machine,
-)
 
 CARDS = ("8.6", "8.9")
 RTX = EngineOptions("tensorrt_rtx", capabilities=CARDS)

@@ -10,10 +10,10 @@ import tiny
 
 torch = pytest.importorskip("torch")
 
+from lavila_fast.bundle.engine_key import EngineKey, engine_path, read_key  # noqa: E402
+from lavila_fast.bundle.manifest import sha256  # noqa: E402
+from lavila_fast.engines.host.compiled import AotRuntime, CompiledRuntime, aot_machine  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
-from lavila_fast.runtime.bundle import sha256  # noqa: E402
-from lavila_fast.runtime.engine_key import EngineKey, engine_path, read_key  # noqa: E402
-from lavila_fast.runtime.torch_compiled import AotRuntime, CompiledRuntime, aot_machine  # noqa: E402
 
 
 @pytest.fixture(scope="module")

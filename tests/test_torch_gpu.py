@@ -15,16 +15,16 @@ torch = pytest.importorskip("torch")
 
 import test_runtime as histories  # noqa: E402
 
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
+from lavila_fast.engines.torch_cuda.launch import Launcher, Mark  # noqa: E402
+from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.generate.ahead import Coming, write_ahead  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.randomness import clip_key, uniform, uniforms  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
-from lavila_fast.runtime.torch_gpu import TorchGpuRuntime  # noqa: E402
-from lavila_fast.runtime.torch_gpu_launch import Launcher, Mark  # noqa: E402
 from lavila_fast.video.transforms import normalise  # noqa: E402
 
 WARPS = [Warp(0), Warp(), Warp(0.7, top_p=0.95), Warp(1.3, top_k=5), Warp(1.0, top_k=40, top_p=0.5)]

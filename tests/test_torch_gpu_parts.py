@@ -20,18 +20,19 @@ from test_torch_gpu import WARPS, ahead, check, runtime, usual  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.sampling import Warp  # noqa: E402
+from lavila_fast.engines.torch_cuda import decode_loop  # noqa: E402
+from lavila_fast.engines.torch_cuda import step as torch_gpu_step  # noqa: E402
+from lavila_fast.engines.torch_cuda.decode_loop import Flight, Rules  # noqa: E402
+from lavila_fast.engines.torch_cuda.encoder import Stage, keys_values  # noqa: E402
+from lavila_fast.engines.torch_cuda.launch import launcher_for  # noqa: E402
+from lavila_fast.engines.torch_cuda.memory import choose_lanes, choose_slots, slot_bytes  # noqa: E402
+from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime  # noqa: E402
+from lavila_fast.engines.torch_cuda.step import Seats, SlotDecoder, with_folded_gates  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.kernels.choice import interpreted  # noqa: E402
-from lavila_fast.runtime import torch_gpu_flight, torch_gpu_step  # noqa: E402
-from lavila_fast.runtime.sampling import Warp  # noqa: E402
-from lavila_fast.runtime.torch_backend import TorchRuntime  # noqa: E402
-from lavila_fast.runtime.torch_gpu import TorchGpuRuntime  # noqa: E402
-from lavila_fast.runtime.torch_gpu_encoder import Stage, keys_values  # noqa: E402
-from lavila_fast.runtime.torch_gpu_flight import Flight, Rules  # noqa: E402
-from lavila_fast.runtime.torch_gpu_launch import launcher_for  # noqa: E402
-from lavila_fast.runtime.torch_gpu_memory import choose_lanes, choose_slots, slot_bytes  # noqa: E402
-from lavila_fast.runtime.torch_gpu_step import Seats, SlotDecoder, with_folded_gates  # noqa: E402
 
 CROSSED = "crossattention", "mlp_crossattention"
 
@@ -154,7 +155,7 @@ def insist(monkeypatch):
 
     for name in ("add_layer_norm", "cross_attention", "cached_attention"):
         monkeypatch.setattr(torch_gpu_step, name, on_triton(getattr(torch_gpu_step, name)))
-    monkeypatch.setattr(torch_gpu_flight, "sample", on_triton(torch_gpu_flight.sample))
+    monkeypatch.setattr(decode_loop, "sample", on_triton(decode_loop.sample))
     yield calls
     assert calls == {"add_layer_norm", "cross_attention", "cached_attention", "sample"}
 
@@ -295,7 +296,7 @@ def test_clips_that_a_gpu_decoded_on_a_stream_of_its_own(model):
 
 UNCAPTURABLE = """
 import torch
-from lavila_fast.runtime.torch_gpu_launch import launcher_for
+from lavila_fast.engines.torch_cuda.launch import launcher_for
 launcher, x = launcher_for("cuda", True), torch.ones(1, device="cuda")
 run = launcher.capture(lambda: x.add_(x.sum().item()))
 assert not launcher.graphs

@@ -19,7 +19,7 @@ pytest.importorskip("PIL")
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import CheckpointError, InputError  # noqa: E402
 from lavila_fast.evaluate import kitchen as evaluate_kitchen  # noqa: E402
-from lavila_fast.evaluate.films import Clips, action_of, filmed_clips, labels_of  # noqa: E402
+from lavila_fast.evaluate.clips import Clips, action_of, filmed_clips, labels_of  # noqa: E402
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
 from lavila_fast.models.load import load_narrator  # noqa: E402
 from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402

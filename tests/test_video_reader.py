@@ -18,8 +18,8 @@ from test_video_coded import number_of, numbers, write_sound, write_video
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video import passes
 from lavila_fast.video.clips import chunked_reads, whole_file_indices, windows
+from lavila_fast.video.cpu import passes
 from lavila_fast.video.probe import probe
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows

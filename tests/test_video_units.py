@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from test_video_coded import number_of, write_video
 
-from lavila_fast.video.looks import Look
+from lavila_fast.video.facts import Look
+from lavila_fast.video.gpu.unit_requests import centre
+from lavila_fast.video.gpu.units import Unsuitable, pictures
 from lavila_fast.video.probe import open_video
-from lavila_fast.video.unit_requests import centre
-from lavila_fast.video.units import Unsuitable, pictures
 
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "20"}
 GROUPS = {"g": "20", "keyint_min": "20"}
@@ -74,7 +74,7 @@ def test_packets_that_say_too_little_are_unsuitable(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(96, 64), (64, 96), (101, 77), (48, 48), (640, 31)])
 def test_region_is_the_centre_crop(size: tuple[int, int]) -> None:
     torch = pytest.importorskip("torch")
-    from lavila_fast.video.nvcodec_reader import resample
+    from lavila_fast.video.gpu.nvcodec_reader import resample
     from lavila_fast.video.transforms import preprocess
 
     frames = np.random.default_rng(0).integers(0, 256, (2, size[1], size[0], 3), np.uint8)
@@ -88,7 +88,7 @@ def test_region_is_the_centre_crop(size: tuple[int, int]) -> None:
 
 def test_nv12_becomes_pyavs_colours(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from lavila_fast.video.nvcodec_reader import nv12_to_rgb, preprocessed
+    from lavila_fast.video.gpu.nvcodec_reader import nv12_to_rgb, preprocessed
     from lavila_fast.video.transforms import preprocess
 
     rng = np.random.default_rng(0)

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.evaluate.clips import Clips
 from lavila_fast.train.dali_data import ListBatches, ListConfig, open_list
-from lavila_fast.train.data import Clips, DataConfig, open_clips
+from lavila_fast.train.data import DataConfig, open_clips
 from lavila_fast.train.loop import train
 from lavila_fast.train.memory import keep_memory
 from lavila_fast.train.recipes import RECIPES

@@ -3,7 +3,7 @@
 `ListBatches.at(step, rank, world)` has the contract of `data.Batches`: which clips make a batch, which frames of them,
 which region and whether mirrored is a function of (seed, step) alone, so a run resumes at any step to the bit, and any
 number of processes share a batch without talking. That rules out DALI's own readers, which shuffle in a buffer and must
-be wound forward; here DALI decodes what it is handed (`video.units`), and the order is ours.
+be wound forward; here DALI decodes what it is handed (`video.gpu.units`), and the order is ours.
 
 Only the stretches of the files that hold wanted frames are read, and the next batches are prepared meanwhile: files by
 `readers` threads, decoding by the library's own.
@@ -32,18 +32,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.evaluate.films import labels_of
+from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import whole_file_indices
-from lavila_fast.video.gpu_decoding import decoders
-from lavila_fast.video.gpu_passes import choose, say_once, wanted_units, worker
-from lavila_fast.video.looks import Look, look
-from lavila_fast.video.nvcodec_reader import resample
-from lavila_fast.video.passes import Health, OpenClip, Want, read_file
+from lavila_fast.video.cpu.passes import Health, OpenClip, Want, read_file
+from lavila_fast.video.decoders import decoders
+from lavila_fast.video.facts import Look, look
+from lavila_fast.video.gpu.nvcodec_reader import resample
+from lavila_fast.video.gpu.passes import choose, say_once, wanted_units, worker
+from lavila_fast.video.gpu.unit_requests import Region, Request, UnitDecoder, centre
+from lavila_fast.video.gpu.units import Unsuitable
 from lavila_fast.video.probe import REFETCH, VideoInfo, header, open_video
-from lavila_fast.video.unit_requests import Region, Request, UnitDecoder, centre
-from lavila_fast.video.units import Unsuitable
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call
@@ -75,7 +75,7 @@ class ListConfig:
         list: For `read_sentences`; the files lie below `root`.
         frames: Frames a clip.
         img: Side of the frames, pixels.
-        decoder: One of `video.gpu_decoding.DECODERS`.
+        decoder: One of `video.decoders.DECODERS`.
         device: Where they are decoded and handed over: ``cpu``, ``cuda`` or ``cuda:N``; the model must be there too.
         area: Least and greatest share of a frame that a crop covers; (1, 1) for the centre crop of narration.
         aspect: Least and greatest width over height of a crop.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lavila_fast.kitchen as kitchen
-from lavila_fast.evaluate.films import PARTS, Clips, labels_of
+from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
 from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Split, make_scene

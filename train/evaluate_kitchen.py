@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lavila_fast.errors import LavilaError
-from lavila_fast.evaluate.films import SPLITS, Clips, filmed_clips
+from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator

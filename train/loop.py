@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, InputError
+from lavila_fast.evaluate.clips import Clips
 from lavila_fast.train.checkpoints import load_state, save_state
 from lavila_fast.train.dali_data import ListBatches
-from lavila_fast.train.data import Batches, Clips
+from lavila_fast.train.data import Batches
 from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import adopt, features, make_task

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavila_fast.config import DualEncoderConfig, NarratorConfig
+from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.models.timesformer import TimeSformer
 from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.train.data import PARTS, Clips, labels_of
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
 from lavila_fast.train.recipes import Recipe
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from lavila_fast.bench.gpu.models import narrate, regrets
 from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt, relative, verdict
 from lavila_fast.bench.uncached import random_narrator
+from lavila_fast.engines.sampling import Warp
+from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 from lavila_fast.errors import KernelError
 from lavila_fast.generate.options import Options
 from lavila_fast.kernels import cuda_build
@@ -24,8 +26,6 @@ from lavila_fast.kernels.int8 import ops as int8
 from lavila_fast.kernels.norm.ops import add_layer_norm
 from lavila_fast.kernels.preprocess import check_cuda, cuda
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.sampling import Warp
-from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOST_REGRET = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.2, "int8": 0.4}  # of greedy words; see `models.regrets`

@@ -28,7 +28,7 @@ def files_part(setup: Setup) -> dict[str, Any]:
 
 
 def _films(setup: Setup) -> list[Path]:
-    from lavila_fast.pipeline import ASSETS
+    from lavila_fast.narrator import ASSETS
 
     folder = os.environ.get("LAVILA_VIDEO_DIR")
     found = sorted(Path(folder).glob("*.mp4")) if folder else []
@@ -36,7 +36,7 @@ def _films(setup: Setup) -> list[Path]:
 
 
 def _decode(setup: Setup, decoder: str) -> Row:
-    from lavila_fast.video.gpu_decoding import agreement, throughput
+    from lavila_fast.video.decoders import agreement, throughput
 
     films = _films(setup)
     throughput(films[:1], decoder, setup.device)
@@ -51,11 +51,11 @@ def _decode(setup: Setup, decoder: str) -> Row:
 
 def _narrate(setup: Setup, decoder: str) -> Row:
     """The shipped model on the shipped film; its words are known."""
+    from lavila_fast.engines.sampling import Warp
+    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
     from lavila_fast.generate.options import Options
     from lavila_fast.models.load import load_narrator
-    from lavila_fast.pipeline import ASSETS, Narrator
-    from lavila_fast.runtime.sampling import Warp
-    from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
+    from lavila_fast.narrator import ASSETS, Narrator
 
     shipped = Narrator.from_pretrained("nano", threads=2)
     runtime = TorchGpuRuntime(load_narrator("nano"), setup.device, "bf16", slots=setup.of(64, 4), rows=1)

@@ -18,10 +18,10 @@ from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt, tell
 from lavila_fast.bench.peers import HF_NOTE, HuggingFace
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_step
 from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 from lavila_fast.generate.ahead import Coming, write_ahead
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
 
 CASES = (12, TOKENS - 1)  # tokens chosen a sentence
 ENCODERS = (  # model, attention, what of it is compiled; in order of importance, the slowest to compile last
@@ -221,9 +221,9 @@ def _peer(contest: Contest, case: int, precision: str) -> Row:
 
 
 def _ours(contest: Contest, rows: Rows, label: Row, compiled: str | None, cases: tuple[int, ...]) -> None:
-    how = {"slots": contest.slots, "rows": SAMPLES, "compile_encoder": compiled}
     try:
-        runtime = TorchGpuRuntime(contest.model, contest.setup.device, label["precision"], **how)
+        where, precision = contest.setup.device, label["precision"]
+        runtime = TorchGpuRuntime(contest.model, where, precision, contest.slots, SAMPLES, compile_encoder=compiled)
     except Exception as error:
         rows.append({**label, "tokens": contest.tokens(cases[0]), "not_run": f"{type(error).__name__}: {error}"[:300]})
         return

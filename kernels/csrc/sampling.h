@@ -1,4 +1,4 @@
-// Choosing words from logits: what lavila_fast/runtime/sampling.py defines, one line of logits at a time.
+// Choosing words from logits: what lavila_fast/engines/sampling.py defines, one line of logits at a time.
 #pragma once
 #include "linear.h"
 

@@ -2,7 +2,7 @@
 
 Activations are quantized as they come, each row with its own scale; weights once, each output column with its own. Both
 are symmetric, sums are exact: a row's result never depends on the rows beside it, which decoding in batches needs. The
-same scheme as `export.quant_ops.dynamic_int8_linear` and the native CPU engine.
+same scheme as `quant.ops.dynamic_int8_linear` and the native CPU engine.
 
 Shape suffixes: M rows, K inputs, N outputs.
 """

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lavila_fast.archive.files import replacing, storage_error
 from lavila_fast.archive.writers import JsonLines
 from lavila_fast.errors import InputError, StorageError
+from lavila_fast.files import replacing, storage_error
 from lavila_fast.records import Clip, Narration
 
 FSYNC_SECONDS = 5.0

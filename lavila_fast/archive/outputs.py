@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from lavila_fast.archive.files import replacing, storage_error
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.writers import WRITERS
 from lavila_fast.errors import InputError
+from lavila_fast.files import replacing, storage_error
 from lavila_fast.records import Clip, Narration
 
 FORMATS = ("jsonl", "csv", "srt", "vtt", "pkl")

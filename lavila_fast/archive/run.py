@@ -23,7 +23,7 @@ from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import duration
 
 if TYPE_CHECKING:
-    from lavila_fast.pipeline import Narrator
+    from lavila_fast.narrator import Narrator
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.evaluate.cider import cider
-from lavila_fast.evaluate.films import PARTS, action_of, labels_of
+from lavila_fast.evaluate.clips import PARTS, action_of, labels_of
 from lavila_fast.evaluate.metrics import average_precision, ndcg, recall_at
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.scheduler import Task, write_samples
 from lavila_fast.kitchen.world import all_actions, parse_sentence
-from lavila_fast.runtime.protocol import ClipContext, NarratorRuntime
-from lavila_fast.runtime.sampling import Warp
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -1,6 +1,6 @@
 """Continuous batching that runs ahead of the device: the host queues steps and hears of tokens some steps later.
 
-What `generate.scheduler` does, for `runtime.torch_gpu`: the same sentences with the same scores (as far as the engine
+What `generate.scheduler` does, for `engines.torch_cuda`: the same sentences with the same scores (as far as the engine
 computes the same numbers), but no step waits for the host. That is possible because the host knows beforehand all that
 a step needs but tokens, which never leave the device's side: uniform numbers depend on seed, clip, sample and step. A
 slot falls free when the host hears that its last sentence ended; what was queued for it meanwhile changes nothing.
@@ -23,9 +23,9 @@ from lavila_fast.generate.randomness import uniforms
 from lavila_fast.generate.scheduler import end_token, token_limit
 
 if TYPE_CHECKING:  # it needs torch
-    from lavila_fast.runtime.torch_gpu import TorchGpuRuntime
-    from lavila_fast.runtime.torch_gpu_encoder import Stage
-    from lavila_fast.runtime.torch_gpu_flight import Flight, Heard, Rules
+    from lavila_fast.engines.torch_cuda.decode_loop import Flight, Heard, Rules
+    from lavila_fast.engines.torch_cuda.encoder import Stage
+    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 
 T = TypeVar("T")
 SPREAD = 12  # steps over which the clips of a full flight are uploaded: about what a sentence takes
@@ -118,7 +118,7 @@ def write_ahead(
     Raises:
         InputError: beams, or another writer has the engine.
     """
-    from lavila_fast.runtime.torch_gpu_flight import Rules
+    from lavila_fast.engines.torch_cuda.decode_loop import Rules
 
     if options.beams > 1:
         raise InputError("beams cannot run ahead of the device; take write_beams")

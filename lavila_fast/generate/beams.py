@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.engines.protocol import NarratorRuntime
+from lavila_fast.engines.sampling import F32, Warp, kept
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import uniform
 from lavila_fast.generate.scheduler import Task, end_token, token_limit
-from lavila_fast.runtime.protocol import NarratorRuntime
-from lavila_fast.runtime.sampling import F32, Warp, kept
 
 T = TypeVar("T")
 

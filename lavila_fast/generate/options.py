@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import InputError
-from lavila_fast.runtime.sampling import Warp
 
 SAMPLING = Warp(temperature=0.7, top_p=0.95)
 """The original's."""

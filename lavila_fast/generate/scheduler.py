@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import uniform
-from lavila_fast.runtime.protocol import ClipContext, NarratorRuntime
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """A model's weights from the weight file of a bundle, back in the layout and types that PyTorch's models have.
 
-`export.weights` laid them out for engines: matrices as (inputs, outputs), perhaps halved, perhaps int8 with a scale a
-column. What quantizing lost stays lost: the model that comes out is what the engine computes with, in float32.
+`export.graphs.weights` laid them out for engines: matrices as (inputs, outputs), perhaps halved, perhaps int8 with a
+scale a column. What quantizing lost stays lost: the model that comes out is what the engine computes with, in float32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Clips of a video, a file or a folder of chunks, as arrays of frames.
 
 Opening and seeking once a clip, as the original does, decodes most of a video several times over. Here each file is
-decoded once for all its clips; `passes` says how, and what a frame index means.
+decoded once for all its clips; `cpu.passes` says how, and what a frame index means.
 
     for decoded in read_clips("video.mp4", clips, frames_per_clip=4, transform=FrameTransform(224, mean, std)):
         narrate(decoded.clip, decoded.frames)  # (3, 4, 224, 224)
@@ -20,7 +20,7 @@ import numpy as np
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
-from lavila_fast.video.passes import Health, Image, OpenClip, Transform, Want, read_file
+from lavila_fast.video.cpu.passes import Health, Image, OpenClip, Transform, Want, read_file
 from lavila_fast.video.probe import REFETCH, VideoInfo, header, open_video
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform

@@ -115,8 +115,8 @@ class _OfFile:
         if key not in self.known:
             self.known[key] = _how(frame)
         how, of = self.known[key], self.transform
-        held = [(plane.buffer_ptr, plane.line_size, plane.buffer_size) for plane in frame.planes] if how else []
-        if how is None or min(stride for _, stride, _ in held) < 0:  # rows from the bottom to the top
+        held = [native.Plane(each.buffer_ptr, each.line_size, each.buffer_size) for each in frame.planes] if how else []
+        if how is None or min(plane.stride for plane in held) < 0:  # rows from the bottom to the top
             return of(upright(frame))
         image: NDArray[np.float32] = native.convert(how, held, of.size, of.mean, of.std, rotation(frame))
         return image

@@ -1,0 +1,138 @@
+"""`lavila-fast parity`: how faithful a bundle is to the checkpoint it was made from, as figures and as a page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lavila_fast.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lavila_fast.bundle.manifest import Bundle
+    from lavila_fast.evaluate.clips import ClipSource
+    from lavila_fast.export.parity.limits import Limits
+    from lavila_fast.export.parity.report import Report
+    from lavila_fast.models.load import Model
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--reference", type=_PATH, help="Checkpoint of the bundle's narrator, or of the model it holds.")
+@click.option("--dual-reference", type=_PATH, help="Checkpoint of its dual encoder, beside a narrator.")
+@click.option("--clips", default="kitchen", show_default=True, help="A folder of videos, a video, or kitchen.")
+@click.option("--count", default=200, show_default=True, type=click.IntRange(1, 100_000), help="How many clips.")
+@click.option("--engine", "engines", multiple=True, help="May be given several times.  [default: auto]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: all cores]")
+@click.option("--task", type=click.Choice(("auto", "kitchen", "none")), default="auto", show_default=True)
+@click.option("--limits", "row", help="fp32, fp16, bf16 or int8.  [default: as the bundle's graphs]")
+@click.option("--limit", "own", multiple=True, metavar="NAME=VALUE", help="One limit of your own, e.g. points=0.2.")
+@click.option("--films", type=_PATH, help="Where the kitchen's films are kept.  [default: the user's cache]")
+@click.option("--output", type=_PATH, help="The page.  [default: BUNDLE/parity.html]")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def parity(bundle: Path, **given: Any) -> None:
+    """Compare BUNDLE with the PyTorch model it was made from.
+
+    Both see the same clips. Writes parity.json into BUNDLE and a page to read; exits with 1 when a limit does not hold.
+
+    \b
+    Examples:
+      lavila-fast parity nano_int8 --reference narrator.safetensors --count 1000
+      lavila-fast parity big --reference vclm.pth --clips videos/ --count 32 --engine native --engine onnxruntime
+    """  # noqa: D301
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("torch", "export") from error
+    from lavila_fast.bundle.manifest import open_bundle
+    from lavila_fast.export.parity.report import write_report
+    from lavila_fast.export.parity.run import run_parity
+
+    opened = open_bundle(bundle)
+    models, names = _references(opened, given["reference"], given["dual_reference"])
+    report = run_parity(
+        opened,
+        models,
+        _clips(given["clips"], given["count"], given["films"]),
+        engines=given["engines"] or ("auto",),
+        threads=given["threads"],
+        limits=_limits(opened, given["row"], given["own"]),
+        task=given["task"],
+        references=names,
+        quiet=given["quiet"],
+    )
+    page = write_report(report, opened, given["output"])
+    click.echo(json.dumps(report.to_dict(), indent=1) if given["as_json"] else _lines(report))
+    click.echo(f"{page}: the page to read", err=True)
+    click.get_current_context().exit(0 if report.passed else 1)
+
+
+def _lines(report: Report) -> str:
+    """The verdict for a terminal."""
+    lines = [f"{report.verdict.upper()}: {report.about['bundle']['name']}"]
+    for section in report.sections:
+        lines += ["", section.title]
+        lines += [f"  {'ok  ' if check.ok else 'FAIL'} {check}" for check in section.checks]
+    lines += [f"\n{kind}: not compared; {why}" for kind, why in report.left_out.items()]
+    return "\n".join(lines)
+
+
+def _references(bundle: Bundle, reference: Path | None, dual: Path | None) -> tuple[dict[str, Model], dict[str, str]]:
+    """Models by kind, and what to call them."""
+    from lavila_fast.bundle.manifest import sha256
+    from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
+
+    load = {"narrator": load_narrator, "dual_encoder": load_dual_encoder, "classifier": load_classifier}
+    paths: dict[str, Path] = {}
+    if reference:
+        main = next((kind for kind in ("narrator", "classifier", "dual_encoder") if kind in bundle.models), None)
+        if main is None:
+            raise InputError(f"{bundle.folder}: holds no model to compare with {reference}")
+        paths[main] = reference
+    if dual:
+        paths["dual_encoder"] = dual
+    if not paths:
+        raise InputError(f"{bundle.folder}: give --reference, the checkpoint that the bundle was made from")
+    models: dict[str, Model] = {}
+    for kind, path in paths.items():
+        config = bundle.models.get(kind)
+        frames = config.vision.frames if config else None
+        models[kind] = load[kind](path, frames=frames)  # type: ignore[operator, assignment]
+    return models, {k: f"{p.name}, sha256 {sha256(p)[:16]}" if p.is_file() else str(p) for k, p in paths.items()}
+
+
+def _clips(where: str, count: int, films: Path | None) -> ClipSource:
+    from lavila_fast.download import cache_dir
+    from lavila_fast.evaluate.clips import FolderClips, KitchenClips
+
+    if where == "kitchen":
+        return KitchenClips(count, films or cache_dir() / "films")
+    if not Path(where).exists():
+        raise InputError(f"{where}: no such folder; give a folder of videos, a video, or kitchen")
+    return FolderClips(Path(where), count)
+
+
+def _limits(bundle: Bundle, row: str | None, own: tuple[str, ...]) -> Limits | None:
+    from lavila_fast.export.parity.limits import LIMITS, Limits, precision_of
+
+    if row is not None and row not in LIMITS:
+        raise InputError(f"--limits {row}: expected one of {', '.join(LIMITS)}")
+    if not own:
+        return LIMITS[row] if row else None
+    names = [f.name for f in fields(Limits)]
+    changes: dict[str, float] = {}
+    for text in own:
+        name, _, value = text.partition("=")
+        try:
+            changes[name] = float(value)
+        except ValueError:
+            name = ""
+        if name not in names:
+            raise InputError(f"--limit {text}: write NAME=NUMBER, NAME one of {', '.join(names)}")
+    return replace(LIMITS[row or precision_of(bundle.precision, tuple(bundle.precision))], **changes)

@@ -1,0 +1,179 @@
+"""ONNX Runtime on NVIDIA GPUs: its CUDA and TensorRT providers, everything bound by address.
+
+Caches, visual keys and values and logits stay on the device; inputs and outputs of a step are bound to the memory of
+`slots`, the new token is written where the old ones lie. The same binding runs on the CPU (``provider="cpu"``), which
+is how it is tested; the CUDA and TensorRT providers were never run.
+
+The TensorRT provider takes one memory for the input and another for the output of a cache, because TensorRT promises
+nothing about a scatter in place; CUDA and CPU kernels skip the copy when both are one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.device.memory import Block, CudaMemory, HostMemory, Memory
+from lavila_fast.engines.device.slots import SlotRuntime
+from lavila_fast.errors import BundleError, InputError
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+ENCODER, DECODER = "encoder.onnx", "decoder_inplace.onnx"
+TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+NEEDS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+WORKSPACE = 2 << 30  # bytes
+BFLOAT16 = 16  # of onnx.TensorProto; numpy has none
+
+
+def cuda_options(memory: Memory) -> dict[str, str]:
+    """Options of the CUDA provider: our stream, so that our copies and its kernels are ordered, and exact float32."""
+    return {
+        "device_id": str(memory.index),
+        "user_compute_stream": str(memory.stream),
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "use_tf32": "0",
+    }
+
+
+def tensorrt_options(memory: Memory, cache: Path, profiles: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, str]:
+    """Options of the TensorRT provider: engines and timings kept in a folder, explicit profiles.
+
+    Args:
+        memory: Of the GPU.
+        cache: Folder of engines and timings; the provider itself keys them by graph, GPU and TensorRT.
+        profiles: Smallest, likeliest and largest shape of each dynamic input.
+    """
+    options = {
+        "device_id": str(memory.index),
+        "user_compute_stream": str(memory.stream),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+        "trt_max_workspace_size": str(WORKSPACE),
+        "trt_context_memory_sharing_enable": "1",
+    }
+    for i, which in enumerate(("min", "opt", "max")):
+        if profiles:
+            shapes = (f"{name}:{'x'.join(map(str, sizes[i]))}" for name, sizes in profiles.items())
+            options[f"trt_profile_{which}_shapes"] = ",".join(shapes)
+    return options
+
+
+class OrtSlotRuntime(SlotRuntime):
+    """``encoder.onnx`` and ``decoder_inplace.onnx`` of a bundle folder, on a device."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: NarratorConfig,
+        provider: Provider = "cuda",
+        device: int = 0,
+        threads: int | None = None,
+        aliased: bool | None = None,
+        profiles: Mapping[str, Mapping[str, Sequence[Sequence[int]]]] | None = None,
+    ) -> None:
+        """Open the graphs.
+
+        Args:
+            folder: A bundle exported for ``cuda`` or ``tensorrt``.
+            config: The narrator's sizes.
+            provider: ``cuda``, ``tensorrt``, or ``cpu``.
+            device: Number of the GPU.
+            threads: Of the CPU provider.
+            aliased: Write caches in place; None: unless TensorRT runs the graph.
+            profiles: For TensorRT, by file name and input; see `tensorrt_options`.
+
+        Raises:
+            InputError: this ONNX Runtime has no such provider.
+            BundleError: a graph is missing or does not fit.
+        """
+        if provider in NEEDS and NEEDS[provider] not in ort.get_available_providers():
+            raise InputError(
+                f"this ONNX Runtime has no {NEEDS[provider]}; run: pip uninstall onnxruntime && "
+                "pip install onnxruntime-gpu cuda-bindings"
+            )
+        memory: Memory = HostMemory() if provider == "cpu" else CudaMemory(device)
+
+        def open_graph(name: str) -> Any:
+            shapes = (profiles or {}).get(name, {})
+            return _session(folder / name, _providers(provider, memory, folder / "ort_tensorrt", shapes), threads)
+
+        self.encoder, self.decoder = open_graph(ENCODER), open_graph(DECODER)
+        past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
+        if past is None or past.type not in TYPES or not isinstance(past.shape[2], int):
+            raise BundleError(f"{folder / DECODER}: not a decoder with caches in place; export it again")
+        aliased = provider != "tensorrt" if aliased is None else aliased
+        super().__init__(config, memory, TYPES[past.type], past.shape[2], aliased)
+        self.video_dtype = TYPES[self.encoder.get_inputs()[0].type]
+        layers, gates = range(config.text.n_layer), range(len(config.text.cross_layers))
+        self._caches = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
+        self._cross = [f"cross_{kind}_{i}" for i in gates for kind in ("key", "value")]
+        self._check(folder / DECODER)
+
+    def _check(self, path: Path) -> None:
+        found = {i.name for i in self.decoder.get_inputs()}
+        wanted = {"ids", "lengths", *(f"past_{name}" for name in self._caches), *self._cross}
+        if found != wanted:
+            odd = sorted(found ^ wanted)[0]
+            raise BundleError(f"{path}: input {odd!r} does not fit the model sizes in bundle.json; export it again")
+
+    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+        self._bound(self.encoder, {"video": video}, dict(zip(self._cross, cross, strict=True)))
+
+    def _step(
+        self,
+        ids: Block,
+        lengths: Block,
+        past: Sequence[Block],
+        cross: Sequence[Block],
+        logits: Block,
+        present: Sequence[Block],
+    ) -> None:
+        inputs = {"ids": ids, "lengths": lengths, **dict(zip(self._cross, cross, strict=True))}
+        inputs |= {f"past_{name}": block for name, block in zip(self._caches, past, strict=True)}
+        outputs = {f"present_{name}": block for name, block in zip(self._caches, present, strict=True)}
+        self._bound(self.decoder, inputs, {"logits": logits, **outputs})
+
+    def _bound(self, session: Any, inputs: Mapping[str, Block], outputs: Mapping[str, Block]) -> None:
+        binding, device, index = session.io_binding(), self.memory.device, self.memory.index
+        for name, block in inputs.items():
+            binding.bind_input(name, device, index, _element(block), list(block.shape), block.pointer)
+        for name, block in outputs.items():
+            binding.bind_output(name, device, index, _element(block), list(block.shape), block.pointer)
+        session.run_with_iobinding(binding)
+
+
+def _element(block: Block) -> Any:
+    return BFLOAT16 if block.dtype == "bfloat16" else np.dtype(block.dtype).type
+
+
+def _providers(
+    provider: Provider, memory: Memory, cache: Path, profiles: Mapping[str, Sequence[Sequence[int]]]
+) -> list[Any]:
+    if provider == "cpu":
+        return ["CPUExecutionProvider"]
+    cuda = (NEEDS["cuda"], cuda_options(memory))
+    if provider == "cuda":
+        return [cuda]
+    cache.mkdir(exist_ok=True)
+    return [(NEEDS["tensorrt"], tensorrt_options(memory, cache, profiles)), cuda]
+
+
+def _session(path: Path, providers: list[Any], threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own unrelated classes, one a failure
+        reason = str(error).splitlines()[0][:200]
+        raise BundleError(
+            f"{path}: ONNX Runtime cannot load this graph ({reason}); export or download it again"
+        ) from error

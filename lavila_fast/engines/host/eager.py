@@ -1,0 +1,47 @@
+"""The PyTorch reference models as a runtime: for checkpoints not exported yet, and to compare engines with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
+from lavila_fast.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from lavila_fast.models.narrator import Narrator
+
+
+class TorchRuntime(HostRuntime):
+    """Runs a `models.narrator.Narrator` eagerly on the CPU, float32; the caches are shared with torch, not copied."""
+
+    def __init__(self, model: Narrator, threads: int | None = None) -> None:
+        """Keep `model` (eval mode); `threads` sets torch's process-wide intra-op threads."""
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "torch") from error
+        super().__init__(model.config)
+        self.model, self._torch = model.float().eval(), torch
+        if threads:
+            torch.set_num_threads(threads)
+
+    def _encode(self, video: F32) -> list[F32]:
+        with self._torch.inference_mode():
+            tokens = self.model.visual_tokens(self._torch.from_numpy(video))
+            pairs = self.model.text_decoder.keys_values(tokens)
+            return [np.ascontiguousarray(t.numpy()) for pair in pairs for t in pair]
+
+    def _step(self, inputs: StepInputs) -> tuple[F32, F32]:
+        t = self._torch.from_numpy
+        with self._torch.inference_mode():
+            logits, new = self.model.text_decoder.step(
+                t(inputs.ids),
+                t(inputs.lengths),
+                t(inputs.grid),
+                t(inputs.place),
+                [t(x) for x in inputs.past],
+                [t(x) for x in inputs.cross],
+            )
+        return logits.numpy(), new.numpy()

@@ -1,0 +1,308 @@
+"""The native CPU engine as a runtime: `kernels/csrc` behind ctypes.
+
+Weights are packed once for the processor at hand. A clip's cross-attention keys and values, the rows' pasts, logits and
+sampling all stay on the native side; tokens and uniform numbers are all that crosses. Rows share and move pages of the
+past by number, so `select` copies nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.bundle.weights import WEIGHTS, Arrays, read_weights
+from lavila_fast.config import NarratorConfig, VisionConfig
+from lavila_fast.engines.protocol import ClipContext
+from lavila_fast.engines.sampling import Chosen, Warp
+from lavila_fast.errors import BundleError, InputError
+from lavila_fast.kernels import native
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
+_ACTS = {"quick_gelu": 1, "gelu": 2}  # `lavila::Act`
+_FLOATS, _INTS, _DOUBLES = (np.ctypeslib.ndpointer(t, flags="C_CONTIGUOUS") for t in (np.float32, np.int64, np.float64))
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "lv_tsf_new": (c_void_p, [POINTER(native.Tensor), c_int, c_char_p, *[c_int] * 9, c_void_p]),
+    "lv_tsf_run": (c_int, [c_void_p, _FLOATS, c_int, _FLOATS, c_int]),
+    "lv_tsf_free": (None, [c_void_p]),
+    "lv_pool_new": (c_void_p, [POINTER(native.Tensor), *[c_int] * 5, c_void_p]),
+    "lv_pool_run": (c_int, [c_void_p, _FLOATS, c_int, _FLOATS]),
+    "lv_pool_free": (None, [c_void_p]),
+    "lv_decoder_new": (c_void_p, [POINTER(native.Tensor), *[c_int] * 8, c_void_p]),
+    "lv_decoder_free": (None, [c_void_p]),
+    "lv_decoder_clip": (c_void_p, [c_void_p, _FLOATS]),
+    "lv_clip_free": (None, [c_void_p]),
+    "lv_rows_new": (c_void_p, [c_void_p]),
+    "lv_rows_free": (None, [c_void_p]),
+    "lv_rows_join": (c_int, [c_void_p, POINTER(c_void_p), c_int, c_int]),
+    "lv_rows_step": (c_int, [c_void_p, _INTS, c_int]),
+    "lv_rows_select": (c_int, [c_void_p, _INTS, c_int]),
+    "lv_rows_count": (c_int, [c_void_p]),
+    "lv_rows_slots": (None, [c_void_p, _INTS]),
+    "lv_rows_logits": (c_int, [c_void_p, _FLOATS]),
+    "lv_rows_logprobs": (c_int, [c_void_p, _FLOATS]),
+    "lv_choose": (
+        c_int,
+        [c_void_p, _FLOATS, c_int, _INTS, c_int64, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS],
+    ),
+    "lv_rows_sample": (c_int, [c_void_p, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS]),
+}
+
+
+def _library() -> ctypes.CDLL:
+    """The library with its functions declared.
+
+    Raises:
+        InputError: it cannot be used here.
+    """
+    library: ctypes.CDLL | None = native.library()
+    if library is None:
+        raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _reason(library: ctypes.CDLL) -> str:
+    return str(library.lv_error().decode("utf-8", "replace"))
+
+
+class _Handle:
+    """A native object, freed when nobody holds it."""
+
+    def __init__(self, library: ctypes.CDLL, make: str, free: str, *arguments: Any) -> None:
+        """Call `make`; `free` is called when this is collected. Raises ValueError with the library's reason."""
+        self.pointer = getattr(library, make)(*arguments)
+        if not self.pointer:
+            raise ValueError(_reason(library))
+        weakref.finalize(self, getattr(library, free), self.pointer)
+
+
+def _tensors(arrays: Arrays) -> tuple[Any, list[Any]]:
+    """Arrays as an array of `lv_tensor`, and what must live as long as it."""
+    kept = [(name.encode(), np.ascontiguousarray(a)) for name, a in arrays.items() if a.ndim <= 4]
+    table = (native.Tensor * len(kept))()
+    for entry, (name, array) in zip(table, kept, strict=True):
+        if array.dtype not in _DTYPES:
+            raise ValueError(f"tensor {name.decode()!r} is of type {array.dtype}, not float32, float16 or int8")
+        shape = arrays[name.decode()].shape  # a contiguous copy of a number has an axis
+        entry.name, entry.dtype, entry.rank = name, _DTYPES[array.dtype], len(shape)
+        entry.shape, entry.data = (c_int64 * 4)(*shape), array.ctypes.data
+    return table, kept
+
+
+@dataclass(frozen=True)
+class NativeContext:
+    """Cross-attention keys and values of some clips, on the native side."""
+
+    clips: tuple[_Handle, ...]
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        return len(self.clips)
+
+
+class NativeState:
+    """Rows in flight."""
+
+    def __init__(self, runtime: NativeRuntime) -> None:
+        self._runtime = runtime  # its weights must live
+        self._library = runtime._library
+        self._handle = _Handle(self._library, "lv_rows_new", "lv_rows_free", runtime._decoder.pointer)
+
+    @property
+    def pointer(self) -> int:
+        """Of the `lv_rows`."""
+        return int(self._handle.pointer)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return int(self._library.lv_rows_count(self.pointer))
+
+    @property
+    def slot(self) -> I64:
+        """The clip of each row (N,), numbered as they first appear."""
+        slots = np.empty(self.rows, np.int64)
+        self._library.lv_rows_slots(self.pointer, slots)
+        return slots
+
+    @property
+    def clips(self) -> int:
+        """Clips that have rows."""
+        return len(np.unique(self.slot))
+
+
+class NativeRuntime:
+    """`NarratorRuntime` of a CPU bundle. One call at a time runs on its threads; others wait."""
+
+    def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None) -> None:
+        """Pack the weights of a bundle folder.
+
+        Args:
+            folder: Holds ``weights.safetensors``.
+            config: The narrator's sizes.
+            threads: None takes all cores.
+
+        Raises:
+            InputError: the native engine cannot run here.
+            BundleError: the weights are missing, damaged, or not of this narrator.
+        """
+        library = _library()
+        self._build(library, read_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
+
+    @classmethod
+    def from_tensors(cls, arrays: Arrays, config: NarratorConfig, threads: int | None = None) -> NativeRuntime:
+        """The same from arrays as a bundle holds them, named without ``narrator.``; see `bundle.weights`."""
+        self = cls.__new__(cls)
+        self._build(_library(), arrays, config, threads, "weights")
+        return self
+
+    def _build(
+        self, library: ctypes.CDLL, arrays: Arrays, config: NarratorConfig, threads: int | None, where: object
+    ) -> None:
+        self.config, self._library = config, library
+        text, vision = config.text, config.vision
+        count = threads or len(os.sched_getaffinity(0))
+        self._lock = threading.Lock()
+        try:
+            table, kept = _tensors(arrays)
+            self._threads = _Handle(library, "lv_threads_new", "lv_threads_free", count)
+            head = table, len(table)
+            self._encoder = _Handle(
+                library, "lv_tsf_new", "lv_tsf_free", *head, b"visual.", *_vision(vision), self._threads.pointer
+            )
+            sizes = vision.dim, text.n_embd, config.pool_heads, config.queries
+            self._pool = _Handle(library, "lv_pool_new", "lv_pool_free", *head, *sizes, self._threads.pointer)
+            deep = text.n_embd, text.n_layer, text.n_head, text.vocab, text.n_positions, text.freq, config.queries
+            self._decoder = _Handle(library, "lv_decoder_new", "lv_decoder_free", *head, *deep, self._threads.pointer)
+        except ValueError as error:
+            raise BundleError(f"{where}: {error}; this is not the narrator that bundle.json describes") from error
+        # The words' vectors are read where they lie.
+        self._words = [array for name, array in kept if name.endswith(b"wte.weight")]
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        with self._lock:
+            failed = getattr(self._library, name)(*arguments)
+        if failed:
+            raise InputError(_reason(self._library))
+
+    def visual_tokens(self, video: F32) -> F32:
+        """What the decoder sees of one clip: normalised float32 video (3, T, H, W) → (Q, E)."""
+        vision, frames = self.config.vision, video.shape[1]
+        tokens = np.empty((1 + frames * vision.patches, vision.dim), np.float32)
+        visual = np.empty((self.config.queries, self.config.text.n_embd), np.float32)
+        self._call("lv_tsf_run", self._encoder.pointer, np.ascontiguousarray(video, np.float32), frames, tokens, 0)
+        self._call("lv_pool_run", self._pool.pointer, tokens, len(tokens), visual)
+        return visual
+
+    def look(self, visual_BQE: F32) -> NativeContext:
+        """Clips from their visual tokens."""
+        wanted = self.config.queries, self.config.text.n_embd
+        if visual_BQE.ndim != 3 or visual_BQE.shape[1:] != wanted:
+            raise InputError(f"visual tokens have shape {visual_BQE.shape}; expected (B, {wanted[0]}, {wanted[1]})")
+        return NativeContext(tuple(self._clip(np.ascontiguousarray(one, np.float32)) for one in visual_BQE))
+
+    def _clip(self, visual_QE: F32) -> _Handle:
+        with self._lock:
+            return _Handle(self._library, "lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
+
+    def encode(self, video: F32) -> NativeContext:
+        """See `NarratorRuntime.encode`. One clip at a time, so that a result cannot depend on its neighbours.
+
+        Raises:
+            InputError: the video has another size than the model, or more frames.
+        """
+        side, most = self.config.vision.img, self.config.vision.frames
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[3:] != (side, side):
+            raise InputError(f"video has shape {video.shape}; expected (B, 3, T, {side}, {side})")
+        if not 1 <= video.shape[2] <= most:
+            raise InputError(f"video has {video.shape[2]} frames; this model takes 1 to {most}")
+        return NativeContext(tuple(self._clip(self.visual_tokens(one)) for one in video))
+
+    def merge(self, contexts: Sequence[NativeContext]) -> NativeContext:
+        """See `NarratorRuntime.merge`."""
+        return NativeContext(tuple(clip for context in contexts for clip in context.clips))
+
+    def begin(self) -> NativeState:
+        """See `NarratorRuntime.begin`."""
+        return NativeState(self)
+
+    def join(self, state: NativeState, context: ClipContext, samples: int) -> None:
+        """See `NarratorRuntime.join`."""
+        assert isinstance(context, NativeContext)
+        clips = (c_void_p * len(context))(*(clip.pointer for clip in context.clips))
+        self._call("lv_rows_join", state.pointer, clips, len(clips), samples)
+
+    def step(self, state: NativeState, tokens: I64) -> None:
+        """See `NarratorRuntime.step`."""
+        self._call("lv_rows_step", state.pointer, np.ascontiguousarray(tokens, np.int64), len(tokens))
+
+    def select(self, state: NativeState, rows: I64) -> None:
+        """See `NarratorRuntime.select`."""
+        self._call("lv_rows_select", state.pointer, np.ascontiguousarray(rows, np.int64), len(rows))
+
+    def logits(self, state: NativeState) -> F32:
+        """Logits of every next token of every row, (N, V)."""
+        return self._lines("lv_rows_logits", state)
+
+    def logprobs(self, state: NativeState) -> F32:
+        """See `NarratorRuntime.logprobs`."""
+        return self._lines("lv_rows_logprobs", state)
+
+    def _lines(self, name: str, state: NativeState) -> F32:
+        out = np.empty((state.rows, self.config.text.vocab), np.float32)
+        self._call(name, state.pointer, out)
+        return out
+
+    def sample(self, state: NativeState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+        """See `NarratorRuntime.sample`."""
+        rows = state.rows
+        if len(u) != rows:
+            raise InputError(f"sample: {len(u)} numbers for {rows} rows")
+        chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
+        shape = warp.temperature, warp.top_k or 0, warp.top_p
+        draws = np.ascontiguousarray(u, np.float64)
+        self._call("lv_rows_sample", state.pointer, *shape, draws, chosen.tokens, chosen.logprob, chosen.entropy)
+        return chosen
+
+
+def native_choose(logits: F32, source: I64, warp: Warp, u: NDArray[np.float64], threads: int = 1) -> Chosen:
+    """`sampling.choose` by the native library; its threads live for this call only."""
+    library = _library()
+    rows, pool = len(source), _Handle(library, "lv_threads_new", "lv_threads_free", threads)
+    chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
+    failed = library.lv_choose(
+        pool.pointer,
+        np.ascontiguousarray(logits, np.float32),
+        logits.shape[1],
+        np.ascontiguousarray(source, np.int64),
+        rows,
+        warp.temperature,
+        warp.top_k or 0,
+        warp.top_p,
+        np.ascontiguousarray(u, np.float64),
+        chosen.tokens,
+        chosen.logprob,
+        chosen.entropy,
+    )
+    if failed:
+        raise InputError(_reason(library))
+    return chosen
+
+
+def _vision(vision: VisionConfig) -> tuple[int, ...]:
+    sizes = vision.img, vision.patch, vision.dim, vision.depth, vision.heads, vision.frames
+    return (*sizes, int(vision.ln_pre), _ACTS[vision.act], int(vision.gated_time))

@@ -1,0 +1,66 @@
+"""What every engine offers the generator: encode clips once, then advance rows of text one token at a time.
+
+Little crosses between host and engine: uniform numbers in, tokens and two scores out. A *clip* has R *rows*, its
+samples or beams; they share the clip's cross-attention keys and values. Rows are numbered 0 … N-1 in an order only
+`select` changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.sampling import Chosen, Warp
+
+
+class ClipContext(Protocol):
+    """Cross-attention keys and values of some clips, kept where the engine wants them."""
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        ...
+
+
+class NarratorRuntime(Protocol):
+    """An engine for one narrator. `State` is the engine's own business; only its methods here touch it."""
+
+    config: NarratorConfig
+
+    def encode(self, video: NDArray[np.float32]) -> ClipContext:
+        """Everything the decoder needs of clips: normalised float32 video (B, 3, T, H, W), once a clip."""
+        ...
+
+    def merge(self, contexts: Sequence[Any]) -> ClipContext:
+        """Several contexts as one, so that their clips can join in one step."""
+        ...
+
+    def begin(self) -> Any:
+        """A state with no rows."""
+        ...
+
+    def join(self, state: Any, context: ClipContext, samples: int) -> None:
+        """Append `samples` rows for each clip; the begin token is fed once a clip, not once a row."""
+        ...
+
+    def sample(self, state: Any, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+        """Choose the next token of every row with one uniform number in [0, 1) a row; the state does not change."""
+        ...
+
+    def logprobs(self, state: Any) -> NDArray[np.float32]:
+        """Log-probabilities of every next token of every row, (N, V)."""
+        ...
+
+    def step(self, state: Any, tokens: NDArray[np.int64]) -> None:
+        """Feed one token a row."""
+        ...
+
+    def select(self, state: Any, rows: NDArray[np.int64]) -> None:
+        """Make row i what row ``rows[i]`` was; rows not named leave, and a clip without rows frees its place.
+
+        A row may be named several times (beams) as long as it stays within its clip.
+        """
+        ...

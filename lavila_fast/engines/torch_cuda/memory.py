@@ -1,0 +1,123 @@
+"""Tensors as `engines.device.memory` blocks, and how many slots a GPU holds.
+
+Shape suffixes: B slots, R rows a slot, h heads, d head size, C capacity, Q visual tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.device.memory import SIZES, Block
+from lavila_fast.errors import InputError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SPARE = 0.85  # of the free memory; the rest is for what libraries and the allocator take
+MOST_SLOTS = 512
+LANES, TILE = 0.6, 64  # lanes as a share of all rows, and the multiple they are rounded up to
+CPU_SLOTS = 8
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Say in one line that the device's memory was not enough for `what`.
+
+    Raises:
+        InputError: it was not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"the GPU's memory is not enough for {what}; take a lower precision, or free the GPU"
+        ) from error
+
+
+class TorchMemory:
+    """`memory.Memory` of PyTorch's tensors, on the current stream."""
+
+    device, index, stream = "torch", 0, 0
+
+    def __init__(self, where: torch.device) -> None:
+        self.where = where
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
+        """See `Memory`."""
+        tensor = torch.zeros(prod(shape), dtype=DTYPES[dtype], device=self.where)
+        return Block(tensor.data_ptr(), shape, dtype, tensor)
+
+    def tensor(self, block: Block) -> Tensor:
+        """The tensor that a block is; they share memory."""
+        owner: Tensor = block.owner
+        first = (block.pointer - owner.data_ptr()) // SIZES[block.dtype]
+        return owner[first : first + prod(block.shape)].view(block.shape)
+
+    def write(self, block: Block, array: NDArray[Any]) -> None:
+        """See `Memory`."""
+        self.tensor(block).copy_(torch.from_numpy(np.ascontiguousarray(array)).view(block.shape))
+
+    def read(self, block: Block) -> NDArray[Any]:
+        """See `Memory`; numpy knows no bfloat16, and gets float32."""
+        tensor = self.tensor(block)
+        array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+        return array.copy()
+
+    def copy(self, source: Block, target: Block) -> None:
+        """See `Memory`."""
+        self.tensor(target).view(-1).copy_(self.tensor(source).view(-1))
+
+
+def slot_bytes(config: NarratorConfig, rows: int, capacity: int, dtype: torch.dtype) -> int:
+    """Memory of one slot: its caches, its clip's keys and values, and what a step computes for it."""
+    text, size = config.text, dtype.itemsize
+    caches = 2 * text.n_layer * rows * text.n_embd * capacity * size
+    cross = 2 * len(text.cross_layers) * text.n_embd * config.queries * size
+    # Logits, with as much again for sampling; the widest of the layers, thrice.
+    step = rows * (text.vocab * 4 * 2 + 3 * 4 * text.n_embd * size)
+    return caches + cross + step
+
+
+def choose_slots(wanted: int | None, free: int | None, one: int) -> int:
+    """How many slots to take.
+
+    Args:
+        wanted: By the user, or None.
+        free: Bytes, or None where nobody counts them.
+        one: Bytes of a slot.
+
+    Raises:
+        InputError: not so many fit, or not even one.
+    """
+    fit = None if free is None else int(free * SPARE) // one
+    if fit is not None and fit < (wanted or 1):
+        raise InputError(
+            f"{wanted or 1} clips in flight need {(wanted or 1) * one / 2**20:.0f} MiB of GPU memory and "
+            f"{(free or 0) * SPARE / 2**20:.0f} MiB can be had; lower --batch-size or --samples, or free the GPU"
+        )
+    return wanted or (CPU_SLOTS if fit is None else min(fit, MOST_SLOTS))
+
+
+def choose_lanes(wanted: int | None, slots: int, rows: int) -> int:
+    """How many rows are computed at once: `wanted`, or all where a clip has one row, or a share.
+
+    Of ten sentences the mean is about half as long as the longest, and a slot is held until that is written.
+    """
+    every = slots * rows
+    if wanted is not None or rows == 1:
+        return wanted or every
+    return min(every, -(-int(every * LANES) // TILE) * TILE)

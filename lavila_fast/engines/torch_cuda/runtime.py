@@ -1,0 +1,227 @@
+"""The narrator on a GPU in PyTorch: CUDA graphs, caches that never move, 16-bit or INT8, and a host that never waits.
+
+    runtime = TorchGpuRuntime(load_narrator(path), "cuda", "bf16")
+    for owner, sentences in write_ahead(runtime, clips, options): ...      # generate.ahead: the fast way
+    for owner, sentences in write_beams(runtime, tasks, options): ...      # all else speaks the plain protocol
+
+The plain protocol (`engines.protocol`) is served by `SlotRuntime` with PyTorch's tensors as memory. On ``cpu`` the same
+code runs without graphs; there it is tested. Never run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lavila_fast.engines.device.memory import Block
+from lavila_fast.engines.device.sampling import Sampler, choose
+from lavila_fast.engines.device.slots import SlotRuntime
+from lavila_fast.engines.sampling import Chosen, Warp
+from lavila_fast.engines.torch_cuda.decode_loop import Flight, Rules
+from lavila_fast.engines.torch_cuda.encoder import STAGES, Encode, Stage, keys_values
+from lavila_fast.engines.torch_cuda.launch import launcher_for
+from lavila_fast.engines.torch_cuda.memory import (
+    NAMES,
+    TorchMemory,
+    choose_lanes,
+    choose_slots,
+    room_for,
+    slot_bytes,
+)
+from lavila_fast.engines.torch_cuda.step import SlotDecoder, with_folded_gates
+from lavila_fast.models.narrator import Narrator
+from lavila_fast.quant.low_bit import convert
+
+ENCODE_BATCH = 32
+CPU_ENCODE_BATCH = 2
+
+
+class TorchGpuRuntime(SlotRuntime):
+    """See the module.
+
+    Attributes:
+        memory: Of the plain protocol.
+        launcher: Of the device.
+        precision: Of `quant.low_bit.CHOICES`.
+        encode_batch: Clips the encoder takes at once.
+        runs_ahead: That `generate.ahead.write_ahead` serves it.
+    """
+
+    memory: TorchMemory
+    runs_ahead = True
+
+    def __init__(
+        self,
+        model: Narrator,
+        device: str = "cuda",
+        precision: str = "bf16",
+        slots: int | None = None,
+        rows: int = 10,
+        capacity: int | None = None,
+        *,
+        compile_encoder: str | None = None,
+        compile_step: bool = False,
+        compile_backend: str = "inductor",
+        encoder: Encode | None = None,
+        encode_batch: int | None = None,
+        graphs: bool = True,
+        lanes: int | None = None,
+        lag: int = 2,
+        steady: bool = True,
+    ) -> None:
+        """Take a narrator to the device.
+
+        Args:
+            model: Float32; it stays as it is.
+            device: ``cpu``, ``cuda``, ``cuda:1``.
+            precision: Of `quant.low_bit.CHOICES`; ``fp32`` is the reference's. ``bnb-int8`` has the host look at the
+                data, so it runs without graphs.
+            slots: Clips in flight at most; None takes what fits into the GPU's memory, up to 512.
+            rows: Samples a clip that `warm_up` prepares for; another number costs new slots at the first call.
+            capacity: Tokens a sentence may have, without the last; None takes the model's.
+            compile_encoder: A mode of `torch.compile` (``default``, ``max-autotune-no-cudagraphs``), or None.
+            compile_step: Whether to compile the decoder's step too.
+            compile_backend: Of `torch.compile`.
+            encoder: Instead of the model's, such as `AotRuntime(...).encoder`; see `torch_gpu_encoder.keys_values`.
+            encode_batch: Clips the encoder takes at once.
+            graphs: Whether to capture CUDA graphs.
+            lanes: Sentences that are written at once at most; see `torch_gpu_step`. None takes 60% of slots times rows.
+            lag: Steps the host may queue before it reads one. A slot stays taken so long after its last sentence ended.
+            steady: See `torch_gpu_flight`.
+
+        Raises:
+            InputError: no such device, or no such precision.
+        """
+        graphs = graphs and precision != "bnb-int8"
+        self.launcher = launcher_for(device, graphs)
+        where = self.launcher.device
+        with room_for("the model"):
+            self.model = convert(with_folded_gates(model), precision, where)
+        self.decoder = SlotDecoder(self.model.text_decoder)
+        config = self.model.config
+        most = min(config.max_tokens, config.text.n_positions) - 1
+        super().__init__(config, TorchMemory(where), NAMES[self.decoder.dtype], capacity or most)
+        self._sampler = _sampler(self.memory)
+        self._encode_any = encoder or keys_values(self.model)
+        self._video = torch.float32 if encoder else self.model.visual.cls_token.dtype
+        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": compile_backend}
+        self._encode_batch = self._encode_any
+        if compile_encoder and encoder is None:
+            mode: dict[str, Any] = {"mode": compile_encoder} if compile_backend == "inductor" else {}
+            self._encode_batch = torch.compile(self._encode_any, **options, **mode)
+        self._decode = torch.compile(self.decoder, **options) if compile_step else self.decoder
+        self._told: dict[str, Any] = {
+            "precision": precision,
+            "encoder": "given" if encoder else compile_encoder or "eager",
+        }
+        self._told["compiled_step"] = compile_step
+        self.precision = precision
+        self._slots, self._rows, self._lanes, self._lag, self._steady = slots, rows, lanes, lag, steady
+        self.encode_batch = encode_batch or (CPU_ENCODE_BATCH if where.type == "cpu" else ENCODE_BATCH)
+        self._flight: Flight | None = None
+        self._stages: list[Stage] = []
+
+    def _cross_shapes(self) -> list[tuple[int, ...]]:
+        return [(self.heads, self.config.queries, self.size) for _ in range(2 * len(self.config.text.cross_layers))]
+
+    @torch.no_grad()
+    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+        tensors = self._encode_any(self.memory.tensor(video).to(self._video))
+        for number, (block, tensor) in enumerate(zip(cross, tensors, strict=True)):
+            self.memory.tensor(block).copy_(tensor if number % 2 else tensor.transpose(-1, -2))
+
+    @torch.no_grad()
+    def _step(
+        self,
+        ids: Block,
+        lengths: Block,
+        past: Sequence[Block],
+        cross: Sequence[Block],
+        logits: Block,
+        present: Sequence[Block],
+    ) -> None:
+        B, R = ids.shape
+        ages_B = self.memory.tensor(lengths).int()
+        shape = B * R, self.heads, self.capacity, self.size
+        caches = [self.memory.tensor(block).view(shape) for block in past]
+        seen = [self.memory.tensor(block) for block in cross]
+        ids_M, ages_M = self.memory.tensor(ids).flatten(), ages_B.repeat_interleave(R)
+        out_MV = self.decoder(ids_M, ages_M, torch.ones_like(ages_B, dtype=torch.bool), caches, seen)
+        self.memory.tensor(logits).copy_(out_MV.view(B, R, -1))
+
+    def flight(self, samples: int) -> Flight:
+        """The slots for `samples` rows a clip, made at the first call and whenever the number changes.
+
+        Raises:
+            InputError: no room on the device, or somebody is writing.
+        """
+        if self._flight is None or self._flight.rows != samples:
+            if self._flight is not None:
+                self._flight.take()  # nobody's, or an error
+                self._flight = None
+            self.stages()  # they take their memory first
+            self.launcher.new_pool()
+            one = slot_bytes(self.config, samples, self.capacity, self.decoder.dtype)
+            slots = choose_slots(self._slots, self.launcher.free_bytes(), one)
+            sizes, lanes = (slots, samples, self.capacity), choose_lanes(self._lanes, slots, samples)
+            with room_for(f"{slots} clips in flight"):
+                self._flight = Flight(
+                    self.config, self.decoder, self.launcher, sizes, lanes, self._lag, self._steady, self._decode
+                )
+        return self._flight
+
+    def stages(self) -> list[Stage]:
+        """The encoder's batches, made (and compiled, and captured) at the first call."""
+        if not self._stages:
+            dtypes = self._video, self.decoder.dtype
+            self.launcher.new_pool(encoding=True)
+            with room_for(f"the encoder's batches of {self.encode_batch} clips"):
+                self._stages = [
+                    Stage(self.config, self._encode_batch, self.launcher, self.encode_batch, dtypes)
+                    for _ in range(STAGES)
+                ]
+        return self._stages
+
+    def warm_up(self, samples: int | None = None, rules: Rules | None = None) -> None:
+        """Compile and capture all that `write_ahead` will use; it does so itself when it must.
+
+        Raises:
+            InputError: see `flight`.
+        """
+        self.flight(samples or self._rows).prepare(rules or Rules(Warp(0.7, top_p=0.95), self.capacity + 1))
+
+    def describe(self) -> dict[str, Any]:
+        """What runs and how, for reports: JSON-ready."""
+        flight, cuda = self._flight, self.launcher.device.type == "cuda"
+        about: dict[str, Any] = {
+            "device": torch.cuda.get_device_name(self.launcher.device) if cuda else "cpu",
+            "torch": str(torch.__version__),
+            **self._told,
+            "graphs": self.launcher.graphs,
+            "type": self.dtype,
+            "capacity": self.capacity,
+            "encode_batch": self.encode_batch,
+            "lag": self._lag,
+            "steady": self._steady,
+        }
+        if flight is not None:
+            about |= {
+                "slots": flight.slots,
+                "rows": flight.rows,
+                "lanes": flight.lanes,
+                "slot_bytes": flight.nbytes // flight.slots,
+            }
+        return about
+
+
+def _sampler(memory: TorchMemory) -> Sampler:
+    """`choose` on that memory; not a method, with which a runtime would hold itself and its gigabytes."""
+
+    def sample(lines: Block, place: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
+        return choose(memory.tensor(lines), place, warp, u)
+
+    return sample
