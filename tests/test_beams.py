@@ -170,7 +170,9 @@ def test_beam_sampling_is_reproducible(warp):
     assert first == second
     assert all(len(sentences) == 5 for sentences in first.values())
     fewer = scored.beams(Options(2, warp, 3, seed=0))
-    assert fewer == {clip: sentences[:2] for clip, sentences in first.items()}
+    for clip, sentences in fewer.items():  # PyTorch's products may round otherwise when they have fewer rows
+        assert [one.ids for one in sentences] == [one.ids for one in first[clip][:2]]
+        assert [one.logprob for one in sentences] == pytest.approx([one.logprob for one in first[clip][:2]], abs=1e-6)
     if warp == PLAIN:
         assert first != other
         assert len({one.ids for one in first[0]}) > 1

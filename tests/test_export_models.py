@@ -24,7 +24,7 @@ from lavila_fast.cli.export import export  # noqa: E402
 from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # noqa: E402
 from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
-from lavila_fast.export import to_onnx  # noqa: E402
+from lavila_fast.export.graphs import to_onnx  # noqa: E402
 from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
 from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402

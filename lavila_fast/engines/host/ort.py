@@ -37,6 +37,8 @@ def session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    # Without VNNI the fast INT8 product adds pairs in 16 bits, which overflow; a slower one is exact.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
