@@ -19,7 +19,7 @@ from test_video_coded import number_of, numbers, write_sound, write_video
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import chunked_reads, whole_file_indices, windows
-from lavila_fast.video.cpu import passes
+from lavila_fast.video.cpu import pyav_reader
 from lavila_fast.video.probe import probe
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
@@ -169,7 +169,7 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened = self.decoded = self.converted = self.alive = self.most = 0
-        opener, decoder = av.open, passes.decoded
+        opener, decoder = av.open, pyav_reader.decoded
 
         def opening(*args: Any, **kwargs: Any) -> Any:
             self.opened += 1
@@ -181,7 +181,7 @@ class Watch:
                 yield frame
 
         monkeypatch.setattr(av, "open", opening)
-        monkeypatch.setattr(passes, "decoded", decoding)
+        monkeypatch.setattr(pyav_reader, "decoded", decoding)
 
     def transform(self, frame: Any) -> Any:
         image = frame.copy()

@@ -36,14 +36,16 @@ from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import whole_file_indices
-from lavila_fast.video.cpu.passes import Health, OpenClip, Want, read_file
-from lavila_fast.video.decoders import decoders
+from lavila_fast.video.cpu.pyav_reader import PyavReader
+from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.facts import Look, look
 from lavila_fast.video.gpu.nvcodec_reader import resample
-from lavila_fast.video.gpu.passes import choose, say_once, wanted_units, worker
+from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
 from lavila_fast.video.gpu.unit_requests import Region, Request, UnitDecoder, centre
 from lavila_fast.video.gpu.units import Unsuitable
-from lavila_fast.video.probe import REFETCH, VideoInfo, header, open_video
+from lavila_fast.video.log import say_once
+from lavila_fast.video.probe import REFETCH, VideoInfo, open_file
+from lavila_fast.video.requests import ClipRequest, Health, OpenClip
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call
@@ -102,8 +104,8 @@ def open_list(config: ListConfig, batch_size: int, seed: int = 0) -> ListBatches
 
 @lru_cache(maxsize=65536)
 def _facts(path: Path) -> tuple[VideoInfo, Look]:
-    with open_video(path) as (_, stream):
-        return header(path, stream), look(path)
+    with open_file(path) as file:
+        return file.info, look(path)
 
 
 @dataclass(frozen=True)
@@ -225,29 +227,27 @@ class ListBatches:
         info, seen = _facts(path)
         ids = self._ids(clip, info, draws)
         region = self._region(seen.width, seen.height, draws)
-        candidates = decoders(self.config.decoder, self.config.img, self.config.device)
+        candidates = unit_decoders(self.config.decoder, self.config.img, self.config.device)
         if not candidates:
             return self._read(clip, draws)
         try:
-            decoder = choose(candidates, seen)
-            with open_video(path) as (container, stream):
-                units = list(wanted_units(container, stream, info, seen, sorted(set(ids))))
-                requests = [Request(unit.to_mp4(stream), unit.ordinals, region, seen) for unit in units]
+            decoder = suitable(candidates, seen)
+            with open_file(path, info) as file:
+                units = list(wanted_units(file, seen, sorted(set(ids))))
+                requests = [Request(unit.to_mp4(file.stream), unit.ordinals, region, seen) for unit in units]
         except Unsuitable as reason:
             say_once(logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
             return self._read(clip, draws)
-        shots = [shot for unit in units for shot in unit.shots]
-        picks = [next((n for n, shot in enumerate(shots) if shot.first <= i < shot.stop), -1) for i in ids]
+        spans = [span for unit in units for span in unit.spans]
+        picks = [next((n for n, span in enumerate(spans) if span.first <= i < span.stop), -1) for i in ids]
         return self._read(clip, draws) if -1 in picks else _Cut(requests, picks, decoder)
 
     def _read(self, clip: Clip, draws: _Draws) -> _Cut:
         """Read a clip with PyAV."""
-        path, open_clip = Path(clip.video), OpenClip(clip, [None] * self.config.frames, self.config.frames)
-
-        def plan(info: VideoInfo) -> list[Want]:
-            return [Want(open_clip, self._ids(clip, info, draws))]
-
-        list(read_file(path, plan, None, 1, Health()))
+        path, open_clip = Path(clip.video), OpenClip.empty(clip, self.config.frames)
+        with open_file(path, _facts(path)[0]) as file:
+            request = ClipRequest(open_clip, self._ids(clip, file.info, draws))
+            list(PyavReader().read(file, [request], None, 1, Health()))
         if any(image is None for image in open_clip.images):
             raise VideoError(path, f"clip {clip.start:g}-{clip.end:g} s cannot be read", REFETCH)
         import torch

@@ -167,6 +167,26 @@ def header(path: Path, stream: Any) -> VideoInfo:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is open at its beginning, PyAV's container and video stream, with its facts."""
+
+    info: VideoInfo
+    container: Any
+    stream: Any
+
+
+@contextlib.contextmanager
+def open_file(path: Path, known: VideoInfo | None = None) -> Iterator[OpenFile]:
+    """Open a file, and find out its facts unless they are `known`.
+
+    Raises:
+        VideoError: see `open_video` and `header`.
+    """
+    with open_video(path) as (container, stream):
+        yield OpenFile(known or header(path, stream), container, stream)
+
+
 def rotation(frame: Any) -> int:
     """Degrees, counter-clockwise, by which a player turns this frame: 0, 90, 180 or 270."""
     return round((frame.rotation or 0) / 90) * 90 % 360
