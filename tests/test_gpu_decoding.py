@@ -27,7 +27,7 @@ from lavila_fast.errors import InputError, MissingExtraError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video import decoders as video_decoders
 from lavila_fast.video.decoders import DECODERS, unit_decoders
-from lavila_fast.video.facts import look
+from lavila_fast.video.facts import read_facts
 from lavila_fast.video.gpu import unit_reader
 from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import probe
@@ -126,10 +126,10 @@ def test_bt709_is_set_right(tmp_path: Path) -> None:
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert look(path).matrix == 1
+    assert read_facts(path).matrix == 1
     assert both(path, [Clip("v", 0, 0.4)]) <= LEVELS
     as_601 = next(read_clips(path, [Clip("v", 0, 0.4)], 4, PLAIN, decoder="dali", device="cpu")).frames[:, 0, 0, 0]
-    matrix = look(path).recolour_33()
+    matrix = read_facts(path).recolour_33()
     assert matrix is not None
     assert np.abs(np.linalg.inv(matrix) @ as_601 - as_601).max() > 6
 

@@ -38,10 +38,10 @@ from lavila_fast.records import Clip
 from lavila_fast.video.clips import whole_file_indices
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import unit_decoders
-from lavila_fast.video.facts import Look, look
+from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.gpu.nvcodec_reader import resample
 from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
-from lavila_fast.video.gpu.unit_requests import Region, Request, UnitDecoder, centre
+from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unsuitable
 from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import REFETCH, VideoInfo, open_file
@@ -103,9 +103,9 @@ def open_list(config: ListConfig, batch_size: int, seed: int = 0) -> ListBatches
 
 
 @lru_cache(maxsize=65536)
-def _facts(path: Path) -> tuple[VideoInfo, Look]:
+def _facts(path: Path) -> tuple[VideoInfo, VideoFacts]:
     with open_file(path) as file:
-        return file.info, look(path)
+        return file.info, read_facts(path)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Draws:
 class _Cut:
     """A clip on its way: its units, and which of their frames it takes; or its frames, where PyAV read them."""
 
-    requests: list[Request] = field(default_factory=list)
+    requests: list[UnitRequest] = field(default_factory=list)
     picks: list[int] = field(default_factory=list)
     decoder: UnitDecoder | None = None
     frames: Any = None
@@ -224,17 +224,17 @@ class ListBatches:
     def _cut(self, clip: Clip, draws: _Draws) -> _Cut:
         """Take the units of a clip out of its file."""
         path = Path(clip.video)
-        info, seen = _facts(path)
+        info, facts = _facts(path)
         ids = self._ids(clip, info, draws)
-        region = self._region(seen.width, seen.height, draws)
+        region = self._region(facts.width, facts.height, draws)
         candidates = unit_decoders(self.config.decoder, self.config.img, self.config.device)
         if not candidates:
             return self._read(clip, draws)
         try:
-            decoder = suitable(candidates, seen)
+            decoder = suitable(candidates, facts)
             with open_file(path, info) as file:
-                units = list(wanted_units(file, seen, sorted(set(ids))))
-                requests = [Request(unit.to_mp4(file.stream), unit.ordinals, region, seen) for unit in units]
+                units = list(wanted_units(file, facts, sorted(set(ids))))
+                requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in units]
         except Unsuitable as reason:
             say_once(logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
             return self._read(clip, draws)

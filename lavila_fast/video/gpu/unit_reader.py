@@ -20,8 +20,8 @@ import numpy as np
 
 from lavila_fast.errors import LavilaError
 from lavila_fast.video.cpu.pyav_reader import PyavReader
-from lavila_fast.video.facts import Look, look
-from lavila_fast.video.gpu.unit_requests import Request, UnitDecoder, centre
+from lavila_fast.video.facts import VideoFacts, read_facts
+from lavila_fast.video.gpu.unit_requests import UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unit, Unsuitable, pictures
 from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import OpenFile, open_file
@@ -50,13 +50,13 @@ def worker(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, f"decode-{name}")
 
 
-def wanted_units(file: OpenFile, seen: Look, ids: Sequence[int]) -> Iterator[Unit]:
+def wanted_units(file: OpenFile, facts: VideoFacts, ids: Sequence[int]) -> Iterator[Unit]:
     """Units that hold frames of `ids` (rising), which are put among their `spans`."""
     grid = Grid(file.info, file.stream)
     seconds = ids[0] / grid.rate
-    if seconds > SEEK_BEYOND and seen.pts is not None:
-        grid.place(seen)
-        file.container.seek(seen.pts + int((seconds - SEEK_MARGIN) / grid.tick), stream=file.stream)
+    if seconds > SEEK_BEYOND and facts.pts is not None:
+        grid.place(facts)
+        file.container.seek(facts.pts + int((seconds - SEEK_MARGIN) / grid.tick), stream=file.stream)
     previous: Unit | None = None
     begun = False
     for span in spans_of(pictures(file.container, file.stream), grid, []):
@@ -103,10 +103,10 @@ def _normalised(transform: FrameTransform) -> Show:
 
 
 def _decoded_spans(
-    decoder: UnitDecoder, units: Iterator[Unit], file: OpenFile, seen: Look, size: int
+    decoder: UnitDecoder, units: Iterator[Unit], file: OpenFile, facts: VideoFacts, size: int
 ) -> Iterator[FrameSpan]:
     """Spans with decoded frames (S, S, 3) in place of coded ones; the next batch is decoded while one is looked at."""
-    region = centre(seen.width, seen.height, size)
+    region = centre(facts.width, facts.height, size)
     ahead: deque[tuple[list[Unit], Future[list[Any]]]] = deque()
 
     def collect() -> Iterator[FrameSpan]:
@@ -118,8 +118,8 @@ def _decoded_spans(
 
     trouble: Unsuitable | None = None
     try:
-        for batch in _batches(units, seen.width * seen.height * 3):
-            requests = [Request(unit.to_mp4(file.stream), unit.ordinals, region, seen) for unit in batch]
+        for batch in _batches(units, facts.width * facts.height * 3):
+            requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in batch]
             ahead.append((batch, worker(decoder.name).submit(decoder.decode, requests)))
             if len(ahead) > 1:
                 yield from collect()
@@ -131,7 +131,7 @@ def _decoded_spans(
         raise trouble
 
 
-def suitable(candidates: Sequence[UnitDecoder], seen: Look) -> UnitDecoder:
+def suitable(candidates: Sequence[UnitDecoder], facts: VideoFacts) -> UnitDecoder:
     """The first decoder that takes a file.
 
     Raises:
@@ -139,7 +139,7 @@ def suitable(candidates: Sequence[UnitDecoder], seen: Look) -> UnitDecoder:
     """
     reasons = []
     for one in candidates:
-        if not (reason := one.why_not(seen)):
+        if not (reason := one.why_not(facts)):
             return one
         reasons.append(reason)
     raise Unsuitable("; ".join(dict.fromkeys(reasons)))
@@ -185,11 +185,11 @@ class UnitReader:
         """Serve what units can; returns why something is left, or an empty string."""
         name, show = "", _normalised(transform)
         try:
-            seen = look(file.info.path)
-            decoder = suitable(self.candidates, seen)
+            facts = read_facts(file.info.path)
+            decoder = suitable(self.candidates, facts)
             name = decoder.name
-            units = wanted_units(file, seen, queue.ids())
-            for span in _decoded_spans(decoder, units, file, seen, transform.size):
+            units = wanted_units(file, facts, queue.ids())
+            for span in _decoded_spans(decoder, units, file, facts, transform.size):
                 yield from queue.take(span, show)
         except Unsuitable as reason:
             return str(reason)
