@@ -21,7 +21,7 @@ from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
 from lavila_fast.video.decoders import file_reader
-from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, open_file
+from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, open_file, same_rate
 from lavila_fast.video.requests import ClipRequest, Health, Image, OpenClip, Transform
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform
@@ -74,17 +74,24 @@ def _chunk_infos(files: dict[int, Path], health: Health) -> dict[int, VideoInfo]
     return infos
 
 
+def _chunk_rates(infos: dict[int, VideoInfo]) -> dict[int, float]:
+    """Frames a second by chunk: the first one's where a chunk's own is no other rate."""
+    first = next(iter(infos.values())).fps
+    own = {start: first if same_rate(info.fps, first, info.duration) else info.fps for start, info in infos.items()}
+    # The original counts 30, whatever a last frame lasts.
+    return {start: round(fps) if abs(fps - round(fps)) < 0.01 else fps for start, fps in own.items()}
+
+
 def _plan_chunks(
     infos: dict[int, VideoInfo], clips: Sequence[Clip], frames: int, health: Health
 ) -> dict[int, list[ClipRequest]]:
     """Requests by chunk; a clip that crosses into the next chunk has one in each."""
     lengths = {start: info.frames for start, info in infos.items()}
-    fps = next(iter(infos.values())).fps
-    fps = round(fps) if abs(fps - round(fps)) < 0.01 else fps  # the original counts 30, whatever a last frame lasts
+    rates = _chunk_rates(infos)
     plans: dict[int, list[ClipRequest]] = {}
     for clip in clips:
         try:
-            reads = chunked_reads(lengths, fps, clip.start, clip.end, frames)
+            reads = chunked_reads(lengths, rates, clip.start, clip.end, frames)
         except InputError:
             health.lost += 1
             health.notes.append(f"chunk {int(clip.start) // CHUNK_SECONDS * CHUNK_SECONDS} is missing")
