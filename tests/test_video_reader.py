@@ -208,6 +208,31 @@ def test_one_pass_and_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert watch.most <= 4 * 4 + 2  # at most four windows of four frames are open
 
 
+@pytest.mark.parametrize(("suffix", "before"), [("mp4", 1), ("mkv", 2)])
+def test_facts_are_read_once_for_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, before: int
+) -> None:
+    """Matroska's packets are counted (one opening more), by whoever asks first; a file that has changed asks anew."""
+    path = write_video(tmp_path / f"v.{suffix}", 100, 25)
+    source, watch = VideoSource("v", path), Watch(monkeypatch)
+    clips = list(expand_windows(source, 2.0, 2.0))
+    assert watch.opened == before
+    for _ in range(2):
+        assert len(list(read_clips(source, clips, 4))) == len(clips) == 2
+    assert list(expand_windows(source, 2.0, 2.0)) == clips
+    assert watch.opened == before + 2
+    write_video(path, 200, 25)
+    assert len(list(expand_windows(source, 2.0, 2.0))) == 4
+
+
+def test_chunks_that_were_measured_are_opened_to_decode_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = VideoSource("uid", write_chunks(tmp_path / "uid.mp4", 600, 60))
+    watch = Watch(monkeypatch)
+    clips = list(expand_windows(source, 20.0, 20.0))
+    assert len(list(read_clips(source, clips, 4))) == len(clips) > 15
+    assert watch.opened == 1 + 1 + 2  # the last one measured, the other one planned, both decoded
+
+
 def test_clips_come_as_soon_as_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "v.mp4", 300, 25)
     watch = Watch(monkeypatch)

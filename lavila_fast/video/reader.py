@@ -21,7 +21,7 @@ from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
 from lavila_fast.video.decoders import file_reader
-from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, open_file, same_rate
+from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, same_rate
 from lavila_fast.video.requests import ClipRequest, Health, Image, OpenClip, Transform
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform
@@ -59,16 +59,15 @@ def _whole_requests(info: VideoInfo, clips: Sequence[Clip], frames: int, health:
 def _read_whole(
     source: VideoSource, clips: Sequence[Clip], frames: int, serve: _Serve, health: Health
 ) -> Iterator[OpenClip]:
-    with open_file(source.path) as file:
+    with source.open(source.path) as file:
         yield from serve(file, _whole_requests(file.info, clips, frames, health))
 
 
-def _chunk_infos(files: dict[int, Path], health: Health) -> dict[int, VideoInfo]:
+def _chunk_infos(source: VideoSource, files: dict[int, Path], health: Health) -> dict[int, VideoInfo]:
     infos = {}
     for start, path in files.items():
         try:
-            with open_file(path) as file:
-                infos[start] = file.info
+            infos[start] = source.info(path)
         except VideoError as error:
             health.notes.append(f"{path.name} {error.what}")
     return infos
@@ -107,12 +106,12 @@ def _read_chunks(
     source: VideoSource, clips: Sequence[Clip], frames: int, serve: _Serve, health: Health
 ) -> Iterator[OpenClip]:
     files = chunk_files(source.path)
-    infos = _chunk_infos(files, health)
+    infos = _chunk_infos(source, files, health)
     if not infos:
         raise VideoError(source.path, f"no chunk can be read: {health.notes[0]}", REFETCH)
     for chunk, requests in sorted(_plan_chunks(infos, clips, frames, health).items()):
         try:
-            with open_file(files[chunk], infos[chunk]) as file:
+            with source.open(files[chunk]) as file:
                 yield from serve(file, requests)
         except VideoError as error:
             health.notes.append(f"{files[chunk].name} {error.what}")
@@ -146,7 +145,7 @@ def read_clips(
     """Decode clips of one video in one pass a file.
 
     Args:
-        source: A file or chunk folder.
+        source: A file or chunk folder; a `VideoSource` that was measured before brings its facts along.
         clips: Clips of this video, in any order; they may overlap.
         frames_per_clip: Frames T of a clip.
         transform: Applied once to each wanted frame, RGB (H, W, 3) uint8 upright; its results are stacked. A
