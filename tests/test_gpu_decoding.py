@@ -26,12 +26,15 @@ from lavila_fast.bench.gpu.decoding import agreement, throughput
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video import decoders as video_decoders
+from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import DECODERS, unit_decoders
 from lavila_fast.video.facts import read_facts
 from lavila_fast.video.gpu import unit_reader
+from lavila_fast.video.gpu.unit_reader import UnitReader
 from lavila_fast.video.log import say_once
-from lavila_fast.video.probe import probe
+from lavila_fast.video.probe import open_file, probe
 from lavila_fast.video.reader import read_clips
+from lavila_fast.video.requests import ClipRequest, FileReader, FrameGate, Health, OpenClip
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
@@ -177,6 +180,48 @@ def test_a_folder_of_chunks(tmp_path: Path) -> None:
     for start in (0, 300):
         write_video(folder / f"{start}.mkv", 600, 2, codec="libvpx-vp9", options=VP9, size=(64, 32), start=start * 2)
     assert both(folder, [Clip("v", 10, 20), Clip("v", 295, 305), Clip("v", 400, 402)]) <= LEVELS
+
+
+# ---- the gate that all frames pass
+
+
+class FakeDecoder:
+    """Frames of one grey each, the unit's number of the frame, on (S, S, 3) as a library gives them."""
+
+    name = "fake"
+
+    def why_not(self, facts: Any) -> str:
+        return ""
+
+    def decode(self, requests: Any) -> list[Any]:
+        return [np.stack([np.full((48, 48, 3), i, np.float32) for i in one.ordinals]) for one in requests]
+
+
+@pytest.mark.parametrize("by", ["pyav", "units", "plain"])
+def test_each_wanted_frame_passes_one_gate_once(tmp_path: Path, by: str) -> None:
+    """Clips that overlap share frames; what a filter gives is what the transform gets."""
+    path, seen = film(tmp_path / "v.webm", 50), []
+
+    def count(frame: Any) -> Any:
+        seen.append(frame)
+        return np.full_like(frame, 7) if by == "units" else frame
+
+    ids = [[3, 9, 9, 12], [9, 12, 30, 41]]
+    clips = [OpenClip.empty(Clip("v", i, i + 1), 4) for i in range(2)]
+    requests = [ClipRequest(clip, wanted) for clip, wanted in zip(clips, ids, strict=True)]
+    reader: FileReader = UnitReader((FakeDecoder(),), "cpu") if by == "units" else PyavReader()
+    gate = FrameGate(None if by == "plain" else PLAIN, (count,))
+    with open_file(path) as file:
+        done = list(reader.read(file, requests, gate, 1, Health()))
+    assert done == clips
+    assert len(seen) == 5  # 3, 9, 12, 30, 41
+    shapes = {one.shape for clip in clips for one in clip.images}
+    assert shapes == {(64, 96, 3) if by == "plain" else (3, 48, 48)}
+    if by == "units":
+        assert {shape.shape for shape in seen} == {(48, 48, 3)}
+        assert all((image == 7).all() for clip in clips for image in clip.images)
+    else:
+        assert all(isinstance(frame, av.VideoFrame) for frame in seen)
 
 
 # ---- what PyAV is left with

@@ -45,7 +45,7 @@ from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest
 from lavila_fast.video.gpu.units import Unsuitable
 from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import REFETCH, VideoInfo, open_file
-from lavila_fast.video.requests import ClipRequest, Health, OpenClip
+from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call
@@ -247,7 +247,7 @@ class ListBatches:
         path, open_clip = Path(clip.video), OpenClip.empty(clip, self.config.frames)
         with open_file(path, _facts(path)[0]) as file:
             request = ClipRequest(open_clip, self._ids(clip, file.info, draws))
-            list(PyavReader().read(file, [request], None, 1, Health()))
+            list(PyavReader().read(file, [request], FrameGate(), 1, Health()))
         if any(image is None for image in open_clip.images):
             raise VideoError(path, f"clip {clip.start:g}-{clip.end:g} s cannot be read", REFETCH)
         import torch

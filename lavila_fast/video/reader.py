@@ -22,7 +22,7 @@ from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, same_rate
-from lavila_fast.video.requests import ClipRequest, Health, Image, OpenClip, Transform
+from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform
 
@@ -173,7 +173,7 @@ def read_clips(
     health, resized = Health(), isinstance(transform, FrameTransform)
     reader = file_reader(decoder, transform.size if isinstance(transform, FrameTransform) else None, device)
     walk = _read_chunks if source.is_chunked else _read_whole
-    serve = partial(reader.read, transform=transform, threads=threads, health=health)
+    serve = partial(reader.read, gate=FrameGate(transform), threads=threads, health=health)
     for collected in walk(source, clips, frames_per_clip, serve, health) if clips else ():
         if images := collected.give_out():
             yield DecodedClip(collected.clip, reader.stack(images, axis=1 if resized else 0))

@@ -104,6 +104,30 @@ class ClipRequest:
         self.done, self.slot = self.done + 1, self.slot + 1
 
 
+@dataclass(frozen=True)
+class FrameGate:
+    """What each decoded, wanted frame goes through, once, whoever decoded it: the filters, then the transform.
+
+    Attributes:
+        transform: Applied to each frame, in RGB and upright, or as decoded if it is a `FrameTransform`.
+        filters: Each takes a frame as the decoder left it, and gives one of its kind: PyAV's frame; from a decoder of
+            units (S, S, 3) float32 on 0..255, resized and cropped, an array or a tensor.
+    """
+
+    transform: Transform | None = None
+    filters: tuple[Callable[[Any], Any], ...] = ()
+
+    def before(self, show: Show) -> Show:
+        """The way of a frame: past the filters, and then to `show`, which applies the transform."""
+
+        def through(frame: Any) -> Any:
+            for each in self.filters:
+                frame = each(frame)
+            return show(frame)
+
+        return through
+
+
 class RequestQueue:
     """The requests to one file, served as its frames come by in order.
 
@@ -169,7 +193,7 @@ class FileReader(Protocol):
         self,
         file: OpenFile,
         requests: Sequence[ClipRequest],
-        transform: Transform | None,
+        gate: FrameGate,
         threads: int,
         health: Health,
     ) -> Iterator[OpenClip]:
@@ -178,7 +202,7 @@ class FileReader(Protocol):
         Args:
             file: The file, open and at its beginning.
             requests: What is wanted of it.
-            transform: Applied to each wanted frame, in RGB and upright, or as decoded if it is a `FrameTransform`.
+            gate: What each wanted frame goes through.
             threads: Decoding threads of PyAV; 0 lets FFmpeg choose.
             health: Collects what went wrong.
 

@@ -17,6 +17,7 @@ from lavila_fast.video.requests import (
     SEEK_BEYOND,
     SEEK_MARGIN,
     ClipRequest,
+    FrameGate,
     Grid,
     Health,
     Image,
@@ -66,7 +67,7 @@ class PyavReader:
         self,
         file: OpenFile,
         requests: Sequence[ClipRequest],
-        transform: Transform | None,
+        gate: FrameGate,
         threads: int,
         health: Health,
     ) -> Iterator[OpenClip]:
@@ -76,7 +77,7 @@ class PyavReader:
             return
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        grid, show = Grid(file.info, file.stream), _show(transform)
+        grid, show = Grid(file.info, file.stream), gate.before(_show(gate.transform))
         frames = _frames(file, grid, queue.waiting[0].ids[0], health.failures)
         for span in spans_of(frames, grid, health.failures):
             yield from queue.take(span, show)

@@ -2,8 +2,8 @@
 
 DALI's resize without antialiasing has half-pixel centres and reads outside the region of interest as `transforms` does,
 so cropping is a region of the resize and only pixels that survive are computed. Its colours are BT.601 whatever the
-file says; `VideoFacts.recolour_33` sets that right. DALI is imported when a decoder is made, which takes
-seconds.
+file says; `VideoFacts.recolour_33` sets that right. DALI is imported when a decoder is made (seconds),
+not before.
 
 On a GPU: never run yet.
 """

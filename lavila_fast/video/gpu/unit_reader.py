@@ -29,13 +29,13 @@ from lavila_fast.video.requests import (
     SEEK_BEYOND,
     SEEK_MARGIN,
     ClipRequest,
+    FrameGate,
     FrameSpan,
     Grid,
     Health,
     OpenClip,
     RequestQueue,
     Show,
-    Transform,
     spans_of,
 )
 from lavila_fast.video.transforms import FrameTransform, normalise
@@ -162,28 +162,28 @@ class UnitReader:
         self,
         file: OpenFile,
         requests: Sequence[ClipRequest],
-        transform: Transform | None,
+        gate: FrameGate,
         threads: int,
         health: Health,
     ) -> Iterator[OpenClip]:
         """See `FileReader`."""
-        if not self.candidates or not isinstance(transform, FrameTransform):
-            yield from PyavReader().read(file, requests, transform, threads, health)
+        if not self.candidates or not isinstance(gate.transform, FrameTransform):
+            yield from PyavReader().read(file, requests, gate, threads, health)
             return
         queue = RequestQueue(requests)
         if not queue:
             return
-        reason = yield from self._read_units(file, queue, transform)
+        reason = yield from self._read_units(file, queue, gate.transform, gate)
         if reason:
             say_once(logging.WARNING, f"{file.info.path.name}: {reason}: decoded by PyAV")
             with open_file(file.info.path, file.info) as again:
-                yield from PyavReader().read(again, queue.rest(), transform, threads, health)
+                yield from PyavReader().read(again, queue.rest(), gate, threads, health)
 
     def _read_units(
-        self, file: OpenFile, queue: RequestQueue, transform: FrameTransform
+        self, file: OpenFile, queue: RequestQueue, transform: FrameTransform, gate: FrameGate
     ) -> Generator[OpenClip, None, str]:
         """Serve what units can; returns why something is left, or an empty string."""
-        name, show = "", _normalised(transform)
+        name, show = "", gate.before(_normalised(transform))
         try:
             facts = read_facts(file.info.path)
             decoder = suitable(self.candidates, facts)
