@@ -33,8 +33,8 @@ from lavila_fast.generate.scheduler import Task, write_samples
 from lavila_fast.presets import CHECKPOINTS
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.video.decoders import decoders, read_clips
-from lavila_fast.video.reader import DecodedClip
+from lavila_fast.video.decoders import file_reader
+from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
@@ -134,7 +134,7 @@ class Narrator:
         return cls(runtime, words, CLIP_SECONDS, sha256(path)[:16] + _arithmetic(runtime))
 
     def _with_decoder(self, decoder: str) -> Narrator:
-        decoders(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
+        file_reader(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
         return replace(self, decoder=decoder)
 
     @property
@@ -156,8 +156,8 @@ class Narrator:
         """
         vision = self.config.vision
         transform = FrameTransform(vision.img, vision.mean, vision.std)
-        how = {"decoder": self.decoder, "device": self.device}
-        yield from read_clips(source, clips, vision.frames, transform, threads, **how)
+        where = {"decoder": self.decoder, "device": self.device}
+        yield from read_clips(source, clips, vision.frames, transform, threads, **where)
 
     def narrate_clips(
         self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8

@@ -22,14 +22,19 @@ import pytest
 from test_video_coded import numbers, write_sound, write_video
 from test_video_units import FILES, VP9, film
 
+from lavila_fast.bench.gpu.decoding import agreement, throughput
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video import decoders as gpu_decoding
-from lavila_fast.video import reader
-from lavila_fast.video.decoders import DECODERS, agreement, decoders, read_clips, throughput
-from lavila_fast.video.facts import look
-from lavila_fast.video.gpu import passes as gpu_passes
-from lavila_fast.video.probe import probe
+from lavila_fast.video import decoders as video_decoders
+from lavila_fast.video.cpu.pyav_reader import PyavReader
+from lavila_fast.video.decoders import DECODERS, unit_decoders
+from lavila_fast.video.facts import read_facts
+from lavila_fast.video.gpu import unit_reader
+from lavila_fast.video.gpu.unit_reader import UnitReader
+from lavila_fast.video.log import say_once
+from lavila_fast.video.probe import open_file, probe
+from lavila_fast.video.reader import read_clips
+from lavila_fast.video.requests import ClipRequest, FileReader, FrameGate, Health, OpenClip
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
@@ -41,7 +46,7 @@ dali = pytest.mark.skipif(find_spec("nvidia") is None or find_spec("nvidia.dali"
 
 @pytest.fixture(autouse=True)
 def said_afresh() -> None:
-    gpu_passes.say_once.cache_clear()
+    say_once.cache_clear()
 
 
 def sliding(path: Path, clip: float = 1.0, stride: float = 0.7) -> list[Clip]:
@@ -55,7 +60,7 @@ def shown(frames_3THW: np.ndarray) -> list[int]:
 
 def both(path: Path, clips: list[Clip], decoder: str = "dali", transform: FrameTransform = PLAIN) -> float:
     """Read with PyAV and `decoder`; the same clips in the same order. Largest difference of their pixels."""
-    expected = list(reader.read_clips(path, clips, 4, transform))
+    expected = list(read_clips(path, clips, 4, transform))
     found = list(read_clips(path, clips, 4, transform, decoder=decoder, device="cpu"))
     assert [one.clip for one in found] == [one.clip for one in expected]
     assert found[0].frames.shape == (3, 4, transform.size, transform.size)
@@ -76,7 +81,7 @@ def test_dali_shows_the_same_frames(tmp_path: Path, name: str, codec: str, caplo
     path = film(tmp_path / name, codec=codec, size=(64, 64), pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p")
     clips = sliding(path)
     found = list(read_clips(path, clips, 4, PLAIN, decoder="dali", device="cpu"))
-    expected = list(reader.read_clips(path, clips, 4, PLAIN))
+    expected = list(read_clips(path, clips, 4, PLAIN))
     assert [shown(one.frames) for one in found] == [shown(one.frames) for one in expected]
     assert both(path, clips) <= LEVELS
     assert not handed_over(caplog)
@@ -124,10 +129,10 @@ def test_bt709_is_set_right(tmp_path: Path) -> None:
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert look(path).matrix == 1
+    assert read_facts(path).matrix == 1
     assert both(path, [Clip("v", 0, 0.4)]) <= LEVELS
     as_601 = next(read_clips(path, [Clip("v", 0, 0.4)], 4, PLAIN, decoder="dali", device="cpu")).frames[:, 0, 0, 0]
-    matrix = look(path).recolour_33()
+    matrix = read_facts(path).recolour_33()
     assert matrix is not None
     assert np.abs(np.linalg.inv(matrix) @ as_601 - as_601).max() > 6
 
@@ -140,7 +145,7 @@ def test_variable_rate_follows_the_clock(tmp_path: Path, caplog: pytest.LogCaptu
     path = film(tmp_path / "v.webm", 120, rate=30, pts=times, time_base=Fraction(1, 1000), size=(64, 64))
     clips = sliding(path, 2.0, 1.5)
     found = [shown(one.frames) for one in read_clips(path, clips, 4, PLAIN, decoder="dali", device="cpu")]
-    assert found == [shown(one.frames) for one in reader.read_clips(path, clips, 4, PLAIN)]
+    assert found == [shown(one.frames) for one in read_clips(path, clips, 4, PLAIN)]
     info = probe(path)
     assert any(number != round(i) for number, i in zip(found[3], np.linspace(0, info.frames, 4), strict=True))
     assert not handed_over(caplog)
@@ -151,7 +156,7 @@ def test_far_into_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     path = film(tmp_path / "v.webm", 900, size=(64, 64), rate=25)
     clips = [Clip("v", 30.2, 31), Clip("v", 33, 35), Clip("v", 33.5, 34.1)]
     found = [shown(one.frames) for one in read_clips(path, clips, 4, PLAIN, decoder="dali", device="cpu")]
-    assert found == [shown(one.frames) for one in reader.read_clips(path, clips, 4, PLAIN)]
+    assert found == [shown(one.frames) for one in read_clips(path, clips, 4, PLAIN)]
     assert not handed_over(caplog)
 
 
@@ -159,9 +164,9 @@ def test_far_into_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 def test_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A unit with more frames than fit is decoded in parts, and clips may need several batches."""
     path = film(tmp_path / "v.webm", size=(64, 64))
-    monkeypatch.setattr(gpu_passes, "_BYTES", 64 * 64 * 3 * 3)
-    monkeypatch.setattr(gpu_passes, "_UNITS", 2)
-    (decoder,), sizes = decoders("dali", 48, "cpu"), []
+    monkeypatch.setattr(unit_reader, "_BYTES", 64 * 64 * 3 * 3)
+    monkeypatch.setattr(unit_reader, "_UNITS", 2)
+    (decoder,), sizes = unit_decoders("dali", 48, "cpu"), []
     plain = decoder.decode
     monkeypatch.setattr(decoder, "decode", lambda asked: sizes.append([len(r.ordinals) for r in asked]) or plain(asked))
     assert both(path, sliding(path)) <= LEVELS
@@ -175,6 +180,48 @@ def test_a_folder_of_chunks(tmp_path: Path) -> None:
     for start in (0, 300):
         write_video(folder / f"{start}.mkv", 600, 2, codec="libvpx-vp9", options=VP9, size=(64, 32), start=start * 2)
     assert both(folder, [Clip("v", 10, 20), Clip("v", 295, 305), Clip("v", 400, 402)]) <= LEVELS
+
+
+# ---- the gate that all frames pass
+
+
+class FakeDecoder:
+    """Frames of one grey each, the unit's number of the frame, on (S, S, 3) as a library gives them."""
+
+    name = "fake"
+
+    def why_not(self, facts: Any) -> str:
+        return ""
+
+    def decode(self, requests: Any) -> list[Any]:
+        return [np.stack([np.full((48, 48, 3), i, np.float32) for i in one.ordinals]) for one in requests]
+
+
+@pytest.mark.parametrize("by", ["pyav", "units", "plain"])
+def test_each_wanted_frame_passes_one_gate_once(tmp_path: Path, by: str) -> None:
+    """Clips that overlap share frames; what a filter gives is what the transform gets."""
+    path, seen = film(tmp_path / "v.webm", 50), []
+
+    def count(frame: Any) -> Any:
+        seen.append(frame)
+        return np.full_like(frame, 7) if by == "units" else frame
+
+    ids = [[3, 9, 9, 12], [9, 12, 30, 41]]
+    clips = [OpenClip.empty(Clip("v", i, i + 1), 4) for i in range(2)]
+    requests = [ClipRequest(clip, wanted) for clip, wanted in zip(clips, ids, strict=True)]
+    reader: FileReader = UnitReader((FakeDecoder(),), "cpu") if by == "units" else PyavReader()
+    gate = FrameGate(None if by == "plain" else PLAIN, (count,))
+    with open_file(path) as file:
+        done = list(reader.read(file, requests, gate, 1, Health()))
+    assert done == clips
+    assert len(seen) == 5  # 3, 9, 12, 30, 41
+    shapes = {one.shape for clip in clips for one in clip.images}
+    assert shapes == {(64, 96, 3) if by == "plain" else (3, 48, 48)}
+    if by == "units":
+        assert {shape.shape for shape in seen} == {(48, 48, 3)}
+        assert all((image == 7).all() for clip in clips for image in clip.images)
+    else:
+        assert all(isinstance(frame, av.VideoFrame) for frame in seen)
 
 
 # ---- what PyAV is left with
@@ -208,7 +255,7 @@ def test_pyav_reads_what_dali_cannot(
 def outcome(path: Path, clips: list[Clip], **how: Any) -> tuple[list[Clip], str]:
     """Clips that were read, and the error that followed."""
     done: list[Clip] = []
-    read = read_clips(path, clips, 4, PLAIN, device="cpu", **how) if how else reader.read_clips(path, clips, 4, PLAIN)
+    read = read_clips(path, clips, 4, PLAIN, **how)
     try:
         done.extend(one.clip for one in read)
     except VideoError as error:
@@ -247,7 +294,7 @@ def test_errors_are_the_readers(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_a_decoder_that_fails_midway(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Clips that were complete stay DALI's, the others are read anew, none is lost or doubled."""
     path = film(tmp_path / "v.webm", size=(64, 64))
-    (made,) = decoders("dali", 48, "cpu")
+    (made,) = unit_decoders("dali", 48, "cpu")
 
     class Failing:
         name, calls, why_not = "failing", 0, made.why_not
@@ -259,10 +306,10 @@ def test_a_decoder_that_fails_midway(tmp_path: Path, caplog: pytest.LogCaptureFi
             return made.decode(requests)
 
     clips = sliding(path, 1.0, 0.3)
-    plain = [one.frames for one in reader.read_clips(path, clips, 4, PLAIN)]
+    plain = [one.frames for one in read_clips(path, clips, 4, PLAIN)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_passes, "_UNITS", 1)
-        patch.setattr(gpu_decoding, "decoders", lambda *_: (Failing(),))
+        patch.setattr(unit_reader, "_UNITS", 1)
+        patch.setattr(video_decoders, "unit_decoders", lambda *_: (Failing(),))
         found = list(read_clips(path, clips, 4, PLAIN, decoder="dali", device="cpu"))
     assert [one.clip for one in found] == clips
     assert all(np.abs(one.frames - frames).max() <= LEVELS for one, frames in zip(found, plain, strict=True))
@@ -277,21 +324,31 @@ def test_a_decoder_that_fails_midway(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_the_choice_is_said_and_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"unknown; take one of auto, pyav, dali"):
-        decoders("nvdec", 48, "cpu")
-    assert decoders("pyav", 48, "cpu") == decoders("auto", 48, "cpu") == ()
+        unit_decoders("nvdec", 48, "cpu")
+    assert unit_decoders("pyav", 48, "cpu") == unit_decoders("auto", 48, "cpu") == ()
     with pytest.raises(InputError, match="on a GPU only"):
-        gpu_decoding.NvCodecDecoder(48, "cpu")
+        video_decoders.NvCodecDecoder(48, "cpu")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name, extra in [("dali", "dali"), ("torchcodec", "torchcodec")]:
         with pytest.raises(MissingExtraError, match=rf"lavila-fast\[{extra}\]"):
-            decoders(name, 7, "cpu")
+            unit_decoders(name, 7, "cpu")
+
+
+def test_one_entrance_whatever_the_transform(tmp_path: Path) -> None:
+    """Source size and other transforms are PyAV's; a library asked for by name says that it cannot."""
+    path = film(tmp_path / "v.webm", 20)
+    for how in ({}, {"decoder": "auto"}, {"decoder": "pyav", "device": "cpu"}):
+        (one,) = read_clips(path, [Clip("v", 0, 0.4)], 4, **how)  # type: ignore[arg-type]
+        assert (one.frames.shape, one.frames.dtype) == ((4, 64, 96, 3), np.uint8)
+    with pytest.raises(InputError, match="decoder dali: resizes and crops; give a FrameTransform, or take"):
+        next(read_clips(path, [Clip("v", 0, 0.4)], 4, decoder="dali"))
 
 
 def test_a_machine_with_nothing_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia", None)
     monkeypatch.delitem(sys.modules, "nvidia.dali", raising=False)
     with pytest.raises(MissingExtraError, match="NVIDIA DALI is not installed"):
-        decoders("dali", 8, "cpu")
+        unit_decoders("dali", 8, "cpu")
 
 
 def test_no_gpu_is_said() -> None:
@@ -300,11 +357,11 @@ def test_no_gpu_is_said() -> None:
         pytest.skip("there is a GPU")
     for name in DECODERS:
         with pytest.raises(InputError, match="no GPU that PyTorch can use; take device cpu"):
-            decoders(name, 48, "cuda")
+            unit_decoders(name, 48, "cuda")
 
 
 def test_importing_brings_no_heavy_library() -> None:
-    code = "import sys, lavila_fast.video.decoders; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
+    code = "import sys, lavila_fast.video.reader; print([m for m in ('torch', 'nvidia.dali') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -337,7 +394,7 @@ def test_on_a_gpu(tmp_path: Path, decoder: str, codec: str, caplog: pytest.LogCa
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     try:
-        decoders(decoder, 256, "cuda")
+        unit_decoders(decoder, 256, "cuda")
     except MissingExtraError as error:
         pytest.skip(str(error))
     path = film(tmp_path / "v.mp4", 150, codec=codec, size=(256, 256))
@@ -345,7 +402,7 @@ def test_on_a_gpu(tmp_path: Path, decoder: str, codec: str, caplog: pytest.LogCa
     clips = sliding(path)
     found = list(read_clips(path, clips, 4, large, decoder=decoder, device="cuda"))
     assert all(one.frames.is_cuda for one in found)
-    expected = [shown(one.frames) for one in reader.read_clips(path, clips, 4, large)]
+    expected = [shown(one.frames) for one in read_clips(path, clips, 4, large)]
     assert [shown(one.frames.cpu().numpy()) for one in found] == expected
     assert not handed_over(caplog)
     off = agreement(path, decoder, "cuda", size=256)
@@ -361,13 +418,12 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from lavila_fast.records import Clip
-from lavila_fast.video import reader
-from lavila_fast.video.decoders import read_clips
+from lavila_fast.video.reader import read_clips
 from lavila_fast.video.transforms import FrameTransform
 plain, found = FrameTransform(48, (0.0,) * 3, (1.0,) * 3), {}
 clips = [Clip("v", i / 2, i / 2 + 1) for i in range(7)]
 for path in map(Path, sys.argv[1:]):
-    expected = list(reader.read_clips(path, clips, 4, plain))
+    expected = list(read_clips(path, clips, 4, plain))
     seen = list(read_clips(path, clips, 4, plain, decoder="torchcodec", device="cpu"))
     assert [one.clip for one in seen] == [one.clip for one in expected]
     found[path.name] = max(float(np.abs(a.frames - b.frames).max()) for a, b in zip(expected, seen))

@@ -57,6 +57,17 @@ def test_crossing_into_the_next_chunk() -> None:
         chunked_reads({0: 9000}, 30, 301, 302, 4)
 
 
+def test_each_chunk_counts_at_its_own_rate() -> None:
+    """By hand: 298-302 s at 25 fps is frames 7450 to 7549, middles 7462, 7487, 7512, 7536, of which two lie beyond."""
+    frames, rates = {0: 7500, 300: 500}, {0: 25.0, 300: 50.0}
+    assert chunked_reads(frames, rates, 298, 302, 4) == [(0, [7462, 7487]), (300, [24, 72])]
+    assert chunked_reads(frames, rates, 302, 304, 4) == [(300, [112, 137, 162, 186])]  # of 100 to 199
+    for fps in (25.0, 30, 29.97):
+        for start in (0.3, 297.1, 299.9, 301.7):
+            same = chunked_reads(frames, {0: fps, 300: fps}, start, start + 4, 4)
+            assert same == chunked_reads(frames, fps, start, start + 4, 4)
+
+
 def test_halves_round_to_even() -> None:
     assert frame_indices(0, 3, 4) == [0, 0, 1, 2]  # borders 0, .5→0, 1, 1.5→2, 2
     assert frame_indices(5, 6, 4) == [5, 5, 5, 5]

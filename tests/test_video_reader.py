@@ -7,6 +7,7 @@ import os
 import re
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from test_video_coded import number_of, numbers, write_sound, write_video
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import chunked_reads, whole_file_indices, windows
-from lavila_fast.video.cpu import passes
+from lavila_fast.video.cpu import pyav_reader
 from lavila_fast.video.probe import probe
-from lavila_fast.video.reader import read_clips
+from lavila_fast.video.reader import _chunk_rates, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 
 VIDEOS = Path(os.environ.get("LAVILA_VIDEO_DIR", Path(__file__).parents[2] / "shared/videos"))
@@ -169,7 +170,7 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened = self.decoded = self.converted = self.alive = self.most = 0
-        opener, decoder = av.open, passes.decoded
+        opener, decoder = av.open, pyav_reader.decoded
 
         def opening(*args: Any, **kwargs: Any) -> Any:
             self.opened += 1
@@ -181,7 +182,7 @@ class Watch:
                 yield frame
 
         monkeypatch.setattr(av, "open", opening)
-        monkeypatch.setattr(passes, "decoded", decoding)
+        monkeypatch.setattr(pyav_reader, "decoded", decoding)
 
     def transform(self, frame: Any) -> Any:
         image = frame.copy()
@@ -205,6 +206,31 @@ def test_one_pass_and_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (watch.opened, watch.converted) == (1, len(wanted))
     assert max(wanted) < watch.decoded <= max(wanted) + 3  # front to back once, and not beyond the last wanted frame
     assert watch.most <= 4 * 4 + 2  # at most four windows of four frames are open
+
+
+@pytest.mark.parametrize(("suffix", "before"), [("mp4", 1), ("mkv", 2)])
+def test_facts_are_read_once_for_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, before: int
+) -> None:
+    """Matroska's packets are counted (one opening more), by whoever asks first; a file that has changed asks anew."""
+    path = write_video(tmp_path / f"v.{suffix}", 100, 25)
+    source, watch = VideoSource("v", path), Watch(monkeypatch)
+    clips = list(expand_windows(source, 2.0, 2.0))
+    assert watch.opened == before
+    for _ in range(2):
+        assert len(list(read_clips(source, clips, 4))) == len(clips) == 2
+    assert list(expand_windows(source, 2.0, 2.0)) == clips
+    assert watch.opened == before + 2
+    write_video(path, 200, 25)
+    assert len(list(expand_windows(source, 2.0, 2.0))) == 4
+
+
+def test_chunks_that_were_measured_are_opened_to_decode_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = VideoSource("uid", write_chunks(tmp_path / "uid.mp4", 600, 60))
+    watch = Watch(monkeypatch)
+    clips = list(expand_windows(source, 20.0, 20.0))
+    assert len(list(read_clips(source, clips, 4))) == len(clips) > 15
+    assert watch.opened == 1 + 1 + 2  # the last one measured, the other one planned, both decoded
 
 
 def test_clips_come_as_soon_as_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +348,26 @@ def test_chunk_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert crossed >= 4
     assert watch.decoded <= 1301
     assert watch.opened == 6  # each header is read once to plan and once to decode
+
+
+def test_chunks_of_different_rates(tmp_path: Path) -> None:
+    """Frame n of the video carries n: 7,500 frames at 25 fps, then 500 at 50 fps."""
+    folder = tmp_path / "uid.mp4"
+    folder.mkdir()
+    write_video(folder / "0.mp4", 7500, 25, size=(32, 16), options={"bf": "0"})
+    write_video(folder / "300.mp4", 500, 50, size=(32, 16), options={"bf": "0"}, start=7500)
+    seen = [numbers(d.frames) for d in read_clips(folder, clips_of((10, 12), (298, 302), (302, 304), (308, 310)), 4)]
+    assert seen[0] == whole_file_indices(7500, 25, 10, 12, 4)
+    assert seen[1] == [7462, 7487, 7500 + 24, 7500 + 72]
+    assert seen[2:] == [[7500 + i for i in whole_file_indices(500, 50, start, start + 2, 4)] for start in (2, 8)]
+
+
+def test_the_odd_length_of_a_last_frame_is_no_other_rate(tmp_path: Path) -> None:
+    """Chunks whose average only a last frame bends count as the first does; 29.97 is not 30."""
+    info = probe(write_video(tmp_path / "v.mp4", 5, 25))
+    rates = {0: (29.9967, 300.0), 300: (30.004, 300.0), 600: (24.0, 0.2), 900: (29.97, 300.0), 1200: (50.0, 10.0)}
+    infos = {start: replace(info, fps=fps, duration=seconds) for start, (fps, seconds) in rates.items()}
+    assert _chunk_rates(infos) == {0: 30, 300: 30, 600: 30, 900: 29.97, 1200: 50}
 
 
 def test_chunk_folder_with_a_broken_chunk(tmp_path: Path) -> None:

@@ -36,14 +36,16 @@ from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import whole_file_indices
-from lavila_fast.video.cpu.passes import Health, OpenClip, Want, read_file
-from lavila_fast.video.decoders import decoders
-from lavila_fast.video.facts import Look, look
+from lavila_fast.video.cpu.pyav_reader import PyavReader
+from lavila_fast.video.decoders import unit_decoders
+from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.gpu.nvcodec_reader import resample
-from lavila_fast.video.gpu.passes import choose, say_once, wanted_units, worker
-from lavila_fast.video.gpu.unit_requests import Region, Request, UnitDecoder, centre
+from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
+from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unsuitable
-from lavila_fast.video.probe import REFETCH, VideoInfo, header, open_video
+from lavila_fast.video.log import say_once
+from lavila_fast.video.probe import REFETCH, VideoInfo, open_file
+from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call
@@ -101,9 +103,9 @@ def open_list(config: ListConfig, batch_size: int, seed: int = 0) -> ListBatches
 
 
 @lru_cache(maxsize=65536)
-def _facts(path: Path) -> tuple[VideoInfo, Look]:
-    with open_video(path) as (_, stream):
-        return header(path, stream), look(path)
+def _facts(path: Path) -> tuple[VideoInfo, VideoFacts]:
+    with open_file(path) as file:
+        return file.info, read_facts(path)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class _Draws:
 class _Cut:
     """A clip on its way: its units, and which of their frames it takes; or its frames, where PyAV read them."""
 
-    requests: list[Request] = field(default_factory=list)
+    requests: list[UnitRequest] = field(default_factory=list)
     picks: list[int] = field(default_factory=list)
     decoder: UnitDecoder | None = None
     frames: Any = None
@@ -222,32 +224,30 @@ class ListBatches:
     def _cut(self, clip: Clip, draws: _Draws) -> _Cut:
         """Take the units of a clip out of its file."""
         path = Path(clip.video)
-        info, seen = _facts(path)
+        info, facts = _facts(path)
         ids = self._ids(clip, info, draws)
-        region = self._region(seen.width, seen.height, draws)
-        candidates = decoders(self.config.decoder, self.config.img, self.config.device)
+        region = self._region(facts.width, facts.height, draws)
+        candidates = unit_decoders(self.config.decoder, self.config.img, self.config.device)
         if not candidates:
             return self._read(clip, draws)
         try:
-            decoder = choose(candidates, seen)
-            with open_video(path) as (container, stream):
-                units = list(wanted_units(container, stream, info, seen, sorted(set(ids))))
-                requests = [Request(unit.to_mp4(stream), unit.ordinals, region, seen) for unit in units]
+            decoder = suitable(candidates, facts)
+            with open_file(path, info) as file:
+                units = list(wanted_units(file, facts, sorted(set(ids))))
+                requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in units]
         except Unsuitable as reason:
             say_once(logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
             return self._read(clip, draws)
-        shots = [shot for unit in units for shot in unit.shots]
-        picks = [next((n for n, shot in enumerate(shots) if shot.first <= i < shot.stop), -1) for i in ids]
+        spans = [span for unit in units for span in unit.spans]
+        picks = [next((n for n, span in enumerate(spans) if span.first <= i < span.stop), -1) for i in ids]
         return self._read(clip, draws) if -1 in picks else _Cut(requests, picks, decoder)
 
     def _read(self, clip: Clip, draws: _Draws) -> _Cut:
         """Read a clip with PyAV."""
-        path, open_clip = Path(clip.video), OpenClip(clip, [None] * self.config.frames, self.config.frames)
-
-        def plan(info: VideoInfo) -> list[Want]:
-            return [Want(open_clip, self._ids(clip, info, draws))]
-
-        list(read_file(path, plan, None, 1, Health()))
+        path, open_clip = Path(clip.video), OpenClip.empty(clip, self.config.frames)
+        with open_file(path, _facts(path)[0]) as file:
+            request = ClipRequest(open_clip, self._ids(clip, file.info, draws))
+            list(PyavReader().read(file, [request], FrameGate(), 1, Health()))
         if any(image is None for image in open_clip.images):
             raise VideoError(path, f"clip {clip.start:g}-{clip.end:g} s cannot be read", REFETCH)
         import torch

@@ -36,7 +36,7 @@ def _films(setup: Setup) -> list[Path]:
 
 
 def _decode(setup: Setup, decoder: str) -> Row:
-    from lavila_fast.video.decoders import agreement, throughput
+    from lavila_fast.bench.gpu.decoding import agreement, throughput
 
     films = _films(setup)
     throughput(films[:1], decoder, setup.device)

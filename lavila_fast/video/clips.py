@@ -63,7 +63,7 @@ def whole_file_indices(frames: int, fps: float, start: float, end: float, segmen
 
 def chunked_reads(
     chunk_frames: Mapping[int, int],
-    fps: float,
+    fps: float | Mapping[int, float],
     start: float,
     end: float,
     segments: int,
@@ -72,11 +72,11 @@ def chunked_reads(
     """Which frames of which chunk files make a clip of a video stored in chunks.
 
     A clip that runs over its chunk takes the rest from the next one. Where there is no next one, the segments are laid
-    again over what is left of the chunk.
+    again over what is left of the chunk. Indices count frames of the file they point into, at its own rate.
 
     Args:
         chunk_frames: First second of each chunk file → number of its frames.
-        fps: Frames a second.
+        fps: Frames a second; or first second of each chunk file → its own.
         start: First second of the clip in the whole video.
         end: Last second.
         segments: Frames wanted.
@@ -92,7 +92,8 @@ def chunked_reads(
     length = chunk_frames.get(chunk, 0)
     if length < 1:
         raise InputError(f"clip {start:g}-{end:g} s starts in chunk {chunk}, which is missing")
-    first, stop = _frame_range(start - chunk, end - start, fps, segments)
+    rates = fps if isinstance(fps, Mapping) else dict.fromkeys(chunk_frames, fps)
+    first, stop = _frame_range(start - chunk, end - start, rates[chunk], segments)
     ids = frame_indices(first, stop, segments)
     if max(ids) < length:
         return [(chunk, ids)]
@@ -100,7 +101,8 @@ def chunked_reads(
     if following < 1:
         return [(chunk, frame_indices(min(first, length - 1), length, segments))]
     here = [i for i in ids if i < length]
-    there = [min(i % length, following - 1) for i in ids if i >= length]
+    faster = rates[chunk + chunk_seconds] / rates[chunk]
+    there = [min(round(i % length * faster), following - 1) for i in ids if i >= length]
     return [read for read in ((chunk, here), (chunk + chunk_seconds, there)) if read[1]]
 
 

@@ -22,7 +22,7 @@ _MATRICES = {1: (0.2126, 0.0722), 2: _BT601, 5: _BT601, 6: _BT601, 7: (0.212, 0.
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class VideoFacts:
     """Facts from one decoded frame.
 
     Attributes:
@@ -104,8 +104,8 @@ def to_rgb(luma: tuple[float, float], full_range: bool) -> NDArray[np.float64]:
     )
 
 
-def _look(container: Any, stream: Any, frame: Any) -> Look:
-    return Look(
+def _facts_of(container: Any, stream: Any, frame: Any) -> VideoFacts:
+    return VideoFacts(
         codec=stream.codec_context.codec.canonical_name,
         container=container.format.name,
         width=frame.width,
@@ -119,7 +119,7 @@ def _look(container: Any, stream: Any, frame: Any) -> Look:
     )
 
 
-def look(path: Path) -> Look:
+def read_facts(path: Path) -> VideoFacts:
     """Decode the first frame of a file.
 
     Raises:
@@ -129,4 +129,4 @@ def look(path: Path) -> Look:
         frame = next(decoded(container, stream, []), None)
         if frame is None:
             raise VideoError(path, "none of its frames can be decoded", REFETCH)
-        return _look(container, stream, frame)
+        return _facts_of(container, stream, frame)

@@ -143,6 +143,11 @@ def _length(path: Path, stream: Any) -> tuple[int, float, float]:
     return frames, rate, promised or frames / rate
 
 
+def same_rate(one: float, other: float, seconds: float) -> bool:
+    """Whether two rates of a file differ by no more than the odd length of its last frame."""
+    return abs(one - other) * seconds <= _ONE_FRAME
+
+
 def header(path: Path, stream: Any) -> VideoInfo:
     """The facts that need no decoding; `rotation` is 0 and width and height are the coded ones.
 
@@ -157,7 +162,7 @@ def header(path: Path, stream: Any) -> VideoInfo:
         width=codec.width,
         height=codec.height,
         fps=fps,
-        grid_fps=base if abs(base - fps) * duration <= _ONE_FRAME else fps,
+        grid_fps=base if same_rate(base, fps, duration) else fps,
         shortest=1 / max(base, fps),
         frames=frames,
         duration=duration,
@@ -165,6 +170,26 @@ def header(path: Path, stream: Any) -> VideoInfo:
         codec=codec.name,
         pix_fmt=codec.pix_fmt or "unknown",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is open at its beginning, PyAV's container and video stream, with its facts."""
+
+    info: VideoInfo
+    container: Any
+    stream: Any
+
+
+@contextlib.contextmanager
+def open_file(path: Path, known: VideoInfo | None = None) -> Iterator[OpenFile]:
+    """Open a file, and find out its facts unless they are `known`.
+
+    Raises:
+        VideoError: see `open_video` and `header`.
+    """
+    with open_video(path) as (container, stream):
+        yield OpenFile(known or header(path, stream), container, stream)
 
 
 def rotation(frame: Any) -> int:

@@ -7,14 +7,15 @@ A list's uid becomes a source by `locate`, a source becomes clips by `expand_win
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import windows
-from lavila_fast.video.probe import denied, header, open_video
+from lavila_fast.video.probe import OpenFile, VideoInfo, denied, open_file
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -40,10 +41,35 @@ SUFFIXES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class VideoSource:
-    """A video by the name it has in the output, and the file or chunk folder it is read from."""
+    """A video by the name it has in the output, and the file or chunk folder it is read from.
+
+    It carries the facts about its files from whoever asked first to whoever decodes, as long as the files stay as they
+    are.
+    """
 
     name: str
     path: Path
+    _infos: dict[tuple[Path, int, int], VideoInfo] = field(default_factory=dict, compare=False, repr=False)
+
+    @contextlib.contextmanager
+    def open(self, path: Path) -> Iterator[OpenFile]:
+        """Open the video's file or one of its chunks; facts that `info` or `open` has read are not read again.
+
+        Raises:
+            VideoError: it cannot be opened, or there is not a single frame.
+        """
+        key = _state(path)
+        with open_file(path, self._infos.get(key) if key else None) as file:
+            if key:
+                self._infos[key] = file.info
+            yield file
+
+    def info(self, path: Path) -> VideoInfo:
+        """Facts about the video's file or one of its chunks, read once; errors as for `open`."""
+        if (key := _state(path)) and key in self._infos:
+            return self._infos[key]
+        with self.open(path) as file:
+            return file.info
 
     @property
     def is_chunked(self) -> bool:
@@ -52,6 +78,15 @@ class VideoSource:
             return self.path.is_dir()
         except OSError:  # forbidden: reading it will say so
             return False
+
+
+def _state(path: Path) -> tuple[Path, int, int] | None:
+    """What changes when a file does; None if it cannot be seen, which opening it will say better."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return path, seen.st_size, seen.st_mtime_ns
 
 
 def is_chunk_folder(path: Path) -> bool:
@@ -111,8 +146,7 @@ def duration(source: VideoSource) -> float:
         VideoError: the file, or the last chunk, cannot be read.
     """
     start, path = list(chunk_files(source.path).items())[-1] if source.is_chunked else (0, source.path)
-    with open_video(path) as (_, stream):
-        return start + header(path, stream).duration
+    return start + source.info(path).duration
 
 
 def expand_windows(source: VideoSource, clip_seconds: float, stride_seconds: float) -> Iterator[Clip]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,10 @@ from numpy.typing import NDArray
 from lavila_fast.kernels import native as library
 from lavila_fast.kernels.preprocess import native
 from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, Picture, taps, to_rgb
+from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import rotation
 
 Frame = Any  # av.VideoFrame
-_LOG = logging.getLogger("lavila_fast.video")
 _PATTERN = 16  # pixels a side
 
 
@@ -127,9 +126,9 @@ def _how(frame: Frame) -> Picture | None:
     why = _why_not(frame)
     found = None if why else _tried(frame)
     if found is None:
-        _say_once(f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
+        say_once(logging.INFO, f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
     else:
-        _say_once(f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
+        say_once(logging.INFO, f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
     return found
 
 
@@ -159,8 +158,3 @@ def _tried(frame: Frame) -> Picture | None:
 def planes(frame: Frame) -> tuple[NDArray[np.uint8], ...]:
     """A decoded frame's planes, (rows, bytes a row), as views."""
     return tuple(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes)
-
-
-@cache
-def _say_once(line: str) -> None:
-    _LOG.info(line)

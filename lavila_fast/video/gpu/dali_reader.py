@@ -2,7 +2,8 @@
 
 DALI's resize without antialiasing has half-pixel centres and reads outside the region of interest as `transforms` does,
 so cropping is a region of the resize and only pixels that survive are computed. Its colours are BT.601 whatever the
-file says; `Look.recolour_33` sets that right. DALI is imported when a decoder is made (seconds), not with this module.
+file says; `VideoFacts.recolour_33` sets that right. DALI is imported when a decoder is made (seconds),
+not before.
 
 On a GPU: never run yet.
 """
@@ -14,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lavila_fast.video.facts import Look
-from lavila_fast.video.gpu.unit_requests import Request, capability, require
+from lavila_fast.video.facts import VideoFacts
+from lavila_fast.video.gpu.unit_requests import UnitRequest, capability, require
 
 _ON_CPU = ("vp9", "mjpeg")
 
@@ -40,19 +41,19 @@ class DaliDecoder:
         self._ndd, self._size, self._on_cpu = ndd, size, device == "cpu"
         self._device, self._nvdec = device.replace("cuda", "gpu"), capability(device)
 
-    def why_not(self, look: Look) -> str:
+    def why_not(self, facts: VideoFacts) -> str:
         """Why this decoder cannot take a file, or an empty string."""
-        if self._on_cpu and look.codec not in _ON_CPU:
-            return f"DALI decodes {look.codec} on GPUs only"
-        return look.why_not(self._nvdec)
+        if self._on_cpu and facts.codec not in _ON_CPU:
+            return f"DALI decodes {facts.codec} on GPUs only"
+        return facts.why_not(self._nvdec)
 
-    def decode(self, requests: Sequence[Request]) -> list[Any]:
+    def decode(self, requests: Sequence[UnitRequest]) -> list[Any]:
         """Frames of each request, (n, size, size, 3) float32 on 0..255: numpy arrays, or tensors on the GPU."""
         with self._ndd.device(self._device):
             tensors = self._resized(requests).tensors
-            return [self._finish(one, request.look) for one, request in zip(tensors, requests, strict=True)]
+            return [self._finish(one, request.facts) for one, request in zip(tensors, requests, strict=True)]
 
-    def _resized(self, requests: Sequence[Request]) -> Any:
+    def _resized(self, requests: Sequence[UnitRequest]) -> Any:
         ndd = self._ndd
         coded = ndd.as_batch([np.frombuffer(request.data, np.uint8) for request in requests])
         wanted = ndd.as_batch([np.asarray(request.ordinals, np.int32) for request in requests])
@@ -67,8 +68,8 @@ class DaliDecoder:
             dtype=ndd.float32,
         )
 
-    def _finish(self, frames: Any, look: Look) -> Any:
-        matrix = look.recolour_33()
+    def _finish(self, frames: Any, facts: VideoFacts) -> Any:
+        matrix = facts.recolour_33()
         if self._on_cpu:
             out = np.array(frames)
             return out if matrix is None else (out @ matrix.T).clip(0, 255)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavila_fast.errors import InputError
-from lavila_fast.video.facts import Look, to_rgb
-from lavila_fast.video.gpu.unit_requests import Region, Request, capability, centre, require
+from lavila_fast.video.facts import VideoFacts, to_rgb
+from lavila_fast.video.gpu.unit_requests import Region, UnitRequest, capability, centre, require
 
 
 def resample(frames_NHW3: Any, region: Region, size: int) -> Any:
@@ -33,19 +33,19 @@ def resample(frames_NHW3: Any, region: Region, size: int) -> Any:
     return above * (1 - wy) + below * wy
 
 
-def nv12_to_rgb(nv12_N3W: Any, look: Look) -> Any:
+def nv12_to_rgb(nv12_N3W: Any, facts: VideoFacts) -> Any:
     """NV12 frames (N, 3/2 H, W) uint8 to RGB (N, H, W, 3) uint8, chroma repeated, with the file's own colour matrix."""
     import torch
 
     height = nv12_N3W.shape[1] * 2 // 3
-    luma = nv12_N3W[:, :height, :, None].float() - (0 if look.full_range else 16)
+    luma = nv12_N3W[:, :height, :, None].float() - (0 if facts.full_range else 16)
     chroma = nv12_N3W[:, height:].unflatten(2, (-1, 2)).float() - 128
     chroma = chroma.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    matrix = luma.new_tensor(to_rgb(look.luma(), look.full_range).T)
+    matrix = luma.new_tensor(to_rgb(facts.luma(), facts.full_range).T)
     return (torch.cat([luma, chroma], 3) @ matrix).round_().clamp_(0, 255).byte()
 
 
-def preprocessed(nv12_N3W: Any, look: Look, size: int) -> Any:
+def preprocessed(nv12_N3W: Any, facts: VideoFacts, size: int) -> Any:
     """NV12 frames (N, 3/2 H, W) uint8, resized and cropped in the middle: (N, size, size, 3) float32 on 0..255.
 
     U and V are taken apart first: PyAV's decoders give them so, and swscale has other colours for NV12.
@@ -55,9 +55,9 @@ def preprocessed(nv12_N3W: Any, look: Look, size: int) -> Any:
     from lavila_fast.kernels.preprocess import cuda
 
     out_13NSS = torch.empty(1, 3, len(nv12_N3W), size, size, device=nv12_N3W.device)
-    chroma_2Nhw = nv12_N3W[:, look.height :].unflatten(2, (-1, 2)).movedim(3, 0).contiguous()
+    chroma_2Nhw = nv12_N3W[:, facts.height :].unflatten(2, (-1, 2)).movedim(3, 0).contiguous()
     surfaces = [
-        cuda.Surface("yuv420p", look.width, look.height, (y[: look.height], u, v), look.matrix, look.full_range)
+        cuda.Surface("yuv420p", facts.width, facts.height, (y[: facts.height], u, v), facts.matrix, facts.full_range)
         for y, u, v in zip(nv12_N3W, *chroma_2Nhw, strict=True)
     ]
     cuda.preprocess(surfaces, [(0, place) for place in range(len(surfaces))], out_13NSS, (0.0,) * 3, (1.0,) * 3)
@@ -78,16 +78,16 @@ class NvCodecDecoder:
         self._size, self._gpu, self._nvdec = size, int(device.partition(":")[2] or 0), capability(device)
         self._one_pass = not cuda.why_not()
 
-    def why_not(self, look: Look) -> str:
+    def why_not(self, facts: VideoFacts) -> str:
         """Why this decoder cannot take a file, or an empty string."""
-        odd = look.width % 2 or look.height % 2
-        return look.why_not(self._nvdec) or ("odd sizes" if odd else "")
+        odd = facts.width % 2 or facts.height % 2
+        return facts.why_not(self._nvdec) or ("odd sizes" if odd else "")
 
-    def decode(self, requests: Sequence[Request]) -> list[Any]:
+    def decode(self, requests: Sequence[UnitRequest]) -> list[Any]:
         """Frames of each request, (n, size, size, 3) float32 on 0..255."""
         return [self._one(request) for request in requests]
 
-    def _one(self, request: Request) -> Any:
+    def _one(self, request: UnitRequest) -> Any:
         import PyNvVideoCodec as nvc
         import torch
         from torch.utils.dlpack import from_dlpack
@@ -95,10 +95,10 @@ class NvCodecDecoder:
         source = nvc.SimpleDecoder(request.data, gpu_id=self._gpu, use_device_memory=True)
         # A frame's surface is used again for later ones: copy it.
         nv12 = torch.stack([from_dlpack(f) for f in source.get_batch_frames_by_index(request.ordinals)])
-        look, size = request.look, self._size
-        if self._one_pass and request.region == centre(look.width, look.height, size):
-            return preprocessed(nv12, look, size)
-        return resample(nv12_to_rgb(nv12, look), request.region, size)
+        facts, size = request.facts, self._size
+        if self._one_pass and request.region == centre(facts.width, facts.height, size):
+            return preprocessed(nv12, facts, size)
+        return resample(nv12_to_rgb(nv12, facts), request.region, size)
 
 
 class TorchCodecDecoder:
@@ -110,16 +110,16 @@ class TorchCodecDecoder:
         require("torchcodec", "torchcodec", self.name)
         self._size, self._device, self._nvdec = size, device, capability(device)
 
-    def why_not(self, look: Look) -> str:
+    def why_not(self, facts: VideoFacts) -> str:
         """Why this decoder cannot take a file, or an empty string."""
-        return look.why_not(self._nvdec)
+        return facts.why_not(self._nvdec)
 
-    def decode(self, requests: Sequence[Request]) -> list[Any]:
+    def decode(self, requests: Sequence[UnitRequest]) -> list[Any]:
         """Frames of each request, (n, size, size, 3) float32 on 0..255."""
         frames = [self._one(request) for request in requests]
         return [one.numpy() for one in frames] if self._device == "cpu" else frames
 
-    def _one(self, request: Request) -> Any:
+    def _one(self, request: UnitRequest) -> Any:
         from torchcodec.decoders import VideoDecoder
 
         source = VideoDecoder(request.data, dimension_order="NHWC", device=self._device)

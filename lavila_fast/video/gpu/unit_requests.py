@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.video.facts import Look
+from lavila_fast.video.facts import VideoFacts
 
 Region = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class UnitRequest:
     """Frames of one unit.
 
     Attributes:
         data: The unit as an MP4 file.
         ordinals: Numbers of the frames, rising.
         region: What becomes the whole output: top, left, bottom, right in pixels. Left beyond right mirrors.
-        look: Facts of the file it comes from.
+        facts: Facts of the file it comes from.
     """
 
     data: bytes
     ordinals: list[int]
     region: Region
-    look: Look
+    facts: VideoFacts
 
 
 class UnitDecoder(Protocol):
@@ -35,11 +35,11 @@ class UnitDecoder(Protocol):
 
     name: str
 
-    def why_not(self, look: Look) -> str:
+    def why_not(self, facts: VideoFacts) -> str:
         """Why this decoder cannot take a file, or an empty string."""
         ...
 
-    def decode(self, requests: Sequence[Request]) -> list[Any]:
+    def decode(self, requests: Sequence[UnitRequest]) -> list[Any]:
         """Frames of each request, (n, size, size, 3) float32 on 0..255, on the decoder's device."""
         ...
 

@@ -2,7 +2,7 @@
 
 A GPU decoder is fed whole files by most libraries, finds frames by counting, and stumbles over what is unusual. Here
 PyAV reads the packets (a hundredth of what decoding costs); their timestamps say which frame is shown where, by the
-very rule of `passes`; and each stretch from one entry point to the next becomes a small MP4 in memory. So a file of any
+rule of `requests`; and each stretch from one entry point to the next becomes a small MP4 in memory. So a file of any
 length, a variable frame rate and a clip list that wants little are all served exactly, only stretches with wanted
 frames are decoded, and several of one file at once, on as many decoding engines as the GPU has.
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import av
 
-from lavila_fast.video.cpu.passes import Shot
+from lavila_fast.video.requests import FrameSpan
 
 _IDR, _IRAP = 5, range(16, 22)  # NAL unit types of H.264 and HEVC that a decoder can begin with
 
@@ -45,16 +45,16 @@ class Unit:
 
     Attributes:
         coded: Its frames in order of decoding.
-        shots: The frames that are wanted, in order of presentation; `Shot.frame` is a `Picture`.
+        spans: The frames that are wanted, in order of presentation; `FrameSpan.frame` is a `Picture`.
     """
 
     coded: list[Coded]
-    shots: list[Shot] = field(default_factory=list)
+    spans: list[FrameSpan] = field(default_factory=list)
 
     @property
     def ordinals(self) -> list[int]:
         """Numbers of the wanted frames within the unit."""
-        return [shot.frame.ordinal for shot in self.shots]
+        return [span.frame.ordinal for span in self.spans]
 
     def to_mp4(self, stream: Any) -> bytes:
         """The unit as a file of its own, with the codec parameters of the `stream` that it comes from."""
@@ -74,7 +74,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A frame of a unit before it is decoded; what `passes` asks of a frame, and its number in the unit."""
+    """A frame of a unit before it is decoded; what `requests` asks of a frame, and its number in the unit."""
 
     pts: int
     duration: int
