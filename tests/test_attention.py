@@ -92,8 +92,9 @@ def check(size, dtype, over):
     exact = results(reference.divided_attention, qkv.double(), dout.double(), size[1], over)
     usual = errors(results(sdpa.divided_attention, qkv, dout, size[1], over), exact)
     found = errors(results(triton_attention.divided_attention, qkv, dout, size[1], over), exact)
-    for name, mine, torchs in zip(("out", "dq", "dk", "dv"), found, usual, strict=True):
-        assert mine <= CLOSE[dtype] * torchs + 0.5 * torch.finfo(dtype).eps, name
+    for name, mine, torchs, whole in zip(("out", "dq", "dk", "dv"), found, usual, exact, strict=True):
+        sums = 4 * torch.finfo(torch.float32).eps * whole.abs().max().item()  # PyTorch's float32 may be exact by luck
+        assert mine <= CLOSE[dtype] * max(torchs, sums) + 0.5 * torch.finfo(dtype).eps, name
 
 
 @pytest.mark.parametrize("scale", [30.0, -30.0])
