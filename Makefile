@@ -18,7 +18,7 @@ export DS_ACCELERATOR ?= cpu
 .PHONY: demo test slow check bench bench-engines bench-kernels gpu nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
-NATIVE := $(wildcard kernels/csrc/*)
+NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
 $(DEMO)/.made: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python $(PIP) --editable .

@@ -68,10 +68,3 @@ def uncached_decode(config: NarratorConfig, tokens: int, samples: int = 1) -> in
     fed = sum(n * (step(config, n - 1)) for n in range(1, tokens + 1))
     again = tokens * len(text.cross_layers) * 2 * Q * E * (2 * E)
     return samples * (fed + again)
-
-
-def decoder_weights(text: GPT2Config) -> int:
-    """Weights that every step reads: the blocks' matrices and the head."""
-    E = text.n_embd
-    own, gated = 4 * E * E + 8 * E * E, 2 * E * E + 8 * E * E
-    return text.n_layer * own + len(text.cross_layers) * gated + E * text.vocab

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from lavila_fast.machine import available_cpus
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lavila-fast", "numpy", "onnxruntime", "torch", "triton", "transformers", "openvino", "nncf")
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
@@ -98,7 +100,7 @@ def cpu() -> tuple[str, list[str]]:
 
 def cores() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cpus()
 
 
 def _version(package: str) -> str | None:

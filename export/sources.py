@@ -8,6 +8,7 @@ from pathlib import Path
 from lavila_fast.config import ModelConfig
 from lavila_fast.download import cache_dir
 from lavila_fast.errors import CheckpointError, InputError
+from lavila_fast.machine import available_memory
 from lavila_fast.presets import CHECKPOINTS, config_for, tokenizer_kind
 from lavila_fast.text import Tokenizer, load_tokenizer
 
@@ -88,26 +89,3 @@ def _parameters(path: Path) -> int:
         return sum((r["data_offsets"][1] - r["data_offsets"][0]) // sizes.get(r["dtype"], 4) for r in rows)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return path.stat().st_size // 4  # not ours to judge: the loader says what is wrong with it
-
-
-def available_memory(proc: Path = Path("/proc"), control: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes this process may still take, of the machine's and of its control group's; None: unknown."""
-    rooms = []
-    for line in _read(proc / "meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            rooms.append(int(line.split()[1]) * 1024)
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, now = _read(control / most).strip(), _read(control / used).strip()
-        if limit.isdigit() and now.isdigit():
-            rooms.append(int(limit) - int(now))
-    return min(rooms, default=None)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -14,12 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lavila_fast.kernels import native
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES, OUT = ROOT / "kernels" / "csrc", ROOT / "kernels" / "_build"
-_FLAGS = (
-    "-std=c++17 -O3 -fPIC -shared -pthread -fvisibility=hidden -ffp-contract=off -fno-math-errno -mavx2 -mfma -mf16c"
-)
-_WIDTHS = {"avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512", "avx2": ""}
+FLAGS = "flags.txt"  # of the compiler: a word, then what it stands for; CMakeLists.txt reads it too
 
 
 def build(out: Path = OUT) -> list[Path]:
@@ -46,15 +45,18 @@ def _with_cmake(out: Path, compiler: str) -> None:
 
 
 def _plainly(out: Path, compiler: str) -> None:
+    lines = (SOURCES / FLAGS).read_text().splitlines()
+    flags = {name: words for name, *words in map(str.split, lines)}
+    common = ["-fPIC", "-shared", *flags.pop("common"), f'-DLAVILA_SOURCES="{native.sources_key(SOURCES)}"']
     sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
-    for width, flags in _WIDTHS.items():
+    for width, own in flags.items():
         library = out / f"liblavila_native_{width}.so"
         fresh = library.with_suffix(f".{os.getpid()}")
         _run(
             [
                 compiler,
-                *_FLAGS.split(),
-                *flags.split(),
+                *common,
+                *own,
                 *sources,
                 "-static-libgcc",
                 "-static-libstdc++",

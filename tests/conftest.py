@@ -12,11 +12,33 @@ if not Path("/dev/nvidia0").exists():  # Triton's kernels run in its interpreter
 
 import pytest
 from hypothesis import settings
+from skips import forbidden
 
 # The same examples at every run of CI; elsewhere new ones are looked for.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+def fail_if_forbidden(report):
+    """Turn a skip without a good reason into a failure."""
+    if report.outcome != "skipped" or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if fault := forbidden(reason.removeprefix("Skipped: ")):
+        report.outcome, report.longrepr = "failed", fault
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    outcome = yield
+    fail_if_forbidden(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report():  # `importorskip` at a module's level
+    outcome = yield
+    fail_if_forbidden(outcome.get_result())
 
 
 @pytest.fixture(scope="session")

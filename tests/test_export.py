@@ -278,23 +278,6 @@ def test_memory_is_asked_for_first(tiny_bundle, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_of_the_machine_and_of_its_group(tmp_path):
-    from lavila_fast.export.sources import available_memory
-
-    proc, control = tmp_path / "proc", tmp_path / "control"
-    assert available_memory(proc, control) is None
-    proc.mkdir()
-    (proc / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:      64 kB\n")
-    assert available_memory(proc, control) == 64 << 10
-    control.mkdir()
-    (control / "memory.max").write_text("max\n")
-    (control / "memory.current").write_text("1000\n")
-    assert available_memory(proc, control) == 64 << 10
-    (control / "memory.max").write_text("5000\n")
-    assert available_memory(proc, control) == 4000
-    assert available_memory() > 1 << 20
-
-
 def test_the_road_needs_no_torch(tmp_path, tiny_bundle):
     """A fresh interpreter in which every heavy package is missing narrates a film with a bundle."""
     film = tiny.film(tmp_path / "v.mp4", seconds=4)

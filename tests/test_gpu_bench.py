@@ -102,7 +102,7 @@ def test_a_part_that_fails_is_told_and_keeps_its_rows(tmp_path: Path, bare: dict
     copy = tmp_path / "copy"
     ignored = shutil.ignore_patterns("_build", "__pycache__", "results")
     for name in ("lavila_fast", "bench", "kernels", "export"):
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", copy)
     source = copy / "bench" / "gpu" / "machine.py"
     source.write_text(source.read_text().replace("    return {}", "    raise RuntimeError('the GPU fell off the bus')"))

@@ -56,6 +56,37 @@ def test_why_not_says_it_in_a_line(tmp_path, folder, value, reason):
     assert told.stdout.count("\n") == 1
 
 
+def test_library_of_other_sources_is_left_alone(tmp_path):
+    if not native.available():
+        pytest.skip(native.why_not())
+    path = Path(native.library()._name)
+    assert native.library().lv_sources().decode() == native.sources_key()
+    copy = tmp_path / "csrc"
+    shutil.copytree(native._HERE / "csrc", copy)
+    assert native._open(path, native.sources_key(copy))[0] is not None
+    with (copy / "flags.txt").open("a") as flags:
+        flags.write("\n")
+    found, reason = native._open(path, native.sources_key(copy))
+    assert found is None
+    assert reason.endswith("was compiled from other sources than are here; run: python -m lavila_fast.kernels.build")
+    assert native._open(path, native.sources_key(tmp_path / "a wheel without them"))[0] is not None
+
+
+@pytest.mark.skipif("LAVILA_ISA" in os.environ, reason="one process is enough")
+def test_other_sources_mean_onnxruntime_and_a_line_in_the_log(tmp_path):
+    if not native.available():
+        pytest.skip(native.why_not())
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from lavila_fast.kernels import native; native.sources_key = lambda: 'another'\n"
+        "from lavila_fast.narrator import Narrator\n"
+        "print(type(Narrator.from_pretrained('nano').runtime).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Ort" in done.stdout
+    assert "was compiled from other sources" in done.stderr
+
+
 class Engine:
     """The C functions under test, on a pool of `threads`."""
 
@@ -338,6 +369,20 @@ def test_shipped_model_and_its_pool(engines, random):
     low = Encoder(engines[1], model, "visual.", int8=True)
     got = low.pooled(low.tokens(video), config)
     assert (got * visual).sum() / np.linalg.norm(got) / np.linalg.norm(visual) > 0.995
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 16, 64])
+def test_a_task_that_throws_is_an_error_of_the_caller(engines, every):
+    """In whichever thread; the pool works on afterwards."""
+    done = ctypes.c_int64()
+    for engine in engines:
+        fail = engine.lib.lv_fail
+        fail.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64)]
+        for _ in range(20):
+            assert fail(engine.pool, 64, every, ctypes.byref(done)) != 0
+            assert engine.lib.lv_error().endswith(b"failed")
+        x = np.ones((70, 32), np.float32)
+        assert np.array_equal(engine.quantize(x)[0], engines[0].quantize(x)[0])
 
 
 def test_bad_input_is_an_error_that_names_it(engines, random):

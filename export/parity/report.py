@@ -20,6 +20,7 @@ from lavila_fast.bundle.weights import WEIGHTS
 from lavila_fast.errors import StorageError
 from lavila_fast.evaluate.clips import ClipSource
 from lavila_fast.export.parity.limits import Section
+from lavila_fast.machine import available_cpus
 
 JSON, PAGE = "parity.json", "parity.html"
 
@@ -92,7 +93,7 @@ def about(
         },
         "references": dict(references),
         "clips": {"source": clips.name, "count": count},
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": threads or os.cpu_count()},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": threads or available_cpus()},
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("lavila-fast", "torch", "onnxruntime", "numpy")},

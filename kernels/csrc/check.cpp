@@ -1,9 +1,25 @@
 // Single layers through the C interface, so that tests can compare them with exact arithmetic.
+#include <stdexcept>
+
 #include "gemm.h"
 
 using namespace lavila;
 
 extern "C" {
+
+// Runs `tasks` tasks, of which those whose number `every` divides throw; counts the others. 0 is good.
+LV_API int lv_fail(lv_threads* threads, int64_t tasks, int64_t every, int64_t* done) {
+    std::atomic<int64_t> good{0};
+    const auto task = [&](int64_t number) {
+        if (number % every == 0) throw std::runtime_error("task " + std::to_string(number) + " failed");
+        ++good;
+    };
+    return guarded([&] {
+        parallel(threads->pool, tasks, task);
+        *done = good;
+        return 1;
+    }) - 1;
+}
 
 struct lv_linear {
     Linear layer;

@@ -26,6 +26,7 @@ typedef struct lv_threads lv_threads;  // a pool of threads, the caller's includ
 
 LV_API const char* lv_error(void);
 LV_API int lv_version(void);
+LV_API const char* lv_sources(void);  // the key of what it was compiled from, see kernels/native.py
 LV_API const char* lv_isa(void);  // what the CPU offers and the kernels use: "amx", "vnni", "avx512", "avx2" or "none"
 LV_API lv_threads* lv_threads_new(int threads);
 LV_API void lv_threads_free(lv_threads*);

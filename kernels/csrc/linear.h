@@ -30,7 +30,8 @@ class Pool {
     ~Pool();
     int threads() const;
     // Runs body(task) once for every task, the caller's thread and whichever others are free, and returns when all
-    // are done. Not to be called from within a body.
+    // are done. Not to be called from within a body. If one throws, tasks may be left out, and the first exception is
+    // thrown here once no thread is in a body.
     void share(int64_t tasks, const std::function<void(int64_t)>& body);
     // The same for as many tasks as there are threads.
     void run(const std::function<void(int)>& body);

@@ -8,7 +8,9 @@
 #include <atomic>
 #include <chrono>
 #include <climits>
+#include <exception>
 #include <mutex>
+#include <utility>
 #include <thread>
 
 #include "linear.h"
@@ -39,7 +41,8 @@ bool spin(const F& done) {
 }  // namespace
 
 // A round of work: `gate` holds its number, how many workers are inside, and whether more may enter. The caller takes
-// tasks too and waits only for who entered, so a worker that the machine has no time for holds nobody up.
+// tasks too and waits only for who entered, so a worker that the machine has no time for holds nobody up. A task that
+// throws ends its round: who has a task finishes it, nobody takes another, and the caller throws the first exception.
 struct Pool::Impl {
     std::vector<std::thread> workers;
     // A thread's tasks: neighbours, and the same ones for the same number of tasks, so that what it wrote a round ago
@@ -53,7 +56,19 @@ struct Pool::Impl {
     std::atomic<uint64_t> gate{0};  // round << 32 | inside << 1 | open
     std::atomic<uint32_t> round{0}, sleepers{0};
     std::atomic<bool> stop{false};
+    std::atomic<bool> failed{false};
+    std::exception_ptr failure;  // written by who set `failed`, read by the caller when all have left
     std::mutex one_caller;
+
+    // Of a thread, into `shares`, without letting an exception out.
+    void take_safely(size_t thread) {
+        try {
+            take(thread);
+        } catch (...) {
+            if (!failed.exchange(true)) failure = std::current_exception();
+            for (Share& share : shares) share.next.store(share.end, std::memory_order_relaxed);
+        }
+    }
 
     void take(size_t thread) {
         for (size_t i = 0; i < shares.size(); ++i) {
@@ -80,7 +95,7 @@ struct Pool::Impl {
             seen = round.load(std::memory_order_acquire);
             if (stop) return;
             if (!enter(seen)) continue;
-            take(thread);
+            take_safely(thread);
             gate.fetch_sub(2, std::memory_order_release);
         }
     }
@@ -89,19 +104,22 @@ struct Pool::Impl {
         round.fetch_add(1);  // sequentially consistent: a worker that misses it has been counted as a sleeper
         if (sleepers.load()) futex(round, FUTEX_WAKE, INT_MAX);
     }
+
+    ~Impl() {
+        stop = true;
+        announce();
+        for (auto& worker : workers) worker.join();
+    }
 };
 
-Pool::Pool(int threads) : impl_(new Impl) {
-    impl_->shares = std::vector<Impl::Share>(size_t(std::max(threads, 1)));
-    for (int i = 1; i < threads; ++i) impl_->workers.emplace_back(&Impl::work, impl_, size_t(i));
+Pool::Pool(int threads) {
+    auto made = std::make_unique<Impl>();  // ends the threads it has where the system gives no more of them
+    made->shares = std::vector<Impl::Share>(size_t(std::max(threads, 1)));
+    for (int i = 1; i < threads; ++i) made->workers.emplace_back(&Impl::work, made.get(), size_t(i));
+    impl_ = made.release();
 }
 
-Pool::~Pool() {
-    impl_->stop = true;
-    impl_->announce();
-    for (auto& worker : impl_->workers) worker.join();
-    delete impl_;
-}
+Pool::~Pool() { delete impl_; }
 
 int Pool::threads() const { return int(impl_->workers.size()) + 1; }
 
@@ -120,10 +138,11 @@ void Pool::share(int64_t tasks, const std::function<void(int64_t)>& body) {
     }
     it.gate.store(uint64_t(it.round.load() + 1) << 32 | 1, std::memory_order_release);
     it.announce();
-    it.take(0);
+    it.take_safely(0);
     it.gate.fetch_and(~uint64_t(1));
     const auto empty = [&] { return (it.gate.load(std::memory_order_acquire) & 0xfffffffe) == 0; };
     while (!spin(empty)) sched_yield();
+    if (it.failed.exchange(false)) std::rethrow_exception(std::exchange(it.failure, nullptr));
 }
 
 void Pool::run(const std::function<void(int)>& body) {

@@ -109,6 +109,7 @@ std::vector<float> Tensors::floats(const std::string& name, std::vector<int64_t>
 extern "C" {
 const char* lv_error(void) { return lavila::last_error().c_str(); }
 int lv_version(void) { return 1; }
+const char* lv_sources(void) { return LAVILA_SOURCES; }
 const char* lv_isa(void) { return lavila::name(lavila::isa()); }
 lv_threads* lv_threads_new(int threads) {
     return lavila::guarded([&]() -> lv_threads* { return new lv_threads(threads < 1 ? 1 : threads); });

@@ -24,6 +24,7 @@ void lv_quantize(lv_threads*, const float* x, int64_t rows, int width, uint8_t* 
 int lv_norm(const lv_tensor*, int, const char* prefix, float eps, lv_threads*, const float* x, int64_t rows, int width,
             float* y);
 void lv_act(int act, const float* x, int64_t count, float* y);
+int lv_fail(lv_threads*, int64_t tasks, int64_t every, int64_t* done);
 }
 
 namespace {
@@ -235,6 +236,19 @@ void crowd() {
     lv_threads_free(threads);
 }
 
+// Tasks that throw, in the caller and in workers: an error each time, and the pool is as good as before.
+void failures() {
+    for (int count : {1, 2, 4}) {
+        lv_threads* threads = lv_threads_new(count);
+        for (int64_t every = 1; every <= 64; ++every) {
+            int64_t done = 0;
+            must(lv_fail(threads, 64, every, &done) && std::strstr(lv_error(), "failed"), "a task that throws");
+        }
+        sampling(0, threads);
+        lv_threads_free(threads);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -248,6 +262,7 @@ int main() {
             lv_threads_free(one), lv_threads_free(four);
         }
     crowd();
+    failures();
     std::thread other(pictures);  // any number of threads may at once
     pictures();
     other.join();

@@ -21,6 +21,7 @@ from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import Block, CudaMemory, HostMemory, Memory
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.errors import BundleError, InputError
+from lavila_fast.machine import available_cpus
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 ENCODER, DECODER = "encoder.onnx", "decoder_inplace.onnx"
@@ -168,7 +169,7 @@ def _providers(
 
 def _session(path: Path, providers: list[Any], threads: int | None) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(path, options, providers=providers)

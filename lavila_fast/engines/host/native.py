@@ -8,7 +8,6 @@ past by number, so `select` copies nothing.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from lavila_fast.engines.protocol import ClipContext
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.kernels import native
+from lavila_fast.machine import available_cpus
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -154,7 +154,7 @@ class NativeRuntime:
         Args:
             folder: Holds ``weights.safetensors``.
             config: The narrator's sizes.
-            threads: None takes all cores.
+            threads: None takes all cores that this process may use.
 
         Raises:
             InputError: the native engine cannot run here.
@@ -175,7 +175,7 @@ class NativeRuntime:
     ) -> None:
         self.config, self._library = config, library
         text, vision = config.text, config.vision
-        count = threads or len(os.sched_getaffinity(0))
+        count = threads or available_cpus()
         self._lock = threading.Lock()
         try:
             table, kept = _tensors(arrays)

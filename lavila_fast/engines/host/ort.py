@@ -13,6 +13,7 @@ from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, cross_names, 
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
 from lavila_fast.errors import BundleError
+from lavila_fast.machine import available_cpus
 
 Shapes = Mapping[str, tuple[int | None, ...]]
 
@@ -27,7 +28,7 @@ def session(
 
     Args:
         path: The file; its external data lie beside it.
-        threads: Intra-op threads (None: all cores).
+        threads: Intra-op threads (None: all cores that this process may use).
         providers: Execution providers in order of preference, as ONNX Runtime takes them.
         settings: Entries of ONNX Runtime's session configuration.
 
@@ -35,7 +36,7 @@ def session(
         BundleError: the file is not a graph ONNX Runtime can run.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
     # Without VNNI the fast INT8 product adds pairs in 16 bits, which overflow; a slower one is exact.
     options.add_session_config_entry("session.x64quantprecision", "1")

@@ -1,0 +1,92 @@
+"""What this process may take of the machine: memory and processors, as its control groups limit them.
+
+Containers and batch systems limit both without hiding the rest of the machine. A limit holds for a group and all below
+it, so every group from the process's own up to the root counts. Files are read at each call: a few of a line each.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_UNLIMITED = 1 << 60  # version 1 writes about 2**63 bytes
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes this process may still take, of the machine's and of its control groups'; None: unknown.
+
+    Cached files count as free: the kernel gives them up before it refuses memory.
+
+    Args:
+        root: Holds ``proc`` and ``sys/fs/cgroup``.
+    """
+    rooms = []
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            rooms.append(int(line.split()[1]) * 1024)
+    for group in _groups(root, "memory"):
+        for most, used, cached in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, now = _number(group / most), _number(group / used)
+            if limit is not None and now is not None and limit < _UNLIMITED:
+                rooms.append(max(limit - now + _entry(group / "memory.stat", cached), 0))
+    return min(rooms, default=None)
+
+
+def available_cpus(root: Path = Path("/")) -> int:
+    """Processors this process may keep busy, at least 1: its affinity, or its groups' quota, rounded up, if less.
+
+    Args:
+        root: Holds ``proc`` and ``sys/fs/cgroup``.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [math.ceil(quota) for group in _groups(root, "cpu") if (quota := _quota(group)) is not None]
+    return max(min([affinity, *quotas]), 1)
+
+
+def _quota(group: Path) -> float | None:
+    """Processors of a group, or None: no limit."""
+    quota, _, period = _read(group / "cpu.max").partition(" ")  # version 2: "max 100000" or "150000 100000"
+    if not period:
+        quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")  # -1: no limit
+    quota, period = quota.strip(), period.strip()
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """Folders of the groups that limit this process, from its own up to the root, in both versions of control groups.
+
+    In a container the path may name a folder that is only seen outside; then those that exist are taken.
+    """
+    control = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
+        number, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        tops = [control, control / "unified"] if number == "0" else [control / controllers, control / controller]
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for top in dict.fromkeys(tops):
+            for depth in range(len(parts), -1, -1):
+                if (group := top.joinpath(*parts[:depth])).is_dir():
+                    yield group
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _entry(path: Path, name: str) -> int:
+    """A line ``name number`` of a file; 0 where there is none."""
+    return next((int(line.split()[1]) for line in _read(path).splitlines() if line.startswith(f"{name} ")), 0)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""

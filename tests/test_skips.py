@@ -1,0 +1,69 @@
+"""Skips that must not happen fail where LAVILA_NO_SKIPS is set."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from skips import ALLOWED
+
+HERE = Path(__file__).resolve().parent
+INSIDE = """
+import pytest
+def test_good(): pass
+@pytest.mark.skipif(True, reason="{reason}")
+def test_marked(): pass
+def test_called(): pytest.skip("{reason}")
+@pytest.fixture
+def thing(): pytest.skip("{reason}")
+def test_by_a_fixture(thing): pass
+@pytest.mark.xfail(reason="known")
+def test_known(): assert False
+"""
+MODULE = "import pytest\npytest.importorskip('{name}')\ndef test_it(): pass\n"
+
+
+def counts(folder, text, value, *options):
+    """Outcome → how many, of a test file beside copies of ours."""
+    for name in ("conftest.py", "skips.py"):
+        shutil.copy(HERE / name, folder)
+    (folder / "test_it.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder), *options]
+    environment = os.environ | {"LAVILA_NO_SKIPS": value, "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1]
+    return {word.rstrip("s"): int(count) for count, word in re.findall(r"(\d+) (\w+)", last) if word != "in"}
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_missing_compiler_fails(tmp_path, options):
+    text = INSIDE.format(reason="no C++ compiler")
+    assert counts(tmp_path, text, "0", *options) == {"passed": 1, "skipped": 3, "xfailed": 1}
+    found = counts(tmp_path, text, "1", *options)
+    assert (found["passed"], found["xfailed"], found["failed"] + found["error"]) == (1, 1, 3)
+    assert "skipped" not in found
+
+
+def test_a_good_reason_is_one(tmp_path):
+    found = counts(tmp_path, INSIDE.format(reason="needs a GPU"), "1")
+    assert found == {"passed": 1, "skipped": 3, "xfailed": 1}
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_a_missing_package_fails_a_whole_file(tmp_path, options):
+    assert counts(tmp_path, MODULE.format(name="no_such_package"), "0", *options) == {"skipped": 1}
+    assert counts(tmp_path, MODULE.format(name="no_such_package"), "1", *options)["error"] == 1
+    assert counts(tmp_path, MODULE.format(name="deepspeed.nothing"), "1", *options) == {"skipped": 1}
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["no C++ compiler", "no recording of ['x'] in tests/data/golden", "could not import 'torch': No module named"],
+)
+def test_what_ci_must_have_is_not_allowed(reason):
+    assert not any(re.search(allowed, reason) for allowed in ALLOWED)
