@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lavila_fast.errors import StorageError
+from filelock import FileLock, Timeout
+
+from lavila_fast.errors import LavilaError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows' Python has no EDQUOT of old
+_NO_LOCKS = {errno.ENOLCK, errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -68,6 +71,36 @@ def new_file(path: Path, ending: str = "") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # never in place of what went wrong above
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: LavilaError) -> Iterator[None]:
+    """Hold the lock on a file, which need not be there: the lock is ``.NAME.lock`` beside it, hidden and empty.
+
+    It outlives no process; the empty file that some systems leave means nothing. A file system without locks gives
+    none, and the block runs.
+
+    Args:
+        path: What nobody else shall write meanwhile.
+        taken: Raised when somebody else holds the lock.
+
+    Raises:
+        OSError: the lock cannot be made.
+    """
+    lock: FileLock | None = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=0)  # type: ignore[union-attr]
+    except Timeout:
+        raise taken from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def sync_folder(folder: Path) -> None:
