@@ -21,6 +21,7 @@ import click
 import torch
 
 from lavila_fast.bench.timing import machine
+from lavila_fast.files import write_json
 from lavila_fast.models.load import CLASSES, save_checkpoint
 from lavila_fast.presets import config_for
 from lavila_fast.text import train_bpe
@@ -87,7 +88,7 @@ def main(variant: str, target: str, precision: str, output: Path | None) -> None
             "graphs": told["parity"]["graphs"],
         }
     if output:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(output, result)
     click.echo(json.dumps(result))
 
 

@@ -20,6 +20,7 @@ import click
 
 from lavila_fast.bench import preprocess
 from lavila_fast.bench.timing import machine, stamp
+from lavila_fast.files import write_json, write_text
 from lavila_fast.kernels import cuda_build
 from lavila_fast.kernels.aot import ARCHITECTURES, Resources, table
 
@@ -94,9 +95,8 @@ def main(output: Path | None) -> None:
     }
     click.echo(page(result, rows))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
-        output.with_suffix(".md").write_text(page(result, rows) + "\n")
+        write_json(output, result)
+        write_text(output.with_suffix(".md"), page(result, rows) + "\n")
     for line in wrong:
         click.echo(f"error: {line}", err=True)
     told = {

@@ -30,6 +30,7 @@ from lavila_fast.engines.host.ort import OrtRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.export.graphs.to_onnx import export_narrator
+from lavila_fast.files import write_json, write_text
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import Task, write_samples
 from lavila_fast.models.narrator import Narrator
@@ -114,14 +115,13 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
     }
     click.echo(table(result))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(output, result)
         paragraphs = [
             result["what"],
             table(result),
             f"{result['note']}. {stamp(result['machine'])}. `{result['command']}`",
         ]
-        output.with_suffix(".md").write_text("\n\n".join(paragraphs) + "\n")
+        write_text(output.with_suffix(".md"), "\n\n".join(paragraphs) + "\n")
     click.echo(json.dumps(result))
 
 

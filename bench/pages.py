@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lavila_fast.bench.timing import stamp
 from lavila_fast.errors import MissingExtraError
+from lavila_fast.files import write_json, write_text
 
 INK, SOFT, ACCENT = "#22303c", "#9fb3c8", "#d1495b"
 
@@ -128,9 +128,8 @@ def engines_plot(result: dict[str, Any], path: Path) -> None:
 
 def save(result: dict[str, Any], output: Path, page: str) -> list[Path]:
     """Write the JSON file, and its page beside it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    output.with_suffix(".md").write_text(page, encoding="utf-8")
+    write_json(output, result)
+    write_text(output.with_suffix(".md"), page)
     return [output, output.with_suffix(".md")]
 
 

@@ -9,7 +9,6 @@ limits are the usual ones; random weights find many words about equally likely, 
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +22,7 @@ from lavila_fast.evaluate.clips import KitchenClips
 from lavila_fast.export.build import ExportOptions, export_model
 from lavila_fast.export.parity.report import write_report
 from lavila_fast.export.parity.run import run_parity
+from lavila_fast.files import write_json
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import Model, save_checkpoint
 from lavila_fast.text import train_bpe, train_clip_bpe
@@ -69,7 +69,7 @@ def main(clips: int, precision: str, films: Path, page: Path, output: Path) -> N
         page.parent.mkdir(parents=True, exist_ok=True)
         write_report(report, bundle, page.resolve())
     command = " ".join(["python -m lavila_fast.bench.parity_base", *sys.argv[1:]])
-    output.write_text(json.dumps({"command": command, **report.to_dict()}, indent=1) + "\n")
+    write_json(output, {"command": command, **report.to_dict()})
     click.echo(report.verdict)
     sys.exit(0 if report.passed else 1)
 

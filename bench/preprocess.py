@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from lavila_fast.bench.timing import machine, stamp
 from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.errors import KernelError
+from lavila_fast.files import write_json
 from lavila_fast.kernels import native
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import read_clips
@@ -222,8 +223,7 @@ def main(output: Path | None, repeats: int) -> None:
     click.echo(page(result))
     click.echo(stamp(result["machine"]))
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(output, result)
     click.echo(json.dumps({"preprocess_speedup_per_core": result["preprocess_speedup_per_core"]}))
 
 

@@ -20,6 +20,7 @@ from lavila_fast.bundle.manifest import sha256
 from lavila_fast.engines.host.compiled import aot_machine
 from lavila_fast.errors import InputError
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
+from lavila_fast.files import new_file
 from lavila_fast.models.narrator import Narrator
 
 
@@ -45,17 +46,15 @@ def build_packages(
 def _build(spec: Spec, package: Path, device: str, say: Callable[[str], None]) -> EngineKey:
     say(f"{package}: compiling")
     package.parent.mkdir(parents=True, exist_ok=True)
-    temporary = package.with_name(f"new.{package.name}")
     module, arguments = spec.module.eval().to(device), pytree.tree_map(lambda t: t.to(device), spec.arguments)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), new_file(package, package.suffix) as part:
             warnings.simplefilter("ignore")
             program = torch.export.export(module, arguments, dynamic_shapes=spec.axes)
-            torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
+            torch._inductor.aoti_compile_and_package(program, package_path=str(part))
     except Exception as error:  # inductor raises the compiler's own failures as they come
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{spec.name}: AOTInductor cannot compile it here ({reason}); is g++ installed?") from error
-    temporary.replace(package)
     machine = aot_machine(device)
     key = EngineKey(AOT, machine.version, machine.gpu, (machine.capability,), "", sha256(package))
     key.save(package)

@@ -35,6 +35,7 @@ from lavila_fast.bundle.manifest import sha256
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.graphs.specs import Spec
+from lavila_fast.files import write_bytes, write_json
 
 Range = tuple[int, int, int]
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -202,14 +203,7 @@ def _aim(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
 
 def _keep_timings(config: Any, options: EngineOptions) -> None:
     if options.timing_cache and options.builder != "tensorrt_rtx":
-        _replace(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
-
-
-def _replace(path: Path, content: memoryview | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+        write_bytes(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
 
 
 def _write(content: memoryview | bytes, graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
@@ -218,7 +212,7 @@ def _write(content: memoryview | bytes, graph: Path, engine: Path, options: Engi
     if runs == "tensorrt":
         machine = this_machine(runs)
         gpu, capabilities = machine.gpu, (machine.capability,)
-    _replace(engine, content)
+    write_bytes(engine, content)
     key = EngineKey(runs, version, gpu, tuple(capabilities), graph_hash(graph), sha256(engine), options.key())
     key.save(engine)
     return key
@@ -273,7 +267,7 @@ def _still_good(engine: Path, graph: Path, options: EngineOptions) -> EngineKey 
 def write_plan(folder: Path, axes: Mapping[str, Range] = AXES) -> Path:
     """Write the ranges of a bundle's axes (see `axes_for`); to be done before its files are hashed."""
     path = folder / PLAN
-    path.write_text(json.dumps({"axes": dict(axes)}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"axes": dict(axes)})
     return path
 
 

@@ -1,20 +1,19 @@
 """Fetch big files over lines that break: resume where it stopped, check at the end, never leave half a file.
 
 Bytes go to ``DEST.part``, which a second call (or a second run) continues with an HTTP Range request; only a whole file
-whose checksum is right gets the name ``DEST``. One process at a time holds the lock on the part.
+whose checksum is right gets the name ``DEST``. One process at a time holds the lock, ``.DEST.lock`` beside it.
 
     fetch("https://…/model.pth", cache_dir() / "checkpoints/model.pth", "md5:68a71f")
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import urllib3
 from tqdm import tqdm
 
 from lavila_fast.errors import DownloadError, InputError, StorageError
+from lavila_fast.files import locked, sync_folder
 
 CHUNK = 1 << 20
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
@@ -79,52 +79,57 @@ def fetch(
         `dest`.
 
     Raises:
-        DownloadError: unreachable, refused, or (after removing the file) another checksum.
+        DownloadError: unreachable, refused, or another checksum: what was fetched is removed, a file that was there
+            before may be the user's own and stays.
         StorageError: the disk is full or the folder cannot be written.
     """
     dest = Path(dest)
     by_hand = f"or fetch {url} by hand and put it at {dest}"
     if not dest.exists():
         with _locked_part(dest) as part:
-            _fill(part, url, session or requests.Session(), progress, pause, by_hand)
-            os.fsync(part.fileno())
-            _verify(_path(part), url, checksum)
-            _path(part).replace(dest)
-        return dest
-    _verify(dest, url, checksum)
+            with _opened(part) as file:
+                _fill(file, url, session or requests.Session(), progress, pause, by_hand)
+                os.fsync(file.fileno())
+            if checksum and not checksum_fits(part, checksum):
+                part.unlink()
+                wrong = f"not the file it should be ({checksum} expected), removed"
+                raise DownloadError(f"{part}: {wrong}; fetch {url} again")
+            part.replace(dest)
+            sync_folder(dest.parent)
+    elif checksum and not checksum_fits(dest, checksum):
+        wrong = f"not the file it should be ({checksum} expected), left as it is"
+        raise DownloadError(f"{dest}: {wrong}; move it away if you do not need it, then fetch {url} again")
     return dest
 
 
-def _verify(path: Path, url: str, checksum: str | None) -> None:
-    if checksum and not checksum_fits(path, checksum):
-        path.unlink()
-        raise DownloadError(f"{path}: not the file it should be ({checksum} expected), removed; fetch {url} again")
-
-
 @contextmanager
-def _locked_part(dest: Path) -> Iterator[FileIO]:
-    """The open, locked ``DEST.part``, positioned at its end."""
+def _locked_part(dest: Path) -> Iterator[Path]:
+    """``DEST.part``, which nobody else writes meanwhile; it is not left empty."""
     part = dest.with_name(dest.name + ".part")
+    taken = DownloadError(f"{part}: another process is fetching this file; wait for it and try again")
+    with ExitStack() as held:
+        try:
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(dest, taken))
+        except OSError as error:
+            raise StorageError(f"{part}: cannot be locked ({error.strerror}); choose another folder") from error
+        if dest.exists():
+            raise DownloadError(f"{dest}: another process has just fetched this file; try again")
+        try:
+            yield part
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+
+
+def _opened(part: Path) -> FileIO:
+    """The part, positioned at its end."""
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("ab", buffering=0)
     except OSError as error:
         raise StorageError(f"{part}: cannot be written ({error.strerror}); choose another folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"{part}: another process is fetching this file; wait for it and try again") from error
-        except OSError as error:
-            raise StorageError(f"{part}: cannot be locked ({error.strerror}); choose another folder") from error
-        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
-            raise DownloadError(f"{dest}: another process has just fetched this file; try again")
-        file.seek(0, os.SEEK_END)
-        try:
-            yield file
-        finally:
-            if not file.tell() and part.exists():
-                part.unlink()
+    file.seek(0, os.SEEK_END)
+    return file
 
 
 def _path(part: FileIO) -> Path:

@@ -1,50 +1,146 @@
-"""Writing files so that a crash or a full disk leaves the old one or the new one, and an error that says what to do."""
+"""Writing files so that a crash or a full disk leaves the old one or the new one, and an error that says what to do.
+
+Every file that is written whole goes through `new_file`: into a hidden part beside its place, onto the disk, and only
+then to its name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from lavila_fast.errors import StorageError
+from filelock import FileLock, Timeout
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from lavila_fast.errors import LavilaError, StorageError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows' Python has no EDQUOT of old
+_NO_LOCKS = {errno.ENOLCK, errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextlib.contextmanager
-def storage_error(path: Path | str) -> Iterator[None]:
-    """Turn an OSError into a `StorageError` that names `path`; a broken pipe passes, it only ends the conversation."""
+def storage_error(path: Path | str, todo: str | None = None) -> Iterator[None]:
+    """Turn an OSError into a `StorageError` that names `path`; a broken pipe passes, it only ends the conversation.
+
+    Args:
+        path: What is written.
+        todo: The way out; None says one for ``--output``.
+    """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
         what = (error.strerror or str(error)).lower()
-        if error.errno in _FULL:
-            todo = "make room and run the same command again to go on"
-        elif error.errno in _DENIED:
-            todo = "give this user the right to write there, or another --output"
-        else:
-            todo = "check the disk, then run the same command again to go on, or give another --output"
-        raise StorageError(f"{path}: cannot be written ({what}); {todo}") from error
+        raise StorageError(f"{path}: cannot be written ({what}); {todo or _way_out(error.errno)}") from error
+
+
+def _way_out(number: int | None) -> str:
+    if number in _FULL:
+        return "make room and run the same command again to go on"
+    if number in _DENIED:
+        return "give this user the right to write there, or another --output"
+    return "check the disk, then run the same command again to go on, or give another --output"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` at the end of the block, whole and on disk; on an error it is removed."""
-    part = path.with_name(f".{path.name}.part")
-    with storage_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
+def new_file(path: Path, ending: str = "") -> Iterator[Path]:
+    """A hidden name beside `path` to write a file to, which takes the name `path` at the end of the block.
+
+    By then its content is on the disk, and so is the change of name. On an error it is removed and the old file stays.
+
+    Args:
+        path: The file to make or replace; its folder is there.
+        ending: Of the hidden name, for writers that insist on one.
+
+    Raises:
+        OSError: as the system gives it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part{ending}")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # never in place of what went wrong above
             part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: LavilaError) -> Iterator[None]:
+    """Hold the lock on a file, which need not be there: the lock is ``.NAME.lock`` beside it, hidden and empty.
+
+    It outlives no process; the empty file that some systems leave means nothing. A file system without locks gives
+    none, and the block runs.
+
+    Args:
+        path: What nobody else shall write meanwhile.
+        taken: Raised when somebody else holds the lock.
+
+    Raises:
+        OSError: the lock cannot be made.
+    """
+    lock: FileLock | None = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(timeout=0)  # type: ignore[union-attr]
+    except Timeout:
+        raise taken from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep a folder's names, where the system can do that."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems do not sync them
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, todo: str | None = None) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path` at the end of the block, whole and on disk; on an error it is removed.
+
+    Args:
+        path: The file to make or replace; its folder is made.
+        todo: As in `storage_error`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storage_error(path, todo):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as part, part.open("wb") as file:
+            yield file
+
+
+def write_bytes(path: Path, content: bytes | memoryview, todo: str | None = None) -> None:
+    """Write a file whole or not at all; see `replacing`."""
+    with replacing(path, todo) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str, todo: str | None = None) -> None:
+    """Write a text in UTF-8 whole or not at all; see `replacing`."""
+    write_bytes(path, text.encode(), todo)
+
+
+def write_json(path: Path, values: Any, todo: str | None = None) -> None:
+    """Write JSON, indented for readers, whole or not at all; see `replacing`."""
+    write_text(path, json.dumps(values, indent=1) + "\n", todo)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import resource
@@ -154,15 +153,17 @@ def test_wrong_checksum_removes_the_file_and_says_so(site: Site, tmp_path: Path)
     dest = tmp_path / "m"
     with pytest.raises(DownloadError, match=r"m\.part: not the file it should be \(md5:000000 expected\), removed"):
         get(site, dest, "md5:000000")
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".m.lock"}  # nothing but the lock, hidden and empty
 
 
-def test_altered_file_on_disk_is_removed(site: Site, tmp_path: Path) -> None:
+def test_another_file_on_disk_may_be_the_user_s_and_is_kept(site: Site, tmp_path: Path) -> None:
     dest = tmp_path / "m"
     dest.write_bytes(BODY[:-1])
-    with pytest.raises(DownloadError, match="removed"):
+    with pytest.raises(DownloadError, match=r"m: not the file .* left as it is; move it away .* then fetch http"):
         get(site, dest)
-    assert not dest.exists()
+    assert dest.read_bytes() == BODY[:-1]
+    assert site.how.asked == []
+    dest.rename(tmp_path / "mine")
     assert get(site, dest).read_bytes() == BODY
 
 
@@ -195,7 +196,7 @@ def test_not_enough_room_is_said_before_writing(site: Site, tmp_path: Path) -> N
     site.how.claimed = 1 << 60
     with pytest.raises(StorageError, match="not enough room"):
         get(site, tmp_path / "m")
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".m.lock"}  # nothing but the lock, hidden and empty
 
 
 def test_disk_that_fills_up_keeps_the_part(site: Site, tmp_path: Path) -> None:
@@ -226,11 +227,16 @@ def test_folder_that_cannot_be_made(site: Site, tmp_path: Path) -> None:
 
 def test_two_processes_do_not_write_the_same_part(site: Site, tmp_path: Path) -> None:
     dest = tmp_path / "m"
-    with part_of(dest).open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".m.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         with pytest.raises(DownloadError, match="another process"):
             get(site, dest)
+        other.kill()  # a lock ends with its process
     assert get(site, dest).read_bytes() == BODY
+    assert {path.name for path in tmp_path.iterdir()} <= {"m", ".m.lock"}
 
 
 def test_progress_goes_to_stderr(site: Site, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

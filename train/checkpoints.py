@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lavila_fast.errors import CheckpointError
+from lavila_fast.files import replacing
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write `state` to `path`; whoever reads sees the old file or the new one, never half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        torch.save(state, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path, "make room and start again with --resume") as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:

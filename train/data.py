@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 import lavila_fast.kitchen as kitchen
 from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
+from lavila_fast.files import replacing
 from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Split, make_scene
@@ -90,10 +90,8 @@ def _chunk(folder: Path, start: int) -> Path:
 def _render_chunk(job: tuple[DataConfig, Path, int]) -> None:
     config, folder, start = job
     frames, labels = zip(*(render_one(config, start + i) for i in range(_CHUNK)), strict=True)
-    part = folder / f".{start}.{os.getpid()}.part"
-    with part.open("wb") as file:
+    with replacing(_chunk(folder, start), "make room and start again") as file:
         np.savez(file, frames=np.stack(frames), labels=np.asarray(labels, np.int64))
-    part.replace(_chunk(folder, start))
 
 
 def open_clips(config: DataConfig, cache: Path, workers: int = 1) -> Clips:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
+from lavila_fast.files import write_json
 from lavila_fast.train.checkpoints import load_state, save_state
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import Task
@@ -119,7 +120,7 @@ class DeepSpeedEngine:
         place = folder / "deepspeed"
         self.module.save_checkpoint(str(place), tag=f"step{state['step']}", client_state={"ours": state})
         if dist.get_rank() == 0:
-            (place / "kind.json").write_text(json.dumps(self.kind))
+            write_json(place / "kind.json", self.kind)
 
     def load(self, folder: Path) -> dict[str, Any] | None:
         """See `Engine`.

@@ -35,6 +35,7 @@ from lavila_fast.bench.gpu.page import headline, page
 from lavila_fast.bench.gpu.parts import PARTS
 from lavila_fast.bench.gpu.ratios import speedups
 from lavila_fast.bench.timing import ROOT
+from lavila_fast.files import write_json
 
 SOURCES = ("kernels", "lavila_fast", "bench/gpu", "bench/flops.py", "bench/peers.py", "bench/uncached.py")
 VERSIONS = ("torch", "triton", "transformers")
@@ -128,7 +129,7 @@ def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, o
             click.echo(f"{name}: no time left for it; run the same command again", err=True)
         else:
             found = run_part(name, rehearse, min(2 * wanted, left))
-            path.write_text(json.dumps({"part": name, "key": key, **found}, indent=1) + "\n")
+            write_json(path, {"part": name, "key": key, **found})
             click.echo(f"{name}: {found['took_s']:.0f} s {found.get('failed', '')}".strip(), err=True)
 
     for _, names in groupby(chosen or PARTS, lambda name: PARTS[name].together or name):

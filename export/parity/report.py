@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.bundle.manifest import Bundle
+from lavila_fast.bundle.manifest import WAY_OUT, Bundle
 from lavila_fast.bundle.weights import WEIGHTS
-from lavila_fast.errors import StorageError
 from lavila_fast.evaluate.clips import ClipSource
 from lavila_fast.export.parity.limits import Section
+from lavila_fast.files import write_json, write_text
 from lavila_fast.machine import available_cpus
 
 JSON, PAGE = "parity.json", "parity.html"
@@ -131,14 +130,8 @@ def write_report(report: Report, bundle: Bundle, page: Path | None = None, with_
 
     page = page or bundle.folder / PAGE
     html = render(report) if with_page else ""
-    try:
-        (bundle.folder / JSON).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-        if with_page:
-            page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(html, encoding="utf-8")
-        replace(bundle, parity={**bundle.parity, **report.summary()}).save()
-    except OSError as error:
-        raise StorageError(
-            f"{error.filename or page}: cannot be written ({error.strerror}); copy the bundle to a folder of yours"
-        ) from error
+    write_json(bundle.folder / JSON, report.to_dict(), WAY_OUT)
+    if with_page:
+        write_text(page, html, WAY_OUT)
+    replace(bundle, parity={**bundle.parity, **report.summary()}).save()
     return page

@@ -31,6 +31,7 @@ from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate.clips import FolderClips
 from lavila_fast.export.quantize.models import named_layers, open_copy
+from lavila_fast.files import write_text
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.gpt2 import TiedEmbedding
 from lavila_fast.models.narrator import Narrator
@@ -101,9 +102,7 @@ class Ranges:
             name: {"limit": one.limit, "largest": one.largest, "counts": np.trim_zeros(one.counts, "b").tolist()}
             for name, one in self.layers.items()
         }
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({"format": FORMAT, "clips": self.clips, "layers": found}))
-        part.replace(path)
+        write_text(path, json.dumps({"format": FORMAT, "clips": self.clips, "layers": found}))
 
     @classmethod
     def load(cls, path: Path) -> Ranges:

@@ -16,7 +16,6 @@ Any function of a model serves as well, such as points of sentence accuracy lost
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from lavila_fast.errors import InputError
 from lavila_fast.export.quantize.calibrate import batches, random_texts, words
 from lavila_fast.export.quantize.models import Recipe, layers, quantize
+from lavila_fast.files import write_json, write_text
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 
@@ -204,7 +204,7 @@ def mixed(
 def save_report(found: Sequence[LayerLoss], folder: Path, kind: str, measure: str = "divergence") -> None:
     """Write ``<kind>_sensitivity.json`` and ``.md``, a table, into a folder; `kind` is the model's."""
     rows = [asdict(one) for one in found]
-    (folder / f"{kind}_sensitivity.json").write_text(json.dumps({"measure": measure, "layers": rows}, indent=1) + "\n")
+    write_json(folder / f"{kind}_sensitivity.json", {"measure": measure, "layers": rows})
     lines = [
         f"# Sensitivity of the {kind} to INT8",
         "",
@@ -212,4 +212,4 @@ def save_report(found: Sequence[LayerLoss], folder: Path, kind: str, measure: st
         "",
     ]
     lines += [f"| layer | {measure} |", "|---|---:|", *(f"| `{one.name}` | {one.loss:.3g} |" for one in found)]
-    (folder / f"{kind}_sensitivity.md").write_text("\n".join(lines) + "\n")
+    write_text(folder / f"{kind}_sensitivity.md", "\n".join(lines) + "\n")

@@ -5,13 +5,12 @@ With JSONL output it *is* the output; other formats are written from it, whole o
 
 All sentences of a clip go out in one write, so whatever stops the process leaves at most the last clip torn. Opening
 the journal again cuts that off (and drops any other line that is not part of a whole clip), and what is left counts as
-done. The file is locked (flock) while it is open.
+done. The file is locked while it is open, by ``.NAME.lock`` beside it (see `files.locked`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import time
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 from lavila_fast.archive.writers import JsonLines
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.files import replacing, storage_error
+from lavila_fast.files import locked, replacing, storage_error
 from lavila_fast.records import Clip, Narration
 
 FSYNC_SECONDS = 5.0
@@ -96,13 +95,17 @@ class Journal:
         self._synced = time.monotonic()
         with contextlib.ExitStack() as undo, storage_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = _open_locked(self.path)
+            way_out = "wait for it or give another --output"
+            undo.enter_context(
+                locked(self.path, StorageError(f"{self.path}: another lavila-fast is writing it; {way_out}"))
+            )
+            self._fd = _open(self.path)
             undo.callback(lambda: os.close(self._fd))
             if overwrite:
                 os.ftruncate(self._fd, 0)
             self._check_run(dict(run))
             self._recover()
-            undo.pop_all()
+            self._held = undo.pop_all()
 
     def _check_run(self, run: dict[str, Any]) -> None:
         """Compare with the settings the journal was begun with, or note them down."""
@@ -145,17 +148,20 @@ class Journal:
         os.lseek(self._fd, self._size, os.SEEK_SET)
 
     def _keep_only(self, kept: list[tuple[int, int]]) -> None:
-        """Rewrite the file without what lies between whole clips; the new file is locked before it takes the name."""
-        with replacing(self.path) as new, self.path.open("rb") as old:
-            fd = os.dup(new.fileno())
-            _lock(fd, self.path)
-            for begin, end in kept:
-                old.seek(begin)
-                while begin < end and (block := old.read(min(1 << 20, end - begin))):
-                    begin += new.write(block)
-        os.close(self._fd)
-        self._fd = fd
+        """Rewrite the file without what lies between whole clips."""
+        with replacing(self.path) as new:
+            with self.path.open("rb") as old:
+                for begin, end in kept:
+                    old.seek(begin)
+                    while begin < end and (block := old.read(min(1 << 20, end - begin))):
+                        begin += new.write(block)
+            self._reopen(Path(os.devnull))  # Windows replaces no open file
+        self._reopen(self.path)
         self._recover()
+
+    def _reopen(self, path: Path) -> None:
+        before, self._fd = self._fd, _open(path)
+        os.close(before)
 
     def has(self, clip: Clip) -> bool:
         """Whether a clip is done."""
@@ -202,33 +208,8 @@ class Journal:
             with storage_error(self.path):
                 self.sync()
         finally:
-            os.close(self._fd)
+            self._held.close()
 
 
-def _open_locked(path: Path) -> int:
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(fd, path)
-            if os.fstat(fd).st_ino == path.stat().st_ino:  # else it was replaced between the two calls
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-def _lock(fd: int, path: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # no flock on this system
-        return
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StorageError(
-                f"{path}: another lavila-fast is writing it; wait for it or give another --output"
-            ) from None
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):  # a file system without locks
-            raise
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)

@@ -17,6 +17,7 @@ from typing import Any
 
 from lavila_fast.bundle.manifest import sha256
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
+from lavila_fast.files import write_json
 
 # What could not be run where this was written (no GPU, no libnvinfer): it is checked as far as it goes without.
 NEVER_RUN = ("cuda", "tensorrt", "jetson", "rtx", "torch_tensorrt")
@@ -61,7 +62,7 @@ class EngineKey:
 
     def save(self, engine: Path) -> None:
         """Write the key beside its engine."""
-        key_path(engine).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(key_path(engine), asdict(self))
 
 
 def key_path(engine: Path) -> Path:

@@ -14,9 +14,11 @@ from typing import Any
 
 from lavila_fast.config import ModelConfig, NarratorConfig, from_dict, to_dict
 from lavila_fast.errors import BundleError, InputError
+from lavila_fast.files import write_json
 
 MANIFEST = "bundle.json"
 FORMAT = 2  # 1 has no engines, parity, calibration, native
+WAY_OUT = "copy the bundle to a folder of yours"  # where it cannot be written
 _LARGEST_MANIFEST = 4 << 20
 
 
@@ -73,13 +75,15 @@ class Bundle:
         return config
 
     def save(self) -> None:
-        """Hash the folder's files and write ``bundle.json``, whole or not at all."""
+        """Hash the folder's files and write ``bundle.json``, whole or not at all.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
         files = {p.name: sha256(p) for p in sorted(self.folder.iterdir()) if p.name != MANIFEST and p.is_file()}
         values = {k: v for k, v in asdict(self).items() if k not in ("folder", "models", "files")}
         values |= {"format": FORMAT, "models": {k: to_dict(v) for k, v in self.models.items()}, "files": files}
-        temporary = self.folder / (MANIFEST + ".new")
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(self.folder / MANIFEST)
+        write_json(self.folder / MANIFEST, values, WAY_OUT)
 
     def verify(self) -> None:
         """Compare every file with its hash.

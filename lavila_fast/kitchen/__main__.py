@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.files import write_text
 from lavila_fast.kitchen.film import film, ground_truth
 from lavila_fast.kitchen.scene import SPLITS, Split, make_scene
 
@@ -37,7 +38,7 @@ def main(clips: int, seed: int, split: Split, width: int, height: int, output: P
         raise click.ClickException(str(error)) from error
     if truth is not None:
         rows = [{"video": output.name, **asdict(shown)} for shown in ground_truth(scenes)]
-        truth.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_text(truth, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

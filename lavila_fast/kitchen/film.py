@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lavila_fast.errors import InputError, StorageError
+from lavila_fast.files import new_file
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Scene
 
@@ -50,18 +50,14 @@ def film(
     if not scenes or width % 2 or height % 2:
         raise InputError(f"a film needs scenes and an even width and height, not {len(scenes)} of {width}x{height}")
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     frames = round(fps * seconds_per_clip)
     try:
-        with av.open(str(part), "w", format="mp4") as container:
+        with new_file(path) as part, av.open(str(part), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "medium"})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for scene, i in itertools.product(scenes, range(frames)):
                 picture = av.VideoFrame.from_ndarray(render_frame(scene, i / frames, width, height), format="rgb24")
                 container.mux(stream.encode(picture))
             container.mux(stream.encode(None))
-        part.replace(path)
     except (OSError, av.FFmpegError) as error:
         raise StorageError(f"{path}: cannot be written ({error}); choose another place") from error
-    finally:
-        part.unlink(missing_ok=True)

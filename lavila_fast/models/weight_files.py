@@ -28,6 +28,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from lavila_fast.config import ModelConfig, from_dict, to_dict
 from lavila_fast.errors import CheckpointError, InputError, StorageError
+from lavila_fast.files import new_file
 
 METADATA_KEY = "lavila_fast"
 ZIP_HEADER = b"PK\x03\x04"
@@ -73,18 +74,15 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], config: Model
         StorageError: the folder does not exist, is not writable, or the disk is full.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         dense = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(dense, part, metadata={METADATA_KEY: json.dumps(to_dict(config))})
-        part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
-        part.replace(path)
+        with new_file(path) as part:
+            save_file(dense, part, metadata={METADATA_KEY: json.dumps(to_dict(config))})
+            part.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{path}: cannot be written ({error}); check the folder and the space on its disk"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -1,0 +1,48 @@
+"""Files are written whole or not at all, reach the disk, and leave nothing beside them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lavila_fast.errors import StorageError
+from lavila_fast.files import new_file, replacing, write_json, write_text
+
+
+def test_a_crash_in_between_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"half of it", None])  # type: ignore[list-item]
+    assert path.read_text() == '{\n "a": 1\n}\n'
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_content_and_name_reach_the_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append((Path(f"/proc/self/fd/{fd}").readlink(), path.exists())))
+    path = tmp_path / "a"
+    write_text(path, "é")
+    assert path.read_bytes() == "é".encode()
+    assert [(name.is_dir(), there) for name, there in synced] == [(False, False), (True, True)]
+    assert synced[1][0] == tmp_path
+
+
+def test_a_failed_rename_removes_the_part_and_says_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    (folder / "full").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"a: cannot be written \(.*\); take another one$"):
+        write_text(folder, "a file cannot take a folder's name", "take another one")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_writers_that_open_files_themselves(tmp_path: Path) -> None:
+    with new_file(tmp_path / "a.pt2", ".pt2") as part:
+        assert part.parent == tmp_path
+        assert (part.name[0], part.suffix) == (".", ".pt2")
+        part.write_bytes(b"x")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt2"]
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "b"):
+        pass  # a writer that wrote nothing
