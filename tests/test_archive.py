@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from lavila_fast.archive.decoding import Decoders, Ended
+from lavila_fast.archive.formats import FORMATS
+from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal, parse
 from lavila_fast.archive.outputs import Output, choose_output, name_files
-from lavila_fast.archive.writers import WRITERS, JsonLines
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.records import Clip, Narration
 from lavila_fast.video.reader import DecodedClip
@@ -144,7 +145,7 @@ def test_a_file_name_that_is_not_utf8_survives() -> None:
 
 def written(format: str, clips: Sequence[Sequence[Narration]] = tuple(CLIPS)) -> bytes:
     file = io.BytesIO()
-    WRITERS[format]().write(clips, file)
+    FORMATS[format].writer().write(clips, file)
     return file.getvalue()
 
 

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lavila_fast.archive.journal import clip_key
+from lavila_fast.archive.formats import suffixes
+from lavila_fast.archive.journal import SIDECAR, SUFFIX, clip_key
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS
 from lavila_fast.video.lists import read_list
 from lavila_fast.video.sources import SUFFIXES, VideoSource, chunk_files, is_chunk_folder, locate
-
-# `narrate videos/*` finds what an earlier run has written there; that is not meant.
-OUTPUTS = (".jsonl", ".csv", ".srt", ".vtt", ".pkl", ".journal", ".run.json")
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,11 @@ def _is_video(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
+def _is_output(word: str) -> bool:
+    """`narrate videos/*` finds what an earlier run has written there; that is not meant."""
+    return word.endswith((*suffixes(), SUFFIX, SIDECAR))
+
+
 def _expand(word: str, failed: list[str]) -> Iterator[Path]:
     """Paths of videos that one input stands for."""
     path = Path(word)
@@ -81,7 +84,7 @@ def _expand(word: str, failed: list[str]) -> Iterator[Path]:
             yield video
         if not found and len(failed) == before:
             failed.append(f"{word}: no videos in this folder; video files end in .mp4, .mkv, .mov, …")
-    elif not word.endswith(OUTPUTS):
+    elif not _is_output(word):
         yield path
 
 

@@ -19,11 +19,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lavila_fast.archive.writers import JsonLines
+from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import replacing, storage_error
 from lavila_fast.records import Clip, Narration
 
+SUFFIX, SIDECAR = ".journal", ".run.json"
+"""Of a journal that is not the output itself, and of what lies beside each."""
 FSYNC_SECONDS = 5.0
 _FIELDS: dict[str, Any] = {"video": str, "start": (int, float), "end": (int, float), "sample": int, "text": str}
 _SCORES = ("perplexity", "logprob")
@@ -90,7 +92,7 @@ class Journal:
             StorageError: it cannot be written.
         """
         self.path, self.samples = Path(os.path.realpath(path)), samples
-        self.sidecar = self.path.with_name(self.path.name + ".run.json")
+        self.sidecar = self.path.with_name(self.path.name + SIDECAR)
         self.done: dict[str, dict[int, int]] = {}
         self._writer = JsonLines()
         self._synced = time.monotonic()

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from lavila_fast import __version__
+from lavila_fast.archive.formats import offered
 from lavila_fast.cli.bench import bench
+from lavila_fast.cli.choices import LazyChoice
 from lavila_fast.cli.engines import engines
 from lavila_fast.cli.export import export
 from lavila_fast.cli.models import models
@@ -63,9 +65,7 @@ for command in (models, export, parity, bench, engines):
 @click.option("--model", default="nano", show_default=True, help="Name, bundle folder or checkpoint.")
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("-o", "--output", metavar="PATH", help="A file for all videos, a folder for one file a video, or -.")
-@click.option(
-    "--format", "format", type=click.Choice(("jsonl", "csv", "srt", "vtt", "pkl")), help="Default: as in PATH."
-)
+@click.option("--format", "format", type=LazyChoice(offered), help="Default: as in PATH.")
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]")
 @click.option(
