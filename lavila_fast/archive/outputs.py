@@ -169,23 +169,27 @@ class Stream:
             self._file.close()
 
 
+def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite: bool) -> Journal:
+    """The journal of an output in files: the file itself, beside it, or in its folder; errors as for `Journal`."""
+    assert output.path is not None
+    if output.kind == "folder":
+        path = output.path / f"narrations{SUFFIX}"
+    elif output.format == JSONL:
+        path = output.path
+    else:
+        path = output.path.with_name(output.path.name + SUFFIX)
+    return Journal(path, run, samples, overwrite)
+
+
 class Files:
     """A journal, and the files that are written from it."""
 
-    def __init__(
-        self, output: Output, videos: Sequence[str], run: Mapping[str, Any], samples: int, overwrite: bool
-    ) -> None:
+    def __init__(self, output: Output, journal: Journal, videos: Sequence[str]) -> None:
         assert output.path is not None
-        path, self._format, self._videos = output.path, output.format, list(videos)
-        self._all: Path | None = None
-        self._each: dict[str, Path] = {}
-        if output.kind == "folder":
-            self._each, journal = name_files(path, videos, output.format), path / f"narrations{SUFFIX}"
-        elif output.format == JSONL:
-            journal = path
-        else:
-            self._all, journal = path, path.with_name(path.name + SUFFIX)
-        self.journal = Journal(journal, run, samples, overwrite)
+        self.journal, self._format, self._videos = journal, output.format, list(videos)
+        in_folder = output.kind == "folder"
+        self._each = name_files(output.path, videos, output.format) if in_folder else {}
+        self._all = None if in_folder or output.format == JSONL else output.path
 
     def has(self, clip: Clip) -> bool:
         """See `Sink`."""
