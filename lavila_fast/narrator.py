@@ -105,6 +105,8 @@ class Narrator:
         """
         folder = ASSETS / source if isinstance(source, str) and (ASSETS / source / MANIFEST).is_file() else Path(source)
         if folder.is_dir():
+            if tokenizer:
+                raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
             return cls._from_bundle(open_bundle(folder), threads, engine, precision)._with_decoder(decoder)
         row = CHECKPOINTS.get(str(source))
         path = cache_dir() / row.relative if row and row.url else folder

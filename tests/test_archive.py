@@ -10,17 +10,22 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lavila_fast.archive.decoding import Decoders, Ended
+from lavila_fast.archive.formats import FORMATS
+from lavila_fast.archive.formats.jsonl import JsonLines
+from lavila_fast.archive.identity import LISTED, Identity, difference, windows
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal, parse
 from lavila_fast.archive.outputs import Output, choose_output, name_files
-from lavila_fast.archive.writers import WRITERS, JsonLines
 from lavila_fast.errors import InputError, StorageError, VideoError
+from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
@@ -103,6 +108,61 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     open_journal(path, seed=2).close()  # nothing was written, so nothing mixes
 
 
+OLD = {
+    "model": "nano (0123456789abcdef)",
+    "clips": "2 s every 2 s",
+    **{"samples": 2, "beams": 1, "groups": 1, "length_penalty": 1.0, "seed": 0, "max_tokens": None},
+    **{"temperature": 0.7, "top_k": None, "top_p": 0.95},
+}
+"""What stood beside a journal before `identity` was."""
+
+
+def identity(**changes: Any) -> dict[str, Any]:
+    same = Identity("nano", "0123456789abcdef", Options(samples=2), windows(2, 2))
+    return replace(same, **changes).settings()
+
+
+def test_a_journal_begun_before_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    whole = fill(path)
+    (tmp_path / "out.jsonl.run.json").write_text(json.dumps(OLD))
+    for now in ({}, {"model": "folder (1)/nano"}, {"decoder": None}):
+        journal = Journal(path, identity(**now), samples=2)
+        assert sum(map(len, journal.done.values())) == 6
+        journal.close()
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("now", "what"),
+    [
+        (
+            {"fingerprint": "0123456789abcdef, native avx2"},
+            r"nano \(0123456789abcdef\), and now it is nano .*avx2",
+        ),
+        ({"fingerprint": "f" * 16}, "was begun with model nano"),
+        ({"options": Options(samples=2, seed=1)}, "seed 0, and now it is 1"),
+        ({"clips": LISTED}, "clips 2 s every 2 s, and now it is a list"),
+        ({"decoder": "dali"}, "noted no decoder, and now it is dali"),
+    ],
+)
+def test_a_journal_begun_before_by_another_run_is_refused(tmp_path: Path, now: dict[str, Any], what: str) -> None:
+    path = tmp_path / "out.jsonl"
+    whole = fill(path)
+    (tmp_path / "out.jsonl.run.json").write_text(json.dumps(OLD))
+    with pytest.raises(InputError, match=what) as caught:
+        Journal(path, identity(**now), samples=2)
+    assert "\n" not in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert path.read_bytes() == whole
+
+
+def test_a_setting_that_is_no_more_makes_a_difference() -> None:
+    assert difference({**OLD, "decoder": "dali"}, identity()) == "was begun with decoder dali, and now it is None"
+    assert difference(OLD, identity()) is None
+    assert identity() == OLD  # an older version reads what this one writes
+
+
 def test_a_stranger_s_file_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_text("my notes\n")
@@ -144,7 +204,7 @@ def test_a_file_name_that_is_not_utf8_survives() -> None:
 
 def written(format: str, clips: Sequence[Sequence[Narration]] = tuple(CLIPS)) -> bytes:
     file = io.BytesIO()
-    WRITERS[format]().write(clips, file)
+    FORMATS[format].writer().write(clips, file)
     return file.getvalue()
 
 

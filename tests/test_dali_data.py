@@ -144,6 +144,15 @@ def test_lists_are_checked(tmp_path: Path) -> None:
         ListBatches([], np.zeros((0, 4), np.int64), STILL, 4)
 
 
+def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
+    row = {"start": 0, "end": 1, "text": all_actions()[0].sentence}
+    names = ["a\u2028b.mp4", "c\u0085d.mp4"]
+    text = "".join(json.dumps({"video": name, **row}, ensure_ascii=False) + "\n" for name in names)
+    (tmp_path / "list.jsonl").write_text(text, encoding="utf-8")
+    clips, _ = read_sentences(tmp_path / "list.jsonl", tmp_path)
+    assert [clip.video for clip in clips] == [str(tmp_path / name) for name in names]
+
+
 def test_a_recipe_trains_from_files_and_resumes(videos: Path, tmp_path: Path) -> None:
     text = GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab=426, n_positions=32)
     vision = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, act="gelu")

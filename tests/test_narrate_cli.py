@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from test_video_coded import write_sound, write_video
 
 import lavila_fast
 from lavila_fast.archive.journal import Journal
-from lavila_fast.cli.main import _options, run
+from lavila_fast.cli.main import run
+from lavila_fast.cli.narrate import options_of
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import InputError
 from lavila_fast.narrator import Narrator
@@ -200,6 +202,54 @@ def test_other_options_do_not_mix(
     assert Path("out.jsonl").read_bytes() == before
     assert narrate(videos / "v2.mp4", "-o", "out.jsonl", "--seed", 1, "--overwrite") == 0
     assert texts(rows(Path("out.jsonl"))) != [json.loads(line)["text"] for line in before.splitlines()]
+
+
+def test_rows_of_two_engines_do_not_mix(
+    narrate: Callable[..., int], videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Narrator.from_pretrained
+
+    def told(*given: Any, **how: Any) -> Narrator:
+        one = whole(*given, **how)
+        return replace(one, fingerprint=f"{one.fingerprint}, {how['engine']}")
+
+    monkeypatch.setattr(Narrator, "from_pretrained", told)
+    for name in ("out.jsonl", "out.csv", "folder/"):
+        assert narrate(videos / "v2.mp4", "-o", name, "--engine", "onnxruntime") == 0
+        before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert narrate(videos / "v2.mp4", "-o", name, "--engine", "torch") == 2
+        (error,) = lines(capsys)
+        assert "onnxruntime), and now it is" in error
+        assert "torch); repeat the first settings, give another --output, or --overwrite" in error
+        assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert narrate(videos / "v2.mp4", "-o", "out.jsonl", "--engine", "torch", "--overwrite") == 0
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.srt", "folder/"])
+def test_other_spellings_of_one_path_are_one_video(
+    narrate: Callable[..., int], videos: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    Path("sub").mkdir()
+    Path("a.mp4").write_bytes((videos / "v2.mp4").read_bytes())
+    Path("link.mp4").symlink_to("a.mp4")
+    how = ("-o", output, "--format", "srt") if output == "folder/" else ("-o", output)
+    assert narrate("a.mp4", *how) == 0
+    written = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for other in ("./a.mp4", Path.cwd() / "a.mp4", "sub/../a.mp4", "link.mp4", "*a.mp4"):
+        capsys.readouterr()
+        assert narrate(other, *how) == 0
+        assert "1 video, 0 clips (2 done before), 0 failed" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == written
+
+
+def test_other_spellings_of_the_model_are_one_model(
+    narrate: Callable[..., int], bundle: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert narrate(videos / "v2.mp4", "-o", "out.jsonl") == 0
+    Path("model").symlink_to(bundle)
+    assert run(["narrate", str(videos / "v2.mp4"), "--model", "model", "-o", "out.jsonl"]) == 0
+    assert "0 clips (2 done before)" in capsys.readouterr().err
 
 
 def wait_for(path: Path, size: int, process: subprocess.Popen[str]) -> None:
@@ -406,6 +456,12 @@ def test_a_reader_that_leaves_early_is_no_error(bundle: Path, videos: Path) -> N
         (("v0.mp4", "--top-p", "2"), "top_p"),
         (("v0.mp4", "--clips", "none.csv"), "folder"),
         (("v0.mp4", "--json", "-o", "-"), "--json"),
+        (("v0.mp4", "--tokenizer", "words.json"), "--tokenizer words.json: "),
+        (("v0.mp4", "--model", "nano", "--tokenizer", "words.json"), "nano brings its own vocabulary"),
+        ((".", "--clips", "none.csv", "--clip-seconds", "1"), "--clip-seconds: --clips says"),
+        ((".", "--clips", "none.csv", "--stride-seconds", "1"), "--stride-seconds: --clips says"),
+        (("v0.mp4", "--engine", "torch-cuda"), "--threads: of no use to --engine torch-cuda"),
+        (("v0.mp4", "--engine", "torch-cuda", "--batch-size", "8"), "--batch-size: of no use to --engine torch-cuda"),
     ],
 )
 def test_commands_that_make_no_sense(
@@ -451,10 +507,11 @@ def test_debug_shows_where(narrate: Callable[..., int], monkeypatch: pytest.Monk
 def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo"]) == 0
     captured = capsys.readouterr()
-    said = [line for line in captured.out.splitlines() if "#C C" in line]
-    assert len(said) == len((NANO.parent / "kitchen.jsonl").read_text("utf-8").splitlines())
-    right = sum("(shown:" not in line for line in said)
-    assert f"{right} of {len(said)} as shown" in captured.err
+    truth = [json.loads(line) for line in (NANO.parent / "kitchen.jsonl").read_text("utf-8").split("\n") if line]
+    assert len(truth) == 12
+    expected = [f"{row['start']:5.1f} - {row['end']:4.1f} s  {row['text']}" for row in truth]
+    assert captured.out.splitlines() == expected
+    assert "12 of 12 as shown" in captured.err
     assert "knows only its miniature kitchen" in captured.err
 
 
@@ -469,7 +526,7 @@ def test_demo(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_defaults_are_the_originals_and_beams_leave_scores_alone(given: dict[str, float], warp: Warp) -> None:
     blank = {"samples": 1, "temperature": None, "top_p": None, "top_k": None, "beams": 1, "groups": 1, "seed": 0}
-    assert _options({**blank, **given}).warp == warp
+    assert options_of({**blank, **given}).warp == warp
 
 
 def test_a_share_of_nothing_is_refused(narrate, videos, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -102,6 +103,18 @@ def test_broken_lists_say_where(tmp_path: Path, name: str, content: bytes, says:
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv"])
+def test_only_a_newline_ends_a_row(tmp_path: Path, name: str) -> None:
+    videos = ["a\u2028b", "c\u0085d", "e\x0cf"]
+    if name == "c.csv":
+        text = "video,start,end\n" + "".join(f"{video},0,1\n" for video in videos)
+    else:
+        rows = [{"video": video, "start": 0, "end": 1} for video in videos]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [clip.video for clip in read_list(tmp_path / name)] == videos
 
 
 def test_missing_list(tmp_path: Path) -> None:

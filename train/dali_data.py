@@ -59,7 +59,7 @@ def read_sentences(path: Path, root: Path) -> tuple[list[Clip], NDArray[np.int64
     """
     known = {action.sentence: labels_of(action) for action in all_actions()}
     clips, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
             clips.append(Clip(str(root / row["video"]), float(row["start"]), float(row["end"])))

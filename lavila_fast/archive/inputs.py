@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lavila_fast.archive.journal import clip_key
+from lavila_fast.archive.formats import suffixes
+from lavila_fast.archive.journal import SIDECAR, SUFFIX, span_key
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS
 from lavila_fast.video.lists import read_list
 from lavila_fast.video.sources import SUFFIXES, VideoSource, chunk_files, is_chunk_folder, locate
-
-# `narrate videos/*` finds what an earlier run has written there; that is not meant.
-OUTPUTS = (".jsonl", ".csv", ".srt", ".vtt", ".pkl", ".journal", ".run.json")
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,11 @@ def _is_video(name: str) -> bool:
     return Path(name).suffix.lower() in SUFFIXES
 
 
+def _is_output(word: str) -> bool:
+    """`narrate videos/*` finds what an earlier run has written there; that is not meant."""
+    return word.endswith((*suffixes(), SUFFIX, SIDECAR))
+
+
 def _expand(word: str, failed: list[str]) -> Iterator[Path]:
     """Paths of videos that one input stands for."""
     path = Path(word)
@@ -81,7 +84,7 @@ def _expand(word: str, failed: list[str]) -> Iterator[Path]:
             yield video
         if not found and len(failed) == before:
             failed.append(f"{word}: no videos in this folder; video files end in .mp4, .mkv, .mov, …")
-    elif not word.endswith(OUTPUTS):
+    elif not _is_output(word):
         yield path
 
 
@@ -114,7 +117,7 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
         raise InputError(f"{inputs[0]}: with --clips give one INPUT, the folder that holds the videos of the list")
     clips: dict[str, dict[int, Clip]] = {}
     for clip in read_list(clip_list):
-        clips.setdefault(clip.video, {}).setdefault(clip_key(clip), clip)
+        clips.setdefault(clip.video, {}).setdefault(span_key(clip), clip)
     if not clips:
         raise InputError(f"{clip_list}: holds no clips; write rows of video, start, end")
     found = Found()
@@ -124,3 +127,24 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
         except LavilaError as error:
             found.failed.append(str(error))
     return found
+
+
+def under_earlier_names(found: Found, done: Collection[str]) -> Found:
+    """The same videos, but one that stands in an output under another spelling of its path keeps the name it has there.
+
+    Else ``narrate /videos/a.mp4`` after ``narrate a.mp4`` would narrate it twice. Videos of a clip list are named by
+    the list and stay as they are.
+    """
+    if all(job.clips is not None or job.source.name in done for job in found.jobs):
+        return found
+    earlier: dict[str, str] = {}
+    for name in done:
+        earlier.setdefault(os.path.realpath(name), name)
+
+    def renamed(job: Job) -> Job:
+        if job.clips is not None or job.source.name in done:
+            return job
+        name = earlier.get(os.path.realpath(job.source.path), job.source.name)
+        return Job(replace(job.source, name=name))
+
+    return Found([renamed(job) for job in found.jobs], found.failed)

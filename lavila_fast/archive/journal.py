@@ -18,17 +18,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lavila_fast.archive.writers import JsonLines
+from lavila_fast.archive.formats.jsonl import JsonLines
+from lavila_fast.archive.identity import difference
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import locked, replacing, storage_error
 from lavila_fast.records import Clip, Narration
 
+SUFFIX, SIDECAR = ".journal", ".run.json"
+"""Of a journal that is not the output itself, and of what lies beside each."""
 FSYNC_SECONDS = 5.0
 _FIELDS: dict[str, Any] = {"video": str, "start": (int, float), "end": (int, float), "sample": int, "text": str}
 _SCORES = ("perplexity", "logprob")
 
 
-def clip_key(clip: Clip | Narration) -> int:
+def span_key(clip: Clip | Narration) -> int:
     """Start and end in milliseconds as one number; it sorts by start, then end."""
     return round(clip.start * 1000) << 40 | round(clip.end * 1000)
 
@@ -41,7 +44,7 @@ def parse(line: bytes) -> Narration | None:
             return None
         scores = [float("nan") if values[name] is None else float(values[name]) for name in _SCORES]
         row = Narration(*(values[name] for name in _FIELDS), *scores)
-        return row if row.start >= 0 and clip_key(row) >= 0 else None
+        return row if row.start >= 0 and span_key(row) >= 0 else None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
@@ -52,7 +55,7 @@ def whole_clips(file: BinaryIO, samples: int) -> Iterator[tuple[int, int, list[N
     begin = offset = 0
     for line in file:
         row = parse(line) if line.endswith(b"\n") else None
-        if rows and (row is None or row.sample != len(rows) or (row.video, clip_key(row)) != _name(rows[0])):
+        if rows and (row is None or row.sample != len(rows) or (row.video, span_key(row)) != _name(rows[0])):
             rows = []
         if row is not None and row.sample == len(rows):
             begin = begin if rows else offset
@@ -64,7 +67,7 @@ def whole_clips(file: BinaryIO, samples: int) -> Iterator[tuple[int, int, list[N
 
 
 def _name(row: Narration) -> tuple[str, int]:
-    return row.video, clip_key(row)
+    return row.video, span_key(row)
 
 
 class Journal:
@@ -72,7 +75,7 @@ class Journal:
 
     Attributes:
         path: The file.
-        done: Video → clip key → where its rows begin in the file.
+        done: Video → key of a clip's span → where its rows begin in the file.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any], samples: int, overwrite: bool = False) -> None:
@@ -89,7 +92,7 @@ class Journal:
             StorageError: it cannot be written.
         """
         self.path, self.samples = Path(os.path.realpath(path)), samples
-        self.sidecar = self.path.with_name(self.path.name + ".run.json")
+        self.sidecar = self.path.with_name(self.path.name + SIDECAR)
         self.done: dict[str, dict[int, int]] = {}
         self._writer = JsonLines()
         self._synced = time.monotonic()
@@ -120,12 +123,8 @@ class Journal:
             raise InputError(f"{self.path}: exists, but was not written by lavila-fast narrate; {way_out}") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.sidecar}: damaged ({error}); {way_out}") from error
-        for name in run:
-            if before.get(name) != run[name]:
-                raise InputError(
-                    f"{self.path}: was begun with {name} {before.get(name)}, and now it is {run[name]}; "
-                    f"repeat the first settings, {way_out}"
-                )
+        if told := difference(before, run):
+            raise InputError(f"{self.path}: {told}; repeat the first settings, {way_out}")
 
     def _recover(self) -> None:
         """Find the clips that are done, and cut off or drop what is no part of one."""
@@ -134,9 +133,9 @@ class Journal:
         with self.path.open("rb") as file:
             for begin, end, rows in whole_clips(file, self.samples):
                 keys = self.done.setdefault(rows[0].video, {})
-                if clip_key(rows[0]) in keys:
+                if span_key(rows[0]) in keys:
                     continue
-                keys[clip_key(rows[0])] = begin
+                keys[span_key(rows[0])] = begin
                 if kept and kept[-1][1] == begin:
                     begin = kept.pop()[0]
                 kept.append((begin, end))
@@ -165,7 +164,7 @@ class Journal:
 
     def has(self, clip: Clip) -> bool:
         """Whether a clip is done."""
-        return clip_key(clip) in self.done.get(clip.video, ())
+        return span_key(clip) in self.done.get(clip.video, ())
 
     def append(self, rows: list[Narration]) -> None:
         """Write a clip's sentences, all or none.
@@ -187,7 +186,7 @@ class Journal:
                     os.ftruncate(self._fd, begin)
                     os.lseek(self._fd, begin, os.SEEK_SET)
                 raise
-        self.done.setdefault(rows[0].video, {})[clip_key(rows[0])] = begin
+        self.done.setdefault(rows[0].video, {})[span_key(rows[0])] = begin
 
     def rows(self, video: str) -> Iterator[list[Narration]]:
         """A video's narrations, clip by clip in order of time."""

@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from lavila_fast.archive.journal import Journal
-from lavila_fast.archive.writers import WRITERS
+from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, suffixes
+from lavila_fast.archive.journal import SUFFIX, Journal
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, storage_error
 from lavila_fast.records import Clip, Narration
-
-FORMATS = ("jsonl", "csv", "srt", "vtt", "pkl")
-ONE_VIDEO = ("srt", "vtt")  # these formats cannot say which video a line is about
-STREAMS = ("text", "jsonl", "csv")
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def choose_output(output: str | None, format: str | None, videos: int, one_file:
 
     Args:
         output: A file, a folder, ``-`` or nothing.
-        format: One of `FORMATS`, or None to go by the file's suffix.
+        format: One of `formats.offered()`, or None to go by the file's suffix.
         videos: Number of videos.
         one_file: Whether a single video file was asked for.
 
@@ -81,18 +77,19 @@ def choose_output(output: str | None, format: str | None, videos: int, one_file:
     """
     if output is None:
         if format is None and one_file:
-            return Output("text", "stream")
-        output = "./" if format in ONE_VIDEO else f"narrations.{format or 'jsonl'}"
+            return Output(TEXT, "stream")
+        row = FORMATS[format or JSONL]
+        output = "./" if row.one_video else f"narrations{row.suffix}"
     path = Path(output)
-    suffix = path.suffix.lower().removeprefix(".")
+    suffix = path.suffix.lower()
     if output == "-" or _is_device(path):
-        return _stream(format or "jsonl", None if output == "-" else path)
+        return _stream(format or JSONL, None if output == "-" else path)
     if path.is_dir() or output.endswith(("/", os.sep)) or not suffix:
-        return Output(format or "jsonl", "folder", path)
-    if format is None and suffix not in FORMATS:
-        raise InputError(f"{output}: say --format, or name it .{', .'.join(FORMATS)}")
-    format = format or suffix
-    if format in ONE_VIDEO and videos > 1:
+        return Output(format or JSONL, "folder", path)
+    format = format or suffixes().get(suffix)
+    if format is None:
+        raise InputError(f"{output}: say --format, or name it {', '.join(suffixes())}")
+    if FORMATS[format].one_video and videos > 1:
         raise InputError(f"{output}: {format} takes one file a video; give a folder as --output for {videos} videos")
     return Output(format, "file", path)
 
@@ -106,7 +103,7 @@ def _is_device(path: Path) -> bool:
 
 
 def _stream(format: str, path: Path | None) -> Output:
-    if format not in STREAMS:
+    if not FORMATS[format].printable:
         raise InputError(f"{format} cannot be printed; give a file or folder as --output")
     return Output(format, "stream", path)
 
@@ -130,7 +127,7 @@ def name_files(folder: Path, videos: Sequence[str], format: str) -> dict[str, Pa
             name = spelling(video)
             if name.casefold() not in taken:
                 taken.add(name.casefold())
-                names[video] = folder / f"{name}.{format}"
+                names[video] = folder / f"{name}{FORMATS[format].suffix}"
     return names
 
 
@@ -140,7 +137,7 @@ class Stream:
     def __init__(self, output: Output, stdout: BinaryIO) -> None:
         with storage_error(str(output)):
             self._file = output.path.open("wb", buffering=0) if output.path else stdout
-        self._output, self._writer = output, WRITERS[output.format]()
+        self._output, self._writer = output, FORMATS[output.format].writer()
         self._put(self._writer.header)
 
     def _put(self, data: bytes) -> None:
@@ -172,23 +169,27 @@ class Stream:
             self._file.close()
 
 
+def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite: bool) -> Journal:
+    """The journal of an output in files: the file itself, beside it, or in its folder; errors as for `Journal`."""
+    assert output.path is not None
+    if output.kind == "folder":
+        path = output.path / f"narrations{SUFFIX}"
+    elif output.format == JSONL:
+        path = output.path
+    else:
+        path = output.path.with_name(output.path.name + SUFFIX)
+    return Journal(path, run, samples, overwrite)
+
+
 class Files:
     """A journal, and the files that are written from it."""
 
-    def __init__(
-        self, output: Output, videos: Sequence[str], run: Mapping[str, Any], samples: int, overwrite: bool
-    ) -> None:
+    def __init__(self, output: Output, journal: Journal, videos: Sequence[str]) -> None:
         assert output.path is not None
-        path, self._format, self._videos = output.path, output.format, list(videos)
-        self._all: Path | None = None
-        self._each: dict[str, Path] = {}
-        if output.kind == "folder":
-            self._each, journal = name_files(path, videos, output.format), path / "narrations.journal"
-        elif output.format == "jsonl":
-            journal = path
-        else:
-            self._all, journal = path, path.with_name(path.name + ".journal")
-        self.journal = Journal(journal, run, samples, overwrite)
+        self.journal, self._format, self._videos = journal, output.format, list(videos)
+        in_folder = output.kind == "folder"
+        self._each = name_files(output.path, videos, output.format) if in_folder else {}
+        self._all = None if in_folder or output.format == JSONL else output.path
 
     def has(self, clip: Clip) -> bool:
         """See `Sink`."""
@@ -215,7 +216,7 @@ class Files:
 
     def _render(self, path: Path, clips: Iterator[list[Narration]]) -> None:
         with replacing(path) as file:
-            WRITERS[self._format]().write(clips, file)
+            FORMATS[self._format].writer().write(clips, file)
 
     def release(self) -> None:
         """See `Sink`."""

@@ -7,51 +7,22 @@ can change it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.decoding import Decoders, Ended
-from lavila_fast.archive.inputs import Found, Job
-from lavila_fast.archive.outputs import Sink
+from lavila_fast.archive.inputs import Found
+from lavila_fast.archive.outputs import Output, Sink
+from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import Shield, Stopped
 from lavila_fast.generate.options import Options
-from lavila_fast.records import Clip, Narration
-from lavila_fast.video.clips import windows
+from lavila_fast.records import Narration
 from lavila_fast.video.reader import DecodedClip
-from lavila_fast.video.sources import duration
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
-
-
-@dataclass(frozen=True)
-class Windows:
-    """The `Plan` of a run: windows of `clip_seconds` every `stride_seconds`, or a job's own clips, less those done."""
-
-    clip_seconds: float
-    stride_seconds: float
-    sink: Sink
-    listed: bool = False
-
-    def __post_init__(self) -> None:
-        """Check lengths."""
-        next(windows(1.0, self.clip_seconds, self.stride_seconds), None)
-
-    def measure(self, job: Job) -> float:
-        """See `Plan`."""
-        return duration(job.source) if job.clips is None else 0.0
-
-    def clips(self, job: Job, seconds: float) -> Iterator[Clip]:
-        """See `Plan`."""
-        times = windows(seconds, self.clip_seconds, self.stride_seconds)
-        everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
-        return (clip for clip in (job.clips or everything) if not self.sink.has(clip))
-
-    def covers(self, row: Narration) -> float:
-        """Seconds of video that a clip stands for."""
-        return row.end - row.start if self.listed else self.stride_seconds
 
 
 @dataclass
@@ -83,6 +54,19 @@ class Summary:
             "clips_per_second": round(self.clips / self.seconds, 3) if self.seconds else 0.0,
             "times_real_time": round(self.video_seconds / self.seconds, 3) if self.seconds else 0.0,
         }
+
+    def sentence(self, output: Output) -> str:
+        """The last line of a run, for people."""
+        before = f" ({self.done_before} done before)" if self.done_before else ""
+        counts = f"{_many(self.videos, 'video')}, {_many(self.clips, 'clip')}{before}, {len(self.failed)} failed"
+        if self.stopped is not None:
+            again = "" if output.kind == "stream" else "; run the same command again to go on"
+            return f"stopped: {_many(self.clips, 'clip')} written to {output}{again}"
+        return f"done: {counts}: {output}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 class Run:

@@ -1,0 +1,62 @@
+"""Every format that narrations are written in: one row here, one file beside this one.
+
+Whatever else there is to know of formats (what ``--format`` offers, what a suffix means, what can be printed, which
+files are no inputs) is read from this table when it is asked for.
+
+    with open("out.srt", "wb") as file:
+        FORMATS["srt"].writer().write(clips, file)  # clips: the sentences of one clip after the other
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lavila_fast.archive.formats.csv import Csv
+from lavila_fast.archive.formats.jsonl import JsonLines
+from lavila_fast.archive.formats.pkl import Pickle
+from lavila_fast.archive.formats.srt import SubRip
+from lavila_fast.archive.formats.text import Text
+from lavila_fast.archive.formats.vtt import WebVtt
+from lavila_fast.archive.formats.writer import Writer
+
+JSONL, TEXT = "jsonl", "text"
+"""What is written and what is printed where nothing else is asked for; a JSONL file is its own journal."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the table.
+
+    Attributes:
+        writer: A new one for each file.
+        suffix: Of its files' names, with the dot; "" for what goes into no file.
+        one_video: It cannot say which video a line is about, so each video has its own file.
+        printable: It can be written clip by clip to a pipe or terminal.
+        offered: ``--format`` takes it.
+    """
+
+    writer: type[Writer]
+    suffix: str
+    one_video: bool = False
+    printable: bool = False
+    offered: bool = True
+
+
+FORMATS: dict[str, Format] = {
+    JSONL: Format(JsonLines, ".jsonl", printable=True),
+    "csv": Format(Csv, ".csv", printable=True),
+    "srt": Format(SubRip, ".srt", one_video=True),
+    "vtt": Format(WebVtt, ".vtt", one_video=True),
+    "pkl": Format(Pickle, ".pkl"),
+    TEXT: Format(Text, "", printable=True, offered=False),
+}
+
+
+def offered() -> tuple[str, ...]:
+    """Names that ``--format`` takes."""
+    return tuple(name for name, row in FORMATS.items() if row.offered)
+
+
+def suffixes() -> dict[str, str]:
+    """Suffix of a file's name, with the dot → name of the format."""
+    return {row.suffix: name for name, row in FORMATS.items() if row.suffix}

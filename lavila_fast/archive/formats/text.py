@@ -1,0 +1,23 @@
+"""Lines for people, printed only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lavila_fast.archive.formats.writer import Writer, clock, encode, one_line
+from lavila_fast.records import Narration
+
+
+class Text(Writer):
+    """For people: the video's name when it changes, then time and sentence."""
+
+    def __init__(self) -> None:
+        self.video = ""
+
+    def clip(self, rows: Sequence[Narration]) -> bytes:
+        """See `Writer.clip`."""
+        lines = [f"{clock(row.start)[:-2]} - {clock(row.end)[:-2]}  {one_line(row.text)}" for row in rows]
+        if rows[0].video != self.video:
+            lines.insert(0, rows[0].video)
+        self.video = rows[0].video
+        return encode("\n".join(lines) + "\n")

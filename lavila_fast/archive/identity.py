@@ -1,0 +1,70 @@
+"""What makes two runs the same: the one place that says which narrations may stand in one file.
+
+A row depends on its clip and on what `Identity` holds, and on nothing else: not on batch, threads, workers, or how the
+path of the model is spelt. A journal keeps `Identity.settings` beside it; `difference` compares with them later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lavila_fast.generate.options import Options
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of a run.
+
+    Attributes:
+        model: Name or path as given, for people.
+        fingerprint: `Narrator.fingerprint`: of weights, vocabulary and what computes with them.
+        options: How sentences are written.
+        clips: Which clips a video is cut into: `windows`, or `LISTED`.
+        decoder: What decodes video, where that changes a row; None where it does not.
+    """
+
+    model: str
+    fingerprint: str
+    options: Options
+    clips: str
+    decoder: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """As they stand beside a journal, for `json`."""
+        values = asdict(self.options)
+        values |= values.pop("warp")
+        if self.decoder is not None:
+            values["decoder"] = self.decoder
+        return {"model": f"{self.model} ({self.fingerprint})", "clips": self.clips, **values}
+
+
+LISTED = "a list"
+
+
+def windows(clip_seconds: float, stride_seconds: float) -> str:
+    """How clips that slide over whole videos are told."""
+    return f"{clip_seconds:g} s every {stride_seconds:g} s"
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting in which a journal's run differs from this one, told in half a sentence; None: they are one.
+
+    A setting that one of them lacks counts as None: versions differ in what they note.
+    """
+    for name in {**now, **before}:
+        old, new = before.get(name), now.get(name)
+        if _essence(name, old) == _essence(name, new):
+            continue
+        if name not in before:
+            return f"was begun by a version that noted no {name}, and now it is {new}"
+        return f"was begun with {name} {old}, and now it is {new}"
+    return None
+
+
+def _essence(name: str, value: Any) -> Any:
+    """What counts of a setting: of a model its fingerprint, wherever it lies."""
+    told = re.search(r"\(([0-9a-f]{16}.*)\)$", value) if name == "model" and isinstance(value, str) else None
+    return told[1] if told else value

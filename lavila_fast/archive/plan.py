@@ -1,0 +1,40 @@
+"""Which clips of which video are still to be narrated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lavila_fast.archive.inputs import Job
+from lavila_fast.archive.outputs import Sink
+from lavila_fast.records import Clip, Narration
+from lavila_fast.video.clips import windows
+from lavila_fast.video.sources import duration
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The `Plan` of a run: windows of `clip_seconds` every `stride_seconds`, or a job's own clips, less those done."""
+
+    clip_seconds: float
+    stride_seconds: float
+    sink: Sink
+    listed: bool = False
+
+    def __post_init__(self) -> None:
+        """Check lengths."""
+        next(windows(1.0, self.clip_seconds, self.stride_seconds), None)
+
+    def measure(self, job: Job) -> float:
+        """See `Plan`."""
+        return duration(job.source) if job.clips is None else 0.0
+
+    def clips(self, job: Job, seconds: float) -> Iterator[Clip]:
+        """See `Plan`."""
+        times = windows(seconds, self.clip_seconds, self.stride_seconds)
+        everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
+        return (clip for clip in (job.clips or everything) if not self.sink.has(clip))
+
+    def covers(self, row: Narration) -> float:
+        """Seconds of video that a clip stands for."""
+        return row.end - row.start if self.listed else self.stride_seconds
