@@ -202,6 +202,17 @@ def test_other_options_do_not_mix(
     assert texts(rows(Path("out.jsonl"))) != [json.loads(line)["text"] for line in before.splitlines()]
 
 
+def test_a_run_goes_on_with_its_engine_or_not_at_all(
+    narrate: Callable[..., int], videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert narrate(videos / "v2.mp4", "-o", "out.jsonl", "--engine", "onnxruntime") == 0
+    capsys.readouterr()
+    assert narrate(videos / "v2.mp4", "-o", "out.jsonl", "--engine", "torch") == 2
+    (error,) = lines(capsys)
+    assert ", onnxruntime), and now it is" in error
+    assert ", torch);" in error
+
+
 def wait_for(path: Path, size: int, process: subprocess.Popen[str]) -> None:
     while process.poll() is None and not (path.exists() and path.stat().st_size >= size):
         time.sleep(0.002)

@@ -109,6 +109,7 @@ class OrtSlotRuntime(SlotRuntime):
         past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
         if past is None or past.type not in TYPES or not isinstance(past.shape[2], int):
             raise BundleError(f"{folder / DECODER}: not a decoder with caches in place; export it again")
+        self.identity = {"cpu": "onnxruntime", "cuda": "cuda", "tensorrt": "onnxruntime-tensorrt"}[provider]
         aliased = provider != "tensorrt" if aliased is None else aliased
         super().__init__(config, memory, TYPES[past.type], past.shape[2], aliased)
         self.video_dtype = TYPES[self.encoder.get_inputs()[0].type]
