@@ -19,7 +19,7 @@ from pathlib import Path
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
 from lavila_fast.config import NarratorConfig, to_dict
 from lavila_fast.download import cache_dir
-from lavila_fast.engines.choose import open_runtime
+from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
 from lavila_fast.generate.ahead import Coming
@@ -87,8 +87,7 @@ class Narrator:
             threads: Threads of the engine; None takes all cores.
             tokenizer: Vocabulary for a checkpoint: a folder with ``vocab.json`` and ``merges.txt``, or a
                 ``tokenizer.json``. None looks beside the checkpoint and where `pull` puts it.
-            engine: What runs a bundle: ``auto``, or one of `engines.choose.ENGINES`; a checkpoint takes ``torch`` or
-                ``torch-cuda``.
+            engine: What runs it: ``auto``, or one of `engines.choose.ENGINES`, whose rows say what runs checkpoints.
             precision: Of ``torch-cuda``, one of `quant.low_bit.CHOICES`; None is ``bf16``.
             decoder: What decodes video: ``auto``, ``pyav``, ``dali``, ``pynvvideocodec`` or ``torchcodec``; ``auto`` is
                 the GPU's where the narrator runs on one and its decoder serves the file.
@@ -103,8 +102,6 @@ class Narrator:
         path = cache_dir() / row.relative if row and row.url else folder
         if not path.is_file():
             raise InputError(_not_found(str(source), path))
-        if engine not in ("auto", "torch", "torch-cuda"):
-            raise InputError(f"{source}: a checkpoint runs in PyTorch; for {engine}, make a bundle: lavila-fast export")
         return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
 
     @classmethod
@@ -121,8 +118,6 @@ class Narrator:
     def _from_checkpoint(
         cls, path: Path, threads: int | None, tokenizer: str | Path | None, engine: str, precision: str | None
     ) -> Narrator:
-        from lavila_fast.engines.choose import open_checkpoint  # needs torch
-
         runtime = open_checkpoint(path, engine, threads, precision)
         words = load_tokenizer(tokenizer or _vocabulary_beside(path), "gpt2", runtime.config.max_tokens)
         return cls(runtime, words, CLIP_SECONDS, f"{sha256(path)[:16]}, {runtime.identity}")

@@ -26,6 +26,7 @@ from lavila_fast.cli.engines import engines
 from lavila_fast.cli.export import export
 from lavila_fast.cli.models import models
 from lavila_fast.cli.parity import parity
+from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, LavilaError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ for command in (models, export, parity, bench, engines):
     "--engine",
     default="auto",
     show_default=True,
-    help="What runs it: native, onnxruntime, torch-cuda, cuda, tensorrt …; auto takes the fastest that can.",
+    help=engine_help(),
 )
 @click.option(
     "--precision",
