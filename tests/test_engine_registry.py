@@ -91,3 +91,17 @@ def test_rows_agree_with_what_they_name():
     assert set(ENGINES["torch-cuda"].precisions) == set(CHOICES)
     assert all(set(row.automatic) <= set(row.runs) for row in ENGINES.values())
     assert choose.engine_names()[0] == "auto"
+
+
+def test_two_onnxruntimes_in_one_folder_are_told():
+    from importlib.metadata import PackageNotFoundError
+
+    from lavila_fast.engines.device.ort import clash
+
+    def one(name):
+        if name != "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1.23"
+
+    assert clash(one) == ""
+    assert "onnxruntime 1.2 and onnxruntime-gpu 1.2" in clash(lambda name: "1.2")
