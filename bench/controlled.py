@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
+from lavila_fast.engines.protocol import ClipContext, NarratorRuntime, Writer
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
@@ -70,6 +70,8 @@ class Controlled:
     def __init__(self, runtime: NarratorRuntime, lengths: Iterable[int]) -> None:
         self.runtime, self.lengths = runtime, iter(lengths)
         self.config: NarratorConfig = runtime.config
+        self.device, self.identity = runtime.device, runtime.identity
+        self.writer: Writer = "steps"  # lengths are kept step by step
 
     def encode(self, video: NDArray[np.float32]) -> ClipContext:
         """See `NarratorRuntime`, here and below."""
@@ -117,6 +119,8 @@ class Watched:
     def __init__(self, runtime: Any) -> None:
         self.runtime = runtime
         self.config: NarratorConfig = runtime.config
+        self.device, self.identity = str(runtime.device), str(runtime.identity)
+        self.writer: Writer = runtime.writer
         self.spent: dict[str, list[float]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

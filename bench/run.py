@@ -26,6 +26,7 @@ from lavila_fast.bench.peak import gemm_peak
 from lavila_fast.bench.timing import cores, in_subprocess, machine, percentiles, seconds
 from lavila_fast.bundle.manifest import MANIFEST, open_bundle
 from lavila_fast.config import NarratorConfig
+from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import token_limit
@@ -207,10 +208,9 @@ def shares(subject: Subject, rows: list[dict[str, Any]], peaks: dict[str, Any]) 
     return result
 
 
-def engine_name(runtime: object) -> str:
+def engine_name(runtime: NarratorRuntime) -> str:
     """As `engines.choose.ENGINES` calls it."""
-    name = type(runtime).__name__.removesuffix("Runtime").lower()
-    return "onnxruntime" if name == "ort" else name
+    return runtime.identity.split()[0]
 
 
 def _decode_flops(subject: Subject, clips: int) -> float:

@@ -15,21 +15,17 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
 from lavila_fast.config import NarratorConfig, to_dict
 from lavila_fast.download import cache_dir
-from lavila_fast.engines.choose import open_runtime
+from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
-from lavila_fast.generate.ahead import Coming, write_ahead
-from lavila_fast.generate.beams import write_beams
+from lavila_fast.generate.ahead import Coming
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.write import write
 from lavila_fast.presets import CHECKPOINTS
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
@@ -37,9 +33,6 @@ from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
-
-if TYPE_CHECKING:  # it needs torch
-    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CLIP_SECONDS = 2.0
@@ -54,8 +47,8 @@ class Narrator:
         runtime: The engine.
         tokenizer: Of the narrator's text decoder.
         clip_seconds: Length of the windows that suit this model, seconds.
-        fingerprint: Changes when weights, graphs or vocabulary do; narrations of two narrators with one fingerprint
-            can stand in one file.
+        fingerprint: Changes when weights, graphs, vocabulary or the engine's identity do; narrations of two narrators
+            with one fingerprint can stand in one file.
         note: What a user should know before believing a word.
         decoder: What decodes video: one of `video.decoders.DECODERS`.
     """
@@ -94,8 +87,7 @@ class Narrator:
             threads: Threads of the engine; None takes all cores.
             tokenizer: Vocabulary for a checkpoint: a folder with ``vocab.json`` and ``merges.txt``, or a
                 ``tokenizer.json``. None looks beside the checkpoint and where `pull` puts it.
-            engine: What runs a bundle: ``auto``, or one of `engines.choose.ENGINES`; a checkpoint takes ``torch`` or
-                ``torch-cuda``.
+            engine: What runs it: ``auto``, or one of `engines.choose.ENGINES`, whose rows say what runs checkpoints.
             precision: Of ``torch-cuda``, one of `quant.low_bit.CHOICES`; None is ``bf16``.
             decoder: What decodes video: ``auto``, ``pyav``, ``dali``, ``pynvvideocodec`` or ``torchcodec``; ``auto`` is
                 the GPU's where the narrator runs on one and its decoder serves the file.
@@ -112,8 +104,6 @@ class Narrator:
         path = cache_dir() / row.relative if row and row.url else folder
         if not path.is_file():
             raise InputError(_not_found(str(source), path))
-        if engine not in ("auto", "torch", "torch-cuda"):
-            raise InputError(f"{source}: a checkpoint runs in PyTorch; for {engine}, make a bundle: lavila-fast export")
         return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
 
     @classmethod
@@ -123,17 +113,16 @@ class Narrator:
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
         runtime = open_runtime(bundle, engine, threads, precision)
-        return cls(runtime, tokenizer, bundle.clip_seconds, _fingerprint(bundle) + _arithmetic(runtime), bundle.note)
+        fingerprint = f"{_fingerprint(bundle)}, {runtime.identity}"
+        return cls(runtime, tokenizer, bundle.clip_seconds, fingerprint, bundle.note)
 
     @classmethod
     def _from_checkpoint(
         cls, path: Path, threads: int | None, tokenizer: str | Path | None, engine: str, precision: str | None
     ) -> Narrator:
-        from lavila_fast.engines.choose import open_checkpoint  # needs torch
-
         runtime = open_checkpoint(path, engine, threads, precision)
         words = load_tokenizer(tokenizer or _vocabulary_beside(path), "gpt2", runtime.config.max_tokens)
-        return cls(runtime, words, CLIP_SECONDS, sha256(path)[:16] + _arithmetic(runtime))
+        return cls(runtime, words, CLIP_SECONDS, f"{sha256(path)[:16]}, {runtime.identity}")
 
     def _with_decoder(self, decoder: str) -> Narrator:
         file_reader(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
@@ -147,8 +136,7 @@ class Narrator:
     @property
     def device(self) -> str:
         """Where frames are wanted: ``cpu``, or the GPU of an engine that takes them there."""
-        launcher = getattr(self.runtime, "launcher", None)
-        return str(launcher.device) if launcher else "cpu"
+        return self.runtime.device
 
     def read(self, source: VideoSource, clips: Sequence[Clip], threads: int = 1) -> Iterator[DecodedClip]:
         """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
@@ -175,18 +163,11 @@ class Narrator:
             The sentences of each clip, in the order the clips came.
         """
         options = options or Options()
-        numbered = enumerate(decoded)
-        if options.beams > 1:
-            written = write_beams(self.runtime, (self._task(n, one, options) for n, one in numbered), options)
-        elif getattr(self.runtime, "runs_ahead", False):  # it has slots of its own, as many as its memory holds
-            coming = (
-                Coming((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
-                for n, one in numbered
-            )
-            written = write_ahead(cast("TorchGpuRuntime", self.runtime), coming, options)
-        else:
-            written = write_samples(self.runtime, (self._task(n, one, options) for n, one in numbered), options, batch)
-        for clip, sentences in _in_order(written):
+        coming = (
+            Coming((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
+            for n, one in enumerate(decoded)
+        )
+        for clip, sentences in _in_order(write(self.runtime, coming, options, batch)):
             yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
 
     def narrate(
@@ -226,12 +207,6 @@ class Narrator:
         if trouble:
             raise trouble[0]
 
-    def _task(self, number: int, one: DecodedClip, options: Options) -> Task[tuple[int, Clip]]:
-        key = clip_key(options.seed, one.clip.video, one.clip.start)
-        frames: Any = one.frames  # a tensor where it was decoded on a GPU
-        video = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
-        return Task((number, one.clip), key, self.runtime.encode(video[np.newaxis]))
-
     def _narration(self, clip: Clip, sample: int, one: Written) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
         return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob)
@@ -242,12 +217,6 @@ def _fingerprint(bundle: Bundle) -> str:
     files = {name: digest for name, digest in bundle.files.items() if name not in ABOUT}
     told = json.dumps([files, bundle.clip_seconds, bundle.tokenizer, to_dict(bundle.narrator)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
-def _arithmetic(runtime: NarratorRuntime) -> str:
-    """What of the engine the sentences depend on, where the bundle does not say."""
-    precision = getattr(runtime, "precision", None)
-    return f"-{precision}" if precision else ""
 
 
 def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iterator[tuple[Clip, list[Written]]]:

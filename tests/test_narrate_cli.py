@@ -205,15 +205,8 @@ def test_other_options_do_not_mix(
 
 
 def test_rows_of_two_engines_do_not_mix(
-    narrate: Callable[..., int], videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    narrate: Callable[..., int], videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Narrator.from_pretrained
-
-    def told(*given: Any, **how: Any) -> Narrator:
-        one = whole(*given, **how)
-        return replace(one, fingerprint=f"{one.fingerprint}, {how['engine']}")
-
-    monkeypatch.setattr(Narrator, "from_pretrained", told)
     for name in ("out.jsonl", "out.csv", "folder/"):
         assert narrate(videos / "v2.mp4", "-o", name, "--engine", "onnxruntime") == 0
         before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}

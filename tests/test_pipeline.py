@@ -86,7 +86,9 @@ def test_the_checkpoint_says_what_its_bundle_says(narrator, tiny_bundle, video):
         assert a.perplexity == pytest.approx(b.perplexity, rel=1e-4)
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
     assert narrator.fingerprint != other.fingerprint
-    assert len(narrator.fingerprint) == 16
+    digest, _, engine = narrator.fingerprint.partition(", ")
+    assert len(digest) == 16
+    assert engine == narrator.runtime.identity
 
 
 def test_clips_are_decoded_just_in_time(narrator, video):
@@ -151,3 +153,28 @@ def test_a_checkpoint_and_its_vocabulary(monkeypatch, tmp_path, tiny_bundle):
         Narrator.from_pretrained(weights, threads=1)
     shutil.copy(tiny_bundle.parent / "words.json", tmp_path / "narrator.tokenizer.json")
     assert Narrator.from_pretrained(weights, threads=1).tokenizer.vocab_size == tiny.VOCAB
+
+
+def test_an_engine_tells_all_that_sentences_depend_on(tiny_model):
+    """Vector widths round float32 sums differently; INT8 sums are exact, but AMX runs some attention in bfloat16."""
+    from lavila_fast.engines.host.eager import TorchRuntime
+    from lavila_fast.engines.host.native import native_identity
+    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
+
+    floats = {"w": np.zeros(1, np.float32)}
+    low = floats | {"v": np.zeros(1, np.int8)}
+    assert {native_identity(i, floats) for i in ("amx", "vnni", "avx512")} == {"native avx512"}
+    assert native_identity("avx2", floats) == native_identity("avx2", low) == "native avx2"
+    assert native_identity("amx", low) != native_identity("vnni", low) == native_identity("avx512", low)
+    low_bit, gpu = TorchGpuRuntime(tiny_model, "cpu", "int8"), TorchGpuRuntime(tiny_model, "cpu", "fp32")
+    assert len({one.identity for one in (TorchRuntime(tiny_model), low_bit, gpu)}) == 3
+    assert (gpu.writer, gpu.device, TorchRuntime(tiny_model).writer) == ("ahead", "cpu", "steps")
+
+
+@pytest.mark.parametrize("options", [Options(2, seed=3), Options(2, Warp(1.0), 4, 2)], ids=["samples", "beams"])
+def test_whoever_writes_the_sentences_are_the_same(narrator, tiny_model, video, options):
+    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
+
+    ahead = replace(narrator, runtime=TorchGpuRuntime(tiny_model, "cpu", "fp32", slots=3))
+    texts = [[one.text for one in some.narrate(video, options=options)] for some in (narrator, ahead)]
+    assert texts[0] == texts[1]

@@ -174,8 +174,7 @@ class _Run:
                 one.add(videos, sentences)
         words = self._tokenizer("narrator", model.config.max_tokens)
         for name, one in found.items():
-            label = type(one.runtime).__name__.removesuffix("Runtime").lower() if name == "auto" else name
-            section = Section("narrator", {"ort": "onnxruntime"}.get(label, label), "")
+            section = Section("narrator", one.runtime.identity.split()[0] if name == "auto" else name, "")
             one.fill(section, wanted)
             said = [
                 [words.decode(ids, clean=True).strip() if words else str(ids) for ids in x] for x in (wanted, one.ids)

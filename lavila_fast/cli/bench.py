@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError, StorageError
 
 _POSITIVE = click.IntRange(min=1)
@@ -41,7 +42,7 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]
 
 @click.command()
 @click.argument("model")
-@click.option("--engine", default="auto", show_default=True, help="auto, native, onnxruntime, …; see `narrate --help`.")
+@click.option("--engine", default="auto", show_default=True, help=engine_help())
 @click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--batch", "batches", type=_Batches(), default="1,2,4,8", show_default=True, help="Clips in flight.")
 @click.option("--samples", type=_POSITIVE, default=10, show_default=True, help="Sentences a clip.")

@@ -10,6 +10,7 @@ import click
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import LazyChoice
+from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ _UNUSED = {
     "--engine",
     default="auto",
     show_default=True,
-    help="What runs it: native, onnxruntime, torch-cuda, cuda, tensorrt …; auto takes the fastest that can.",
+    help=engine_help(),
 )
 @click.option(
     "--precision",

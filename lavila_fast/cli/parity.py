@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--dual-reference", type=_PATH, help="Checkpoint of its dual encoder, beside a narrator.")
 @click.option("--clips", default="kitchen", show_default=True, help="A folder of videos, a video, or kitchen.")
 @click.option("--count", default=200, show_default=True, type=click.IntRange(1, 100_000), help="How many clips.")
-@click.option("--engine", "engines", multiple=True, help="May be given several times.  [default: auto]")
+@click.option(
+    "--engine", "engines", multiple=True, help=f"{engine_help()} May be given several times.  [default: auto]"
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: all cores]")
 @click.option("--task", type=click.Choice(("auto", "kitchen", "none")), default="auto", show_default=True)
 @click.option("--limits", "row", help="fp32, fp16, bf16 or int8.  [default: as the bundle's graphs]")

@@ -1,23 +1,75 @@
-"""The one place that chooses an engine for a bundle.
+"""The one place that knows the engines and chooses among them: an engine is one file, and one row of `ENGINES`.
 
-An engine asked for by name is used or is an error; ``auto`` takes the fastest that this machine can run and says once,
-in the log, which one that is and why.
+An engine asked for by name is used or is an error; ``auto`` takes the first row that this machine can run and says, in
+the log, which one that is and why.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lavila_fast.bundle.graph_names import WEIGHTS
-from lavila_fast.bundle.manifest import Bundle
-from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.errors import BundleError, InputError
-from lavila_fast.kernels import native
+from lavila_fast.errors import BundleError, InputError, MissingExtraError
+
+if TYPE_CHECKING:  # the command line's help reads the table, and should not wait for numpy
+    from lavila_fast.bundle.manifest import Bundle
+    from lavila_fast.engines.protocol import NarratorRuntime
 
 log = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What an engine is opened with.
+
+    Attributes:
+        path: A bundle's folder, or a checkpoint file.
+        bundle: None for a checkpoint.
+        threads: Of a CPU engine; None takes all cores.
+        precision: One of the engine's, or None; always None for an engine without a choice.
+    """
+
+    path: Path
+    bundle: Bundle | None = None
+    threads: int | None = None
+    precision: str | None = None
+
+    def need_bundle(self) -> Bundle:
+        """The bundle; `open_checkpoint` has seen to it that there is one."""
+        assert self.bundle is not None
+        return self.bundle
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row.
+
+    Attributes:
+        name: What ``--engine`` takes.
+        what: Whom it is, for the table in README.
+        runs: Targets of bundles, and ``checkpoint``.
+        open: Makes the runtime.
+        extra: Of our package, that brings what it needs; None: nothing more is needed.
+        precisions: What ``--precision`` chooses among, the default first; empty: the model's own.
+        tried: Where it was run.
+        automatic: Of `runs`, where ``auto`` may take it; rows further up come first.
+        why_not: Why ``auto`` passes it over for a bundle; "" if it does not.
+    """
+
+    name: str
+    what: str
+    runs: tuple[str, ...]
+    open: Callable[[Opening], NarratorRuntime]
+    extra: str | None = None
+    precisions: tuple[str, ...] = ()
+    tried: str = ""
+    automatic: tuple[str, ...] = ()
+    why_not: Callable[[Bundle], str] = lambda bundle: ""
 
 
 def open_runtime(
@@ -29,126 +81,231 @@ def open_runtime(
         bundle: An open bundle.
         engine: One of `ENGINES`, or ``auto``.
         threads: Threads of a CPU engine; None takes all cores.
-        precision: Of ``torch-cuda`` alone: one of `quant.low_bit.CHOICES`, None is ``bf16``.
+        precision: For an engine that has a choice.
 
     Raises:
-        InputError: no engine of this name, or one that this machine cannot run, or that has its precision built in.
+        InputError: no engine of this name, or one that this machine cannot run, or that has no such precision.
         BundleError: the bundle was not made for this engine.
+        MissingExtraError: what the engine needs is not installed.
     """
-    if engine == "auto":
-        engine = _choose(bundle)
-    if engine not in ENGINES:
-        raise InputError(f"no engine {engine!r}; choose auto, {', '.join(ENGINES)}")
-    if engine == "torch-cuda":
-        return open_checkpoint(bundle.folder, engine, threads, precision)
-    if precision is not None:
-        raise InputError(f"engine {engine} has the bundle's precision; --precision is for --engine torch-cuda")
-    return ENGINES[engine](bundle, threads)
+    row = _automatic(bundle.target, bundle) if engine == "auto" else _named(engine)
+    return _open(row, Opening(bundle.folder, bundle, threads, precision))
 
 
 def open_checkpoint(
     weights: Path, engine: str = "auto", threads: int | None = None, precision: str | None = None
 ) -> NarratorRuntime:
-    """Open a checkpoint file or a bundle's folder in PyTorch: ``torch-cuda``, or else the reference on the CPU.
-
-    Raises:
-        InputError: no GPU, or no such precision.
-    """
-    from lavila_fast.models.load import load_narrator
-
-    if engine == "torch-cuda":
-        from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
-
-        return TorchGpuRuntime(load_narrator(weights), "cuda", precision or "bf16", compile_encoder="default")
-    if precision is not None:
-        raise InputError(f"--precision {precision} is for --engine torch-cuda; PyTorch on the CPU runs in fp32")
-    from lavila_fast.engines.host.eager import TorchRuntime
-
-    return TorchRuntime(load_narrator(weights), threads)
+    """Open a checkpoint file; arguments and errors as for `open_runtime`."""
+    row = _automatic(CHECKPOINT, None) if engine == "auto" else _named(engine)
+    if CHECKPOINT not in row.runs:
+        able = ", ".join(one.name for one in ENGINES.values() if CHECKPOINT in one.runs)
+        raise InputError(f"{weights}: a checkpoint runs on {able}; for {engine}, make a bundle: lavila-fast export")
+    return _open(row, Opening(weights, None, threads, precision))
 
 
-def _choose(bundle: Bundle) -> str:
-    if bundle.target in ("tensorrt", "jetson", "rtx"):
-        return "tensorrt"
-    if bundle.target == "cuda":
-        return "cuda"
-    if not (bundle.folder / WEIGHTS).is_file():
-        choice, why = "onnxruntime", f"no {WEIGHTS} in the bundle"
-    elif not native.available():
-        choice, why = "onnxruntime", native.why_not()
-    else:
-        choice, why = "native", "its kernels fit this processor"
-    log.info("%s: engine %s (%s)", bundle.folder, choice, why)
-    return choice
+def engine_names() -> tuple[str, ...]:
+    """What ``--engine`` takes."""
+    return "auto", *ENGINES
 
 
-def _native(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+def engine_help() -> str:
+    """Of the option ``--engine``."""
+    return f"What runs it: {', '.join(ENGINES)}; auto takes the fastest that can."
+
+
+def engine_table() -> str:
+    """The table of README, as Markdown."""
+    lines = ["| `--engine` | what it is | runs | precision | extra | tried here |", "|---|---|---|---|---|---|"]
+    for one in ENGINES.values():
+        extra = f"`[{one.extra}]`" if one.extra else "–"
+        precision = ", ".join(one.precisions) or "the model's"
+        lines.append(f"| `{one.name}` | {one.what} | {', '.join(one.runs)} | {precision} | {extra} | {one.tried} |")
+    return "\n".join(lines) + "\n"
+
+
+def _named(engine: str) -> Engine:
+    if engine not in ENGINES:
+        raise InputError(f"no engine {engine!r}; choose {', '.join(engine_names())}")
+    return ENGINES[engine]
+
+
+def _automatic(what: str, bundle: Bundle | None) -> Engine:
+    """The first row for a target or a checkpoint that fits this machine."""
+    passed = ""
+    for row in ENGINES.values():
+        if what not in row.automatic:
+            continue
+        reason = row.why_not(bundle) if bundle is not None else ""
+        if not reason:
+            log.info("engine %s (%s)", row.name, passed or "the first that fits")
+            return row
+        passed = reason
+    raise BundleError(f"no engine takes {what} by itself; name one with --engine")
+
+
+def _open(row: Engine, opening: Opening) -> NarratorRuntime:
+    if opening.precision is not None and opening.precision not in row.precisions:
+        choice = ", ".join(one.name for one in ENGINES.values() if opening.precision in one.precisions)
+        raise InputError(f"engine {row.name} has the model's own precision; --precision is for --engine {choice}")
+    try:
+        return row.open(opening)
+    except ModuleNotFoundError as error:
+        if row.extra is None:
+            raise
+        raise MissingExtraError(error.name or row.name, row.extra) from error
+
+
+def _native(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.native import NativeRuntime
+    from lavila_fast.kernels import native
 
+    bundle = opening.need_bundle()
     if not native.available():
         raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
     if not (bundle.folder / WEIGHTS).is_file():
         raise BundleError(f"{bundle.folder}: no {WEIGHTS} for the native engine; export it again with --target cpu")
-    return NativeRuntime(bundle.folder, bundle.narrator, threads)
+    return NativeRuntime(bundle.folder, bundle.narrator, opening.threads)
 
 
-def _onnxruntime(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+def _why_not_native(bundle: Bundle) -> str:
+    from lavila_fast.kernels import native
+
+    if not (bundle.folder / WEIGHTS).is_file():
+        return f"no {WEIGHTS} in the bundle"
+    return "" if native.available() else native.why_not()
+
+
+def _onnxruntime(opening: Opening) -> NarratorRuntime:
+    bundle = opening.need_bundle()
     if bundle.target != "cpu":  # slow, but the same graphs: this is how they are judged where there is no GPU
         from lavila_fast.engines.device.ort import OrtSlotRuntime
 
-        return OrtSlotRuntime(bundle.folder, bundle.narrator, "cpu", threads=threads)
+        return OrtSlotRuntime(bundle.folder, bundle.narrator, "cpu", threads=opening.threads)
     from lavila_fast.engines.host.ort import OrtRuntime
 
-    return OrtRuntime(bundle.folder, bundle.narrator, threads)
+    return OrtRuntime(bundle.folder, bundle.narrator, opening.threads)
 
 
-def _slots(provider: Literal["cuda", "tensorrt"]) -> Callable[[Bundle, int | None], NarratorRuntime]:
-    def make(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+def _slots(provider: Literal["cuda", "tensorrt"]) -> Callable[[Opening], NarratorRuntime]:
+    def make(opening: Opening) -> NarratorRuntime:
         from lavila_fast.engines.device.ort import OrtSlotRuntime
 
+        bundle = opening.need_bundle()
         if bundle.target == "cpu":
             raise BundleError(f"{bundle.folder}: made for cpu; export it with --target cuda to run it on a GPU")
-        return OrtSlotRuntime(bundle.folder, bundle.narrator, provider, threads=threads)
+        return OrtSlotRuntime(bundle.folder, bundle.narrator, provider, threads=opening.threads)
 
     return make
 
 
-def _tensorrt(bundle: Bundle, _threads: int | None) -> NarratorRuntime:
+def _tensorrt(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.device.trt import TensorRtRuntime
 
+    bundle = opening.need_bundle()
     builder = "tensorrt_rtx" if bundle.target == "rtx" else "tensorrt"
     return TensorRtRuntime(bundle.folder, bundle.narrator, builder)
 
 
-def _torch(bundle: Bundle, threads: int | None) -> NarratorRuntime:
-    return open_checkpoint(bundle.folder, "torch", threads)
+def _torch(opening: Opening) -> NarratorRuntime:
+    from lavila_fast.engines.host.eager import TorchRuntime
+    from lavila_fast.models.load import load_narrator
+
+    return TorchRuntime(load_narrator(opening.path), opening.threads)
 
 
-def _torch_cuda(bundle: Bundle, threads: int | None) -> NarratorRuntime:
-    return open_checkpoint(bundle.folder, "torch-cuda", threads)
+def _torch_cuda(opening: Opening) -> NarratorRuntime:
+    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
+    from lavila_fast.models.load import load_narrator
+
+    precision = opening.precision or ENGINES["torch-cuda"].precisions[0]
+    return TorchGpuRuntime(load_narrator(opening.path), "cuda", precision, compile_encoder="default")
 
 
-def _compiled(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+def _compiled(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.compiled import CompiledRuntime
     from lavila_fast.models.load import load_narrator
 
-    return CompiledRuntime(load_narrator(bundle.folder), threads)
+    return CompiledRuntime(load_narrator(opening.path), opening.threads)
 
 
-def _aot(bundle: Bundle, threads: int | None) -> NarratorRuntime:
+def _aot(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.compiled import AotRuntime
 
-    return AotRuntime(bundle.folder, bundle.narrator, threads)
+    bundle = opening.need_bundle()
+    return AotRuntime(bundle.folder, bundle.narrator, opening.threads)
 
 
-ENGINES: dict[str, Callable[[Bundle, int | None], NarratorRuntime]] = {
-    "native": _native,
-    "onnxruntime": _onnxruntime,
-    "cuda": _slots("cuda"),
-    "onnxruntime-tensorrt": _slots("tensorrt"),
-    "tensorrt": _tensorrt,
-    "torch": _torch,
-    "torch-cuda": _torch_cuda,
-    "torch-compiled": _compiled,
-    "torch-aot": _aot,
-}
+_CPU, _GPU = ("cpu",), ("cuda", "tensorrt", "jetson", "rtx")
+_ROWS = (
+    Engine(
+        "native",
+        "our C++ (AMX, AVX512-VNNI, AVX512, AVX2)",
+        _CPU,
+        _native,
+        tried="everything",
+        automatic=_CPU,
+        why_not=_why_not_native,
+    ),
+    Engine(
+        "onnxruntime",
+        "ONNX Runtime on the CPU; a GPU's graphs too, slowly",
+        (*_CPU, *_GPU),
+        _onnxruntime,
+        tried="everything",
+        automatic=_CPU,
+    ),
+    Engine(
+        "cuda",
+        "ONNX Runtime with IO binding",
+        _GPU,
+        _slots("cuda"),
+        "cuda",
+        tried="graphs on the CPU; **never run on a GPU**",
+        automatic=("cuda",),
+    ),
+    Engine(
+        "onnxruntime-tensorrt",
+        "ONNX Runtime's TensorRT provider",
+        _GPU,
+        _slots("tensorrt"),
+        "cuda",
+        tried="graphs on the CPU; **never run on TensorRT**",
+    ),
+    Engine(
+        "tensorrt",
+        "TensorRT 11; 10 on a Jetson; TensorRT-RTX",
+        ("tensorrt", "jetson", "rtx"),
+        _tensorrt,
+        "tensorrt",
+        tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
+        automatic=("tensorrt", "jetson", "rtx"),
+    ),
+    Engine(
+        "torch",
+        "PyTorch, the reference",
+        (CHECKPOINT, *_CPU),
+        _torch,
+        "torch",
+        tried="on the CPU",
+        automatic=(CHECKPOINT,),
+    ),
+    Engine(
+        "torch-cuda",
+        "PyTorch on a GPU: our kernels, CUDA graphs",
+        (CHECKPOINT, *_CPU),
+        _torch_cuda,
+        "gpu",
+        ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4"),
+        "on the CPU; **never run on a GPU**",
+    ),
+    Engine(
+        "torch-compiled",
+        "PyTorch, compiled at the first clips",
+        (CHECKPOINT, *_CPU),
+        _compiled,
+        "torch",
+        tried="on the CPU",
+    ),
+    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, _aot, "torch", tried="on the CPU"),
+)
+ENGINES: dict[str, Engine] = {row.name: row for row in _ROWS}

@@ -8,13 +8,17 @@ samples or beams; they share the clip's cross-attention keys and values. Rows ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.sampling import Chosen, Warp
+
+Writer = Literal["steps", "ahead"]
+"""Who writes sentences with an engine: ``steps`` asks it for one step at a time; ``ahead`` queues steps on a
+device whose runtime has a decode loop of its own."""
 
 
 class ClipContext(Protocol):
@@ -29,6 +33,23 @@ class NarratorRuntime(Protocol):
     """An engine for one narrator. `State` is the engine's own business; only its methods here touch it."""
 
     config: NarratorConfig
+
+    @property
+    def device(self) -> str:
+        """Where frames are wanted: ``cpu``, ``cuda:0``."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """All of the engine that sentences depend on, beside the model: its name, and precision, instruction set or
+        shapes where they change numbers. Runs of two identities are not mixed.
+        """
+        ...
+
+    @property
+    def writer(self) -> Writer:
+        """Who writes sentences with it; beams are always searched in steps."""
+        ...
 
     def encode(self, video: NDArray[np.float32]) -> ClipContext:
         """Everything the decoder needs of clips: normalised float32 video (B, 3, T, H, W), once a clip."""

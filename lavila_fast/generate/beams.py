@@ -125,7 +125,8 @@ def _search_clip(runtime: NarratorRuntime, task: Task[Any], options: Options) ->
     state = runtime.begin()
     runtime.join(state, task.context, len(searches) * options.beams)
     live = list(enumerate(searches))
-    for step in range(token_limit(runtime, options) - 1):
+    last = token_limit(runtime, options) - 2
+    for step in range(last + 1):
         lines = runtime.logprobs(state).reshape(len(live), options.beams, -1)
         rows = []
         for place, (number, search) in enumerate(live):
@@ -133,7 +134,7 @@ def _search_clip(runtime: NarratorRuntime, task: Task[Any], options: Options) ->
             parents = _advance(search, lines[place], options.warp, draws, end)
             rows += [] if search.done else [place * options.beams + parent for parent in parents]
         live = [(number, search) for number, search in live if not search.done]
-        if not live:
+        if not live or step == last:  # nobody asks what would follow, and an engine's caches may be full
             break
         runtime.select(state, np.array(rows))
         runtime.step(state, np.array([beam.ids[-1] for _, search in live for beam in search.beams]))

@@ -10,7 +10,8 @@ nothing about a scatter in place; CUDA and CPU kernels skip the copy when both a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,15 @@ def tensorrt_options(memory: Memory, cache: Path, profiles: Mapping[str, Sequenc
     return options
 
 
+def clash(installed: Callable[[str], str] = version) -> str:
+    """A clause for an error where both packages are installed: they are one folder, and overwrite each other."""
+    try:
+        both = installed("onnxruntime"), installed("onnxruntime-gpu")
+    except PackageNotFoundError:
+        return ""
+    return f" (onnxruntime {both[0]} and onnxruntime-gpu {both[1]} lie in one folder and overwrite each other)"
+
+
 class OrtSlotRuntime(SlotRuntime):
     """``encoder.onnx`` and ``decoder_inplace.onnx`` of a bundle folder, on a device."""
 
@@ -97,8 +107,8 @@ class OrtSlotRuntime(SlotRuntime):
         """
         if provider in NEEDS and NEEDS[provider] not in ort.get_available_providers():
             raise InputError(
-                f"this ONNX Runtime has no {NEEDS[provider]}; run: pip uninstall onnxruntime && "
-                "pip install onnxruntime-gpu cuda-bindings"
+                f"this ONNX Runtime has no {NEEDS[provider]}; run: pip uninstall -y onnxruntime onnxruntime-gpu && "
+                f"pip install onnxruntime-gpu cuda-bindings{clash()}"
             )
         memory: Memory = HostMemory() if provider == "cpu" else CudaMemory(device)
 
@@ -110,6 +120,7 @@ class OrtSlotRuntime(SlotRuntime):
         past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
         if past is None or past.type not in TYPES or not isinstance(past.shape[2], int):
             raise BundleError(f"{folder / DECODER}: not a decoder with caches in place; export it again")
+        self.identity = {"cpu": "onnxruntime", "cuda": "cuda", "tensorrt": "onnxruntime-tensorrt"}[provider]
         aliased = provider != "tensorrt" if aliased is None else aliased
         super().__init__(config, memory, TYPES[past.type], past.shape[2], aliased)
         self.video_dtype = TYPES[self.encoder.get_inputs()[0].type]

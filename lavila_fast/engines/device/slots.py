@@ -21,7 +21,7 @@ from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import SIZES, Block, Memory
 from lavila_fast.engines.device.sampling import sampler_beside
 from lavila_fast.engines.host.state import F32, I64, TWO
-from lavila_fast.engines.protocol import ClipContext
+from lavila_fast.engines.protocol import ClipContext, Writer
 from lavila_fast.engines.sampling import Chosen, Warp, choose, log_softmax
 from lavila_fast.errors import InputError
 
@@ -92,6 +92,10 @@ class SlotRuntime(ABC):
         aliased: Whether the engine may write a cache while reading it; else it gets other memory and the result is
             copied back.
     """
+
+    identity: str
+    device: str = "cpu"  # frames come from the host's memory
+    writer: Writer = "steps"
 
     def __init__(self, config: NarratorConfig, memory: Memory, dtype: str, capacity: int, aliased: bool = True) -> None:
         self.config, self.memory, self.dtype = config, memory, dtype

@@ -57,7 +57,7 @@ class TensorRtRuntime(SlotRuntime):
             MissingExtraError: TensorRT or cuda-bindings is not installed.
             BundleError: an engine is missing, altered, or was built for something else.
         """
-        self._trt = load_builder(builder)
+        self._trt, self.identity = load_builder(builder), builder
         machine = this_machine(builder, device)
         memory = CudaMemory(device)
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))

@@ -37,7 +37,7 @@ class _OnDevice(HostRuntime):
 
     def __init__(self, config: NarratorConfig, device: str, threads: int | None) -> None:
         super().__init__(config)
-        self._torch, self.device = _torch(), device
+        self._torch, self._where = _torch(), device
         if device != "cpu" and not self._torch.cuda.is_available():
             raise InputError(f"PyTorch sees no GPU here, so device {device!r} cannot be used; take cpu")
         if threads:
@@ -46,7 +46,7 @@ class _OnDevice(HostRuntime):
         self.decoder: Callable[..., Any]
 
     def _to(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-        return [self._torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
+        return [self._torch.from_numpy(np.ascontiguousarray(array)).to(self._where) for array in arrays]
 
     def _encode(self, video: F32) -> list[F32]:
         with self._torch.no_grad():
@@ -61,6 +61,8 @@ class _OnDevice(HostRuntime):
 
 class CompiledRuntime(_OnDevice):
     """A `models.narrator.Narrator` under `torch.compile`."""
+
+    identity = "torch-compiled"
 
     def __init__(
         self,
@@ -105,6 +107,8 @@ class CompiledRuntime(_OnDevice):
 
 class AotRuntime(_OnDevice):
     """``engines/encoder.pt2`` and ``engines/decoder.pt2`` of a bundle folder, compiled where they run."""
+
+    identity = "torch-aot"
 
     def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None, device: str = "cpu") -> None:
         """Load the packages. They are machine code: their hashes are checked, their maker must be trusted.

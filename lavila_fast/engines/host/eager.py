@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class TorchRuntime(HostRuntime):
     """Runs a `models.narrator.Narrator` eagerly on the CPU, float32; the caches are shared with torch, not copied."""
 
+    identity = "torch"
+
     def __init__(self, model: Narrator, threads: int | None = None) -> None:
         """Keep `model` (eval mode); `threads` sets torch's process-wide intra-op threads."""
         try:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lavila_fast.bundle.weights import WEIGHTS, Arrays, read_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
-from lavila_fast.engines.protocol import ClipContext
+from lavila_fast.engines.protocol import ClipContext, Writer
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.kernels import native
@@ -146,7 +146,14 @@ class NativeState:
 
 
 class NativeRuntime:
-    """`NarratorRuntime` of a CPU bundle. One call at a time runs on its threads; others wait."""
+    """`NarratorRuntime` of a CPU bundle. One call at a time runs on its threads; others wait.
+
+    Attributes:
+        identity: With the instructions whose roundings differ; see `native_identity`.
+    """
+
+    device = "cpu"
+    writer: Writer = "steps"
 
     def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None) -> None:
         """Pack the weights of a bundle folder.
@@ -174,6 +181,7 @@ class NativeRuntime:
         self, library: ctypes.CDLL, arrays: Arrays, config: NarratorConfig, threads: int | None, where: object
     ) -> None:
         self.config, self._library = config, library
+        self.identity = native_identity(library.lv_isa().decode(), arrays)
         text, vision = config.text, config.vision
         count = threads or available_cpus()
         self._lock = threading.Lock()
@@ -277,6 +285,22 @@ class NativeRuntime:
         draws = np.ascontiguousarray(u, np.float64)
         self._call("lv_rows_sample", state.pointer, *shape, draws, chosen.tokens, chosen.logprob, chosen.entropy)
         return chosen
+
+
+def native_identity(instructions: str, arrays: Arrays) -> str:
+    """The engine and the instructions that its numbers depend on.
+
+    Sums in float32 depend on the width of a vector. Sums in INT8 are exact, in whatever instructions; but with AMX and
+    INT8 weights the encoder's attention is multiplied in bfloat16.
+
+    Args:
+        instructions: ``amx``, ``vnni``, ``avx512`` or ``avx2``.
+        arrays: The model's weights.
+    """
+    low = any(array.dtype == np.int8 for array in arrays.values())
+    if instructions == "amx" and low:
+        return "native amx"
+    return "native avx2" if instructions == "avx2" else "native avx512"
 
 
 def native_choose(logits: F32, source: I64, warp: Warp, u: NDArray[np.float64], threads: int = 1) -> Chosen:

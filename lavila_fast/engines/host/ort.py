@@ -73,6 +73,8 @@ def check_graph(path: Path, graph: ort.InferenceSession, inputs: Shapes, outputs
 class OrtRuntime(HostRuntime):
     """Two sessions: ``encoder.onnx`` (video → cross-attention keys and values) and ``decoder.onnx`` (one step)."""
 
+    identity = "onnxruntime"
+
     def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None) -> None:
         """Open the graphs of a bundle folder."""
         super().__init__(config)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.protocol import ClipContext
+from lavila_fast.engines.protocol import ClipContext, Writer
 from lavila_fast.engines.sampling import Chosen, Warp, choose, log_softmax
 
 F32 = NDArray[np.float32]
@@ -119,7 +119,11 @@ def grid_of(slot: I64, clips: int) -> tuple[I64, I64]:
 
 
 class HostRuntime(ABC):
-    """`NarratorRuntime` over two graphs that a subclass runs."""
+    """`NarratorRuntime` over two graphs that a subclass runs. Frames are wanted in the host's memory."""
+
+    identity: str
+    device: str = "cpu"
+    writer: Writer = "steps"
 
     def __init__(self, config: NarratorConfig) -> None:
         self.config = config

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lavila_fast.engines.device.memory import Block
 from lavila_fast.engines.device.sampling import Sampler, choose
 from lavila_fast.engines.device.slots import SlotRuntime
+from lavila_fast.engines.protocol import Writer
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.engines.torch_cuda.decode_loop import Flight, Rules
 from lavila_fast.engines.torch_cuda.encoder import STAGES, Encode, Stage, keys_values
@@ -48,11 +49,10 @@ class TorchGpuRuntime(SlotRuntime):
         launcher: Of the device.
         precision: Of `quant.low_bit.CHOICES`.
         encode_batch: Clips the encoder takes at once.
-        runs_ahead: That `generate.ahead.write_ahead` serves it.
     """
 
     memory: TorchMemory
-    runs_ahead = True
+    writer: Writer = "ahead"
 
     def __init__(
         self,
@@ -119,7 +119,8 @@ class TorchGpuRuntime(SlotRuntime):
             "encoder": "given" if encoder else compile_encoder or "eager",
         }
         self._told["compiled_step"] = compile_step
-        self.precision = precision
+        self.precision, self.device = precision, str(where)
+        self.identity = f"torch-cuda {precision}"
         self._slots, self._rows, self._lanes, self._lag, self._steady = slots, rows, lanes, lag, steady
         self.encode_batch = encode_batch or (CPU_ENCODE_BATCH if where.type == "cpu" else ENCODE_BATCH)
         self._flight: Flight | None = None

@@ -1,0 +1,52 @@
+"""One interface to three writers: clips go in, sentences come out; the engine and the options say who writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.engines.protocol import NarratorRuntime
+from lavila_fast.generate.ahead import Coming, write_ahead
+from lavila_fast.generate.beams import write_beams
+from lavila_fast.generate.options import Options, Written
+from lavila_fast.generate.scheduler import Task, write_samples
+
+if TYPE_CHECKING:  # it needs torch
+    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
+
+T = TypeVar("T")
+
+
+def write(
+    runtime: NarratorRuntime, clips: Iterable[Coming[T]], options: Options, batch: int
+) -> Iterator[tuple[T, list[Written]]]:
+    """Write `options.samples` sentences for each clip.
+
+    Args:
+        runtime: The engine.
+        clips: Frames on the engine's device or in the host's memory; taken lazily.
+        options: How to write.
+        batch: The most clips in flight, for an engine that has no slots of its own.
+
+    Yields:
+        Owner and sentences of each clip, as it finishes.
+    """
+    if options.beams > 1:
+        return write_beams(runtime, _tasks(runtime, clips), options)
+    if runtime.writer == "ahead":
+        return write_ahead(cast("TorchGpuRuntime", runtime), clips, options)
+    return write_samples(runtime, _tasks(runtime, clips), options, batch)
+
+
+def _tasks(runtime: NarratorRuntime, clips: Iterable[Coming[T]]) -> Iterator[Task[T]]:
+    for clip in clips:
+        yield Task(clip.owner, clip.key, runtime.encode(_on_host(clip.frames)[np.newaxis]))
+
+
+def _on_host(frames: Any) -> NDArray[np.float32]:
+    """Frames (3, T, H, W); a tensor where they were decoded on a GPU."""
+    array: NDArray[np.float32] = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
+    return array

@@ -1,0 +1,107 @@
+"""An engine is one file and one row; help, messages and README follow from the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+pytest.importorskip("torch")
+
+from click.testing import CliRunner
+
+from lavila_fast import Narrator
+from lavila_fast.cli.main import narrate
+from lavila_fast.engines import choose
+from lavila_fast.engines.choose import ENGINES, Engine, engine_help, engine_table, open_checkpoint
+from lavila_fast.engines.host.compiled import CompiledRuntime
+from lavila_fast.engines.host.ort import OrtRuntime
+from lavila_fast.errors import InputError, MissingExtraError
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+class Toy(OrtRuntime):
+    """A new engine's file."""
+
+    identity = "toy"
+
+    @classmethod
+    def open(cls, opening):
+        bundle = opening.need_bundle()
+        return cls(bundle.folder, bundle.narrator, opening.threads)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A new engine's row."""
+    monkeypatch.setitem(ENGINES, "toy", Engine("toy", "a toy", ("cpu",), Toy.open, tried="here"))
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_toy_engine_is_one_row(tiny_bundle, tmp_path, monkeypatch):
+    narrator = Narrator.from_pretrained(tiny_bundle, engine="toy", threads=1)
+    assert isinstance(narrator.runtime, Toy)
+    assert narrator.fingerprint.endswith(", toy")
+    assert "toy" in engine_help()
+    assert "| `toy` | a toy | cpu |" in engine_table()
+    film = tiny.film(tmp_path / "kitchen.mp4", seconds=4)
+    monkeypatch.chdir(tmp_path)
+    command = [str(film), "--model", str(tiny_bundle), "--engine", "toy", "-o", "out.jsonl", "--threads", "1"]
+    done = CliRunner().invoke(narrate, command)
+    assert done.exit_code == 0, done.output
+    assert "toy" in Path("out.jsonl.run.json").read_text()
+
+
+@pytest.mark.usefixtures("toy")
+def test_what_an_engine_cannot_is_said_in_a_line(tiny_bundle):
+    weights = tiny_bundle.parent / "narrator.safetensors"
+    with pytest.raises(InputError, match="runs on torch, torch-cuda, torch-compiled; for toy, make a bundle"):
+        Narrator.from_pretrained(weights, engine="toy")
+    with pytest.raises(InputError, match="--precision is for --engine torch-cuda"):
+        Narrator.from_pretrained(tiny_bundle, engine="toy", precision="int8")
+    with pytest.raises(InputError, match=r"choose auto, native, .*, toy"):
+        Narrator.from_pretrained(tiny_bundle, engine="steam")
+
+
+def test_an_extra_that_is_missing_is_that_of_the_row(tiny_bundle, monkeypatch):
+    def lacking(opening):
+        raise ModuleNotFoundError("No module named 'steam'", name="steam")
+
+    monkeypatch.setitem(ENGINES, "toy", Engine("toy", "a toy", ("cpu",), lacking, "steam-engine"))
+    with pytest.raises(MissingExtraError, match=r"steam is not installed; .*lavila-fast\[steam-engine\]"):
+        Narrator.from_pretrained(tiny_bundle, engine="toy")
+
+
+def test_checkpoints_run_compiled(tiny_bundle):
+    """README says so; it was refused."""
+    assert isinstance(open_checkpoint(tiny_bundle.parent / "narrator.safetensors", "torch-compiled"), CompiledRuntime)
+
+
+def test_readme_has_the_rows():
+    text = README.read_text(encoding="utf-8")
+    found = text.partition("<!-- begin engine-table -->\n")[2].partition("<!-- end engine-table -->")[0]
+    assert found == engine_table()
+
+
+def test_rows_agree_with_what_they_name():
+    from lavila_fast.quant.low_bit import CHOICES
+
+    assert set(ENGINES["torch-cuda"].precisions) == set(CHOICES)
+    assert all(set(row.automatic) <= set(row.runs) for row in ENGINES.values())
+    assert choose.engine_names()[0] == "auto"
+
+
+def test_two_onnxruntimes_in_one_folder_are_told():
+    from importlib.metadata import PackageNotFoundError
+
+    from lavila_fast.engines.device.ort import clash
+
+    def one(name):
+        if name != "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1.23"
+
+    assert clash(one) == ""
+    assert "onnxruntime 1.2 and onnxruntime-gpu 1.2" in clash(lambda name: "1.2")
