@@ -28,8 +28,8 @@ from lavila_fast.export import to_onnx  # noqa: E402
 from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
 from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
-from lavila_fast.export.quantize.models import Recipe, quantize  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_model, load_narrator  # noqa: E402
+from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
 from lavila_fast.text import train_clip_bpe  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR", Path(__file__).parent / "data" / "golden"))
@@ -132,7 +132,7 @@ def test_a_classifier_with_several_heads(classifier):
     found = ClassifierRuntime(folder, bundle.models["classifier"], threads=1).logits(data["video"])
     exact = load_classifier(GOLDEN / "classifier_verb_noun_action.pth")
     with torch.no_grad():
-        rounded = quantize(exact, Recipe("fp16"))(torch.from_numpy(data["video"]))
+        rounded = quantize(exact, Scheme("fp16"))(torch.from_numpy(data["video"]))
     for i, (mine, half) in enumerate(zip(found, rounded, strict=True)):
         np.testing.assert_allclose(mine, half.numpy(), atol=1e-5)
         np.testing.assert_allclose(mine, data[f"logits_{i}"], atol=5e-3)
@@ -169,7 +169,7 @@ def int8(tmp_path_factory, tiny_bundle):
 def test_int8_weights_lie_as_engines_read_them(int8, tiny_bundle):
     """(inputs, outputs) and a scale a column; the words (words, width) and a scale a word."""
     path = tiny_bundle.parent / "narrator.safetensors"
-    model = quantize(load_narrator(path), Recipe("int8", keep=frozenset({"visual.blocks.0.mlp.fc1"})))
+    model = quantize(load_narrator(path), Scheme("int8", keep=frozenset({"visual.blocks.0.mlp.fc1"})))
     with safe_open(int8.folder / WEIGHTS, "np") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     words = found["narrator.text_decoder.transformer.wte.weight"]
@@ -199,7 +199,7 @@ def test_int8_graphs_hold_no_weights(int8, tiny_model):
 def test_models_load_from_bundles(int8, dual, classifier):
     """What an engine computes with, back in PyTorch's layout: exact, rounded, or quantized and scaled up again."""
     words = "text_decoder.transformer.wte.weight"
-    quantized = quantize(load_narrator(int8.folder.parent / "n.safetensors"), Recipe("int8"))
+    quantized = quantize(load_narrator(int8.folder.parent / "n.safetensors"), Scheme("int8"))
     found = load_narrator(int8.folder).state_dict()
     layer = quantized.visual.blocks[0].attn.qkv
     torch.testing.assert_close(found["visual.blocks.0.attn.qkv.weight"], (layer.weight * layer.weight_scale).T)

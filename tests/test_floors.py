@@ -15,7 +15,8 @@ FLOORS = [
     {"errors"},  # the cellar: configs check themselves, and need errors for it
     {"config", "records", "files", "kernels"},
     {"video", "text", "kitchen", "presets", "download"},
-    {"models", "quant", "bundle"},
+    {"models", "bundle"},
+    {"quant"},
     {"engines"},
     {"generate"},
     {"narrator", "evaluate", "search"},

@@ -6,7 +6,7 @@ it goes and taken up again.
 
     video = calibration_clips(Path("videos"), narrator.config, 512)
     ranges = calibrate(narrator, video, state=Path("calibration.json"))
-    recipe = Recipe("int8", "tensorrt", ranges=ranges.amax("percentile", 99.99))
+    recipe = Scheme("int8", "tensorrt", ranges=ranges.amax("percentile", 99.99))
 
 The text side of a narrator is fed words drawn from its own predictions, a dual encoder's the given or random ids.
 """
@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate.clips import FolderClips
-from lavila_fast.export.quantize.models import named_layers, open_copy
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.gpt2 import TiedEmbedding
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.quant.scheme import named_layers, open_copy
 from lavila_fast.video.transforms import normalise
 
 log = logging.getLogger(__name__)
