@@ -135,7 +135,13 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         if options.output.exists():
             options.output.rename(Path(scratch) / "old")
         folder.rename(options.output)
+    shutil.rmtree(calibration_part(options.output), ignore_errors=True)
     return replace(bundle, folder=options.output)
+
+
+def calibration_part(output: Path) -> Path:
+    """Where an export keeps what it measured until its bundle is there, so that a killed one need not start over."""
+    return output.with_name(f"{output.name}.calibration.part")
 
 
 class _Build:
@@ -197,7 +203,8 @@ class _Build:
         for kind, model in references.items():
             scheme = Scheme(options.precision, options.target, kept & known.get(kind, kept), {})
             ready, scheme, self.measured[kind] = complete(
-                model, scheme, options.calibration, options.max_drop, self.folder, self.say
+                *(model, scheme, options.calibration, options.max_drop),
+                *(self.folder, calibration_part(options.output), self.say),
             )
             self.say(f"{kind}: {options.precision} for {options.target}")
             models[kind] = quantize(ready, scheme)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lavila_fast.errors import InputError
 from lavila_fast.export.graphs.specs import Model
-from lavila_fast.export.quantize.calibrate import calibrate, calibration_clips
+from lavila_fast.export.quantize.calibrate import calibrate, calibration_clips, state_key
 from lavila_fast.export.quantize.sensitivity import Reference, by_block, by_layer, mixed, save_report, sensitivity
 from lavila_fast.export.quantize.smooth import smooth
 from lavila_fast.quant.scheme import Scheme, layers
@@ -36,6 +36,7 @@ def complete(
     clips: Path | None,
     max_drop: float | None,
     folder: Path,
+    part: Path,
     say: Callable[[str], None],
 ) -> tuple[Model, Scheme, dict[str, Any]]:
     """Measure what a scheme lacks.
@@ -45,7 +46,9 @@ def complete(
         scheme: Precision, target and layers to keep.
         clips: Folder of videos.
         max_drop: Points that ``mixed`` may cost; None: `BUDGET`, unless the scheme says what to keep.
-        folder: The bundle, which gets the sensitivity report.
+        folder: The bundle, which gets ranges and the sensitivity report.
+        part: Folder for what is measured so far, which a later call with the same model and clips goes on from. It is
+            made where it is needed; whoever gave it removes it once the bundle is there.
         say: Called with a line at each step.
 
     Returns:
@@ -65,8 +68,9 @@ def complete(
     told: dict[str, Any] = {"clips": len(video), "smoothed": sum(one.strength > 0 for one in report)}
     if scheme.target != "cpu":
         say(f"{kind}: measuring ranges on {len(video)} clips")
-        ranges = calibrate(smoothed, video, state=folder / f"{kind}_ranges.json").amax()
-        scheme = Scheme(scheme.precision, scheme.target, scheme.keep, ranges)
+        ranges = calibrate(smoothed, video, state=part / f"{kind}-{state_key(smoothed, video)}.json")
+        ranges.save(folder / f"{kind}_ranges.json")
+        scheme = Scheme(scheme.precision, scheme.target, scheme.keep, ranges.amax())
         told["ranges"] = "99.99 percentile"
     if scheme.precision == "mixed" and (max_drop is not None or not scheme.keep):
         scheme = _spare(smoothed, scheme, video, BUDGET if max_drop is None else max_drop, folder, say)

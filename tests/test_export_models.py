@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,12 @@ from lavila_fast.cli.export import export  # noqa: E402
 from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # noqa: E402
 from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
-from lavila_fast.export import to_onnx  # noqa: E402
+from lavila_fast.export import recipe  # noqa: E402
 from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
+from lavila_fast.export.graphs import to_onnx  # noqa: E402
 from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.quantize.calibrate import Ranges, calibrate  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_model, load_narrator  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
 from lavila_fast.text import train_clip_bpe  # noqa: E402
@@ -298,6 +301,37 @@ def test_a_calibration_folder_without_videos(tmp_path, tiny_bundle):
     options = {"precision": "int8", "tokenizer": beside / "words.json", "calibration": tmp_path / "empty"}
     assert str(tmp_path / "empty") in refused(beside / "narrator.safetensors", tmp_path / "out", **options)
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_killed_calibration_goes_on(tmp_path, tiny_bundle, monkeypatch):
+    """What was measured lies beside the output until the bundle is there, and only the rest is measured."""
+    beside, clips, done = tiny_bundle.parent, tmp_path / "clips", []
+    clips.mkdir()
+    tiny.film(clips / "one.mp4", seconds=20)
+    options = ExportOptions(
+        *(beside / "narrator.safetensors", tmp_path / "out", "tensorrt", "int8", beside / "words.json"),
+        calibration=clips,
+        parity=False,
+    )
+
+    def stops_at(most):
+        def progress(count):
+            done.append(count)
+            if count >= most:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(recipe, "calibrate", partial(calibrate, progress=progress))
+
+    stops_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(options)
+    assert done == [4, 8]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out.calibration.part"]
+    stops_at(100)
+    export_model(options)
+    assert done == [4, 8, 10]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out"]
+    assert Ranges.load(tmp_path / "out" / "narrator_ranges.json").clips == 10
 
 
 @pytest.mark.parametrize("option", [["--target", "abacus"], ["--precision", "int4"], ["--max-drop", "-1"]])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
 from lavila_fast.export.graphs.specs import decoder_spec, step_arguments  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
 from lavila_fast.export.graphs.translations import TRANSLATIONS  # noqa: E402
-from lavila_fast.export.quantize.calibrate import BINS, Histogram, Ranges, calibrate, calibration_clips  # noqa: E402
+from lavila_fast.export.quantize.calibrate import BINS, Histogram, Ranges, calibrate, calibration_clips, state_key  # noqa: E402
 from lavila_fast.export.quantize.sensitivity import (  # noqa: E402
     Reference,
     by_block,
@@ -400,6 +402,31 @@ def test_calibration_clips_come_from_videos(tmp_path, tiny_model, caplog):
     assert tuple(found.shape) == (3, 3, 4, 32, 32)
     assert abs(float(found.mean())) < 3
     assert "3 of 512 clips" in caplog.text
+
+
+def test_calibration_holds_its_frames_once(tmp_path, tiny_model):
+    """Decoded, gathered and normalised frames were three arrays of this size, two at a time."""
+    film(tmp_path / "one.mp4", seconds=48)
+    config = replace(tiny_model.config, vision=replace(tiny_model.config.vision, img=112))
+    calibration_clips(tmp_path, config, 2)  # what is loaded once does not count
+    tracemalloc.start()
+    try:
+        found = calibration_clips(tmp_path, config, 24)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 24
+    assert most < 1.5 * found.nbytes
+
+
+def test_a_state_belongs_to_a_model_and_its_clips(tiny_model, clips):
+    other = copy.deepcopy(tiny_model)
+    assert state_key(other, clips) == state_key(tiny_model, clips)
+    assert state_key(tiny_model, clips[:5]) != state_key(tiny_model, clips)
+    assert state_key(tiny_model, clips + 1) != state_key(tiny_model, clips)
+    with torch.no_grad():
+        other.visual.blocks[0].mlp.fc1.weight[0, 0] += 1
+    assert state_key(other, clips) != state_key(tiny_model, clips)
 
 
 def test_static_int8_is_close_once_calibrated(tiny_model, clips):
