@@ -37,7 +37,6 @@ from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.graphs.specs import Spec
 
 Range = tuple[int, int, int]
-Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 PLAN = "engines.json"
 AXES: dict[str, Range] = {
     "clips": (1, 4, 8),
