@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from lavila_fast.evaluate.machine import processor
 from lavila_fast.machine import available_cpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,13 +90,12 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def cpu() -> tuple[str, list[str]]:
     """The processor with its number of cores, and the instruction sets of it that matter here."""
-    name, flags = platform.processor() or platform.machine(), ""
+    flags = ""
     info = Path("/proc/cpuinfo")
     if info.exists():
         rows = [line.partition(":")[::2] for line in info.read_text().splitlines() if ":" in line]
-        name = next((value.strip() for key, value in rows if key.strip() == "model name"), name)
         flags = next((value for key, value in rows if key.strip() in ("flags", "Features")), "")
-    return f"{cores()} × {name}", [one for one in ISA if one in flags.split()]
+    return f"{cores()} × {processor()}", [one for one in ISA if one in flags.split()]
 
 
 def cores() -> int:

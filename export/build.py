@@ -29,12 +29,13 @@ from lavila_fast.errors import InputError
 from lavila_fast.export.engines import EngineOptions, axes_for, build_engines, read_plan, write_plan
 from lavila_fast.export.graphs.specs import Model, Spec, specs_for
 from lavila_fast.export.graphs.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
+from lavila_fast.export.graphs.translations import TRANSLATIONS
 from lavila_fast.export.graphs.weights import WeightFile, named_weights
-from lavila_fast.export.quantize.models import PRECISIONS, TARGETS, TRANSLATIONS, Recipe, layers, quantize
-from lavila_fast.export.recipe import choose_recipe, needs_clips
+from lavila_fast.export.recipe import complete, needs_clips
 from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
 from lavila_fast.models.load import load_dual_encoder, load_model
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
 
 CLIP_SECONDS = 2.0
 PARITY_CLIPS = 32
@@ -134,7 +135,13 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         if options.output.exists():
             options.output.rename(Path(scratch) / "old")
         folder.rename(options.output)
+    shutil.rmtree(calibration_part(options.output), ignore_errors=True)
     return replace(bundle, folder=options.output)
+
+
+def calibration_part(output: Path) -> Path:
+    """Where an export keeps what it measured until its bundle is there, so that a killed one need not start over."""
+    return output.with_name(f"{output.name}.calibration.part")
 
 
 class _Build:
@@ -194,12 +201,13 @@ class _Build:
             return references
         models: dict[str, Model] = {}
         for kind, model in references.items():
-            recipe = Recipe(options.precision, options.target, kept & known.get(kind, kept), {})
-            ready, recipe, self.measured[kind] = choose_recipe(
-                model, recipe, options.calibration, options.max_drop, self.folder, self.say
+            scheme = Scheme(options.precision, options.target, kept & known.get(kind, kept), {})
+            ready, scheme, self.measured[kind] = complete(
+                *(model, scheme, options.calibration, options.max_drop),
+                *(self.folder, calibration_part(options.output), self.say),
             )
             self.say(f"{kind}: {options.precision} for {options.target}")
-            models[kind] = quantize(ready, recipe)
+            models[kind] = quantize(ready, scheme)
         return models
 
     def _store(self, models: dict[str, Model]) -> WeightFile | None:

@@ -38,7 +38,6 @@ from lavila_fast.export.graphs.specs import Spec
 from lavila_fast.files import write_bytes, write_json
 
 Range = tuple[int, int, int]
-Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 PLAN = "engines.json"
 AXES: dict[str, Range] = {
     "clips": (1, 4, 8),

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lavila_fast.errors import InputError
 from lavila_fast.export.graphs.specs import Model
-from lavila_fast.export.quantize.calibrate import calibrate, calibration_clips
-from lavila_fast.export.quantize.models import Recipe, layers
+from lavila_fast.export.quantize.calibrate import calibrate, calibration_clips, state_key
 from lavila_fast.export.quantize.sensitivity import Reference, by_block, by_layer, mixed, save_report, sensitivity
 from lavila_fast.export.quantize.smooth import smooth
+from lavila_fast.quant.scheme import Scheme, layers
 
 SMOOTH_CLIPS, TRIED_CLIPS = 32, 32
 BUDGET = 0.5  # points
@@ -30,57 +30,61 @@ def needs_clips(precision: str, target: str, keep: frozenset[str]) -> bool:
     return (precision in ("int8", "mixed") and target != "cpu") or (precision == "mixed" and not keep)
 
 
-def choose_recipe(
+def complete(
     model: Model,
-    recipe: Recipe,
+    scheme: Scheme,
     clips: Path | None,
     max_drop: float | None,
     folder: Path,
+    part: Path,
     say: Callable[[str], None],
-) -> tuple[Model, Recipe, dict[str, Any]]:
-    """Measure what a recipe lacks.
+) -> tuple[Model, Scheme, dict[str, Any]]:
+    """Measure what a scheme lacks.
 
     Args:
         model: The float model.
-        recipe: Precision, target and layers to keep.
+        scheme: Precision, target and layers to keep.
         clips: Folder of videos.
-        max_drop: Points that ``mixed`` may cost; None: `BUDGET`, unless the recipe says what to keep.
-        folder: The bundle, which gets the sensitivity report.
+        max_drop: Points that ``mixed`` may cost; None: `BUDGET`, unless the scheme says what to keep.
+        folder: The bundle, which gets ranges and the sensitivity report.
+        part: Folder for what is measured so far, which a later call with the same model and clips goes on from. It is
+            made where it is needed; whoever gave it removes it once the bundle is there.
         say: Called with a line at each step.
 
     Returns:
-        The model to quantize (smoothed: the same function), the recipe, and what was measured, for ``bundle.json``.
+        The model to quantize (smoothed: the same function), the scheme, and what was measured, for ``bundle.json``.
 
     Raises:
         InputError: no clips where some are needed, a folder without videos, a budget that cannot be met.
     """
-    if not recipe.int8 or clips is None:
-        if needs_clips(recipe.precision, recipe.target, recipe.keep):
-            raise InputError(f"{recipe.precision} for {recipe.target} needs clips; give a folder: --calibration VIDEOS")
-        return model, recipe, {}
+    if not scheme.int8 or clips is None:
+        if needs_clips(scheme.precision, scheme.target, scheme.keep):
+            raise InputError(f"{scheme.precision} for {scheme.target} needs clips; give a folder: --calibration VIDEOS")
+        return model, scheme, {}
     kind = model.config.kind
     video = calibration_clips(clips, model.config)
     say(f"{kind}: smoothing, measured on {min(SMOOTH_CLIPS, len(video))} clips")
-    smoothed, report = smooth(model, video[:SMOOTH_CLIPS], recipe.target)
+    smoothed, report = smooth(model, video[:SMOOTH_CLIPS], scheme.target)
     told: dict[str, Any] = {"clips": len(video), "smoothed": sum(one.strength > 0 for one in report)}
-    if recipe.target != "cpu":
+    if scheme.target != "cpu":
         say(f"{kind}: measuring ranges on {len(video)} clips")
-        ranges = calibrate(smoothed, video, state=folder / f"{kind}_ranges.json").amax()
-        recipe = Recipe(recipe.precision, recipe.target, recipe.keep, ranges)
+        ranges = calibrate(smoothed, video, state=part / f"{kind}-{state_key(smoothed, video)}.json")
+        ranges.save(folder / f"{kind}_ranges.json")
+        scheme = Scheme(scheme.precision, scheme.target, scheme.keep, ranges.amax())
         told["ranges"] = "99.99 percentile"
-    if recipe.precision == "mixed" and (max_drop is not None or not recipe.keep):
-        recipe = _spare(smoothed, recipe, video, BUDGET if max_drop is None else max_drop, folder, say)
-    return smoothed, recipe, told | {"kept": sorted(recipe.keep)}
+    if scheme.precision == "mixed" and (max_drop is not None or not scheme.keep):
+        scheme = _spare(smoothed, scheme, video, BUDGET if max_drop is None else max_drop, folder, say)
+    return smoothed, scheme, told | {"kept": sorted(scheme.keep)}
 
 
 def _spare(
-    model: Model, recipe: Recipe, video: Tensor, budget: float, folder: Path, say: Callable[[str], None]
-) -> Recipe:
+    model: Model, scheme: Scheme, video: Tensor, budget: float, folder: Path, say: Callable[[str], None]
+) -> Scheme:
     reference = Reference(model, video[:TRIED_CLIPS])
     group = by_block if sum(p.numel() for p in model.parameters()) > _LARGE else by_layer
     say(f"{model.config.kind}: quantizing each of {len({group(name) for name in layers(model)})} parts alone")
-    found = sensitivity(model, recipe, reference.divergence, group)
+    found = sensitivity(model, scheme, reference.divergence, group)
     save_report(found, folder, model.config.kind)
-    chosen = mixed(model, recipe, reference.points, budget, found)
+    chosen = mixed(model, scheme, reference.points, budget, found)
     say(f"{model.config.kind}: {len(chosen.keep)} layers stay in higher precision")
     return chosen

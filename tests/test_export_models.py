@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ from lavila_fast.cli.export import export  # noqa: E402
 from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # noqa: E402
 from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
-from lavila_fast.export.graphs import to_onnx  # noqa: E402
+from lavila_fast.export import recipe  # noqa: E402
 from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
+from lavila_fast.export.graphs import to_onnx  # noqa: E402
 from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
-from lavila_fast.export.quantize.models import Recipe, quantize  # noqa: E402
+from lavila_fast.export.quantize.calibrate import Ranges, calibrate  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_model, load_narrator  # noqa: E402
+from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
 from lavila_fast.text import train_clip_bpe  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR", Path(__file__).parent / "data" / "golden"))
@@ -132,7 +135,7 @@ def test_a_classifier_with_several_heads(classifier):
     found = ClassifierRuntime(folder, bundle.models["classifier"], threads=1).logits(data["video"])
     exact = load_classifier(GOLDEN / "classifier_verb_noun_action.pth")
     with torch.no_grad():
-        rounded = quantize(exact, Recipe("fp16"))(torch.from_numpy(data["video"]))
+        rounded = quantize(exact, Scheme("fp16"))(torch.from_numpy(data["video"]))
     for i, (mine, half) in enumerate(zip(found, rounded, strict=True)):
         np.testing.assert_allclose(mine, half.numpy(), atol=1e-5)
         np.testing.assert_allclose(mine, data[f"logits_{i}"], atol=5e-3)
@@ -169,7 +172,7 @@ def int8(tmp_path_factory, tiny_bundle):
 def test_int8_weights_lie_as_engines_read_them(int8, tiny_bundle):
     """(inputs, outputs) and a scale a column; the words (words, width) and a scale a word."""
     path = tiny_bundle.parent / "narrator.safetensors"
-    model = quantize(load_narrator(path), Recipe("int8", keep=frozenset({"visual.blocks.0.mlp.fc1"})))
+    model = quantize(load_narrator(path), Scheme("int8", keep=frozenset({"visual.blocks.0.mlp.fc1"})))
     with safe_open(int8.folder / WEIGHTS, "np") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     words = found["narrator.text_decoder.transformer.wte.weight"]
@@ -199,7 +202,7 @@ def test_int8_graphs_hold_no_weights(int8, tiny_model):
 def test_models_load_from_bundles(int8, dual, classifier):
     """What an engine computes with, back in PyTorch's layout: exact, rounded, or quantized and scaled up again."""
     words = "text_decoder.transformer.wte.weight"
-    quantized = quantize(load_narrator(int8.folder.parent / "n.safetensors"), Recipe("int8"))
+    quantized = quantize(load_narrator(int8.folder.parent / "n.safetensors"), Scheme("int8"))
     found = load_narrator(int8.folder).state_dict()
     layer = quantized.visual.blocks[0].attn.qkv
     torch.testing.assert_close(found["visual.blocks.0.attn.qkv.weight"], (layer.weight * layer.weight_scale).T)
@@ -298,6 +301,37 @@ def test_a_calibration_folder_without_videos(tmp_path, tiny_bundle):
     options = {"precision": "int8", "tokenizer": beside / "words.json", "calibration": tmp_path / "empty"}
     assert str(tmp_path / "empty") in refused(beside / "narrator.safetensors", tmp_path / "out", **options)
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_killed_calibration_goes_on(tmp_path, tiny_bundle, monkeypatch):
+    """What was measured lies beside the output until the bundle is there, and only the rest is measured."""
+    beside, clips, done = tiny_bundle.parent, tmp_path / "clips", []
+    clips.mkdir()
+    tiny.film(clips / "one.mp4", seconds=20)
+    options = ExportOptions(
+        *(beside / "narrator.safetensors", tmp_path / "out", "tensorrt", "int8", beside / "words.json"),
+        calibration=clips,
+        parity=False,
+    )
+
+    def stops_at(most):
+        def progress(count):
+            done.append(count)
+            if count >= most:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(recipe, "calibrate", partial(calibrate, progress=progress))
+
+    stops_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(options)
+    assert done == [4, 8]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out.calibration.part"]
+    stops_at(100)
+    export_model(options)
+    assert done == [4, 8, 10]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "out"]
+    assert Ranges.load(tmp_path / "out" / "narrator_ranges.json").clips == 10
 
 
 @pytest.mark.parametrize("option", [["--target", "abacus"], ["--precision", "int4"], ["--max-drop", "-1"]])

@@ -19,10 +19,10 @@ from lavila_fast.models.gpt2 import Mlp  # noqa: E402
 from lavila_fast.models.load import ASSETS  # noqa: E402
 from lavila_fast.models.narrator import Narrator  # noqa: E402
 from lavila_fast.presets import config_for  # noqa: E402
+from lavila_fast.quant.half import SafeSquaredMlp  # noqa: E402
 from lavila_fast.quant.low_bit import (  # noqa: E402
     CHOICES,
-    Int8Linear,
-    SafeSquaredMlp,
+    KernelInt8Linear,
     convert,
     size_of,
     to_int8,
@@ -84,7 +84,7 @@ def test_low_bits_are_really_there(wide, precision):
     model = convert(wide, precision)
     block = model.text_decoder.transformer.h[0]
     kinds = {type(layer).__name__ for layer in (block.attn.c_attn, block.mlp.c_fc, block.crossattention.q_attn)}
-    assert kinds == {{"int8": "Int8Linear", "bnb-int8": "InHalf", "bnb-nf4": "Linear4bit"}[precision]}
+    assert kinds == {{"int8": "KernelInt8Linear", "bnb-int8": "InHalf", "bnb-nf4": "Linear4bit"}[precision]}
     if precision != "int8":
         assert type(model.visual.blocks[0].mlp.fc1) is torch.nn.Linear
         assert model.text_decoder.transformer.wte.weight.dtype == torch.float32
@@ -95,10 +95,9 @@ def test_low_bits_are_really_there(wide, precision):
 
 def test_int8_is_what_the_exporter_says_it_is(wide, inputs):
     """Row by row, both compute the same integers; only the order of float operations could differ."""
-    pytest.importorskip("onnxscript")
-    from lavila_fast.export.quantize.models import Recipe, quantize
+    from lavila_fast.quant.scheme import Scheme, quantize
 
-    emulated = run(quantize(wide, Recipe("int8", "cpu", per_tensor_encoder=False)), inputs)
+    emulated = run(quantize(wide, Scheme("int8", "cpu", per_tensor_encoder=False)), inputs)
     found = run(convert(wide, "int8"), inputs)
     assert (found - emulated).norm() / emulated.norm() < 1e-5
 
@@ -109,7 +108,7 @@ def test_a_bundles_integers_come_back():
     compared = 0
     for name, layer in model.named_modules():
         kept = stored.get(f"narrator.{name}.weight")
-        if isinstance(layer, Int8Linear) and kept.dtype == torch.int8:
+        if isinstance(layer, KernelInt8Linear) and kept.dtype == torch.int8:
             assert torch.equal(layer.weight, kept.T), name
             torch.testing.assert_close(layer.weight_scale, stored[f"narrator.{name}.weight_scale"].float())
             compared += 1
@@ -138,7 +137,7 @@ def test_layers_can_be_kept(tiny_model, inputs):
     model = convert(tiny_model, "int8", keep=keep)
     assert type(model.visual.blocks[0].mlp.fc1) is torch.nn.Linear
     assert type(model.img_attn_pool.to_q) is torch.nn.Linear  # always
-    assert isinstance(model.visual.blocks[0].mlp.fc2, Int8Linear)
+    assert isinstance(model.visual.blocks[0].mlp.fc2, KernelInt8Linear)
     assert torch.equal(model.text_decoder.transformer.wte.weight, tiny_model.text_decoder.transformer.wte.weight)
     assert run(model, inputs).shape == (6, 30, 258)
 
@@ -178,7 +177,7 @@ def test_swapping_leaves_what_it_does_not_know():
     x = torch.randn(2, 3, 8)
     wanted = module(x)
     swapped = to_int8(module)
-    assert [type(layer).__name__ for layer in swapped] == ["Int8Linear", "LayerNorm", "Int8Linear"]
+    assert [type(layer).__name__ for layer in swapped] == ["KernelInt8Linear", "LayerNorm", "KernelInt8Linear"]
     assert (swapped(x) - wanted).norm() / wanted.norm() < 0.05
     assert swapped(x[:0]).shape == (0, 3, 3)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +27,8 @@ from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
 from lavila_fast.export.graphs.specs import decoder_spec, step_arguments  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
-from lavila_fast.export.quantize.calibrate import BINS, Histogram, Ranges, calibrate, calibration_clips  # noqa: E402
-from lavila_fast.export.quantize.models import TRANSLATIONS, Recipe, layers, quantize, to_half  # noqa: E402
+from lavila_fast.export.graphs.translations import TRANSLATIONS  # noqa: E402
+from lavila_fast.export.quantize.calibrate import BINS, Histogram, Ranges, calibrate, calibration_clips, state_key  # noqa: E402
 from lavila_fast.export.quantize.sensitivity import (  # noqa: E402
     Reference,
     by_block,
@@ -42,6 +44,7 @@ from lavila_fast.models.load import load_dual_encoder, load_narrator  # noqa: E4
 from lavila_fast.models.narrator import Narrator  # noqa: E402
 from lavila_fast.quant.layers import Int8Embedding, Int8Linear, StaticInt8Linear  # noqa: E402
 from lavila_fast.quant.ops import dequantize, quantize_dequantize  # noqa: E402
+from lavila_fast.quant.scheme import Scheme, layers, quantize, to_half  # noqa: E402
 
 NANO = Path(__file__).parent / "data" / "nano"
 BAD = "visual.blocks.0.mlp.fc1"
@@ -171,7 +174,7 @@ def test_static_layer_clips_at_its_range():
 
 def test_swapped_copy_shares_what_is_not_swapped(tiny_model):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
-    int8 = quantize(tiny_model, Recipe("int8", keep=frozenset({BAD})))
+    int8 = quantize(tiny_model, Scheme("int8", keep=frozenset({BAD})))
     assert type(int8) is Narrator
     assert int8.config == tiny_model.config
     assert int8.get_submodule(BAD).weight is tiny_model.get_submodule(BAD).weight
@@ -189,7 +192,7 @@ def test_every_kind_of_model_keeps_its_meaning(nano):
     assert "transformer.resblocks.0.attn.in_proj" in layers(dual)
     video, ids = torch.from_numpy(videos(2, nano.config)), torch.randint(1, 600, (2, 9))
     for per_tensor in (False, True):
-        int8 = quantize(dual, Recipe("int8", per_tensor_encoder=per_tensor))
+        int8 = quantize(dual, Scheme("int8", per_tensor_encoder=per_tensor))
         with torch.inference_mode():
             assert (int8.embed_video(video) * dual.embed_video(video)).sum(-1).min() > 0.995
             assert 0.995 < (int8.embed_text(ids) * dual.embed_text(ids)).sum(-1).min() < 1 - 1e-7
@@ -212,7 +215,7 @@ def test_classifiers_and_other_towers(precision, target):
     for model in other_models():
         assert not [name for name in layers(model) if name.startswith(("fc_cls", "image_projection"))]
         ranges = calibrate(model, video).amax("max")
-        swapped = quantize(model, Recipe(precision, target, ranges=ranges))
+        swapped = quantize(model, Scheme(precision, target, ranges=ranges))
         if isinstance(model, Classifier):
             pairs_ = list(zip(swapped(video), model(video), strict=True))
         else:
@@ -227,8 +230,8 @@ def test_classifiers_and_other_towers(precision, target):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Recipe("int4"), "precision 'int4'"),
-        (lambda: Recipe("int8", "tpu"), "target 'tpu'"),
+        (lambda: Scheme("int4"), "precision 'int4'"),
+        (lambda: Scheme("int8", "tpu"), "target 'tpu'"),
     ],
 )
 def test_recipes_that_make_no_sense(make, words):
@@ -238,11 +241,11 @@ def test_recipes_that_make_no_sense(make, words):
 
 def test_recipes_that_do_not_fit_the_model(tiny_model):
     with pytest.raises(InputError, match="nowhere"):
-        quantize(tiny_model, Recipe("mixed", keep=frozenset({"nowhere"})))
+        quantize(tiny_model, Scheme("mixed", keep=frozenset({"nowhere"})))
     with pytest.raises(InputError, match="needs measured ranges"):
-        quantize(tiny_model, Recipe("int8", "tensorrt"))
+        quantize(tiny_model, Scheme("int8", "tensorrt"))
     with pytest.raises(InputError, match="no range was measured"):
-        quantize(tiny_model, Recipe("int8", "rtx", ranges={BAD: 1.0}))
+        quantize(tiny_model, Scheme("int8", "rtx", ranges={BAD: 1.0}))
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])
@@ -289,7 +292,7 @@ class Mixed(HostRuntime):
 
 @pytest.fixture(scope="module")
 def int8_decoder(nano, tmp_path_factory):
-    model = quantize(nano, Recipe("int8"))
+    model = quantize(nano, Scheme("int8"))
     path = tmp_path_factory.mktemp("int8") / "decoder.onnx"
     write_graph(decoder_spec(model), path, TRANSLATIONS)
     return model, path
@@ -402,10 +405,35 @@ def test_calibration_clips_come_from_videos(tmp_path, tiny_model, caplog):
     assert "3 of 512 clips" in caplog.text
 
 
+def test_calibration_holds_its_frames_once(tmp_path, tiny_model):
+    """Decoded, gathered and normalised frames were three arrays of this size, two at a time."""
+    film(tmp_path / "one.mp4", seconds=48)
+    config = replace(tiny_model.config, vision=replace(tiny_model.config.vision, img=112))
+    calibration_clips(tmp_path, config, 2)  # what is loaded once does not count
+    tracemalloc.start()
+    try:
+        found = calibration_clips(tmp_path, config, 24)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 24
+    assert most < 1.5 * found.nbytes
+
+
+def test_a_state_belongs_to_a_model_and_its_clips(tiny_model, clips):
+    other = copy.deepcopy(tiny_model)
+    assert state_key(other, clips) == state_key(tiny_model, clips)
+    assert state_key(tiny_model, clips[:5]) != state_key(tiny_model, clips)
+    assert state_key(tiny_model, clips + 1) != state_key(tiny_model, clips)
+    with torch.no_grad():
+        other.visual.blocks[0].mlp.fc1.weight[0, 0] += 1
+    assert state_key(other, clips) != state_key(tiny_model, clips)
+
+
 def test_static_int8_is_close_once_calibrated(tiny_model, clips):
     reference = Reference(tiny_model, clips)
-    good = quantize(tiny_model, Recipe("int8", "tensorrt", ranges=calibrate(tiny_model, clips).amax("max")))
-    bad = quantize(tiny_model, Recipe("int8", "tensorrt", ranges=dict.fromkeys(layers(tiny_model), 0.5)))
+    good = quantize(tiny_model, Scheme("int8", "tensorrt", ranges=calibrate(tiny_model, clips).amax("max")))
+    bad = quantize(tiny_model, Scheme("int8", "tensorrt", ranges=dict.fromkeys(layers(tiny_model), 0.5)))
     with torch.inference_mode():
         assert good.logits(good.visual_tokens(clips), reference.texts).dtype == torch.float32
     assert reference.divergence(good) < 0.05 < reference.divergence(bad)
@@ -446,7 +474,7 @@ def test_smoothing_is_kept_where_it_pays(spoiled, clips, target):
 
 
 def test_sensitivity_finds_the_spoiled_layer_and_mixed_spares_it(spoiled, clips, tmp_path):
-    reference, recipe = Reference(spoiled, clips), Recipe("int8")
+    reference, recipe = Reference(spoiled, clips), Scheme("int8")
     assert reference.divergence(spoiled) == 0
     found = sensitivity(spoiled, recipe, reference.divergence)
     assert found[0].name == BAD
@@ -467,14 +495,14 @@ def test_sensitivity_finds_the_spoiled_layer_and_mixed_spares_it(spoiled, clips,
 
 def test_budget_that_nothing_meets(tiny_model, clips):
     with pytest.raises(InputError, match="max-drop"):
-        mixed(tiny_model, Recipe("int8"), lambda _: 1.0, 0.5, [])
+        mixed(tiny_model, Scheme("int8"), lambda _: 1.0, 0.5, [])
     with pytest.raises(InputError, match="budget"):
-        mixed(tiny_model, Recipe("int8"), lambda _: 1.0, float("nan"), [])
+        mixed(tiny_model, Scheme("int8"), lambda _: 1.0, float("nan"), [])
 
 
 def test_layers_can_be_tried_in_groups(spoiled, clips):
     reference = Reference(spoiled, clips)
-    found = sensitivity(spoiled, Recipe("int8"), reference.divergence, by_block)
+    found = sensitivity(spoiled, Scheme("int8"), reference.divergence, by_block)
     assert found[0].name == "visual.blocks.0"
     assert sorted(name for one in found for name in one.layers) == sorted(layers(spoiled))
     assert "text_decoder.transformer.h.2" in {one.name for one in found}
@@ -525,7 +553,7 @@ def test_half_decoder_in_onnx_runtime_is_strongly_typed(loud, tmp_path):
 
 
 def test_half_on_a_cpu_is_rounded_weights(tiny_model):
-    rounded = quantize(tiny_model, Recipe("fp16"))
+    rounded = quantize(tiny_model, Scheme("fp16"))
     for name, value in rounded.state_dict().items():
         assert torch.equal(value, tiny_model.state_dict()[name].half().float()), name
     assert rounded.text_decoder.transformer.wte.weight.dtype == torch.float32

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lavila_fast.bench.report import PAGES, RESULTS, filled
+from lavila_fast.evaluate.machine import processor
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -26,3 +27,10 @@ def test_every_result_names_its_command_and_machine(path):
     row = json.loads(path.read_text())
     assert row["command"].startswith("python -m lavila_fast.")
     assert row["machine"]
+
+
+def test_the_processor_is_named_as_the_system_names_it(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Model: 7 Deluxe\nmodel name\t: other\n")
+    assert processor(tmp_path / "cpuinfo") == "Model: 7 Deluxe"
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: sve\n")
+    assert processor(tmp_path / "arm") == processor(tmp_path / "none") != ""

@@ -55,10 +55,11 @@ from lavila_fast.export.engines import (  # noqa: E402
 from lavila_fast.export.graphs.inplace import OPSETS, inplace_spec  # noqa: E402
 from lavila_fast.export.graphs.specs import classifier_specs, dual_encoder_specs, narrator_specs  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import OPSET, write_graph  # noqa: E402
-from lavila_fast.export.quantize.models import TRANSLATIONS, Recipe, layers, quantize  # noqa: E402
+from lavila_fast.export.graphs.translations import TRANSLATIONS  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.quant.scheme import Scheme, layers, quantize  # noqa: E402
 
 CARDS = ("8.6", "8.9")
 RTX = EngineOptions("tensorrt_rtx", capabilities=CARDS)
@@ -92,7 +93,7 @@ GRAPHS = {
 
 def swapped(model, precision):
     """In a precision for TensorRT; the ranges are made up, which no parser minds."""
-    return quantize(model, Recipe(precision, "tensorrt", ranges=dict.fromkeys(layers(model), 8.0)))
+    return quantize(model, Scheme(precision, "tensorrt", ranges=dict.fromkeys(layers(model), 8.0)))
 
 
 def write(graph, model, folder):

@@ -56,7 +56,7 @@ class InplaceDecoder(nn.Module):
     """One token for R rows of each of B clips; see the module.
 
     Args:
-        narrator: Whose text decoder this is; its layers may have been swapped by `export.quantize.models`.
+        narrator: Whose text decoder this is; its layers may have been swapped by `quant.scheme`.
         way: How the new token is written.
     """
 

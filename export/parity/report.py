@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lavila_fast.bundle.manifest import WAY_OUT, Bundle
 from lavila_fast.bundle.weights import WEIGHTS
 from lavila_fast.evaluate.clips import ClipSource
+from lavila_fast.evaluate.machine import processor
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.files import write_json, write_text
 from lavila_fast.machine import available_cpus
@@ -100,13 +101,6 @@ def about(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
     }
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _version(package: str) -> str:

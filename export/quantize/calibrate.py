@@ -6,13 +6,14 @@ it goes and taken up again.
 
     video = calibration_clips(Path("videos"), narrator.config, 512)
     ranges = calibrate(narrator, video, state=Path("calibration.json"))
-    recipe = Recipe("int8", "tensorrt", ranges=ranges.amax("percentile", 99.99))
+    recipe = Scheme("int8", "tensorrt", ranges=ranges.amax("percentile", 99.99))
 
 The text side of a narrator is fed words drawn from its own predictions, a dual encoder's the given or random ids.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +30,12 @@ from torch import Tensor, nn
 
 from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.clips import FolderClips
-from lavila_fast.export.quantize.models import named_layers, open_copy
+from lavila_fast.evaluate.clips import FolderClips, filled
 from lavila_fast.files import write_text
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.gpt2 import TiedEmbedding
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.quant.scheme import named_layers, open_copy
 from lavila_fast.video.transforms import normalise
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Ranges:
         return {name: one.percentile(percent) for name, one in self.layers.items()}
 
     def save(self, path: Path) -> None:
-        """Write to a JSON file, whole or not at all."""
+        """Write to a JSON file, whole or not at all; its folder is made."""
         found = {
             name: {"limit": one.limit, "largest": one.largest, "counts": np.trim_zeros(one.counts, "b").tolist()}
             for name, one in self.layers.items()
@@ -134,21 +135,13 @@ def calibration_clips(folder: Path, config: ModelConfig, count: int = LEAST) -> 
     """
     if not folder.exists():
         raise InputError(f"{folder}: no such folder; give one with videos to calibrate with")
-    vision = config.vision
-    clips = prepare(FolderClips(folder, count).read(vision.frames, vision.img), config)
+    vision, source = config.vision, FolderClips(folder, count)
+    frames = source.stream(vision.frames, vision.img)
+    # 512 clips of 336 pixels are 2.8 GB: each is normalised as it comes, into the one array there is.
+    clips = filled((normalise(one, vision.mean, vision.std) for one in frames), source.most)
     if len(clips) < count:
         log.warning("%s: %d of %d clips to calibrate with; ranges may be too narrow", folder, len(clips), count)
-    return clips
-
-
-def prepare(frames_NTHW3: NDArray[Any], config: ModelConfig) -> Tensor:
-    """Frames on the scale 0..255 as the model eats them: (N, 3, T, H, W) float32."""
-    vision = config.vision
-    count, frames, height, width, _ = frames_NTHW3.shape
-    ready = torch.empty(count, 3, frames, height, width)  # 512 clips of 336 pixels are 2.8 GB: not twice
-    for one, clip in zip(ready, frames_NTHW3, strict=True):
-        one.copy_(torch.from_numpy(normalise(clip, vision.mean, vision.std)))
-    return ready
+    return torch.from_numpy(clips)
 
 
 @torch.inference_mode()
@@ -203,6 +196,15 @@ def watching(
 def _watched_logits(logits: Callable[[Tensor], Tensor], name: str, look: Callable[..., None], x: Tensor) -> Tensor:
     look(name, x)
     return logits(x)
+
+
+def state_key(model: nn.Module, video: Tensor) -> str:
+    """What a calibration's state depends on, as 32 hexadecimal digits: weights, clips and the form of the file."""
+    digest = hashlib.blake2b(f"{FORMAT} {BINS} {BATCH} {WORDS}".encode(), digest_size=16)
+    for name, tensor in (*model.state_dict().items(), *((f"clip {i}", clip) for i, clip in enumerate(video))):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def feed(model: nn.Module, video: Tensor, texts: Tensor | None, seed: int, blind: Callable[[bool], None]) -> None:

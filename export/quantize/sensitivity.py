@@ -10,8 +10,8 @@ the float model on given clips, with no labels:
 Any function of a model serves as well, such as points of sentence accuracy lost.
 
     reference = Reference(narrator, video)
-    found = sensitivity(narrator, Recipe("int8"), reference.divergence)
-    recipe = mixed(narrator, Recipe("mixed"), reference.points, max_drop=0.5, found=found)
+    found = sensitivity(narrator, Scheme("int8"), reference.divergence)
+    scheme = mixed(narrator, Scheme("mixed"), reference.points, max_drop=0.5, found=found)
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from lavila_fast.errors import InputError
 from lavila_fast.export.quantize.calibrate import batches, random_texts, words
-from lavila_fast.export.quantize.models import Recipe, layers, quantize
 from lavila_fast.files import write_json, write_text
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.quant.scheme import Scheme, layers, quantize
 
 Evaluate = Callable[[nn.Module], float]
 Group = Callable[[str], str]
@@ -131,7 +131,7 @@ def _kl(want: Tensor, got: Tensor) -> float:
 
 def sensitivity(
     model: nn.Module,
-    recipe: Recipe,
+    scheme: Scheme,
     evaluate: Evaluate,
     group: Group = by_layer,
     progress: Callable[[str], None] | None = None,
@@ -140,29 +140,29 @@ def sensitivity(
 
     Args:
         model: The float model.
-        recipe: An int8 recipe; layers it keeps are not tried.
+        scheme: An int8 scheme; layers it keeps are not tried.
         evaluate: A model's loss, see the module.
         group: Name of a layer → name of its group, e.g. `by_block`.
         progress: Told the name of each group before it is measured.
     """
     every = frozenset(layers(model))
     found = []
-    for name, members in groupby(sorted(every - recipe.keep, key=group), key=group):
+    for name, members in groupby(sorted(every - scheme.keep, key=group), key=group):
         if progress is not None:
             progress(name)
         alone = frozenset(members)
-        loss = evaluate(quantize(model, replace(recipe, keep=every - alone)))
+        loss = evaluate(quantize(model, replace(scheme, keep=every - alone)))
         found.append(LayerLoss(name, tuple(sorted(alone)), loss))
     return sorted(found, key=lambda one: -one.loss)
 
 
 def mixed(
     model: nn.Module,
-    recipe: Recipe,
+    scheme: Scheme,
     evaluate: Evaluate,
     max_drop: float,
     found: Sequence[LayerLoss] | None = None,
-) -> Recipe:
+) -> Scheme:
     """Spare the most sensitive layers until the loss of the whole is within a budget.
 
     Layers are kept in the order of `found`, as few as do; how many is found by bisection, since each try runs the whole
@@ -170,24 +170,24 @@ def mixed(
 
     Args:
         model: The float model.
-        recipe: An int8 recipe.
+        scheme: An int8 scheme.
         evaluate: The loss that has a budget.
         max_drop: The budget, in the unit of `evaluate`; `Reference.points` makes it percentage points.
         found: What `sensitivity` found, with this measure or another; measured here if None.
 
     Returns:
-        The recipe with `keep` set; precision ``mixed``.
+        The scheme with `keep` set; precision ``mixed``.
 
     Raises:
         InputError: not even keeping all layers meets the budget.
     """
     if not max_drop >= 0:
         raise InputError(f"max-drop {max_drop:g} is no budget; give 0 or more")
-    order = found if found is not None else sensitivity(model, recipe, evaluate)
+    order = found if found is not None else sensitivity(model, scheme, evaluate)
 
-    def sparing(count: int) -> Recipe:
+    def sparing(count: int) -> Scheme:
         spared = {name for one in order[:count] for name in one.layers}
-        return replace(recipe, precision="mixed", keep=recipe.keep | spared)
+        return replace(scheme, precision="mixed", keep=scheme.keep | spared)
 
     fails, holds = -1, len(order)
     while holds - fails > 1:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from lavila_fast.export.quantize.calibrate import layer_inputs
-from lavila_fast.export.quantize.models import open_copy
 from lavila_fast.models.gpt2 import Block, Conv1D
 from lavila_fast.models.narrator import AttentionPool
 from lavila_fast.models.text_towers import ClipBlock
 from lavila_fast.models.timesformer import SpaceTimeBlock
 from lavila_fast.quant.layers import Int8Linear, StaticInt8Linear, matrix_KM
+from lavila_fast.quant.scheme import open_copy
 
 M = TypeVar("M", bound=nn.Module)
 STRENGTHS = (0.25, 0.5, 0.75)

@@ -20,9 +20,12 @@ from torch import Tensor
 
 from lavila_fast.kernels.choice import HAS_TRITON, Implementation, Op, always, no_triton
 from lavila_fast.kernels.int8 import reference
+from lavila_fast.kernels.int8.reference import quantize_weight
 
 if HAS_TRITON:
     from lavila_fast.kernels.int8 import triton_int8
+
+__all__ = ["int8_linear", "integer_product", "quantize_rows", "quantize_weight"]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -41,25 +44,22 @@ def _int8_linear_triton(x_MK: Tensor, weight_NK: Tensor, weight_scale_N: Tensor,
 
 def _int8_linear_torch(x_MK: Tensor, weight_NK: Tensor, weight_scale_N: Tensor, bias_N: Tensor | None) -> Tensor:
     levels_MK, scale_M = reference.quantize_rows(x_MK)
-    total_MN = _int_mm(levels_MK, weight_NK)
+    total_MN = integer_product(levels_MK, weight_NK)
     out: Tensor = reference.scaled(total_MN, scale_M, weight_scale_N, bias_N).to(x_MK.dtype)
     return out
 
 
-def _int_mm(levels_MK: Tensor, weight_NK: Tensor) -> Tensor:
-    """Exact int32 sums (M, N). On CUDA torch wants more than 16 rows and multiples of 8 else: zeros add nothing."""
+def integer_product(levels_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """Exact int32 sums (M, N) of int8 matrices.
+
+    On CUDA torch wants more than 16 rows and multiples of 8 else: zeros add nothing.
+    """
     if not levels_MK.is_cuda:
         return torch._int_mm(levels_MK, weight_NK.t())
     (M, K), N = levels_MK.shape, weight_NK.shape[0]
     levels_MK = F.pad(levels_MK, (0, -K % 8, 0, max(17 - M, 0)))
     weight_NK = F.pad(weight_NK, (0, -K % 8, 0, -N % 8))
     return torch._int_mm(levels_MK, weight_NK.t())[:M, :N]
-
-
-def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels (N, K) int8, row by row in memory, and scale (N,) float32 of a float matrix (outputs, inputs)."""
-    levels_NK, scale_N = reference.quantize_rows(weight_NK)
-    return levels_NK.contiguous(), scale_N
 
 
 quantize_rows = Op(

@@ -2,7 +2,7 @@
 
 Activations are quantized as they come, each row with its own scale; weights once, each output column with its own. Both
 are symmetric, sums are exact: a row's result never depends on the rows beside it, which decoding in batches needs. The
-same scheme as `quant.ops.dynamic_int8_linear` and the native CPU engine.
+same scheme everywhere: `quant` builds its layers on these functions, and the native CPU engine computes the same.
 
 Shape suffixes: M rows, K inputs, N outputs.
 """
@@ -14,6 +14,25 @@ from torch import Tensor
 
 LEVELS = 127.0
 TINY = 1e-30  # stands for the largest of a row of zeros
+NORMAL_HALF = 2.0**-14  # below it, float16 loses digits
+
+
+def symmetric_scale(largest: Tensor, least: float = TINY) -> Tensor:
+    """The step between levels when `largest`, a magnitude, is level 127; never below `least`. Same shape and type."""
+    return (largest / LEVELS).clamp_min(least)
+
+
+def least_scale(dtype: torch.dtype) -> float:
+    """The smallest scale of weights and ranges that is kept in a type."""
+    return TINY if dtype is torch.float32 else NORMAL_HALF
+
+
+def quantize_weight(weight_NK: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Levels (N, K) int8, row by row in memory, and scale (N,) in `dtype` of a float matrix (outputs, inputs)."""
+    weight_NK = weight_NK.float()
+    scale_N = symmetric_scale(weight_NK.abs().amax(1), least_scale(dtype)).to(dtype)
+    levels_NK = torch.round(weight_NK / scale_N.float()[:, None]).clamp(-LEVELS, LEVELS)
+    return levels_NK.to(torch.int8).contiguous(), scale_N
 
 
 def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +41,7 @@ def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     A row that is not finite has a scale that is not finite, so nothing computed from it is.
     """
     x_MK = x_MK.float()
-    scale_M = x_MK.abs().amax(1).clamp_min(TINY) / LEVELS
+    scale_M = symmetric_scale(x_MK.abs().amax(1), TINY / LEVELS)
     return torch.round(x_MK / scale_M[:, None]).to(torch.int8), scale_M
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice, zip_longest
@@ -214,16 +214,36 @@ class FolderClips:
             raise InputError(f"{self.folder}: {what} here; give a folder of videos (.mp4, .mkv, …), or kitchen")
         return {path: [clip for where, clip in chosen if where == path] for path in dict.fromkeys(p for p, _ in chosen)}
 
-    def read(self, frames: int, size: int) -> F32:
-        """See `ClipSource`; clips that cannot be decoded are left out.
+    @property
+    def most(self) -> int:
+        """How many clips `stream` gives if all can be decoded."""
+        return sum(map(len, self._windows.values()))
+
+    def stream(self, frames: int, size: int) -> Iterator[F32]:
+        """The clips of `read` one by one, each (frames, size, size, 3).
 
         Raises:
             InputError: the folder holds no videos, or none that can be read.
         """
-        seen = list(chain.from_iterable(_good(path, clips, frames, size) for path, clips in self._windows.items()))
-        if not seen:
+        good = chain.from_iterable(_good(path, clips, frames, size) for path, clips in self._windows.items())
+        first = next(good, None)
+        if first is None:
             raise InputError(f"{self.folder}: not one clip here can be decoded; give other videos, or kitchen")
-        return np.stack(seen)
+        yield from chain([first], good)
+
+    def read(self, frames: int, size: int) -> F32:
+        """See `ClipSource` and `stream`; clips that cannot be decoded are left out."""
+        return filled(self.stream(frames, size), self.most)
+
+
+def filled(arrays: Iterable[F32], most: int) -> F32:
+    """Arrays of one shape, at least one and at most `most`, as one array (N, …) that is the only copy of them."""
+    count, arrays = 0, iter(arrays)
+    first = next(arrays)
+    whole = np.empty((most, *first.shape), np.float32)
+    for count, one in enumerate(chain([first], arrays), 1):
+        whole[count - 1] = one
+    return whole[:count]
 
 
 def _spread(path: Path, seconds: float, most: int) -> list[tuple[Path, Clip]]:

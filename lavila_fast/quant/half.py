@@ -14,7 +14,6 @@ as do norms, embeddings and logits; keys, values and their caches are half. Noth
 
 from __future__ import annotations
 
-import copy
 from typing import cast
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from lavila_fast.models.gpt2 import Mlp
 from lavila_fast.models.narrator import ScaleNorm
-from lavila_fast.quant.layers import bias_of, matrix_KM
+from lavila_fast.quant.layers import bias_of, matrix_KM, shared_copy, swap
 
 ROOM = 8.0  # largest value that is squared: sums of thousands of squares stay in float16
 
@@ -96,36 +95,36 @@ class WideNorm(nn.Module):
 class SafeSquaredMlp(nn.Module):
     """GPT-2's MLP with squared ReLU, in which no square and no sum of squares can pass float16.
 
-    The bias of its last layer is added here, in float32, after the scale.
+    Each row is scaled down before it is squared; its product is scaled up, and the bias of the last layer added, in
+    float32. What that layer keeps for a bias is zeros, as bitsandbytes wants, or nothing, as graphs do.
     """
 
     bias: Tensor
 
-    def __init__(self, mlp: Mlp) -> None:
+    def __init__(self, mlp: Mlp, zeros: bool = True) -> None:
         super().__init__()
-        self.c_fc, self.c_proj = mlp.c_fc, copy.copy(mlp.c_proj)
+        self.c_fc, self.c_proj = mlp.c_fc, shared_copy(mlp.c_proj)
         bias = cast(Tensor, bias_of(mlp.c_proj))
         self.register_buffer("bias", bias.float())
-        self.c_proj._parameters, self.c_proj._buffers = dict(self.c_proj._parameters), dict(self.c_proj._buffers)
-        held = self.c_proj._parameters if "bias" in self.c_proj._parameters else self.c_proj._buffers
-        held["bias"] = None  # type: ignore[assignment]
+        self.c_proj.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False) if zeros else None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., E) to (..., E) float32."""
-        x = F.relu(self.c_fc(x).float())
-        scale = (x.amax(-1, keepdim=True) / ROOM).clamp_min(1.0)
-        out: Tensor = self.c_proj((x / scale).square()).float() * scale.square() + self.bias
-        return out
+        """Map (..., E) to (..., E) in x's type."""
+        inner = F.relu(self.c_fc(x).float())
+        scale = (inner.amax(-1, keepdim=True) / ROOM).clamp_min(1.0)
+        out: Tensor = self.c_proj((inner / scale).square().to(x.dtype)).float() * scale.square()
+        return (out + self.bias.float()).to(x.dtype)
 
 
 def widen(model: nn.Module) -> None:
     """Put safe norms and squared MLPs into a model whose products are half, in place."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, ScaleNorm | nn.LayerNorm):
-                setattr(parent, name, WideNorm(child))
-            elif isinstance(child, Mlp) and child.squared_relu:
-                setattr(parent, name, SafeSquaredMlp(child))
+
+    def safe(_: str, child: nn.Module) -> nn.Module | None:
+        if isinstance(child, ScaleNorm | nn.LayerNorm):
+            return WideNorm(child)
+        return SafeSquaredMlp(child, zeros=False) if isinstance(child, Mlp) and child.squared_relu else None
+
+    swap(model, safe)
 
 
 def half_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:

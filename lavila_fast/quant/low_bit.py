@@ -10,8 +10,8 @@ it. Layers are converted one by one on their device, so that the device never ho
   float32, gates stay float32, logits come out as float32. float16 ends at 65,504: the gated block's squared ReLU is
   scaled around it, but residual sums are not; bfloat16 has no such end.
 * ``int8``: linear layers and the tied embedding as `kernels.int8` has them (weights symmetric a column, activations
-  symmetric a row, exact sums); the rest in bfloat16, on a CPU in float32. The arithmetic of `export.quantize.models`
-  for CPUs, row by row. A model read from an INT8 bundle gets the bundle's integers back: a column's largest level is
+  symmetric a row, exact sums); the rest in bfloat16, on a CPU in float32. The arithmetic of `quant.scheme` for
+  CPUs, row by row. A model read from an INT8 bundle gets the bundle's integers back: a column's largest level is
   ±127 by construction, so quantizing again finds the same scale.
 * ``bnb-int8``, ``bnb-nf4``: the matrices of GPT-2's blocks as LLM.int8() (Dettmers et al., 2022) and as NF4 with double
   quantization (QLoRA, 2023); the rest as with ``int8``, in floats. For GPT-2 XL where memory is short.
@@ -23,34 +23,29 @@ Shape suffixes: K inputs, N outputs, V vocabulary, E width.
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavila_fast.errors import InputError, MissingExtraError
-from lavila_fast.kernels.int8.ops import int8_linear, quantize_weight
 from lavila_fast.models.gpt2 import Conv1D, Mlp, TiedEmbedding
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.quant.half import SafeSquaredMlp
+from lavila_fast.quant.layers import Device, KernelInt8Embedding, KernelInt8Linear, M, matrix_NK, shared_copy, swap
+from lavila_fast.quant.scheme import named_layers
 
 _LOG = logging.getLogger("lavila_fast.quant")
 
 CHOICES = ("fp32", "fp16", "bf16", "int8", "bnb-int8", "bnb-nf4")
-KEEP = frozenset({"img_attn_pool.to_q"})  # its input is constant, so its output is computed once
 BLOCKS = "text_decoder.transformer.h."
 OUTLIER = 6.0  # LLM.int8()'s: columns of the input with a larger magnitude are multiplied in 16 bits
 BLOCK = 64  # weights that share a scale in NF4
-ROOM = 8.0  # largest value that is squared in float16: sums of thousands of squares stay below its end
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-M = TypeVar("M", bound=nn.Module)
-Device = torch.device | str
-Make = Callable[[str, nn.Module], nn.Module | None]
 
 
 def convert(
@@ -74,9 +69,9 @@ def convert(
         raise InputError(f"precision {precision!r} is none of {', '.join(CHOICES)}")
     device = torch.device(device)
     dtype = _FLOATS.get(precision) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    model = _shared_copy(narrator)
+    model = shared_copy(narrator)
     if precision in ("fp16", "bnb-int8"):  # LLM.int8() goes through float16, too
-        _swap(model, lambda _, child: SafeSquaredMlp(child) if isinstance(child, Mlp) and child.squared_relu else None)
+        swap(model, lambda _, child: SafeSquaredMlp(child) if isinstance(child, Mlp) and child.squared_relu else None)
     if precision == "int8":
         to_int8(model, keep, device, dtype)
     elif precision.startswith("bnb-"):
@@ -93,23 +88,25 @@ def to_int8(
 
     Args:
         module: Holds `nn.Linear`, `Conv1D` and `TiedEmbedding` layers.
-        keep: Names of those that stay, beside `KEEP`.
+        keep: Names of those that stay, beside what `scheme` leaves in float.
         device: Where the new layers shall be; None leaves them where the old ones are.
         dtype: What a swapped embedding gives.
 
     Raises:
         InputError: there is no layer of a name in `keep`.
     """
-    known = {name for name, child in module.named_modules() if isinstance(child, nn.Linear | Conv1D | TiedEmbedding)}
+    known = {name for name, _ in named_layers(module)}
     if unknown := set(keep) - known:
         raise InputError(f"layer {min(unknown)!r} is not in this model; one is called {min(known, default='nothing')}")
 
     def make(name: str, child: nn.Module) -> nn.Module | None:
-        if name not in known or name in keep or name in KEEP:
+        if name not in known or name in keep:
             return None
-        return Int8Embedding(child, device, dtype) if isinstance(child, TiedEmbedding) else Int8Linear(child, device)
+        if isinstance(child, TiedEmbedding):
+            return KernelInt8Embedding(child, device, dtype)
+        return KernelInt8Linear(child, device)
 
-    return _swap(module, make)
+    return swap(module, make)
 
 
 def to_bitsandbytes(
@@ -157,7 +154,7 @@ def to_bitsandbytes(
         new.bias = None if bias is None else nn.Parameter(bias.detach().to(device, kept), requires_grad=False)
         return InHalf(new) if bits == 8 else cast(nn.Module, new)
 
-    return _swap(module, make)
+    return swap(module, make)
 
 
 def size_of(module: nn.Module) -> int:
@@ -175,56 +172,6 @@ def _scales(weight: Any) -> Iterator[Tensor]:
         state = getattr(state, "state2", None)
 
 
-def matrix_NK(layer: nn.Module) -> Tensor:
-    """The weight of a float layer as (outputs, inputs); a view."""
-    weight: Tensor = cast(Tensor, layer.weight).detach()
-    return weight.t() if isinstance(layer, Conv1D) else weight
-
-
-class Int8Linear(nn.Module):
-    """A linear layer. Buffers: `weight` (N, K) int8, `weight_scale` (N,) float32, `bias` (N,) float32 or None."""
-
-    weight: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, layer: nn.Module, device: Device | None = None) -> None:
-        super().__init__()
-        weight, scale = quantize_weight(matrix_NK(layer).to(device))
-        bias = getattr(layer, "bias", None)
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(scale))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., K) to (..., N) in x's type."""
-        out: Tensor = int8_linear(x.flatten(0, -2), self.weight, self.weight_scale, self.bias)
-        return out.view(*x.shape[:-1], len(self.weight))
-
-
-class Int8Embedding(nn.Module):
-    """The tied embedding: `weight` (V, E) int8 and `weight_scale` (V,) float32, read both ways."""
-
-    weight: Tensor
-    weight_scale: Tensor
-
-    def __init__(self, layer: nn.Module, device: Device | None, dtype: torch.dtype) -> None:
-        super().__init__()
-        weight, scale = quantize_weight(matrix_NK(layer).to(device))
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale)
-        self.dtype = dtype
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors (..., E) of ids (...) int64."""
-        return (self.weight[ids].float() * self.weight_scale[ids][..., None]).to(self.dtype)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Map (..., E) to (..., V) float32."""
-        out: Tensor = int8_linear(x.float().flatten(0, -2), self.weight, self.weight_scale, None)
-        return out.view(*x.shape[:-1], len(self.weight))
-
-
 class InHalf(nn.Module):
     """A layer that is given float16, which LLM.int8() quantizes from; it would cast itself, and warn each time."""
 
@@ -238,7 +185,7 @@ class InHalf(nn.Module):
         return out.to(x.dtype)
 
 
-class HalfEmbedding(TiedEmbedding):
+class WideLogitsEmbedding(TiedEmbedding):
     """The tied embedding in 16 bits, with float32 logits: sums are not rounded to 16 bits where the GPU can help it."""
 
     def logits(self, x: Tensor) -> Tensor:
@@ -257,46 +204,11 @@ class CastingConv2d(nn.Conv2d):
         return super().forward(video.to(self.weight.dtype))
 
 
-class SafeSquaredMlp(nn.Module):
-    """GPT-2's MLP with squared ReLU, in which no square and no sum of squares can pass float16.
-
-    Each row is scaled down before it is squared; its product is scaled up, and the bias added, in float32.
-    """
-
-    def __init__(self, mlp: Mlp) -> None:
-        super().__init__()
-        self.c_fc, self.c_proj = mlp.c_fc, _shared_copy(mlp.c_proj)
-        self.bias = mlp.c_proj.bias
-        self.c_proj.bias = nn.Parameter(torch.zeros_like(self.bias), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., E) to (..., E)."""
-        inner = F.relu(self.c_fc(x).float())
-        scale = (inner.amax(-1, keepdim=True) / ROOM).clamp_min(1.0)
-        out: Tensor = self.c_proj((inner / scale).square().to(x.dtype)).float() * scale.square()
-        return (out + self.bias.float()).to(x.dtype)
-
-
-def _shared_copy(module: M) -> M:
-    """A copy that shares all tensors."""
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-    return copy.deepcopy(module, shared)
-
-
-def _swap(module: M, make: Make) -> M:
-    """Put what `make` returns for (name, layer) in its place, one after another; None leaves it."""
-    for prefix, parent in list(module.named_modules()):
-        for name, child in list(parent.named_children()):
-            new = make(f"{prefix}.{name}" if prefix else name, child)
-            if new is not None:
-                setattr(parent, name, new)
-    return module
-
-
 def _to_float(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Replace every tensor that is still as it was by one of this type, on this device; gates stay float32."""
     for module in model.modules():
-        if isinstance(module, Int8Linear | Int8Embedding) or type(module).__module__.startswith("bitsandbytes"):
+        int8 = isinstance(module, KernelInt8Linear | KernelInt8Embedding)
+        if int8 or type(module).__module__.startswith("bitsandbytes"):
             continue
         for name, weight in list(module.named_parameters(recurse=False)):
             kept = weight.detach().to(device, torch.float32 if weight.ndim == 0 else dtype)
@@ -307,4 +219,4 @@ def _to_float(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Non
             module.__class__ = _HALF[type(module)]
 
 
-_HALF: dict[type[nn.Module], type[nn.Module]] = {TiedEmbedding: HalfEmbedding, nn.Conv2d: CastingConv2d}
+_HALF: dict[type[nn.Module], type[nn.Module]] = {TiedEmbedding: WideLogitsEmbedding, nn.Conv2d: CastingConv2d}

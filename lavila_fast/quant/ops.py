@@ -1,4 +1,4 @@
-"""The INT8 arithmetic as torch operators, and what each becomes in ONNX.
+"""The INT8 arithmetic of graphs as torch operators; `export.graphs.translations` says what each becomes in ONNX.
 
 An operator runs eagerly with exactly the engine's integers, so a swapped model *is* the engine's reference. There are
 three products. On CPUs the range of the activations is measured as they come (dynamic):
@@ -10,35 +10,17 @@ three products. On CPUs the range of the activations is measured as they come (d
 
 TensorRT wants ranges that were measured before (static) and sees them as Q/DQ pairs: `quantize_dequantize` and
 `dequantize`, symmetric S8. Sums of int8 products are exact in int32 in every engine.
-
-    torch.onnx.export(model, …, custom_translation_table=TRANSLATIONS)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from lavila_fast.errors import MissingExtraError
+from lavila_fast.kernels.int8 import reference
+from lavila_fast.kernels.int8.ops import integer_product
 
-try:
-    from onnxscript import opset20 as op
-except ImportError as error:
-    raise MissingExtraError(error.name or "onnxscript", "export") from error
-
-LEVELS, MIDDLE = 127.0, 128
-TINY = 1e-30  # a row of zeros: any scale will do
-FLOAT = 1  # onnx.TensorProto.FLOAT
-
-
-def _product(x_NK: Tensor, weight_KM: Tensor) -> Tensor:
-    """Product of int8 matrices, exact: int32."""
-    if x_NK.device.type == "cpu":
-        return torch._int_mm(x_NK, weight_KM)
-    return (x_NK.double() @ weight_KM.double()).to(torch.int32)
+MIDDLE = 128  # the level of zero in U8
 
 
 def _output(x: Tensor, weight_KM: Tensor) -> Tensor:
@@ -58,11 +40,8 @@ def dynamic_int8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: T
     Returns:
         (..., M) float32.
     """
-    rows = x.flatten(0, -2)
-    scale = rows.abs().amax(-1, keepdim=True).clamp_min(TINY) / LEVELS
-    total = _product(torch.round(rows / scale).to(torch.int8), weight).float()
-    out = total * weight_scale * scale
-    out = out if bias is None else out + bias
+    levels, scale = reference.quantize_rows(x.flatten(0, -2))
+    out = reference.scaled(integer_product(levels, weight.t()), scale, weight_scale, bias)
     return out.view(*x.shape[:-1], -1)
 
 
@@ -77,7 +56,7 @@ def dynamic_int8_linear_tensor(x: Tensor, weight: Tensor, weight_scale: Tensor, 
     scale = torch.where(high > low, (high - low) / 255.0, torch.ones_like(high))
     zero = torch.round((-low / scale).clamp(0, 255))
     levels = (torch.round(x / scale) + zero).clamp(0, 255) - MIDDLE
-    product = _product(levels.to(torch.int8).flatten(0, 1), weight).view(*x.shape[:-1], -1)
+    product = integer_product(levels.to(torch.int8).flatten(0, 1), weight.t()).view(*x.shape[:-1], -1)
     # The zero point may be anything in 0..255: what it adds is a multiple of the columns' sums.
     sums = (MIDDLE - zero.double()) * weight.sum(0, dtype=torch.int64).double()
     out = (product.double() + sums).float() * (scale * weight_scale)
@@ -101,39 +80,3 @@ dynamic_int8_linear.register_fake(lambda x, weight, weight_scale, bias: _output(
 dynamic_int8_linear_tensor.register_fake(lambda x, weight, weight_scale, bias: _output(x, weight))
 quantize_dequantize.register_fake(lambda x, scale: torch.empty_like(x))
 dequantize.register_fake(lambda weight, scale, axis: weight.new_empty(weight.shape, dtype=scale.dtype))
-
-
-def _rows_to_onnx(x: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
-    most = op.ReduceMax(op.Abs(x), op.Constant(value_ints=[-1]), keepdims=1)
-    scale = op.Div(op.Max(most, op.Constant(value_float=TINY)), op.Constant(value_float=LEVELS))
-    middle = op.Cast(op.Constant(value_int=MIDDLE), to=2)
-    # Dividing by one here is what turns three passes (round, shift, narrow) into one.
-    levels = op.QuantizeLinear(op.Div(x, scale), op.Constant(value_float=1.0), middle)
-    total = op.Cast(op.MatMulInteger(levels, weight, middle), to=FLOAT)
-    out = op.Mul(op.Mul(total, weight_scale), scale)
-    return out if bias is None else op.Add(out, bias)
-
-
-def _tensor_to_onnx(x: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
-    levels, scale, zero = op.DynamicQuantizeLinear(x)
-    total = op.Cast(op.MatMulInteger(levels, weight, zero), to=FLOAT)
-    out = op.Mul(total, op.Mul(scale, weight_scale))
-    return out if bias is None else op.Add(out, bias)
-
-
-def _pair_to_onnx(x: Any, scale: Any) -> Any:
-    zero = op.Cast(op.Constant(value_int=0), to=3)
-    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero), scale, zero)
-
-
-def _dequantize_to_onnx(weight: Any, scale: Any, axis: int) -> Any:
-    return op.DequantizeLinear(weight, scale, axis=axis)
-
-
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.lavila.dynamic_int8_linear.default: _rows_to_onnx,
-    torch.ops.lavila.dynamic_int8_linear_tensor.default: _tensor_to_onnx,
-    torch.ops.lavila.quantize_dequantize.default: _pair_to_onnx,
-    torch.ops.lavila.dequantize.default: _dequantize_to_onnx,
-}
-"""For `custom_translation_table` of `torch.onnx.export`."""

@@ -1,8 +1,8 @@
 """Models in other precisions: copies whose layers are swapped, so that PyTorch computes what the engine will.
 
-    int8 = quantize(narrator, Recipe("int8", "cpu"))
-    int8 = quantize(narrator, Recipe("int8", "tensorrt", ranges=load_ranges("ranges.json")))
-    half = quantize(narrator, Recipe("fp16", "cuda"))
+    int8 = quantize(narrator, Scheme("int8", "cpu"))
+    int8 = quantize(narrator, Scheme("int8", "tensorrt", ranges=load_ranges("ranges.json")))
+    half = quantize(narrator, Scheme("fp16", "cuda"))
 
 A copy is of the same class and has the same methods; what is not swapped shares its memory with the original. Left in
 float when others become int8: the patch embedding's convolution, the pool's query projection (its input is constant,
@@ -11,11 +11,8 @@ engines fold it away), position embeddings, and the small last matrices of dual 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -27,15 +24,14 @@ from lavila_fast.quant.half import half_layer, widen
 from lavila_fast.quant.layers import (
     Int8Embedding,
     Int8Linear,
+    M,
     OpenClipAttention,
     StaticInt8Embedding,
     StaticInt8Linear,
+    shared_copy,
+    swap,
 )
-from lavila_fast.quant.ops import TRANSLATIONS
 
-__all__ = ["TRANSLATIONS", "Recipe", "layers", "named_layers", "open_copy", "quantize", "rounded", "to_half"]
-
-M = TypeVar("M", bound=nn.Module)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 TARGETS = ("cpu", "cuda", "tensorrt", "jetson", "rtx")
 HEADS = ("fc_cls", "image_projection", "text_projection")
@@ -44,8 +40,8 @@ HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to quantize.
+class Scheme:
+    """How a model is quantized: the float type or the bits, for which engine, and which layers stay.
 
     Attributes:
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``mixed`` (int8 but for `keep`).
@@ -77,10 +73,10 @@ class Recipe:
 
 def open_copy(model: M) -> M:
     """A copy that shares all weights, in which every matrix that can be quantized is a layer of its own."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    copied = copy.deepcopy(model, shared)  # type: ignore[arg-type]
-    _swap(copied, lambda _, child: OpenClipAttention(child) if isinstance(child, ClipAttention) else None)
-    return copied.eval()
+    opened = swap(
+        shared_copy(model), lambda _, child: OpenClipAttention(child) if isinstance(child, ClipAttention) else None
+    )
+    return opened.eval()
 
 
 def layers(model: nn.Module) -> list[str]:
@@ -88,36 +84,37 @@ def layers(model: nn.Module) -> list[str]:
     return [name for name, _ in named_layers(open_copy(model))]
 
 
-def quantize(model: M, recipe: Recipe) -> M:
+def quantize(model: M, scheme: Scheme) -> M:
     """A copy of a float32 model in another precision; see the module for what is swapped.
 
     Args:
         model: A Narrator, DualEncoder or Classifier; it is not changed.
-        recipe: What to make of it.
+        scheme: What to make of it.
 
     Returns:
         A model of the same class, in eval mode. Its forward runs eagerly with the engine's arithmetic, and exports with
-        `TRANSLATIONS`.
+        `export.graphs.translations`.
 
     Raises:
-        InputError: `recipe` keeps a layer that is not there, or lacks the range of one that is swapped.
+        InputError: `scheme` keeps a layer that is not there, or lacks the range of one that is swapped.
     """
     copied = open_copy(model)
     known = {name for name, _ in named_layers(copied)}
-    if not recipe.keep <= known:
-        raise InputError(f"layer {min(recipe.keep - known)!r} is not in this model; `layers` names those that are")
-    if recipe.target == "cpu":
-        if recipe.precision in HALVES:
-            return rounded(copied, HALVES[recipe.precision])
-        if recipe.int8:
-            _swap_named(copied, known - recipe.keep, lambda name, layer: _dynamic(name, layer, recipe))
+    if not scheme.keep <= known:
+        raise InputError(f"layer {min(scheme.keep - known)!r} is not in this model; `layers` names those that are")
+    swapped = known - scheme.keep
+    if scheme.target == "cpu":
+        if scheme.precision in HALVES:
+            return rounded(copied, HALVES[scheme.precision])
+        if scheme.int8:
+            swap(copied, lambda name, layer: _dynamic(name, layer, scheme) if name in swapped else None)
         return copied
-    dtype = HALVES.get(recipe.precision, torch.float16)
-    if recipe.int8:
-        if recipe.ranges is None:
-            raise InputError(f"int8 for {recipe.target} needs measured ranges; give videos to calibrate with")
-        _swap_named(copied, known - recipe.keep, lambda name, layer: _static(name, layer, recipe, dtype))
-    if recipe.precision != "fp32":
+    dtype = HALVES.get(scheme.precision, torch.float16)
+    if scheme.int8:
+        if scheme.ranges is None:
+            raise InputError(f"int8 for {scheme.target} needs measured ranges; give videos to calibrate with")
+        swap(copied, lambda name, layer: _static(name, layer, scheme, dtype) if name in swapped else None)
+    if scheme.precision != "fp32":
         _halve(copied, dtype)
     return copied
 
@@ -145,17 +142,17 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _dynamic(name: str, layer: nn.Module, recipe: Recipe) -> nn.Module:
+def _dynamic(name: str, layer: nn.Module, scheme: Scheme) -> nn.Module:
     new: nn.Module
     if isinstance(layer, TiedEmbedding):
         new = Int8Embedding(layer)
     else:
-        new = Int8Linear(layer, recipe.per_tensor_encoder and name.startswith("visual."))
+        new = Int8Linear(layer, scheme.per_tensor_encoder and name.startswith("visual."))
     return new
 
 
-def _static(name: str, layer: nn.Module, recipe: Recipe, dtype: torch.dtype) -> nn.Module:
-    amax = (recipe.ranges or {}).get(name)
+def _static(name: str, layer: nn.Module, scheme: Scheme, dtype: torch.dtype) -> nn.Module:
+    amax = (scheme.ranges or {}).get(name)
     if amax is None:
         raise InputError(f"no range was measured for layer {name!r}; calibrate with this model")
     make = StaticInt8Embedding if isinstance(layer, TiedEmbedding) else StaticInt8Linear
@@ -166,22 +163,9 @@ def _static(name: str, layer: nn.Module, recipe: Recipe, dtype: torch.dtype) -> 
 def _halve(model: nn.Module, dtype: torch.dtype) -> None:
     """Swap every product that is still float32; heads stay, so that what comes out is float32."""
 
-    def swap(name: str, child: nn.Module) -> nn.Module | None:
+    def halved(name: str, child: nn.Module) -> nn.Module | None:
         is_product = isinstance(child, nn.Linear | Conv1D | TiedEmbedding | nn.Conv2d)
         return half_layer(child, dtype) if is_product and not name.startswith(HEADS) else None
 
-    _swap(model, swap)
+    swap(model, halved)
     widen(model)
-
-
-def _swap_named(model: nn.Module, names: set[str], make: Callable[[str, nn.Module], nn.Module]) -> None:
-    _swap(model, lambda name, child: make(name, child) if name in names else None)
-
-
-def _swap(model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Put what `make` returns for (name, module) in its place; None leaves it."""
-    for prefix, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
-            new = make(f"{prefix}.{name}" if prefix else name, child)
-            if new is not None:
-                setattr(parent, name, new)
