@@ -4,7 +4,8 @@
     export_model(ExportOptions("narrator.safetensors", Path("bundle"), precision="int8"))
 
 A bundle appears whole or not at all: it is filled in a hidden folder beside its place and renamed when everything
-held. On CPUs all weights lie once in ``weights.safetensors``, which graphs and the native engine share.
+held; the old one stays beside it until then. On CPUs all weights lie once in ``weights.safetensors``, which graphs and
+the native engine share.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
     """
     if options.threads:
         torch.set_num_threads(options.threads)
+    restore(options.output)
     checkpoint = find_checkpoint(options.model)
     require_memory([path for path in (checkpoint, options.dual_encoder) if path])
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -132,11 +134,35 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         folder = Path(scratch) / "bundle"
         folder.mkdir()
         bundle = _Build(options, checkpoint, folder, say).run()
-        if options.output.exists():
-            options.output.rename(Path(scratch) / "old")
-        folder.rename(options.output)
+        swap_in(folder, options.output)
     shutil.rmtree(calibration_part(options.output), ignore_errors=True)
     return replace(bundle, folder=options.output)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.old")
+
+
+def restore(output: Path) -> None:
+    """Put back the bundle that an export which was stopped halfway left aside."""
+    if _aside(output).is_dir() and not output.exists():
+        _aside(output).rename(output)
+
+
+def swap_in(folder: Path, output: Path) -> None:
+    """Move a finished bundle to its place; the one before lies beside it, as ``.NAME.old``, until that is done."""
+    old = _aside(output)
+    if output.exists():
+        if (old / MANIFEST).is_file():
+            shutil.rmtree(old)
+        output.rename(old)
+    try:
+        folder.rename(output)
+    except BaseException:
+        restore(output)
+        raise
+    if (old / MANIFEST).is_file() or (old.is_dir() and not any(old.iterdir())):
+        shutil.rmtree(old)
 
 
 def calibration_part(output: Path) -> Path:

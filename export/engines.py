@@ -31,14 +31,13 @@ from lavila_fast.bundle.engine_key import (
     read_key,
     this_machine,
 )
-from lavila_fast.bundle.manifest import sha256
+from lavila_fast.bundle.manifest import PLAN, sha256
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.graphs.specs import Spec
 from lavila_fast.files import write_bytes, write_json
 
 Range = tuple[int, int, int]
-PLAN = "engines.json"
 AXES: dict[str, Range] = {
     "clips": (1, 4, 8),
     "rows_a_clip": (2, 10, 16),
@@ -264,7 +263,7 @@ def _still_good(engine: Path, graph: Path, options: EngineOptions) -> EngineKey 
 
 
 def write_plan(folder: Path, axes: Mapping[str, Range] = AXES) -> Path:
-    """Write the ranges of a bundle's axes (see `axes_for`); to be done before its files are hashed."""
+    """Write the ranges of a bundle's axes (see `axes_for`), for its user to edit."""
     path = folder / PLAN
     write_json(path, {"axes": dict(axes)})
     return path

@@ -53,17 +53,17 @@ def test_what_the_export_wrote(tiny_bundle, tiny_model):
 
 
 def test_round_trip(tmp_path):
-    (tmp_path / "a.bin").write_bytes(b"a" * 5000)
+    (tmp_path / "a.onnx").write_bytes(b"a" * 5000)
     models = {"narrator": tiny.config(), "classifier": ClassifierConfig(num_classes=(3, 4), multi_head=True)}
     made = Bundle(tmp_path, "x", models, 1.5, {"encoder": "int8"}, {"narrator": {"kind": "gpt2"}}, "sm90", 18, note="n")
     made = replace(made, engines={"tensorrt": "never run"}, parity={"verdict": "pass"}, calibration={"clips": 512})
     made.save()
     found = open_bundle(tmp_path)
     assert {**vars(found), "files": {}} == vars(made)
-    assert set(found.files) == {"a.bin"}
+    assert set(found.files) == {"a.onnx"}
     found.save()
     assert open_bundle(tmp_path) == found
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.bin", MANIFEST]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.onnx", MANIFEST]
 
 
 def test_altered_file(bundle):
@@ -205,3 +205,64 @@ def test_a_folder_of_ones_own_is_not_overwritten(tmp_path, tiny_bundle):
     with pytest.raises(InputError, match="not a bundle"):
         ExportOptions(tiny_bundle.parent / "narrator.safetensors", tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_files_of_the_user_s_are_no_part_of_it(bundle):
+    (bundle / "notes.txt").write_text("mine")
+    (bundle / "parity.json").write_text("{}")
+    open_bundle(bundle).save()
+    assert "notes.txt" not in open_bundle(bundle).files
+    assert "parity.json" in open_bundle(bundle).files
+    (bundle / "notes.txt").unlink()
+    open_bundle(bundle)
+
+
+def test_the_plan_of_engines_may_be_edited(bundle):
+    plan = bundle / "engines.json"
+    plan.write_text('{"axes": {}}')
+    open_bundle(bundle).save()
+    assert plan.name not in open_bundle(bundle).files
+    before = {**open_bundle(bundle).files, plan.name: "0" * 64}  # as bundles made before have it
+    alter(bundle, files=before)
+    open_bundle(bundle).save()
+    assert open_bundle(bundle).files == before  # and so its fingerprint
+
+
+def test_engines_that_bring_code_run_only_if_the_user_allows_it(tmp_path, monkeypatch):
+    from lavila_fast.bundle.engine_key import EngineKey, needs_host_code
+
+    key = EngineKey("tensorrt", "11", "x", ("9.0",), "", "", {"version_compatible": True})
+    monkeypatch.delenv("LAVILA_ALLOW_HOST_CODE", raising=False)
+    assert not needs_host_code(tmp_path, replace(key, options={}))
+    with pytest.raises(BundleError, match="set LAVILA_ALLOW_HOST_CODE=1"):
+        needs_host_code(tmp_path, key)
+    monkeypatch.setenv("LAVILA_ALLOW_HOST_CODE", "1")
+    assert needs_host_code(tmp_path, key)
+
+
+@pytest.mark.parametrize("failing", [1, 2, None])
+def test_the_old_bundle_is_never_lost(bundle, tmp_path, monkeypatch, failing):
+    from pathlib import Path
+
+    from lavila_fast.export.build import restore, swap_in
+
+    new, rename, calls = shutil.copytree(bundle, tmp_path / "new"), Path.rename, []
+    alter(new, note="new")
+
+    def fails(path, target):
+        calls.append(path)
+        if len(calls) == failing:
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    if failing is None:
+        swap_in(new, bundle)
+    else:
+        with pytest.raises(OSError, match="gone"):
+            swap_in(new, bundle)
+    assert open_bundle(bundle).note == ("new" if failing is None else "")
+    assert not (tmp_path / ".bundle.old").exists()
+    bundle.rename(tmp_path / ".bundle.old")  # killed between the two
+    restore(bundle)
+    open_bundle(bundle)

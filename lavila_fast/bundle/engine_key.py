@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,7 @@ BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx", "torch_tensorrt": "te
 AOT = "aotinductor"
 FOLDER = "engines"  # in a bundle; bundle.json does not list what lies there, because it is made on the target
 WEIGHT_FILES = ("weights.safetensors", "{name}.data", "{stem}.data")
+ALLOW = "LAVILA_ALLOW_HOST_CODE"
 _LARGEST_KEY = 1 << 20
 
 
@@ -162,6 +164,19 @@ def check_engine(engine: Path, graph: Path | None, machine: Machine) -> EngineKe
     if wrong:
         raise BundleError(f"{engine}: {'; '.join(wrong)}; {mend(engine)}")
     return key
+
+
+def needs_host_code(engine: Path, key: EngineKey) -> bool:
+    """Whether an engine brings code for the processor, which `ALLOW` must allow: a key can be written by anybody.
+
+    Raises:
+        BundleError: it does, and the user has not allowed it.
+    """
+    if not key.options.get("version_compatible"):
+        return False
+    if os.environ.get(ALLOW) != "1":
+        raise BundleError(f"{engine}: runs code of its maker on this computer; if you trust it, set {ALLOW}=1")
+    return True
 
 
 def load_builder(builder: str) -> Any:

@@ -1,7 +1,8 @@
 """A bundle: a folder with everything needed to narrate, and nothing else.
 
 ``bundle.json`` says what the model is and how its input is prepared, and carries the SHA-256 of every file beside it;
-a file that was swapped, cut short or forgotten is noticed before it is used.
+a file that was swapped, cut short or forgotten is noticed before it is used. Files of other kinds that lie there are no
+part of it, and ``engines.json`` is for its user to edit.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,20 @@ from lavila_fast.files import write_json
 MANIFEST = "bundle.json"
 FORMAT = 2  # 1 has no engines, parity, calibration, native
 WAY_OUT = "copy the bundle to a folder of yours"  # where it cannot be written
+PLAN = "engines.json"  # sizes to build engines for: read with checks of its own, never hashed
+# What exports and reports write; a vocabulary may have any name, and a file that is named already stays.
+OURS = (
+    "*.onnx",
+    "*.data",
+    "*.safetensors",
+    "*tokenizer.json",
+    "*_ranges.json",
+    "*_sensitivity.json",
+    "*_sensitivity.md",
+    "MODEL_CARD.md",
+    "parity.json",
+    "parity.html",
+)
 _LARGEST_MANIFEST = 4 << 20
 
 
@@ -75,23 +91,33 @@ class Bundle:
         return config
 
     def save(self) -> None:
-        """Hash the folder's files and write ``bundle.json``, whole or not at all.
+        """Hash the bundle's files (see `OURS`) and write ``bundle.json``, whole or not at all.
 
         Raises:
             StorageError: the folder cannot be written.
         """
-        files = {p.name: sha256(p) for p in sorted(self.folder.iterdir()) if p.name != MANIFEST and p.is_file()}
+        paths = [path for path in sorted(self.folder.iterdir()) if path.is_file() and self._names(path)]
+        # A plan in bundles made before is part of their fingerprint as it was, however it is edited.
+        files = {path.name: self.files[PLAN] if path.name == PLAN else sha256(path) for path in paths}
         values = {k: v for k, v in asdict(self).items() if k not in ("folder", "models", "files")}
         values |= {"format": FORMAT, "models": {k: to_dict(v) for k, v in self.models.items()}, "files": files}
         write_json(self.folder / MANIFEST, values, WAY_OUT)
 
+    def _names(self, path: Path) -> bool:
+        """Whether a file is part of the bundle."""
+        told = {one.get("file") for one in self.tokenizer.values()}
+        ours = any(fnmatchcase(path.name, pattern) for pattern in OURS) and not path.name.startswith(".")
+        return path.name in self.files or path.name in told or ours
+
     def verify(self) -> None:
-        """Compare every file with its hash.
+        """Compare every file with its hash, but for the plan of engines.
 
         Raises:
             BundleError: naming the first file that is missing or different.
         """
         for name, wanted in self.files.items():
+            if name == PLAN:
+                continue
             path = self.folder / name
             if not path.is_file():
                 raise BundleError(f"{path}: missing from the bundle; export or download it again")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bundle.engine_key import check_engine, engine_path, load_builder, mend, this_machine
+from lavila_fast.bundle.engine_key import check_engine, engine_path, load_builder, mend, needs_host_code, this_machine
 from lavila_fast.bundle.graph_names import cross_names, past_names
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import Block, CudaMemory
@@ -55,7 +55,8 @@ class TensorRtRuntime(SlotRuntime):
 
         Raises:
             MissingExtraError: TensorRT or cuda-bindings is not installed.
-            BundleError: an engine is missing, altered, or was built for something else.
+            BundleError: an engine is missing, altered, or was built for something else, or
+                brings code of its own that the user has not allowed (`engine_key.ALLOW`).
         """
         self._trt, self.identity = load_builder(builder), builder
         machine = this_machine(builder, device)
@@ -65,8 +66,8 @@ class TensorRtRuntime(SlotRuntime):
         for name in (ENCODER, DECODER):
             path = engine_path(folder, name)
             key = check_engine(path, folder / f"{name}.onnx", machine)
-            if key.options.get("version_compatible"):
-                self._runtime.engine_host_code_allowed = True  # such engines carry code; the hash has been checked
+            if needs_host_code(path, key):
+                self._runtime.engine_host_code_allowed = True
             engines[name] = self._load(path)
         self._engines = engines
         self.encoder, self.decoder = (engines[name].create_execution_context() for name in (ENCODER, DECODER))
