@@ -25,7 +25,7 @@ from lavila_fast.download import cache_dir
 from lavila_fast.engines.choose import open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
-from lavila_fast.generate.ahead import Coming, write_ahead
+from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.beams import write_beams
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
@@ -177,11 +177,11 @@ class Narrator:
         if options.beams > 1:
             written = write_beams(self.runtime, (self._task(n, one, options) for n, one in numbered), options)
         elif getattr(self.runtime, "runs_ahead", False):  # it has slots of its own, as many as its memory holds
-            coming = (
-                Coming((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
+            pending = (
+                PendingClip((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
                 for n, one in numbered
             )
-            written = write_ahead(cast("TorchGpuRuntime", self.runtime), coming, options)
+            written = write_ahead(cast("TorchGpuRuntime", self.runtime), pending, options)
         else:
             written = write_samples(self.runtime, (self._task(n, one, options) for n, one in numbered), options, batch)
         for clip, sentences in _in_order(written):
