@@ -22,7 +22,7 @@ from lavila_fast.download import cache_dir
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
-from lavila_fast.generate.ahead import Coming
+from lavila_fast.generate.ahead import PendingClip
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
 from lavila_fast.generate.write import write
@@ -163,11 +163,11 @@ class Narrator:
             The sentences of each clip, in the order the clips came.
         """
         options = options or Options()
-        coming = (
-            Coming((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
+        pending = (
+            PendingClip((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
             for n, one in enumerate(decoded)
         )
-        for clip, sentences in _in_order(write(self.runtime, coming, options, batch)):
+        for clip, sentences in _in_order(write(self.runtime, pending, options, batch)):
             yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
 
     def narrate(

@@ -20,7 +20,7 @@ from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.engines.torch_cuda.launch import Launcher, Mark  # noqa: E402
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
-from lavila_fast.generate.ahead import Coming, write_ahead  # noqa: E402
+from lavila_fast.generate.ahead import PendingClip, write_ahead  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.randomness import clip_key, uniform, uniforms  # noqa: E402
@@ -44,13 +44,13 @@ def runtime(model, precision="fp32", **options):
     return TorchGpuRuntime(model, "cpu", precision, **{"slots": 3, **options})
 
 
-def coming(clips, seed=0):
+def pending(clips, seed=0):
     for number, clip in enumerate(clips):
-        yield Coming(number, clip_key(seed, "v.mp4", float(number)), clip)
+        yield PendingClip(number, clip_key(seed, "v.mp4", float(number)), clip)
 
 
 def ahead(engine, clips, options):
-    return dict(write_ahead(engine, coming(clips, options.seed), options))
+    return dict(write_ahead(engine, pending(clips, options.seed), options))
 
 
 def usual(engine, clips, options):
@@ -130,7 +130,7 @@ def test_clips_are_taken_lazily(model):
     taken, engine = [], runtime(model, slots=2, encode_batch=3)
     clips = tiny.videos(30)
     done = 0
-    for _ in write_ahead(engine, (taken.append(c.owner) or c for c in coming(clips)), Options(2)):
+    for _ in write_ahead(engine, (taken.append(c.owner) or c for c in pending(clips)), Options(2)):
         done += 1
         assert len(taken) <= done + 2 + 2 * 3
     assert done == len(taken) == 30
@@ -138,12 +138,12 @@ def test_clips_are_taken_lazily(model):
 
 def test_a_writer_that_stops_early_frees_the_engine(model, reference):
     engine, clips, options = runtime(model), tiny.videos(7), Options(2)
-    writer = write_ahead(engine, coming(clips), options)
+    writer = write_ahead(engine, pending(clips), options)
     next(writer)
     with pytest.raises(InputError, match="writing for another caller"):
-        next(write_ahead(engine, coming(clips), options))
+        next(write_ahead(engine, pending(clips), options))
     with pytest.raises(InputError, match="writing for another caller"):
-        next(write_ahead(engine, coming(clips), Options(3)))
+        next(write_ahead(engine, pending(clips), Options(3)))
     writer.close()
     others = tiny.videos(7, seed=3)
     check(ahead(engine, others, options), usual(reference, others, options))
@@ -153,12 +153,12 @@ def test_trouble_with_a_clip_frees_the_engine(model, reference):
     engine, clips, options = runtime(model), tiny.videos(4), Options(2)
 
     def broken():
-        yield from coming(clips[:3])
+        yield from pending(clips[:3])
         raise OSError("no more")
 
     with pytest.raises(OSError, match="no more"):
         list(write_ahead(engine, broken(), options))
-    wrong = [Coming(0, b"", np.zeros((2, 32, 32, 3), np.uint8))]
+    wrong = [PendingClip(0, b"", np.zeros((2, 32, 32, 3), np.uint8))]
     with pytest.raises(InputError, match=r"shape \(2, 32, 32, 3\); expected frames \(4, 32, 32, 3\)"):
         list(write_ahead(engine, wrong, options))
     check(ahead(engine, clips, options), usual(reference, clips, options))

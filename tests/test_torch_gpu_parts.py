@@ -24,12 +24,12 @@ from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.engines.torch_cuda import decode_loop  # noqa: E402
 from lavila_fast.engines.torch_cuda import step as torch_gpu_step  # noqa: E402
-from lavila_fast.engines.torch_cuda.decode_loop import Flight, Rules  # noqa: E402
-from lavila_fast.engines.torch_cuda.encoder import Stage, keys_values  # noqa: E402
+from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules  # noqa: E402
+from lavila_fast.engines.torch_cuda.encoder import EncoderBatch, keys_values  # noqa: E402
 from lavila_fast.engines.torch_cuda.launch import launcher_for  # noqa: E402
 from lavila_fast.engines.torch_cuda.memory import choose_lanes, choose_slots, slot_bytes  # noqa: E402
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime  # noqa: E402
-from lavila_fast.engines.torch_cuda.step import Seats, SlotDecoder, with_folded_gates  # noqa: E402
+from lavila_fast.engines.torch_cuda.step import LaneMap, SlotDecoder, with_folded_gates  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.kernels.choice import interpreted  # noqa: E402
@@ -70,7 +70,7 @@ def test_folded_gates_change_nothing(model):
         }
 
 
-def one_step(model, dtype, seats=False):
+def one_step(model, dtype, lane_map=False):
     """Logits of rows of three slots at several ages, of which some are idle; the live rows; the caches after."""
     random, text = torch.Generator().manual_seed(0), model.config.text
     h, d, C = text.n_head, text.n_embd // text.n_head, 9
@@ -83,16 +83,16 @@ def one_step(model, dtype, seats=False):
     caches = normal(2 * text.n_layer, 12, h, C, d)
     cross = normal(2 * len(text.cross_layers), 3, h, 5, d)
     ids = torch.randint(text.vocab, (12,), generator=random)
-    lanes = Seats(live, torch.zeros(12, dtype=torch.long).index_put((live,), torch.arange(6))) if seats else None
+    lanes = LaneMap(live, torch.zeros(12, dtype=torch.long).index_put((live,), torch.arange(6))) if lane_map else None
     active = torch.tensor([True, False, True])
     with torch.no_grad():
         decoder = SlotDecoder(copy.deepcopy(model).to(dtype).text_decoder)
         logits = decoder(ids, lengths, active, caches, cross, lanes)
-    return (logits if seats else logits[live]), live, caches
+    return (logits if lane_map else logits[live]), live, caches
 
 
 def test_lanes_compute_what_rows_do(model):
-    rows, lanes = one_step(model, torch.float32), one_step(model, torch.float32, seats=True)
+    rows, lanes = one_step(model, torch.float32), one_step(model, torch.float32, lane_map=True)
     torch.testing.assert_close(lanes[0], rows[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(lanes[2], rows[2], atol=1e-5, rtol=1e-5)
 
@@ -118,7 +118,7 @@ def test_sixteen_bits_stray_no_further_than_the_reference_in_sixteen_bits(model,
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_low_precisions_write_sentences_of_their_own(model, precision):
-    """The same whatever flies beside them, and mostly near the exact ones in what they say of themselves."""
+    """The same whatever is decoded beside them, and mostly near the exact ones in what they say of themselves."""
     clips, options = tiny.videos(5), Options(4, Warp(0.7, top_p=0.95))
     exact = usual(TorchRuntime(copy.deepcopy(model)), clips, options)
     found = [
@@ -174,12 +174,14 @@ def test_what_is_captured_asks_the_host_for_nothing(model, insist, precision, wa
     """On tensors that have no values: whatever reads one, or has a shape that depends on one, is an error."""
     engine = runtime(model, precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        flight = Flight(model.config, engine.decoder, engine.launcher, (4, 3, 23), lanes=7)
-        flight.prepare(Rules(warp, 24))
-        stage = Stage(model.config, keys_values(engine.model), engine.launcher, 4, (torch.float32, torch.float32))
+        loop = DecodeLoop(model.config, engine.decoder, engine.launcher, (4, 3, 23), lanes=7)
+        loop.prepare(Rules(warp, 24))
+        batch = EncoderBatch(
+            model.config, keys_values(engine.model), engine.launcher, 4, (torch.float32, torch.float32)
+        )
         with pytest.raises(DataDependentOutputException):
-            bool(flight._live_BR.any())
-    assert stage.cross.shape == (4, 4, 2, 5, 16)
+            bool(loop._live_BR.any())
+    assert batch.cross.shape == (4, 4, 2, 5, 16)
 
 
 def test_another_encoder(model, reference):

@@ -19,7 +19,7 @@ from lavila_fast.bench.peers import HF_NOTE, HuggingFace
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_step
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
-from lavila_fast.generate.ahead import Coming, write_ahead
+from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.models.narrator import Narrator
 
@@ -242,9 +242,9 @@ def _our_row(contest: Contest, runtime: TorchGpuRuntime, case: int) -> Row:
 
 
 def narrate(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: Options) -> list[list[Written]]:
-    """One clip, as `Coming` takes it, narrated `clips` times."""
-    coming = (Coming(i, i.to_bytes(8, "big"), frames) for i in range(clips))
-    written = [sentences for _, sentences in write_ahead(runtime, coming, options)]
+    """One clip, as `PendingClip` takes it, narrated `clips` times."""
+    pending = (PendingClip(i, i.to_bytes(8, "big"), frames) for i in range(clips))
+    written = [sentences for _, sentences in write_ahead(runtime, pending, options)]
     assert [len(sentences) for sentences in written] == [options.samples] * clips
     return written
 

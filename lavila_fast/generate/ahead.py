@@ -1,9 +1,9 @@
-"""Continuous batching that runs ahead of the device: the host queues steps and hears of tokens some steps later.
+"""Continuous batching that runs ahead of the device: the host queues steps and collects their tokens some steps later.
 
 What `generate.scheduler` does, for `engines.torch_cuda`: the same sentences with the same scores (as far as the engine
 computes the same numbers), but no step waits for the host. That is possible because the host knows beforehand all that
 a step needs but tokens, which never leave the device's side: uniform numbers depend on seed, clip, sample and step. A
-slot falls free when the host hears that its last sentence ended; what was queued for it meanwhile changes nothing.
+slot falls free when the host collects the end of its last sentence; what was queued for it meanwhile changes nothing.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from lavila_fast.generate.randomness import uniforms
 from lavila_fast.generate.scheduler import end_token, token_limit
 
 if TYPE_CHECKING:  # it needs torch
-    from lavila_fast.engines.torch_cuda.decode_loop import Flight, Heard, Rules
-    from lavila_fast.engines.torch_cuda.encoder import Stage
+    from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules, StepOutcome
+    from lavila_fast.engines.torch_cuda.encoder import EncoderBatch
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 
 T = TypeVar("T")
-SPREAD = 12  # steps over which the clips of a full flight are uploaded: about what a sentence takes
+SPREAD = 12  # steps over which the clips of a full table are uploaded: about what a sentence takes
 
 
 @dataclass(frozen=True)
-class Coming(Generic[T]):
-    """A clip to be narrated: whose it is, its random key, and its frames as `torch_gpu_encoder.Stage` takes them."""
+class PendingClip(Generic[T]):
+    """A clip to be narrated: whose it is, its random key, and its frames as `encoder.EncoderBatch` takes them."""
 
     owner: T
     key: bytes
     frames: Any
 
 
-class Cabin(Generic[T]):
-    """What the host knows of B slots with R rows: who sits there, and the sentences as far as they were heard.
+class SlotTable(Generic[T]):
+    """What the host knows of B slots with R rows: the clip in each, and the sentences as far as they were collected.
 
     Attributes:
         clips: The clip of each slot, or None.
         steps: Steps queued for it.
-        live: (B, R) rows whose end was not heard yet.
+        live: (B, R) rows whose end was not collected yet.
     """
 
     def __init__(self, slots: int, rows: int, limit: int, end: int) -> None:
         self.limit, self.end = limit, end
-        self.clips: list[Coming[T] | None] = [None] * slots
+        self.clips: list[PendingClip[T] | None] = [None] * slots
         self.steps, self._since = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
         self.live = np.zeros((slots, rows), bool)
         self._ids = np.zeros((slots, rows, limit), np.int64)
@@ -62,22 +62,22 @@ class Cabin(Generic[T]):
         """Empty slots, in order."""
         return np.array([slot for slot, clip in enumerate(self.clips) if clip is None], np.int64)
 
-    def seat(self, slot: int, clip: Coming[T], number: int) -> None:
+    def admit(self, slot: int, clip: PendingClip[T], number: int) -> None:
         """A clip takes a slot; step `number` will be its first."""
         self.clips[slot], self.steps[slot], self._since[slot] = clip, 0, number
         self.live[slot], self._counts[slot], self._ids[slot, :, 0] = True, 1, self.end
         self._logprob[slot], self._entropy[slot] = 0, 0
 
-    def waiting(self) -> NDArray[np.bool_]:
+    def unfinished(self) -> NDArray[np.bool_]:
         """Slots for whose sentences another step must be queued, as far as is known, (B,)."""
-        hungry: NDArray[np.bool_] = self.live.any(1) & (self.steps < self.limit - 1)
-        return hungry
+        unfinished: NDArray[np.bool_] = self.live.any(1) & (self.steps < self.limit - 1)
+        return unfinished
 
-    def hear(self, heard: Heard) -> list[int]:
+    def collect(self, outcome: StepOutcome) -> list[int]:
         """Add one step's tokens to the sentences: the slots that it completed."""
-        chosen = heard.chosen
+        chosen = outcome.chosen
         n = len(chosen.tokens)
-        mine = self.live[:n] & (self._since[:n] <= heard.number)[:, None]
+        mine = self.live[:n] & (self._since[:n] <= outcome.number)[:, None]
         slot, row = np.nonzero(mine)
         place = self._counts[slot, row]
         tokens = chosen.tokens[slot, row]
@@ -88,7 +88,7 @@ class Cabin(Generic[T]):
         self.live[slot, row] = (tokens != self.end) & (place + 1 < self.limit)
         return np.flatnonzero(mine.any(1) & ~self.live[:n].any(1)).tolist()
 
-    def leave(self, slot: int) -> tuple[T, list[Written]]:
+    def release(self, slot: int) -> tuple[T, list[Written]]:
         """The clip's owner and its sentences; the slot is empty then."""
         clip = self.clips[slot]
         assert clip is not None
@@ -103,7 +103,7 @@ class Cabin(Generic[T]):
 
 
 def write_ahead(
-    runtime: TorchGpuRuntime, clips: Iterable[Coming[T]], options: Options
+    runtime: TorchGpuRuntime, clips: Iterable[PendingClip[T]], options: Options
 ) -> Iterator[tuple[T, list[Written]]]:
     """Sample `options.samples` sentences for each clip.
 
@@ -123,33 +123,33 @@ def write_ahead(
     if options.beams > 1:
         raise InputError("beams cannot run ahead of the device; take write_beams")
     rules = Rules(options.warp, min(token_limit(runtime, options), runtime.capacity + 1))
-    flight = runtime.flight(options.samples)
-    flight.take()
+    loop = runtime.decode_loop(options.samples)
+    loop.reserve()
     try:
-        flight.prepare(rules)
-        cabin: Cabin[T] = Cabin(flight.slots, flight.rows, rules.limit, end_token(runtime))
-        yield from _fly(_Gate(runtime, clips, flight.lanes // flight.rows), flight, cabin, rules)
+        loop.prepare(rules)
+        table: SlotTable[T] = SlotTable(loop.slots, loop.rows, rules.limit, end_token(runtime))
+        yield from _decode_ahead(_AdmissionQueue(runtime, clips, loop.lanes // loop.rows), loop, table, rules)
     finally:
-        flight.land()
+        loop.release()
 
 
-class _Gate(Generic[T]):
-    """Clips on their way to a slot: each stage of the encoder holds a batch, and the oldest boards first."""
+class _AdmissionQueue(Generic[T]):
+    """Clips that wait for a slot: each fills a batch of the encoder, and the oldest batch is admitted first."""
 
-    def __init__(self, runtime: TorchGpuRuntime, clips: Iterable[Coming[T]], seats: int) -> None:
-        self._queue, self._batch = iter(clips), runtime.encode_batch
+    def __init__(self, runtime: TorchGpuRuntime, clips: Iterable[PendingClip[T]], clips_at_once: int) -> None:
+        self._queue, self._size = iter(clips), runtime.encode_batch
         # The host must be back from uploading before the queued steps are done.
-        self._portion = -(-seats // SPREAD)
-        self._idle = deque(runtime.stages())
-        for stage in self._idle:
-            stage.clear()
-        self.batches: deque[tuple[Stage, deque[Coming[T]]]] = deque()
-        self._filling: deque[Coming[T]] = deque()
+        self._portion = -(-clips_at_once // SPREAD)
+        self._idle = deque(runtime.encoder_batches())
+        for batch in self._idle:
+            batch.clear()
+        self.batches: deque[tuple[EncoderBatch, deque[PendingClip[T]]]] = deque()
+        self._filling: deque[PendingClip[T]] = deque()
         self._open = True
 
-    def call(self, busy: bool) -> None:
+    def upload(self, busy: bool) -> None:
         """Upload some clips, if the encoder has room: what a step hides, or a batch if none is under way."""
-        for _ in range(self._portion if busy else self._batch):
+        for _ in range(self._portion if busy else self._size):
             if not self._open or not self._idle:
                 return
             clip = next(self._queue, None)
@@ -158,56 +158,58 @@ class _Gate(Generic[T]):
             else:
                 self._idle[0].put(clip.frames)
                 self._filling.append(clip)
-            if self._filling and (clip is None or len(self._filling) == self._batch):
+            if self._filling and (clip is None or len(self._filling) == self._size):
                 self._idle[0].start()
                 self.batches.append((self._idle.popleft(), self._filling))
                 self._filling = deque()
 
-    def board(self, flight: Flight, cabin: Cabin[T], hurry: bool) -> None:
-        """Seat clips that are encoded, as far as there are lanes; with `hurry`, the device waits for the encoder."""
-        free = cabin.free()[: (flight.lanes - int(cabin.live.sum())) // flight.rows]
+    def admit(self, loop: DecodeLoop, table: SlotTable[T], hurry: bool) -> None:
+        """Admit clips that are encoded, as far as there are lanes; with `hurry`, the device waits for the encoder."""
+        free = table.free()[: (loop.lanes - int(table.live.sum())) // loop.rows]
         while len(free) and self.batches and (hurry or self.batches[0][0].done.reached()):
-            stage, clips = self.batches[0]
+            batch, clips = self.batches[0]
             slots, free = free[: len(clips)], free[len(clips) :]
-            flight.board(slots, stage, stage.clips - len(clips))
+            loop.admit(slots, batch, batch.clips - len(clips))
             for slot in slots.tolist():
-                cabin.seat(slot, clips.popleft(), flight.number)
+                table.admit(slot, clips.popleft(), loop.number)
             if not clips:
                 self.batches.popleft()
-                stage.clear()
-                self._idle.append(stage)
+                batch.clear()
+                self._idle.append(batch)
 
 
-def _fly(gate: _Gate[T], flight: Flight, cabin: Cabin[T], rules: Rules) -> Iterator[tuple[T, list[Written]]]:
+def _decode_ahead(
+    admissions: _AdmissionQueue[T], loop: DecodeLoop, table: SlotTable[T], rules: Rules
+) -> Iterator[tuple[T, list[Written]]]:
     while True:
-        busy = bool(cabin.waiting().any())
-        gate.call(busy)
-        gate.board(flight, cabin, hurry=not busy)
-        waiting = cabin.waiting()
-        if waiting.any():
+        busy = bool(table.unfinished().any())
+        admissions.upload(busy)
+        admissions.admit(loop, table, hurry=not busy)
+        unfinished = table.unfinished()
+        if unfinished.any():
             if not rules.warp.greedy:
-                _draw(flight, cabin, waiting)
-            flight.launch(int(np.flatnonzero(waiting)[-1]) + 1, rules)
-            cabin.steps[waiting] += 1
-        elif not flight.flying:
-            if gate.batches:
+                _draw(loop, table, unfinished)
+            loop.launch(int(np.flatnonzero(unfinished)[-1]) + 1, rules)
+            table.steps[unfinished] += 1
+        elif not loop.queued:
+            if admissions.batches:
                 continue
             return
-        if flight.flying > (flight.lag if waiting.any() else 0):
-            for slot in cabin.hear(flight.read()):
-                yield cabin.leave(slot)
+        if loop.queued > (loop.lag if unfinished.any() else 0):
+            for slot in table.collect(loop.read()):
+                yield table.release(slot)
 
 
-def _draw(flight: Flight, cabin: Cabin[T], waiting: NDArray[np.bool_]) -> None:
+def _draw(loop: DecodeLoop, table: SlotTable[T], unfinished: NDArray[np.bool_]) -> None:
     """Send the uniform numbers of the next steps to the slots that have used up theirs."""
-    slots = np.flatnonzero(waiting & (cabin.steps % flight.drawn == 0))
+    slots = np.flatnonzero(unfinished & (table.steps % loop.drawn == 0))
     if not len(slots):
         return
-    u = np.zeros((len(slots), flight.rows, flight.drawn))
+    u = np.zeros((len(slots), loop.rows, loop.drawn))
     for place, slot in enumerate(slots.tolist()):
-        clip, first = cabin.clips[slot], int(cabin.steps[slot])
+        clip, first = table.clips[slot], int(table.steps[slot])
         assert clip is not None
-        steps = range(first, min(first + flight.drawn, cabin.limit - 1))
-        rows = np.flatnonzero(cabin.live[slot])
+        steps = range(first, min(first + loop.drawn, table.limit - 1))
+        rows = np.flatnonzero(table.live[slot])
         u[place, rows, : len(steps)] = uniforms(clip.key, rows.tolist(), steps)
-    flight.draw(slots, u)
+    loop.draw(slots, u)

@@ -1,8 +1,8 @@
 """The encoder on its own stream: batches of one fixed size, from frames on the host to cross-attention keys and values.
 
-A `Stage` is one batch with memory of its own: while the decoder takes clips from one, the next is computed in the
-other. A batch that is not full computes what was there before, and nobody reads it: no size of batch is ever seen but
-one, so nothing compiles twice and a clip's numbers cannot depend on how many came with it. Never run on a GPU yet.
+An `EncoderBatch` is one batch with memory of its own: while the decoder takes clips from one, the next is computed in
+the other. A batch that is not full computes what was there before, and nobody reads it: no size of batch is ever seen
+but one, so nothing compiles twice and a clip's numbers cannot depend on how many came with it. Never run on a GPU yet.
 
 Shape suffixes: E clips a batch, T frames, H W pixels, h heads, d head size, Q visual tokens.
 """
@@ -20,7 +20,7 @@ from lavila_fast.engines.torch_cuda.launch import Launcher, Mark
 from lavila_fast.errors import InputError
 from lavila_fast.models.narrator import Narrator
 
-STAGES = 2
+BUFFERS = 2  # batches: one is read while the other is computed
 Encode = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -34,7 +34,7 @@ def keys_values(model: Narrator) -> Encode:
     return encode
 
 
-class Stage:
+class EncoderBatch:
     """A batch of clips.
 
     Attributes:

@@ -70,7 +70,7 @@ class Launcher:
         """An array or tensor on the device, queued on the current stream; the source may be altered at once."""
         return _tensor(values)
 
-    def landing(self, like: Tensor) -> Tensor:
+    def host_buffer(self, like: Tensor) -> Tensor:
         """Host memory of the shape and type of `like`, that the device can write on its own."""
         return torch.zeros_like(like, device="cpu")
 
@@ -154,7 +154,7 @@ class CudaLauncher(Launcher):
         pinned = torch.empty_like(given, pin_memory=True).copy_(given)  # a copy, though the source be pinned itself
         return pinned.to(self.device, non_blocking=True)
 
-    def landing(self, like: Tensor) -> Tensor:
+    def host_buffer(self, like: Tensor) -> Tensor:
         """See `Launcher`."""
         return torch.zeros(like.shape, dtype=like.dtype, pin_memory=True)
 

@@ -22,8 +22,8 @@ from lavila_fast.engines.device.sampling import Sampler, choose
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.engines.protocol import Writer
 from lavila_fast.engines.sampling import Chosen, Warp
-from lavila_fast.engines.torch_cuda.decode_loop import Flight, Rules
-from lavila_fast.engines.torch_cuda.encoder import STAGES, Encode, Stage, keys_values
+from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules
+from lavila_fast.engines.torch_cuda.encoder import BUFFERS, Encode, EncoderBatch, keys_values
 from lavila_fast.engines.torch_cuda.launch import launcher_for
 from lavila_fast.engines.torch_cuda.memory import (
     NAMES,
@@ -86,12 +86,12 @@ class TorchGpuRuntime(SlotRuntime):
             compile_encoder: A mode of `torch.compile` (``default``, ``max-autotune-no-cudagraphs``), or None.
             compile_step: Whether to compile the decoder's step too.
             compile_backend: Of `torch.compile`.
-            encoder: Instead of the model's, such as `AotRuntime(...).encoder`; see `torch_gpu_encoder.keys_values`.
+            encoder: Instead of the model's, such as `AotRuntime(...).encoder`; see `encoder.keys_values`.
             encode_batch: Clips the encoder takes at once.
             graphs: Whether to capture CUDA graphs.
-            lanes: Sentences that are written at once at most; see `torch_gpu_step`. None takes 60% of slots times rows.
+            lanes: Sentences that are written at once at most; see `step`. None takes 60% of slots times rows.
             lag: Steps the host may queue before it reads one. A slot stays taken so long after its last sentence ended.
-            steady: See `torch_gpu_flight`.
+            steady: See `decode_loop`.
 
         Raises:
             InputError: no such device, or no such precision.
@@ -123,8 +123,8 @@ class TorchGpuRuntime(SlotRuntime):
         self.identity = f"torch-cuda {precision}"
         self._slots, self._rows, self._lanes, self._lag, self._steady = slots, rows, lanes, lag, steady
         self.encode_batch = encode_batch or (CPU_ENCODE_BATCH if where.type == "cpu" else ENCODE_BATCH)
-        self._flight: Flight | None = None
-        self._stages: list[Stage] = []
+        self._loop: DecodeLoop | None = None
+        self._encoder_batches: list[EncoderBatch] = []
 
     def _cross_shapes(self) -> list[tuple[int, ...]]:
         return [(self.heads, self.config.queries, self.size) for _ in range(2 * len(self.config.text.cross_layers))]
@@ -154,50 +154,50 @@ class TorchGpuRuntime(SlotRuntime):
         out_MV = self.decoder(ids_M, ages_M, torch.ones_like(ages_B, dtype=torch.bool), caches, seen)
         self.memory.tensor(logits).copy_(out_MV.view(B, R, -1))
 
-    def flight(self, samples: int) -> Flight:
+    def decode_loop(self, samples: int) -> DecodeLoop:
         """The slots for `samples` rows a clip, made at the first call and whenever the number changes.
 
         Raises:
             InputError: no room on the device, or somebody is writing.
         """
-        if self._flight is None or self._flight.rows != samples:
-            if self._flight is not None:
-                self._flight.take()  # nobody's, or an error
-                self._flight = None
-            self.stages()  # they take their memory first
+        if self._loop is None or self._loop.rows != samples:
+            if self._loop is not None:
+                self._loop.reserve()  # nobody's, or an error
+                self._loop = None
+            self.encoder_batches()  # they take their memory first
             self.launcher.new_pool()
             one = slot_bytes(self.config, samples, self.capacity, self.decoder.dtype)
             slots = choose_slots(self._slots, self.launcher.free_bytes(), one)
             sizes, lanes = (slots, samples, self.capacity), choose_lanes(self._lanes, slots, samples)
             with room_for(f"{slots} clips in flight"):
-                self._flight = Flight(
+                self._loop = DecodeLoop(
                     self.config, self.decoder, self.launcher, sizes, lanes, self._lag, self._steady, self._decode
                 )
-        return self._flight
+        return self._loop
 
-    def stages(self) -> list[Stage]:
+    def encoder_batches(self) -> list[EncoderBatch]:
         """The encoder's batches, made (and compiled, and captured) at the first call."""
-        if not self._stages:
+        if not self._encoder_batches:
             dtypes = self._video, self.decoder.dtype
             self.launcher.new_pool(encoding=True)
             with room_for(f"the encoder's batches of {self.encode_batch} clips"):
-                self._stages = [
-                    Stage(self.config, self._encode_batch, self.launcher, self.encode_batch, dtypes)
-                    for _ in range(STAGES)
+                self._encoder_batches = [
+                    EncoderBatch(self.config, self._encode_batch, self.launcher, self.encode_batch, dtypes)
+                    for _ in range(BUFFERS)
                 ]
-        return self._stages
+        return self._encoder_batches
 
     def warm_up(self, samples: int | None = None, rules: Rules | None = None) -> None:
         """Compile and capture all that `write_ahead` will use; it does so itself when it must.
 
         Raises:
-            InputError: see `flight`.
+            InputError: see `decode_loop`.
         """
-        self.flight(samples or self._rows).prepare(rules or Rules(Warp(0.7, top_p=0.95), self.capacity + 1))
+        self.decode_loop(samples or self._rows).prepare(rules or Rules(Warp(0.7, top_p=0.95), self.capacity + 1))
 
     def describe(self) -> dict[str, Any]:
         """What runs and how, for reports: JSON-ready."""
-        flight, cuda = self._flight, self.launcher.device.type == "cuda"
+        loop, cuda = self._loop, self.launcher.device.type == "cuda"
         about: dict[str, Any] = {
             "device": torch.cuda.get_device_name(self.launcher.device) if cuda else "cpu",
             "torch": str(torch.__version__),
@@ -209,12 +209,12 @@ class TorchGpuRuntime(SlotRuntime):
             "lag": self._lag,
             "steady": self._steady,
         }
-        if flight is not None:
+        if loop is not None:
             about |= {
-                "slots": flight.slots,
-                "rows": flight.rows,
-                "lanes": flight.lanes,
-                "slot_bytes": flight.nbytes // flight.slots,
+                "slots": loop.slots,
+                "rows": loop.rows,
+                "lanes": loop.lanes,
+                "slot_bytes": loop.nbytes // loop.slots,
             }
         return about
 

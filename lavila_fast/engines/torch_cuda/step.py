@@ -1,10 +1,10 @@
-"""The narrator's decoder over slots: one token for R rows of each of B clips, caches written in place.
+"""The narrator's decoder over slots: one token for R rows of each of B clips, KV cache written in place.
 
 Written for few, large kernels, since at a few thousand rows a step is a hundred times twenty microseconds: a residual
 is added and normed in one, the gates are folded into the weights behind them, biases and GELU are the product's, the
 head gives float32 logits straight from 16-bit products, with its rows padded so that tensor cores can load them.
 
-Sentences of one clip end at different steps, so that about half of the rows of busy slots are idle. `Seats` names the
+Sentences of one clip end at different steps, so that about half of the rows of busy slots are idle. `LaneMap` names the
 rows that are alive: products, norms, logits and sampling see these *lanes* alone, side by side; attention, which needs
 a slot's rows together, sees all rows and skips the idle. Never run on a GPU yet.
 
@@ -61,7 +61,7 @@ def _product(layer: nn.Module, x_MK: Tensor) -> Tensor:
     return out
 
 
-def _digested(mlp: nn.Module, x_ME: Tensor) -> Tensor:
+def _feed_forward(mlp: nn.Module, x_ME: Tensor) -> Tensor:
     if type(mlp) is not Mlp:
         other: Tensor = mlp(x_ME)  # kept from overflowing
         return other
@@ -86,7 +86,7 @@ def _normed(norm: nn.LayerNorm, branch_ME: Tensor, x_ME: Tensor | None) -> tuple
 
 
 @dataclass(frozen=True)
-class Seats:
+class LaneMap:
     """Which rows are computed.
 
     Attributes:
@@ -98,13 +98,13 @@ class Seats:
     lane_M: Tensor
 
 
-def _pick(x_M: Tensor, seats: Seats | None) -> Tensor:
+def _rows_to_lanes(x_M: Tensor, lanes: LaneMap | None) -> Tensor:
     """The lanes' rows. PyTorch's `index` copies whole 16 bytes, its `index_select` number by number."""
-    return x_M if seats is None else x_M[seats.row_L]
+    return x_M if lanes is None else x_M[lanes.row_L]
 
 
-def _spread(x_L: Tensor, seats: Seats | None) -> Tensor:
-    return x_L if seats is None else x_L[seats.lane_M]
+def _lanes_to_rows(x_L: Tensor, lanes: LaneMap | None) -> Tensor:
+    return x_L if lanes is None else x_L[lanes.lane_M]
 
 
 class SlotDecoder:
@@ -129,7 +129,7 @@ class SlotDecoder:
         active_B: Tensor,
         caches: Sequence[Tensor] | Tensor,
         cross: Sequence[Tensor] | Tensor,
-        seats: Seats | None = None,
+        lanes: LaneMap | None = None,
     ) -> Tensor:
         """Feed one token a row.
 
@@ -139,43 +139,57 @@ class SlotDecoder:
             active_B: Slots with a row that is not idle.
             caches: Key, value of each block in turn, each (M, h, C, d); written in place.
             cross: Key, value of each gated block in turn, each (B, h, Q, d).
-            seats: Of the rows that are not idle; None computes all, L = M.
+            lanes: Of the rows that are not idle; None computes all, L = M.
 
         Returns:
             Logits (L, V) float32; the rows may lie apart. Those of idle rows mean nothing, but are finite.
         """
         t = self.decoder.transformer
-        branch, x = t.wte(_pick(ids_M, seats)) + t.wpe(_pick(lengths_M, seats).clamp(min=0)), None
+        ids, places = _rows_to_lanes(ids_M, lanes), _rows_to_lanes(lengths_M, lanes).clamp(min=0)
+        branch, x = t.wte(ids) + t.wpe(places), None
         seen = 0
         for number, block in enumerate(t.h):
             assert isinstance(block, Block)
             if block.cross:
                 normed, x = _normed(block.ln_cross_attn, branch, x)
-                branch = self._look(block.crossattention, normed, active_B, cross[2 * seen], cross[2 * seen + 1], seats)
+                key, value = cross[2 * seen], cross[2 * seen + 1]
+                branch = self._cross_attend(block.crossattention, normed, active_B, key, value, lanes)
                 normed, x = _normed(block.ln_2_crossattention, branch, x)
-                branch = _digested(block.mlp_crossattention, normed)
+                branch = _feed_forward(block.mlp_crossattention, normed)
                 seen += 1
             normed, x = _normed(block.ln_1, branch, x)
-            branch = self._recall(block.attn, normed, lengths_M, caches[2 * number], caches[2 * number + 1], seats)
+            branch = self._self_attend(block.attn, normed, lengths_M, caches[2 * number], caches[2 * number + 1], lanes)
             normed, x = _normed(block.ln_2, branch, x)
-            branch = _digested(block.mlp, normed)
+            branch = _feed_forward(block.mlp, normed)
         return self._logits(_normed(t.ln_f, branch, x)[0])
 
-    def _look(
-        self, layer: CrossAttention, x_LE: Tensor, active_B: Tensor, key: Tensor, value: Tensor, seats: Seats | None
+    def _cross_attend(
+        self,
+        layer: CrossAttention,
+        x_LE: Tensor,
+        active_B: Tensor,
+        key: Tensor,
+        value: Tensor,
+        lanes: LaneMap | None,
     ) -> Tensor:
-        q_ME = _spread(_product(layer.q_attn, x_LE), seats)
+        q_ME = _lanes_to_rows(_product(layer.q_attn, x_LE), lanes)
         (M, E), B = q_ME.shape, len(key)
         seen_BRhd = cross_attention(q_ME.view(B, M // B, layer.heads, E // layer.heads), key, value, active_B)
-        return _product(layer.c_proj, _pick(seen_BRhd.reshape(M, E), seats))
+        return _product(layer.c_proj, _rows_to_lanes(seen_BRhd.reshape(M, E), lanes))
 
-    def _recall(
-        self, layer: SelfAttention, x_LE: Tensor, lengths_M: Tensor, keys: Tensor, values: Tensor, seats: Seats | None
+    def _self_attend(
+        self,
+        layer: SelfAttention,
+        x_LE: Tensor,
+        lengths_M: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        lanes: LaneMap | None,
     ) -> Tensor:
-        qkv = _spread(_product(layer.c_attn, x_LE), seats)
+        qkv = _lanes_to_rows(_product(layer.c_attn, x_LE), lanes)
         M, E = len(qkv), x_LE.shape[1]
         mixed_Mhd = cached_attention(qkv.view(M, 3, layer.heads, E // layer.heads), keys, values, lengths_M)
-        return _product(layer.c_proj, _pick(mixed_Mhd.reshape(M, E), seats))
+        return _product(layer.c_proj, _rows_to_lanes(mixed_Mhd.reshape(M, E), lanes))
 
     def _logits(self, x_LE: Tensor) -> Tensor:
         if self._head_EV is not None:  # logits reach a hundred and more, where 16 bits have no room behind the point
