@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.generate.ahead import Coming, write_ahead
+from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.beams import write_beams
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.scheduler import Task, write_samples
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def write(
-    runtime: NarratorRuntime, clips: Iterable[Coming[T]], options: Options, batch: int
+    runtime: NarratorRuntime, clips: Iterable[PendingClip[T]], options: Options, batch: int
 ) -> Iterator[tuple[T, list[Written]]]:
     """Write `options.samples` sentences for each clip.
 
@@ -41,7 +41,7 @@ def write(
     return write_samples(runtime, _tasks(runtime, clips), options, batch)
 
 
-def _tasks(runtime: NarratorRuntime, clips: Iterable[Coming[T]]) -> Iterator[Task[T]]:
+def _tasks(runtime: NarratorRuntime, clips: Iterable[PendingClip[T]]) -> Iterator[Task[T]]:
     for clip in clips:
         yield Task(clip.owner, clip.key, runtime.encode(_on_host(clip.frames)[np.newaxis]))
 
