@@ -17,11 +17,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
-from lavila_fast.errors import CheckpointError, InputError  # noqa: E402
+from lavila_fast.errors import CheckpointError, InputError, StorageError  # noqa: E402
 from lavila_fast.evaluate import kitchen as evaluate_kitchen  # noqa: E402
 from lavila_fast.evaluate.clips import Clips, action_of, filmed_clips, labels_of  # noqa: E402
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
 from lavila_fast.models.load import load_narrator  # noqa: E402
+from lavila_fast.train.checkpoints import load_state, save_state  # noqa: E402
 from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402
 from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
 from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
@@ -351,3 +352,59 @@ def test_confusions_name_the_part_that_is_wrong():
     labels = np.array([labels_of(shown)] * 4)
     said = [shown.sentence, other.sentence, other.sentence, "nonsense"]
     assert evaluate_kitchen.confusions(said, labels) == [["verb", shown.verb, "put_down", 2]]
+
+
+def command(*arguments):
+    """`python -m lavila_fast.train` that must not get as far as rendering; what it says, in one line."""
+    env = {name: value for name, value in os.environ.items() if name != "RANK"}
+    start = [sys.executable, "-m", "lavila_fast.train", *map(str, arguments)]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert not done.stdout
+    return line
+
+
+def test_command_refuses_in_one_line(tmp_path):
+    """An earlier run, ZeRO alone, too few clips, and a recipe whose start is not there."""
+    used, start = tmp_path / "used", tmp_path / "nano_narrator"
+    used.mkdir()
+    (used / "state.pt").touch()
+    assert "give --resume, --overwrite, or another --output" in command("nano_image", "--output", used)
+    assert "torchrun" in command("nano_image", "--output", tmp_path / "new", "--zero", 1)
+    dual = ("nano_dual", "--output", tmp_path / "nano_dual")
+    assert f"python -m lavila_fast.train nano_narrator --output {start}" in command(*dual)
+    start.mkdir()
+    (start / "average.pt").touch()
+    assert "--clips must be at least a batch, 256" in command(*dual, "--clips", 64)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_batch_needs_so_many_clips(clips):
+    with pytest.raises(InputError, match="48 clips fill no batch; give at least 49"):
+        Batches(clips, 49)
+
+
+def test_an_earlier_run_is_kept_unless_told_otherwise(clips, tmp_path):
+    kept = train(TINY, clips, None, tmp_path, every=1).read_bytes()
+    with pytest.raises(InputError, match="holds an earlier run"):
+        train(replace(TINY, lr=1e-4), clips, None, tmp_path)
+    assert (tmp_path / "average.pt").read_bytes() == kept
+    train(replace(TINY, lr=1e-4), clips, None, tmp_path, every=1, overwrite=True)
+    assert (tmp_path / "average.pt").read_bytes() != kept
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == TINY.steps
+
+
+def test_a_checkpoint_cut_short_leaves_the_last_one(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    save_state({"step": 1}, path)
+
+    def cut(_, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", cut)
+    with pytest.raises(StorageError, match="make room"):
+        save_state({"step": 2}, path)
+    assert load_state(path) == {"step": 1}
+    assert [one.name for one in tmp_path.iterdir()] == ["state.pt"]

@@ -11,7 +11,7 @@ from lavila_fast.errors import LavilaError
 from lavila_fast.evaluate.clips import Clips
 from lavila_fast.train.dali_data import ListBatches, ListConfig, open_list
 from lavila_fast.train.data import DataConfig, open_clips
-from lavila_fast.train.loop import train
+from lavila_fast.train.loop import check, train
 from lavila_fast.train.memory import keep_memory
 from lavila_fast.train.recipes import RECIPES
 
@@ -21,6 +21,7 @@ from lavila_fast.train.recipes import RECIPES
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run.")
 @click.option("--cache", default="runs/cache", show_default=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--resume", is_flag=True, help="Continue from the last checkpoint in the output folder.")
+@click.option("--overwrite", is_flag=True, help="Train afresh in a folder that holds an earlier run, which is lost.")
 @click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--clips", type=click.IntRange(64), help="Clips to learn from, instead of the recipe's.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Rendering processes.")
@@ -30,25 +31,29 @@ def main(
     output: Path,
     cache: Path,
     resume: bool,
+    overwrite: bool,
     steps: int | None,
     clips: int | None,
     workers: int,
     zero: int | None,
 ) -> None:
     """Train RECIPE; run it under torchrun for several processes."""
-    keep_memory()
     row = RECIPES[recipe]
     data = row.data if isinstance(row.data, ListConfig) else replace(row.data, clips=clips or row.data.clips)
     row = replace(row, steps=steps or row.steps, data=data)
     try:
+        check(row, output, resume, overwrite, zero)
+        keep_memory()
         watch = DataConfig(clips=500, split="unseen_seeds", sizes=((320, 240),), shift=0.0, jitter=0.0)
         if isinstance(data, ListConfig):
             learn: Clips | ListBatches = open_list(data, row.batch_size, row.seed)
         else:
             learn = open_clips(data, cache, workers)
-        train(row, learn, open_clips(watch, cache, workers), output, resume, zero=zero)
+        train(row, learn, open_clips(watch, cache, workers), output, resume, zero=zero, overwrite=overwrite)
     except LavilaError as error:
-        raise click.ClickException(str(error)) from error
+        failure = click.ClickException(str(error))
+        failure.exit_code = error.exit_code
+        raise failure from error
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def load_state(path: Path) -> dict[str, Any]:
         CheckpointError: missing, truncated or not a state of ours.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; start the run without --resume")
+        raise CheckpointError(f"{path}: no such checkpoint; train the run that makes it first")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lavila_fast.kitchen as kitchen
+from lavila_fast.errors import InputError
 from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
 from lavila_fast.files import replacing
 from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
@@ -148,6 +149,15 @@ class Batches:
     batch_size: int
     seed: int = 0
     still: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there is a batch in it.
+
+        Raises:
+            InputError: fewer clips than a batch.
+        """
+        if 0 < len(self.clips.labels) < self.batch_size:
+            raise InputError(f"{len(self.clips.labels)} clips fill no batch; give at least {self.batch_size}")
 
     def _rng(self, stream: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed * 8 + stream, number]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.evaluate.clips import Clips
 from lavila_fast.train.checkpoints import load_state, save_state
 from lavila_fast.train.dali_data import ListBatches
-from lavila_fast.train.data import Batches
+from lavila_fast.train.data import Batches, DataConfig
 from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import adopt, features, make_task
@@ -221,8 +222,46 @@ class _Progress:
         self.rows, self.since = [], time.perf_counter()
 
 
-def _earlier(recipe: Recipe, output: Path) -> dict[str, Tensor] | None:
-    return None if recipe.start is None else load_state(output.parent / recipe.start / "average.pt")
+def _start_weights(recipe: Recipe, output: Path) -> Path | None:
+    return None if recipe.start is None else output.parent / recipe.start / "average.pt"
+
+
+_KEPT = ("state.pt", "average.pt", "deepspeed", "log.jsonl")  # what a run leaves in its folder
+
+
+def _forget(output: Path) -> None:
+    """Remove an earlier run's files."""
+    for name in _KEPT:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def check(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False, zero: int | None = None) -> None:
+    """Refuse, before anything is rendered or written, what cannot end well; see `train` for the arguments.
+
+    Raises:
+        InputError: the folder holds an earlier run that would be lost, fewer clips than a batch, or ZeRO in a process
+            that torchrun did not start.
+        CheckpointError: the run that `recipe` starts from is not there.
+    """
+    if not (resume or overwrite) and any((output / name).exists() for name in _KEPT):
+        raise InputError(f"{output}: holds an earlier run; give --resume, --overwrite, or another --output")
+    if zero is not None and "RANK" not in os.environ and not dist.is_initialized():
+        raise InputError(
+            "--zero shares the optimiser among processes; start them with "
+            "torchrun --standalone --nproc_per_node=2 -m lavila_fast.train …"
+        )
+    if isinstance(recipe.data, DataConfig) and recipe.data.clips < recipe.batch_size:
+        raise InputError(f"recipe {recipe.name}: --clips must be at least a batch, {recipe.batch_size}")
+    start = _start_weights(recipe, output)
+    if start is not None and not start.is_file():
+        raise CheckpointError(
+            f"{start}: recipe {recipe.name} starts from this file; make it with "
+            f"python -m lavila_fast.train {recipe.start} --output {start.parent}"
+        )
 
 
 def train(
@@ -233,6 +272,7 @@ def train(
     resume: bool = False,
     every: int = 20,
     zero: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Run a recipe to its end, or until asked to stop.
 
@@ -244,14 +284,22 @@ def train(
         resume: Continue from the last checkpoint if there is one.
         every: Steps between progress lines.
         zero: Let DeepSpeed share out the optimiser, at this ZeRO stage (1 or 2).
+        overwrite: Begin afresh although `output` holds an earlier run, which is lost.
 
     Returns:
         The file with the averaged weights.
+
+    Raises:
+        InputError, CheckpointError: see `check`.
     """
+    check(recipe, output, resume, overwrite, zero)
     output.mkdir(parents=True, exist_ok=True)
     stop = _Stop()
     with processes() as (rank, world):
-        run = Run(recipe, clips, rank, world, zero, _earlier(recipe, output))
+        if rank == 0 and overwrite and not resume:
+            _forget(output)
+        start = _start_weights(recipe, output)
+        run = Run(recipe, clips, rank, world, zero, load_state(start) if start else None)
         resumed = resume and run.resume(output)
         if rank == 0 and not resumed:
             print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)
