@@ -51,9 +51,8 @@ def main(
             learn = open_clips(data, cache, workers)
         train(row, learn, open_clips(watch, cache, workers), output, resume, zero=zero, overwrite=overwrite)
     except LavilaError as error:
-        failure = click.ClickException(str(error))
-        failure.exit_code = error.exit_code
-        raise failure from error
+        click.echo(f"error: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":
