@@ -22,6 +22,7 @@ from torch import nn  # noqa: E402
 
 from lavila_fast.config import ClassifierConfig, DistilBertConfig, DualEncoderConfig, VisionConfig  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
+from lavila_fast.engines.host.ort import EXACT, dequantizes  # noqa: E402
 from lavila_fast.engines.host.state import HostRuntime  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
@@ -74,7 +75,8 @@ def spoiled(tiny_model):
 def session(path, optimized=None):
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as `engines.host.ort.session` does
+    if not dequantizes(path):  # as `engines.host.ort.session` does
+        options.add_session_config_entry(EXACT, "1")
     if optimized:
         options.optimized_model_filepath = str(optimized)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

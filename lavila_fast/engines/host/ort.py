@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
 from lavila_fast.errors import BundleError
 from lavila_fast.machine import available_cpus
 
+# Without VNNI the fast INT8 product adds pairs in 16 bits, which overflow; with this, a slower one is exact.
+EXACT = "session.x64quantprecision"
 Shapes = Mapping[str, tuple[int | None, ...]]
 
 
@@ -38,8 +41,8 @@ def session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
-    # Without VNNI the fast INT8 product adds pairs in 16 bits, which overflow; a slower one is exact.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not dequantizes(path):
+        options.add_session_config_entry(EXACT, "1")
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
@@ -49,6 +52,15 @@ def session(
         raise BundleError(
             f"{path}: ONNX Runtime cannot load this graph ({reason}); export or download it again"
         ) from error
+
+
+def dequantizes(path: Path) -> bool:
+    """Whether a graph holds ``DequantizeLinear``: static Q/DQ, as TensorRT takes it, which `EXACT` breaks."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+            return graph.find(b"DequantizeLinear") >= 0
+    except (OSError, ValueError):  # missing or empty: opening it says so
+        return False
 
 
 def check_graph(path: Path, graph: ort.InferenceSession, inputs: Shapes, outputs: Sequence[str]) -> None:
