@@ -128,7 +128,7 @@ def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, o
         elif left < wanted / 2:
             click.echo(f"{name}: no time left for it; run the same command again", err=True)
         else:
-            found = run_part(name, rehearse, min(2 * wanted, left))
+            found = run_part(name, rehearse, min((6 if rehearse else 2) * wanted, left))
             write_json(path, {"part": name, "key": key, **found})
             click.echo(f"{name}: {found['took_s']:.0f} s {found.get('failed', '')}".strip(), err=True)
 
