@@ -34,6 +34,7 @@ from lavila_fast.export.graphs.translations import TRANSLATIONS
 from lavila_fast.export.graphs.weights import WeightFile, named_weights
 from lavila_fast.export.recipe import complete, needs_clips
 from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
+from lavila_fast.models.checkpoint import weights_digest
 from lavila_fast.models.load import load_dual_encoder, load_model
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
@@ -186,6 +187,7 @@ class _Build:
             for spec in graphs_for(model, self.options.target):
                 self._write(spec, store, errors)
         bundle = self._describe({kind: model.config for kind, model in models.items()}, words, errors)
+        bundle = replace(bundle, checkpoints={kind: weights_digest(model) for kind, model in references.items()})
         if self.options.target in ("tensorrt", "jetson", "rtx"):
             write_plan(self.folder, axes_for(bundle.models))
         bundle.save()

@@ -30,6 +30,7 @@ from lavila_fast.bundle.engine_key import (
     misfits,
     read_key,
     this_machine,
+    trust,
 )
 from lavila_fast.bundle.manifest import PLAN, sha256
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
@@ -62,6 +63,7 @@ class EngineOptions:
         hardware_compatible: Runs on all GPUs from Ampere on, a little slower. Not on Jetson.
         capabilities: What `tensorrt_rtx` builds for, e.g. ``("8.6", "8.9")``.
         timing_cache: File of measured kernels that makes the next build fast; not part of the key.
+        weights: `models.checkpoint.weights_digest` of the model, for `torch_tensorrt`, which builds from it.
     """
 
     builder: str = "tensorrt"
@@ -71,6 +73,7 @@ class EngineOptions:
     hardware_compatible: bool = False
     capabilities: tuple[str, ...] = RTX_CAPABILITIES
     timing_cache: Path | None = None
+    weights: str = ""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -88,6 +91,8 @@ class EngineOptions:
         """What of them the engine depends on, as JSON gives it back."""
         values = asdict(self)
         del values["timing_cache"]
+        if not self.weights:  # engines built from graphs keep the keys they had
+            del values["weights"]
         return dict(json.loads(json.dumps(values)))
 
 
@@ -213,6 +218,8 @@ def _write(content: memoryview | bytes, graph: Path, engine: Path, options: Engi
     write_bytes(engine, content)
     key = EngineKey(runs, version, gpu, tuple(capabilities), graph_hash(graph), sha256(engine), options.key())
     key.save(engine)
+    if options.version_compatible:
+        trust(engine)
     return key
 
 
@@ -239,13 +246,13 @@ def build_engines(
     keys = {}
     for graph in graphs:
         engine = engine_path(folder, graph.stem)
-        good = None if force else _still_good(engine, graph, options)
+        good = None if force else still_good(engine, graph, options)
         say(f"{engine}: {'still good' if good else 'building'}")
         keys[graph.stem] = good or build_engine(graph, engine, options)
     return keys
 
 
-def _still_good(engine: Path, graph: Path, options: EngineOptions) -> EngineKey | None:
+def still_good(engine: Path, graph: Path, options: EngineOptions) -> EngineKey | None:
     """The key of an engine that was built from this graph, with these options, for this machine."""
     if not engine.is_file() or not key_path(engine).is_file():
         return None

@@ -233,6 +233,7 @@ def test_engines_that_bring_code_run_only_if_the_user_allows_it(tmp_path, monkey
 
     key = EngineKey("tensorrt", "11", "x", ("9.0",), "", "", {"version_compatible": True})
     monkeypatch.delenv("LAVILA_ALLOW_HOST_CODE", raising=False)
+    monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path / "home"))
     assert not needs_host_code(tmp_path, replace(key, options={}))
     with pytest.raises(BundleError, match="set LAVILA_ALLOW_HOST_CODE=1"):
         needs_host_code(tmp_path, key)

@@ -13,7 +13,6 @@ The text side of a narrator is fed words drawn from its own predictions, a dual 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate.clips import FolderClips, filled
 from lavila_fast.files import write_text
+from lavila_fast.models.checkpoint import tensors_digest
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.gpt2 import TiedEmbedding
 from lavila_fast.models.narrator import Narrator
@@ -200,11 +200,8 @@ def _watched_logits(logits: Callable[[Tensor], Tensor], name: str, look: Callabl
 
 def state_key(model: nn.Module, video: Tensor) -> str:
     """What a calibration's state depends on, as 32 hexadecimal digits: weights, clips and the form of the file."""
-    digest = hashlib.blake2b(f"{FORMAT} {BINS} {BATCH} {WORDS}".encode(), digest_size=16)
-    for name, tensor in (*model.state_dict().items(), *((f"clip {i}", clip) for i, clip in enumerate(video))):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    tensors = (*model.state_dict().items(), *((f"clip {i}", clip) for i, clip in enumerate(video)))
+    return tensors_digest(tensors, f"{FORMAT} {BINS} {BATCH} {WORDS}")
 
 
 def feed(model: nn.Module, video: Tensor, texts: Tensor | None, seed: int, blind: Callable[[bool], None]) -> None:

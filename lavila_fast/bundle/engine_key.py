@@ -2,8 +2,8 @@
 
 An engine is machine code for one GPU, one TensorRT and one graph; on another it fails late, or worse, runs. So beside
 every ``engines/<name>.engine`` of a bundle lies ``<name>.engine.json``, its key, and nothing is loaded whose key does
-not fit. AOTInductor's packages (``<name>.pt2``) are kept the same way. The comparison is pure, so that it can be tested
-where there is no GPU.
+not fit. AOTInductor's packages (``<name>.pt2``) are kept the same way; they are code for the processor, and run only
+where they were built or where the user allows it. The comparison is pure, so that it can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.bundle.manifest import sha256
+from lavila_fast.download import cache_dir
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
 from lavila_fast.files import write_json
 
@@ -174,9 +175,32 @@ def needs_host_code(engine: Path, key: EngineKey) -> bool:
     """
     if not key.options.get("version_compatible"):
         return False
-    if os.environ.get(ALLOW) != "1":
-        raise BundleError(f"{engine}: runs code of its maker on this computer; if you trust it, set {ALLOW}=1")
+    require_trust(engine, key)
     return True
+
+
+def trust(engine: Path) -> None:
+    """Note that an engine was built here, by this user: its code may run."""
+    note = cache_dir() / "built" / sha256(engine)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.touch()
+
+
+def require_trust(engine: Path, key: EngineKey) -> None:
+    """Refuse machine code that came with a bundle from elsewhere; a key can be written by anybody.
+
+    Args:
+        engine: The file; `check_engine` has compared it with its key.
+        key: Its key.
+
+    Raises:
+        BundleError: it was not built here by this user, and `ALLOW` does not allow it.
+    """
+    if os.environ.get(ALLOW) != "1" and not (cache_dir() / "built" / key.engine).is_file():
+        raise BundleError(
+            f"{engine}: code for this computer that was not built on it; {mend(engine)}, "
+            f"or set {ALLOW}=1 if you trust its maker"
+        )
 
 
 def load_builder(builder: str) -> Any:

@@ -19,7 +19,7 @@ from lavila_fast.errors import BundleError, InputError
 from lavila_fast.files import write_json
 
 MANIFEST = "bundle.json"
-FORMAT = 2  # 1 has no engines, parity, calibration, native
+FORMAT = 3  # 1 has no engines, parity, calibration, native; 2 has no checkpoints
 WAY_OUT = "copy the bundle to a folder of yours"  # where it cannot be written
 PLAN = "engines.json"  # sizes to build engines for: read with checks of its own, never hashed
 # What exports and reports write; a vocabulary may have any name, and a file that is named already stays.
@@ -58,6 +58,7 @@ class Bundle:
         parity: Summary of how faithful the graphs are to the PyTorch reference; empty if it was not checked.
         calibration: What static ranges were measured on; empty where there are none.
         native: Whether ``weights.safetensors`` is here, which native engines read.
+        checkpoints: Digest of the weights that each model was made from, by kind; empty in older bundles.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Bundle:
     parity: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     native: bool = False
+    checkpoints: dict[str, str] = field(default_factory=dict)
 
     @property
     def narrator(self) -> NarratorConfig:

@@ -9,14 +9,18 @@ Errors are `LavilaError`s; the command line's entry prints them as one line and 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lavila_fast.bundle.engine_key import AOT, BUILDERS, FOLDER, graph_hash, misfits, read_key, this_machine
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
 from lavila_fast.errors import BundleError, InputError, LavilaError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lavila_fast.models.narrator import Narrator
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -53,7 +57,7 @@ def build(bundle: Path, **given: Any) -> None:
     if target == "cpu" and builder != AOT:
         raise BundleError(f"{bundle}: made for cpu; export it with --target tensorrt, jetson or rtx to build engines")
     try:
-        keys = _packages(bundle, given) if builder == AOT else _engines(opened, builder, given)
+        keys = _packages(opened, given) if builder == AOT else _engines(opened, builder, given)
     except ImportError as error:
         if isinstance(error, LavilaError):
             raise
@@ -75,40 +79,50 @@ def _engines(opened: Bundle, builder: str, given: dict[str, Any]) -> dict[str, A
         given["timing_cache"] or bundle / FOLDER / "timing.cache",
     )
     if builder == "torch_tensorrt":
-        return _torch_tensorrt(bundle, options, given)
+        return _torch_tensorrt(opened, options, given)
     keys: dict[str, Any] = build_engines(bundle, options, given["force"], _say)
     return keys
 
 
-def _torch_tensorrt(bundle: Path, options: Any, given: dict[str, Any]) -> dict[str, Any]:
+def _torch_tensorrt(opened: Bundle, options: Any, given: dict[str, Any]) -> dict[str, Any]:
     from lavila_fast.bundle.engine_key import engine_path
-    from lavila_fast.export.engines import build_with_torch_tensorrt
+    from lavila_fast.export.engines import build_with_torch_tensorrt, still_good
     from lavila_fast.export.graphs.inplace import inplace_spec
     from lavila_fast.export.graphs.specs import encoder_spec
-    from lavila_fast.models.load import load_narrator
 
-    model = load_narrator(_checkpoint(given))
-    specs = encoder_spec(model), inplace_spec(model, way="scatter_nd")
-    return {
-        spec.name: build_with_torch_tensorrt(
-            spec, bundle / f"{spec.name}.onnx", engine_path(bundle, spec.name), options
-        )
-        for spec in specs
-    }
-
-
-def _packages(bundle: Path, given: dict[str, Any]) -> dict[str, Any]:
-    from lavila_fast.export.aot import build_packages
-    from lavila_fast.models.load import load_narrator
-
-    keys: dict[str, Any] = build_packages(load_narrator(_checkpoint(given)), bundle, given["device"], _say)
+    model, weights = _model(opened, given)
+    options, keys = replace(options, weights=weights), {}
+    for spec in (encoder_spec(model), inplace_spec(model, way="scatter_nd")):
+        graph, engine = opened.folder / f"{spec.name}.onnx", engine_path(opened.folder, spec.name)
+        good = None if given["force"] else still_good(engine, graph, options)
+        _say(f"{engine}: {'still good' if good else 'building'}")
+        keys[spec.name] = good or build_with_torch_tensorrt(spec, graph, engine, options)
     return keys
 
 
-def _checkpoint(given: dict[str, Any]) -> Path:
+def _packages(opened: Bundle, given: dict[str, Any]) -> dict[str, Any]:
+    from lavila_fast.export.aot import build_packages
+
+    model, _ = _model(opened, given)
+    keys: dict[str, Any] = build_packages(model, opened.folder, given["device"], given["force"], _say)
+    return keys
+
+
+def _model(opened: Bundle, given: dict[str, Any]) -> tuple[Narrator, str]:
+    """The model that these builders start from, and the digest of its weights, which are the bundle's."""
+    from lavila_fast.models.checkpoint import weights_digest
+    from lavila_fast.models.load import load_narrator
+
     if given["checkpoint"] is None:
         raise InputError("this builder starts from the model, not from a graph; name it with --checkpoint")
-    return Path(given["checkpoint"])
+    wanted = opened.checkpoints.get("narrator")
+    if wanted is None:
+        raise BundleError(f"{opened.folder}: does not say which weights it was made from; export it again")
+    model = load_narrator(given["checkpoint"])
+    weights = weights_digest(model)
+    if weights != wanted:
+        raise InputError(f"{given['checkpoint']}: not the weights that {opened.folder} was made from; name those")
+    return model, weights
 
 
 def _axis(text: str) -> tuple[str, tuple[int, int, int]]:

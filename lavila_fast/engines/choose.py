@@ -232,7 +232,7 @@ def _aot(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.compiled import AotRuntime
 
     bundle = opening.need_bundle()
-    return AotRuntime(bundle.folder, bundle.narrator, opening.threads)
+    return AotRuntime(bundle.folder, bundle.narrator, opening.threads, weights=bundle.checkpoints.get("narrator"))
 
 
 _CPU, _GPU = ("cpu",), ("cuda", "tensorrt", "jetson", "rtx")

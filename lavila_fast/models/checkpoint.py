@@ -6,8 +6,9 @@ and every tensor of the model found, or nothing is loaded and the error lists wh
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isqrt
 from pathlib import Path
 
@@ -226,3 +227,17 @@ class _Sizes:
             vocab=vocab,
             max_positions=self.of("textual.embeddings.position_embeddings.weight")[0],
         )
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]], about: str = "") -> str:
+    """Names, shapes, types and values of tensors, and what else `about` says, as 32 hexadecimal digits."""
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Of a model's weights as loaded: the same for a checkpoint in another container, other for any other model."""
+    return tensors_digest(sorted(model.state_dict().items()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lavila_fast.bundle.engine_key import AOT, Machine, check_engine, engine_path, mend
+from lavila_fast.bundle.engine_key import AOT, Machine, check_engine, engine_path, mend, require_trust
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
@@ -110,20 +110,38 @@ class AotRuntime(_OnDevice):
 
     identity = "torch-aot"
 
-    def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: NarratorConfig,
+        threads: int | None = None,
+        device: str = "cpu",
+        weights: str | None = None,
+    ) -> None:
         """Load the packages. They are machine code: their hashes are checked, their maker must be trusted.
 
+        Args:
+            folder: Of the bundle.
+            config: The narrator's sizes.
+            threads: torch's process-wide intra-op threads.
+            device: ``cpu``, or ``cuda`` (never run).
+            weights: `models.checkpoint.weights_digest` of what the bundle was made from; None: it does not say.
+
         Raises:
-            BundleError: a package is missing, altered, or was compiled for another machine or PyTorch.
+            BundleError: a package is missing, altered, was compiled for another machine or PyTorch, from other weights,
+                or elsewhere.
         """
         super().__init__(config, device, threads)
         machine = aot_machine(device)
         self.encoder, self.decoder = (
-            self._load(engine_path(folder, n, ".pt2"), machine) for n in ("encoder", "decoder")
+            self._load(engine_path(folder, n, ".pt2"), machine, weights) for n in ("encoder", "decoder")
         )
 
-    def _load(self, package: Path, machine: Machine) -> Callable[..., Any]:
-        check_engine(package, None, machine)
+    def _load(self, package: Path, machine: Machine, weights: str | None) -> Callable[..., Any]:
+        key = check_engine(package, None, machine)
+        if weights is not None and key.options.get("weights") != weights:
+            raise BundleError(f"{package}: compiled from other weights than the bundle's; {mend(package)}")
+        require_trust(package, key)
         try:
             loaded: Callable[..., Any] = self._torch._inductor.aoti_load_package(str(package))
         except Exception as error:  # the loader's own, unrelated classes
