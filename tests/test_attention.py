@@ -93,8 +93,9 @@ def check(size, dtype, over):
     usual = errors(results(sdpa.divided_attention, qkv, dout, size[1], over), exact)
     found = errors(results(triton_attention.divided_attention, qkv, dout, size[1], over), exact)
     for name, mine, torchs, whole in zip(("out", "dq", "dk", "dv"), found, usual, exact, strict=True):
-        sums = 4 * torch.finfo(torch.float32).eps * whole.abs().max().item()  # PyTorch's float32 may be exact by luck
-        assert mine <= CLOSE[dtype] * max(torchs, sums) + 0.5 * torch.finfo(dtype).eps, name
+        # A weight is exp2 of a float32, which a score of 6 makes wrong by 6 roundings; the interpreter fuses nothing.
+        exponent = 8 * torch.finfo(torch.float32).eps * whole.abs().max().item() if DEVICE == "cpu" else 0.0
+        assert mine <= max(CLOSE[dtype] * torchs, exponent) + 0.5 * torch.finfo(dtype).eps, name
 
 
 @pytest.mark.parametrize("scale", [30.0, -30.0])

@@ -171,11 +171,25 @@ def test_beam_sampling_is_reproducible(warp):
     assert all(len(sentences) == 5 for sentences in first.values())
     fewer = scored.beams(Options(2, warp, 3, seed=0))
     for clip, sentences in fewer.items():  # PyTorch's products may round otherwise when they have fewer rows
-        assert [one.ids for one in sentences] == [one.ids for one in first[clip][:2]]
-        assert [one.logprob for one in sentences] == pytest.approx([one.logprob for one in first[clip][:2]], abs=1e-6)
+        same = first[clip][:2]
+        assert [one.ids for one in sentences] == [one.ids for one in same]
+        for score in ("logprob", "score", "perplexity"):
+            values = [getattr(one, score) for one in sentences]
+            assert values == pytest.approx([getattr(one, score) for one in same], rel=1e-5)
     if warp == PLAIN:
         assert first != other
         assert len({one.ids for one in first[0]}) > 1
+
+
+@pytest.mark.parametrize("warp", [PLAIN, Warp(0.7, top_p=0.95), Warp(0.9, top_k=1)], ids=str)
+def test_fewer_samples_are_the_first_of_more_to_the_bit(tiny_engines, warp):
+    """Of an engine whose products do not round by how many rows there are."""
+    runtime = tiny_engines["onnxruntime"]
+    clips = tiny.videos(2, runtime.config)
+    more, fewer = (
+        dict(write_beams(runtime, tiny.tasks(runtime, clips, 0), Options(count, warp, 3))) for count in (5, 2)
+    )
+    assert fewer == {clip: sentences[:2] for clip, sentences in more.items()}
 
 
 def test_beam_sampling_draws_by_probability():

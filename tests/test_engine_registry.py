@@ -105,3 +105,22 @@ def test_two_onnxruntimes_in_one_folder_are_told():
 
     assert clash(one) == ""
     assert "onnxruntime 1.2 and onnxruntime-gpu 1.2" in clash(lambda name: "1.2")
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "torch-cuda"])
+def test_threads_are_not_passed_over_in_silence(tiny_bundle, engine):
+    with pytest.raises(InputError, match=f"--threads: of no use to --engine {engine}"):
+        Narrator.from_pretrained(tiny_bundle, engine=engine, threads=2)
+
+
+def test_a_precision_that_nobody_has(tiny_bundle):
+    with pytest.raises(InputError, match="no precision 'int3'; choose bf16, fp16"):
+        Narrator.from_pretrained(tiny_bundle, engine="torch-cuda", precision="int3")
+
+
+def test_the_command_line_takes_every_decoder():
+    from lavila_fast.cli.narrate import narrate
+    from lavila_fast.video.decoders import DECODERS
+
+    (option,) = (one for one in narrate.params if one.name == "decoder")
+    assert tuple(option.type.choices) == DECODERS  # spelt out there: help should not wait for numpy

@@ -22,7 +22,7 @@ from torch import nn  # noqa: E402
 
 from lavila_fast.config import ClassifierConfig, DistilBertConfig, DualEncoderConfig, VisionConfig  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
-from lavila_fast.engines.host.ort import EXACT, dequantizes  # noqa: E402
+from lavila_fast.engines.host.ort import session as ort_session  # noqa: E402
 from lavila_fast.engines.host.state import HostRuntime  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
@@ -72,14 +72,16 @@ def spoiled(tiny_model):
     return model
 
 
-def session(path, optimized=None):
+def session(path):
+    return ort_session(path, 1)
+
+
+def optimized(path, into):
+    """How often each operator stands in a graph that ONNX Runtime has optimized."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    if not dequantizes(path):  # as `engines.host.ort.session` does
-        options.add_session_config_entry(EXACT, "1")
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level, options.optimized_model_filepath = 3, str(into)
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(into).graph.node)
 
 
 def export_layer(layer, x, path):
@@ -255,9 +257,9 @@ def test_layer_in_onnx_runtime_is_the_layer(tmp_path, per_tensor):
     torch.manual_seed(0)
     x, layer = torch.randn(1, 37, 64), Int8Linear(nn.Linear(64, 96), per_tensor)
     path = export_layer(layer, x, tmp_path / "layer.onnx")
-    (y,) = session(path, tmp_path / "optimized.onnx").run(None, {"x": x.numpy()})
+    (y,) = session(path).run(None, {"x": x.numpy()})
     np.testing.assert_allclose(y, layer(x).numpy(), rtol=0, atol=1e-5)
-    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    kinds = optimized(path, tmp_path / "optimized.onnx")
     assert (kinds["DynamicQuantizeMatMul"] == 1) is per_tensor  # all in one kernel
 
 

@@ -389,6 +389,8 @@ def test_an_earlier_run_is_kept_unless_told_otherwise(clips, tmp_path):
     kept = train(TINY, clips, None, tmp_path, every=1).read_bytes()
     with pytest.raises(InputError, match="holds an earlier run"):
         train(replace(TINY, lr=1e-4), clips, None, tmp_path)
+    with pytest.raises(InputError, match="leave one of the two out"):
+        train(TINY, clips, None, tmp_path, resume=True, overwrite=True)
     assert (tmp_path / "average.pt").read_bytes() == kept
     train(replace(TINY, lr=1e-4), clips, None, tmp_path, every=1, overwrite=True)
     assert (tmp_path / "average.pt").read_bytes() != kept

@@ -247,6 +247,8 @@ def check(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = 
             that torchrun did not start.
         CheckpointError: the run that `recipe` starts from is not there.
     """
+    if resume and overwrite:
+        raise InputError("--resume goes on with the run that --overwrite would forget; leave one of the two out")
     if not (resume or overwrite) and any((output / name).exists() for name in _KEPT):
         raise InputError(f"{output}: holds an earlier run; give --resume, --overwrite, or another --output")
     if zero is not None and "RANK" not in os.environ and not dist.is_initialized():
@@ -296,7 +298,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     stop = _Stop()
     with processes() as (rank, world):
-        if rank == 0 and overwrite and not resume:
+        if rank == 0 and overwrite:
             _forget(output)
         start = _start_weights(recipe, output)
         run = Run(recipe, clips, rank, world, zero, load_state(start) if start else None)

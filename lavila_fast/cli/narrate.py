@@ -10,8 +10,7 @@ import click
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import LazyChoice
-from lavila_fast.engines.choose import engine_help
-from lavila_fast.errors import InputError
+from lavila_fast.engines.choose import ENGINES, engine_help, precisions
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
-_UNUSED = {
-    ("torch-cuda", "batch_size"): "it narrates as many clips together as the GPU's memory holds",
-    ("torch-cuda", "threads"): "it computes on the GPU",
-}
-"""Engine and option → why the engine has no use for it."""
 
 
 @click.command()
@@ -66,7 +60,7 @@ _UNUSED = {
 )
 @click.option(
     "--precision",
-    type=click.Choice(("fp32", "fp16", "bf16", "int8", "bnb-int8", "bnb-nf4")),
+    type=LazyChoice(precisions),
     help="Of --engine torch-cuda.  [default: bf16]",
 )
 @click.option(
@@ -104,7 +98,8 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
 
 def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     """Narrate, say what was done, and give back the exit code."""
-    refuse_unused(given)
+    if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
+        engine.refuse_unused(given)
     request = _request(inputs, given)
     found = request.find()
     output = request.choose_output(found)
@@ -120,17 +115,6 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     elif not request.quiet:
         click.echo(summary.sentence(output), err=True)
     return summary.exit_code
-
-
-def refuse_unused(given: dict[str, Any]) -> None:
-    """Nothing that was asked for is passed over in silence.
-
-    Raises:
-        InputError: the engine has no use for an option that was given.
-    """
-    for (engine, name), why in _UNUSED.items():
-        if given["engine"] == engine and given[name] is not None:
-            raise InputError(f"--{name.replace('_', '-')}: of no use to --engine {engine} ({why}); leave it out")
 
 
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:

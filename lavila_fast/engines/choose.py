@@ -7,8 +7,8 @@ the log, which one that is and why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,7 +51,7 @@ class Engine:
 
     Attributes:
         name: What ``--engine`` takes.
-        what: Whom it is, for the table in README.
+        what: What it is, for the table in README.
         runs: Targets of bundles, and ``checkpoint``.
         open: Makes the runtime.
         extra: Of our package, that brings what it needs; None: nothing more is needed.
@@ -59,6 +59,7 @@ class Engine:
         tried: Where it was run.
         automatic: Of `runs`, where ``auto`` may take it; rows further up come first.
         why_not: Why ``auto`` passes it over for a bundle; "" if it does not.
+        unused: Option that it has no use for → why; given all the same, it is refused.
     """
 
     name: str
@@ -70,6 +71,18 @@ class Engine:
     tried: str = ""
     automatic: tuple[str, ...] = ()
     why_not: Callable[[Bundle], str] = lambda bundle: ""
+    unused: Mapping[str, str] = field(default_factory=dict)
+
+    def refuse_unused(self, given: Mapping[str, object]) -> None:
+        """Nothing that was asked for is passed over in silence.
+
+        Raises:
+            InputError: the engine has no use for an option that is not None.
+        """
+        for name, why in self.unused.items():
+            if given.get(name) is not None:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option}: of no use to --engine {self.name} ({why}); leave it out")
 
 
 def open_runtime(
@@ -84,7 +97,8 @@ def open_runtime(
         precision: For an engine that has a choice.
 
     Raises:
-        InputError: no engine of this name, or one that this machine cannot run, or that has no such precision.
+        InputError: no engine of this name, one that this machine cannot run, or one that has no such precision or no
+            use for threads.
         BundleError: the bundle was not made for this engine.
         MissingExtraError: what the engine needs is not installed.
     """
@@ -111,6 +125,11 @@ def engine_names() -> tuple[str, ...]:
 def engine_help() -> str:
     """Of the option ``--engine``."""
     return f"What runs it: {', '.join(ENGINES)}; auto takes the fastest that can."
+
+
+def precisions() -> tuple[str, ...]:
+    """What ``--precision`` takes: every choice that some engine has."""
+    return tuple(dict.fromkeys(precision for one in ENGINES.values() for precision in one.precisions))
 
 
 def engine_table() -> str:
@@ -144,7 +163,10 @@ def _automatic(what: str, bundle: Bundle | None) -> Engine:
 
 
 def _open(row: Engine, opening: Opening) -> NarratorRuntime:
+    row.refuse_unused({"threads": opening.threads})
     if opening.precision is not None and opening.precision not in row.precisions:
+        if opening.precision not in precisions():
+            raise InputError(f"no precision {opening.precision!r}; choose {', '.join(precisions())}")
         choice = ", ".join(one.name for one in ENGINES.values() if opening.precision in one.precisions)
         raise InputError(f"engine {row.name} has the model's own precision; --precision is for --engine {choice}")
     try:
@@ -279,6 +301,7 @@ _ROWS = (
         "tensorrt",
         tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
         automatic=("tensorrt", "jetson", "rtx"),
+        unused={"threads": "it computes on the GPU"},
     ),
     Engine(
         "torch",
@@ -297,6 +320,10 @@ _ROWS = (
         "gpu",
         ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4"),
         "on the CPU; **never run on a GPU**",
+        unused={
+            "batch_size": "it narrates as many clips together as the GPU's memory holds",
+            "threads": "it computes on the GPU",
+        },
     ),
     Engine(
         "torch-compiled",
