@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lavila_fast.evaluate.machine import processor
-from lavila_fast.machine import available_cpus
+from lavila_fast.machine import available_cpus, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("lavila-fast", "numpy", "onnxruntime", "torch", "triton", "transformers", "openvino", "nncf")

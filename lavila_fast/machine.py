@@ -1,4 +1,4 @@
-"""What this process may take of the machine: memory and processors, as its control groups limit them.
+"""What machine this is, and what this process may take of it: memory and processors, as control groups limit them.
 
 Containers and batch systems limit both without hiding the rest of the machine. A limit holds for a group and all below
 it, so every group from the process's own up to the root counts. Files are read at each call: a few of a line each.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,13 @@ def available_cpus(root: Path = Path("/")) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [math.ceil(quota) for group in _groups(root, "cpu") if (quota := _quota(group)) is not None]
     return max(min([affinity, *quotas]), 1)
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name; its architecture where the system tells no more."""
+    rows = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.is_file() else []
+    told = next((value.strip() for key, value in rows if key.strip() == "model name"), "")
+    return told or platform.processor() or platform.machine()
 
 
 def _quota(group: Path) -> float | None:

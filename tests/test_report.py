@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lavila_fast.bench.report import PAGES, RESULTS, filled
-from lavila_fast.evaluate.machine import processor
+from lavila_fast.machine import processor
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,6 +22,8 @@ from torch import Tensor
 from lavila_fast.errors import LavilaError
 from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
+from lavila_fast.files import write_text
+from lavila_fast.machine import processor
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator
 from lavila_fast.models.narrator import Narrator
@@ -79,12 +80,6 @@ def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, An
     return found
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
@@ -107,12 +102,12 @@ def main(folder: Path, films: Path, clips: int, workers: int, output: Path | Non
         "what": "nano models on the miniature kitchen; H.264, 320x240; greedy sentences",
         **_rounded(found),
         "command": " ".join(["python -m lavila_fast.train.evaluate_kitchen", *sys.argv[1:]]),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
     text = json.dumps(row, indent=1) + "\n"
     if output is not None:
-        output.write_text(text)
+        write_text(output, text)
     click.echo(text, nl=False)
 
 

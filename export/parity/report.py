@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from lavila_fast.bundle.manifest import WAY_OUT, Bundle
 from lavila_fast.bundle.weights import WEIGHTS
 from lavila_fast.evaluate.clips import ClipSource
-from lavila_fast.evaluate.machine import processor
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.files import write_json, write_text
-from lavila_fast.machine import available_cpus
+from lavila_fast.machine import available_cpus, processor
 
 JSON, PAGE = "parity.json", "parity.html"
 
