@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
 from lavila_fast.errors import InputError
+from lavila_fast.files import write_text
 from lavila_fast.text import vocabularies
 from lavila_fast.text.clean import clean_clip, close_spaces
 
@@ -140,10 +141,10 @@ class Tokenizer:
         return close_spaces(text) if clean else text
 
     def save(self, path: str | Path) -> Path:
-        """Write one `tokenizer.json`; `path` is the file, or a folder that is there already."""
+        """Write one `tokenizer.json`, whole or not at all; `path` is the file, or a folder that is there already."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
-        path.write_text(self.backend.to_str(pretty=False), encoding="utf-8")
+        write_text(path, self.backend.to_str(pretty=False))
         return path
 
 
