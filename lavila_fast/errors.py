@@ -51,6 +51,10 @@ class CheckpointError(LavilaError):
     exit_code = 2
 
 
+class ModelNotFoundError(InputError, CheckpointError):
+    """A model or its vocabulary that is nowhere: a bad argument to some who ask, a bad checkpoint to others."""
+
+
 class BundleError(LavilaError):
     """A bundle folder that is incomplete, of a newer version, or altered."""
 

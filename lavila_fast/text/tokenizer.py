@@ -21,7 +21,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
 from lavila_fast.errors import InputError
-from lavila_fast.files import write_text
+from lavila_fast.files import sha256, write_text
 from lavila_fast.text import vocabularies
 from lavila_fast.text.clean import clean_clip, close_spaces
 
@@ -57,11 +57,13 @@ class Tokenizer:
         backend: The splitter, of the `tokenizers` library.
         kind: ``gpt2``, ``clip`` or ``wordpiece``.
         context: Length L that `encode` pads and cuts to.
+        digest: Of the files it was read from; empty where there were none.
     """
 
     backend: Backend
     kind: Kind
     context: int = 77
+    digest: str = ""
 
     def __post_init__(self) -> None:
         """Check that the vocabulary has the tokens of its kind."""
@@ -157,6 +159,12 @@ def _find(folder: Path, pattern: str, kind: str) -> Path:
     raise InputError(f"{folder}: {what}; a {kind} tokenizer needs {wanted} (`lavila-fast models pull` brings them)")
 
 
+def holds_vocabulary(folder: Path, kind: Kind) -> bool:
+    """Whether there is something in a folder that looks like a vocabulary of this kind."""
+    own = all(any(folder.glob(pattern)) for pattern in _KINDS[kind].files)
+    return own or (folder / "tokenizer.json").is_file()
+
+
 def load_tokenizer(source: str | Path | Sequence[str | Path], kind: Kind, context: int = 77) -> Tokenizer:
     """Load a tokenizer.
 
@@ -179,4 +187,5 @@ def load_tokenizer(source: str | Path | Sequence[str | Path], kind: Kind, contex
     if not whole_file and len(paths) != len(_KINDS[kind].files):
         raise InputError(f"{paths[0]}: a {kind} tokenizer needs {' and '.join(_KINDS[kind].files)} or a tokenizer.json")
     build: Callable[..., Any] = vocabularies.whole_backend if whole_file else _KINDS[kind].build
-    return Tokenizer(build(*paths), kind, context)
+    backend = build(*paths)
+    return Tokenizer(backend, kind, context, " ".join(map(sha256, paths)))
