@@ -36,11 +36,9 @@ def random_narrator(seed: int = 0, config: NarratorConfig | None = None, device:
 
 
 @torch.inference_mode()
-def uncached_step(model: Narrator, tokens_NQE: Tensor, ids_NL: Tensor, greedy: bool = False) -> Tensor:
+def uncached_step(model: Narrator, tokens_NQE: Tensor, ids_NL: Tensor) -> Tensor:
     """One step as the original runs it: logits of the whole prefix, warp by sorting, draw; (N, 1) next ids."""
     last = model.logits(tokens_NQE, ids_NL)[:, -1]
-    if greedy:
-        return last.argmax(-1, keepdim=True)
     torch.special.entr(last.softmax(-1)).sum(-1)  # its score
     scores, order = (last / WARP.temperature).sort(descending=True)
     share = scores.softmax(-1)

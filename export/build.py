@@ -39,7 +39,8 @@ from lavila_fast.models.load import load_dual_encoder, load_model
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.presets import tokenizer_kind
 from lavila_fast.pretrained import find_vocabulary
-from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
+from lavila_fast.quant.names import PRECISIONS, TARGETS
+from lavila_fast.quant.scheme import Scheme, layers, quantize
 
 CLIP_SECONDS = 2.0
 PARITY_CLIPS = 32

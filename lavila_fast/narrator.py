@@ -49,7 +49,7 @@ class Narrator:
         fingerprint: Changes when weights, graphs, vocabulary or the engine's identity do; narrations of two narrators
             with one fingerprint can stand in one file.
         note: What a user should know before believing a word.
-        decoder: What decodes video: one of `video.decoders.DECODERS`.
+        decoder: What decodes video: one of `video.names.DECODERS`.
     """
 
     runtime: NarratorRuntime

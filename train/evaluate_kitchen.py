@@ -33,13 +33,8 @@ from lavila_fast.video.transforms import normalise
 
 @torch.inference_mode()
 def greedy(narrator: Narrator, tokenizer: Tokenizer, video: Tensor) -> list[str]:
-    """The likeliest next word, again and again, without a cache: sentences for normalised clips (B, 3, T, H, W)."""
-    seen = narrator.visual_tokens(video)
-    ids = torch.full((len(video), 1), tokenizer.begin)
-    for _ in range(narrator.config.max_tokens - 1):
-        ids = torch.cat([ids, narrator.logits(seen, ids)[:, -1:].argmax(-1)], dim=1)
-        if bool((ids[:, 1:] == tokenizer.end).any(1).all()):
-            break
+    """The likeliest sentences for normalised clips (B, 3, T, H, W), word by word."""
+    ids = narrator.greedy_ids(narrator.visual_tokens(video), narrator.config.max_tokens - 1)
     return [tokenizer.decode(row) for row in ids.numpy()]
 
 

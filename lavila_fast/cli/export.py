@@ -16,9 +16,8 @@ from typing import Any
 import click
 
 from lavila_fast.errors import MissingExtraError
+from lavila_fast.quant.names import PRECISIONS, TARGETS
 
-TARGETS = ("cpu", "cuda", "tensorrt", "jetson", "rtx")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
 _PATH = click.Path(path_type=Path)
 
 

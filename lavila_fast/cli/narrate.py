@@ -11,6 +11,7 @@ import click
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import LazyChoice
 from lavila_fast.engines.choose import ENGINES, engine_help, precisions
+from lavila_fast.video.names import DECODERS
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
@@ -65,7 +66,7 @@ _BATCH = 8
 )
 @click.option(
     "--decoder",
-    type=click.Choice(("auto", "pyav", "dali", "pynvvideocodec", "torchcodec")),
+    type=click.Choice(DECODERS),
     default="auto",
     show_default=True,
     help="What decodes video; auto takes the GPU's where the model runs on one.",

@@ -87,6 +87,16 @@ class Narrator(nn.Module):
         """Next-token logits (B, L, V) for ids (B, L) int64, begin token first; row i looks at clip i."""
         return self.text_decoder.logits(ids, visual_tokens)
 
+    def greedy_ids(self, visual_tokens: Tensor, tokens: int) -> Tensor:
+        """The likeliest next word, again and again, without a cache: (B, 1 + L), L `tokens` or until all have ended."""
+        end = self.config.text.vocab - 1  # also begins
+        ids = torch.full((len(visual_tokens), 1), end, device=visual_tokens.device)
+        for _ in range(tokens):
+            ids = torch.cat([ids, self.logits(visual_tokens, ids)[:, -1:].argmax(-1)], dim=1)
+            if bool((ids[:, 1:] == end).any(1).all()):
+                break
+        return ids
+
     def forward(self, video_BCTHW: Tensor, ids_BL: Tensor) -> Tensor:
         """Logits straight from video, (B, L, V)."""
         return self.logits(self.visual_tokens(video_BCTHW), ids_BL)
