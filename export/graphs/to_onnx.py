@@ -35,7 +35,7 @@ from lavila_fast.errors import (
     MissingExtraError,
 )
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
-from lavila_fast.export.graphs.weights import WeightFile, refer_to
+from lavila_fast.export.graphs.weights import WeightFile, name_each_use, refer_to
 from lavila_fast.models.narrator import Narrator
 
 OPSET = 20
@@ -97,6 +97,7 @@ def write_graph(
     _rename_clashes(model)
     if store is not None:
         refer_to(store, model)
+    name_each_use(model)
     inline = [t for t in _weights(model) if not isinstance(t, onnx_ir.ExternalTensor)]
     beside = f"{path.name}.data" if sum(t.nbytes for t in inline) > _LARGEST_INLINE else None
     onnx_ir.save(model, path, external_data=beside)
