@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lavila_fast.errors import exit_with_line
-from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
+from lavila_fast.evaluate.clips import UNSEEN_SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
 from lavila_fast.files import write_text
 from lavila_fast.machine import processor
@@ -56,7 +56,7 @@ def embedding_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> 
 def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
     """All figures of the models in `folder`; what is not there is left out."""
     found: dict[str, Any] = {}
-    shown = {split: filmed_clips(split, clips, films, workers=workers) for split in SPLITS}
+    shown = {split: filmed_clips(split, clips, films, workers=workers) for split in UNSEEN_SPLITS}
     if (folder / "narrator.safetensors").is_file():
         narrator = load_narrator(folder / "narrator.safetensors")
         words = load_tokenizer(folder / "narrator_tokenizer.json", "gpt2", narrator.config.max_tokens)

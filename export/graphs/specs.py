@@ -19,9 +19,8 @@ from lavila_fast.bundle.graph_names import STEP, cross_names, logits_names, past
 from lavila_fast.config import ClipTextConfig, VisionConfig
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
+from lavila_fast.models.load import Model
 from lavila_fast.models.narrator import Narrator
-
-Model = Narrator | DualEncoder | Classifier
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,9 @@ def name_each_use(model: Any) -> None:
         number = uses[weight.name] = uses.get(weight.name, 0) + 1
         if number > 1:
             name = f"{weight.name}.{number}"
-            again = ir.Value(name=name, shape=weight.shape, type=weight.type, const_value=copy(weight.const_value))
-            again.const_value.name = name
+            tensor = copy(weight.const_value)
+            tensor.name = name
+            again = ir.Value(name=name, shape=weight.shape, type=weight.type, const_value=tensor)
             model.graph.initializers.add(again)
             node.replace_input_with(1, again)
 

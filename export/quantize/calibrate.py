@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.clips import FolderClips, filled
+from lavila_fast.evaluate.clips import FolderClips, stacked
 from lavila_fast.files import write_text
 from lavila_fast.models.checkpoint import tensors_digest
 from lavila_fast.models.dual_encoder import DualEncoder
@@ -138,7 +138,7 @@ def calibration_clips(folder: Path, config: ModelConfig, count: int = LEAST) -> 
     vision, source = config.vision, FolderClips(folder, count)
     frames = source.stream(vision.frames, vision.img)
     # 512 clips of 336 pixels are 2.8 GB: each is normalised as it comes, into the one array there is.
-    clips = filled((normalise(one, vision.mean, vision.std) for one in frames), source.most)
+    clips = stacked((normalise(one, vision.mean, vision.std) for one in frames), source.most)
     if len(clips) < count:
         log.warning("%s: %d of %d clips to calibrate with; ranges may be too narrow", folder, len(clips), count)
     return torch.from_numpy(clips)

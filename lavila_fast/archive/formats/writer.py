@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from lavila_fast.records import Narration
 
-Clips = Iterable[Sequence[Narration]]
+ClipRows = Iterable[Sequence[Narration]]
 
 
 def short(value: float) -> float | None:
@@ -44,7 +44,7 @@ class Writer:
         """The bytes of one clip's sentences."""
         raise NotImplementedError
 
-    def write(self, clips: Clips, file: BinaryIO) -> None:
+    def write(self, clips: ClipRows, file: BinaryIO) -> None:
         """Write a whole file."""
         file.write(self.header)
         for rows in clips:
