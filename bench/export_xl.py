@@ -47,7 +47,7 @@ def write_random(variant: str, path: Path) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _export(checkpoint: Path, words: Path, output: Path, target: str, precision: str) -> None:
+def _export_timed(checkpoint: Path, words: Path, output: Path, target: str, precision: str) -> None:
     from lavila_fast.export.build import ExportOptions, export_model
 
     options = ExportOptions(checkpoint, output, target, precision, tokenizer=words, parity=False)
@@ -68,7 +68,7 @@ def main(variant: str, target: str, precision: str, output: Path | None) -> None
         words = train_bpe([], 258, 77).save(folder / "words.json")
         start = time.perf_counter()
         arguments = folder / "narrator.safetensors", words, folder / "bundle", target, precision
-        child = multiprocessing.get_context("spawn").Process(target=_export, args=arguments)
+        child = multiprocessing.get_context("spawn").Process(target=_export_timed, args=arguments)
         child.start()
         child.join()
         if child.exitcode:

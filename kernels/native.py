@@ -52,6 +52,14 @@ def why_not() -> str:
     return _load()[1]
 
 
+def isa() -> str:
+    """The instructions that the loaded library uses; only where there is one."""
+    found = library()
+    assert found is not None
+    name: bytes = found.lv_isa()
+    return name.decode()
+
+
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     """What the processor says it can do; empty where that is not known."""
     try:

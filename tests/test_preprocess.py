@@ -276,13 +276,13 @@ def test_switched_off_gives_the_same_clips():
 @NATIVE
 def test_the_bench_measures():
     pytest.importorskip("torch")
-    from lavila_fast.bench.preprocess import measure, page
+    from lavila_fast.bench.preprocess import measure, preprocess_page
 
     result = measure(1, (("yuv420p", 160, 120), ("nv12", 160, 120)), 0)
     assert all(row["equals_numpy"] for row in result["rows"])
     assert result["max_difference_levels"] < 1e-3
     assert 0 < result["preprocess_speedup_per_core"] == min(row["speedup"] for row in result["rows"])
-    assert "| nv12 160x120 |" in page(result)
+    assert "| nv12 160x120 |" in preprocess_page(result)
 
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason="no folder of real files (LAVILA_VIDEO_DIR)")

@@ -128,7 +128,7 @@ def _how(frame: Frame) -> Picture | None:
     if found is None:
         say_once(logging.INFO, f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
     else:
-        say_once(logging.INFO, f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
+        say_once(logging.INFO, f"frames by the native library ({library.isa()})")
     return found
 
 
