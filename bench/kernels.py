@@ -22,7 +22,7 @@ from lavila_fast.bench import preprocess
 from lavila_fast.bench.timing import machine, stamp
 from lavila_fast.files import write_json, write_text
 from lavila_fast.kernels import cuda_build
-from lavila_fast.kernels.aot import ARCHITECTURES, Resources, table
+from lavila_fast.kernels.aot import ARCHITECTURES, Resources, triton_resources
 
 KERNELS_COMMAND = "python -m lavila_fast.bench.kernels"
 
@@ -33,7 +33,7 @@ def all_resources() -> list[Resources]:
     Raises:
         KernelError: one does not compile, or there is no nvcc.
     """
-    return [*table(), *cuda_build.resources()]
+    return [*triton_resources(), *cuda_build.cuda_resources()]
 
 
 KNOWN_SPILLS = {("decode/sample-top_p", 80): 2, ("decode/sample-top_k-top_p", 80): 2}  # one store and load a row

@@ -178,7 +178,7 @@ def _check_preprocess(setup: Setup, rows: list[Measured]) -> None:
 
 
 def _preprocess_row() -> Measured:
-    cuda_build.build()  # where nobody has yet
+    cuda_build.build_cuda()  # where nobody has yet
     if reason := cuda.why_not():
         raise KernelError(reason)
     found = check_cuda.check()

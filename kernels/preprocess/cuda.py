@@ -13,28 +13,26 @@ Shapes: out (B, 3, T, S, S); planes (rows, bytes a row) uint8, rows may be padde
 from __future__ import annotations
 
 import ctypes
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from lavila_fast.errors import KernelError
+from lavila_fast.kernels.libraries import CUDA_LIBRARY, CUDA_SOURCES, library_folders, open_library, sources_key
 from lavila_fast.kernels.preprocess import reference
 from lavila_fast.kernels.preprocess.native import unserved
 from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, colours
 
-VERSION = 1  # lv_cuda_version() of the sources
+INTERFACE = 1  # lv_cuda_version() of the library that this file can call
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _FORMATS = tuple(LAYOUTS)
 _FACTS = 9  # integers a picture: number of the format, width, height, matrix, full, left, turn, clip, frame
-_HERE = Path(__file__).resolve().parent.parent
-_BUILD = "python -m lavila_fast.kernels.cuda_build"
+_BUILD_COMMAND = "python -m lavila_fast.kernels.cuda_build"
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Frame(ctypes.Structure):
 
 def why_not() -> str:
     """Why the CUDA kernel cannot run here, in one line with a way out; empty if it can."""
-    found, reason = _load()
+    found, reason = _load_cuda()
     if found is None:
         return reason
     count = ctypes.c_int()
@@ -88,20 +86,17 @@ def why_not() -> str:
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    folders = _HERE / "_build", _HERE, Path(sysconfig.get_path("platlib")) / "lavila_fast" / "kernels"
-    path = next((p for folder in folders if (p := folder / "liblavila_cuda.so").is_file()), None)
-    if path is None:
-        return None, f"the CUDA kernels were not compiled; run: {_BUILD}"
-    try:
-        found = ctypes.CDLL(str(path))
-        version = int(found.lv_cuda_version())
-    except (OSError, AttributeError) as error:
-        return None, f"{path}: cannot be loaded ({error}); run: {_BUILD}"
-    if version != VERSION:
-        return None, f"{path}: is of version {version}, not {VERSION}; run: {_BUILD}"
-    found.lv_cuda_error.restype = ctypes.c_char_p
-    return found, ""
+def _load_cuda() -> tuple[ctypes.CDLL | None, str]:
+    """The library made of the sources that lie here, or why there is none."""
+    paths = [path for folder in library_folders() if (path := folder / CUDA_LIBRARY).is_file()]
+    reasons = []
+    for path in paths:
+        found, reason = open_library(path, "lv_cuda", INTERFACE, sources_key(CUDA_SOURCES), _BUILD_COMMAND)
+        if found is not None:
+            found.lv_cuda_error.restype = ctypes.c_char_p
+            return found, ""
+        reasons.append(reason)
+    return None, reasons[0] if reasons else f"the CUDA kernels were not compiled; run: {_BUILD_COMMAND}"
 
 
 def preprocess(
@@ -201,7 +196,7 @@ def _launch(
     planes: Sequence[torch.Tensor], facts: Sequence[int], mean: Sequence[float], std: Sequence[float], out: torch.Tensor
 ) -> None:
     """Start the kernel on the current stream."""
-    found, reason = _load()
+    found, reason = _load_cuda()
     if found is None:
         raise KernelError(f"preprocess: {reason}")
     table = frames(planes, facts, out.shape[-1])
