@@ -33,7 +33,7 @@ from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.errors import KernelError
 from lavila_fast.files import write_json
 from lavila_fast.kernels import native
-from lavila_fast.kernels.preprocess.native import Image
+from lavila_fast.kernels.preprocess.native import ModelInput
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.transforms import FrameTransform, normalise, preprocess, upright
@@ -170,7 +170,7 @@ def _in_turns(ways: dict[str, Conversion], frames: Sequence[Any], repeats: int) 
     return times
 
 
-def _apart(one: Image, other: Image) -> NDArray[np.float64]:
+def _apart(one: ModelInput, other: ModelInput) -> NDArray[np.float64]:
     """Differences in levels of 255, before normalisation."""
     return np.asarray(np.abs(one.astype(np.float64) - other) * np.asarray(CLIP_STD)[:, None, None])
 
@@ -182,7 +182,7 @@ def _reading(seconds: int) -> dict[str, float]:
         path.write_bytes(encoded_film(1920, 1080, 30 * seconds))
         clips = [Clip("film", start, start + 2.0) for start in np.arange(0.0, seconds - 1, 2.0)]
 
-        def by_numpy(frame_HW3: NDArray[np.uint8]) -> Image:
+        def by_numpy(frame_HW3: NDArray[np.uint8]) -> ModelInput:
             return normalise(preprocess(frame_HW3, SIZE)[np.newaxis], CLIP_MEAN, CLIP_STD)
 
         times = {"numpy": np.inf, "native": np.inf}

@@ -181,7 +181,7 @@ def _preprocess_row() -> Measured:
     cuda_build.build_cuda()  # where nobody has yet
     if reason := cuda.why_not():
         raise KernelError(reason)
-    found = check_cuda.check()
+    found = check_cuda.check_preprocess()
     worst = max(one["levels"] / one["limit"] for one in found.values() if isinstance(one, dict))
     return {"share_of_the_limit": worst, "ok": bool(found["good"])}
 

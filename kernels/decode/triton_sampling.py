@@ -117,7 +117,7 @@ def _mass(row, place_B, V, top, inverse, reach, cut, last, TIES: tl.constexpr):
 
 
 @triton.jit
-def _find(row, V, top, inverse, reach, cut, last, u, TIES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+def _word(row, V, top, inverse, reach, cut, last, u, TIES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     """The word in which the running sum passes `u` of the total, or, for TIES, the number `u` itself."""
     lane_B = tl.arange(0, BLOCK)
     block_N = tl.arange(0, BLOCKS)
@@ -212,8 +212,8 @@ def sample_kernel(
             taken = tl.maximum(tl.ceil((goal - above) / weight), 1.0)
             taken += (taken * weight < goal - above).to(tl.float64)
             if taken < ties:  # of the words at the cut only the first are in
-                last = _find(row, V, top, inverse, reach, cut, V, taken - 0.5, True, BLOCK, BLOCKS)
-        token = _find(row, V, top, inverse, reach, cut, last, tl.load(u + index), False, BLOCK, BLOCKS)
+                last = _word(row, V, top, inverse, reach, cut, V, taken - 0.5, True, BLOCK, BLOCKS)
+        token = _word(row, V, top, inverse, reach, cut, last, tl.load(u + index), False, BLOCK, BLOCKS)
     tl.store(tokens + index, token.to(tl.int64))
     tl.store(logprobs + index, tl.load(row + token).to(tl.float32) - top - tl.log(total))
 
@@ -224,7 +224,7 @@ def sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.sample`; rows of logits may lie any distance apart."""
     M, V = logits_MV.shape
-    tokens_M, logprob_M, entropy_M = _empty(logits_MV)
+    tokens_M, logprob_M, entropy_M = _empty_results(logits_MV)
     greedy = greedy or top_k == 1
     has_top_k, has_top_p = not greedy and top_k is not None and top_k < V, not greedy and top_p < 1
     room = triton.cdiv(V, BLOCK) * BLOCK if has_top_k or has_top_p else 0
@@ -245,10 +245,10 @@ def sample(
 def _(
     logits_MV: Tensor, u_M: Tensor, temperature: float, top_k: int | None, top_p: float, greedy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(logits_MV)
+    return _empty_results(logits_MV)
 
 
-def _empty(logits_MV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(logits_MV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     M = logits_MV.shape[:1]
     return (
         logits_MV.new_empty(M, dtype=torch.int64),
