@@ -35,7 +35,7 @@ PEER_CLIPS = 4  # Hugging Face keeps a clip's keys and values once a sample
 
 
 @dataclass(frozen=True)
-class Narration:
+class TimedRun:
     """One narration that is timed: who, which case, how many clips in flight and in all, and where the time went."""
 
     engine: str
@@ -71,7 +71,7 @@ class Contest:
     threads: int
     engines: dict[str, NarratorRuntime] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    runs: dict[str, Narration] = field(default_factory=dict)
+    runs: dict[str, TimedRun] = field(default_factory=dict)
     encoders: dict[str, tuple[int, str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     work: dict[str, Piece] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Contest:
         self.encoders[name] = clips, kind
         self.work[f"encode, {name}"] = Piece(run, repeats)
 
-    def add_run(self, run: Narration, work: Callable[[], Any], repeats: int, warm_up: Callable[[], Any]) -> None:
+    def add_run(self, run: TimedRun, work: Callable[[], Any], repeats: int, warm_up: Callable[[], Any]) -> None:
         """A narration to time."""
         self.runs[run.name] = run
         self.work[run.name] = Piece(work, repeats, warm_up)
@@ -153,7 +153,7 @@ def open_engines(contest: Contest, bundles: dict[str, Path], groups: Sequence[st
                 contest.engines[name] = runtime
 
 
-def plan(contest: Contest, batch: int, repeats: int) -> Iterator[tuple[Narration, int]]:
+def plan(contest: Contest, batch: int, repeats: int) -> Iterator[tuple[TimedRun, int]]:
     """Which of our engines narrate what, and how often. The slow ones are timed less; quick ones at one clip too."""
     for name in contest.engines:
         quick = name.endswith("int8")
@@ -162,9 +162,9 @@ def plan(contest: Contest, batch: int, repeats: int) -> Iterator[tuple[Narration
         for case in SENTENCE_TOKENS:
             if name.startswith("torch") and case != "77":
                 continue
-            yield Narration(name, case, many, many * ROUNDS[case]), often
+            yield TimedRun(name, case, many, many * ROUNDS[case]), often
             if case == "77" or quick:
-                yield Narration(name, case, 1, ROUNDS[case]), often
+                yield TimedRun(name, case, 1, ROUNDS[case]), often
 
 
 def add_engines(contest: Contest, batch: int, repeats: int) -> None:
@@ -180,7 +180,7 @@ def add_engines(contest: Contest, batch: int, repeats: int) -> None:
         first = run.engine not in warm
         warm.add(run.engine)
 
-        def timed(run: Narration = run, narrated: Callable[[], Any] = narrated) -> None:
+        def timed(run: TimedRun = run, narrated: Callable[[], Any] = narrated) -> None:
             run.spent.append(narrated()[1])
 
         contest.add_run(run, timed, often, short if first else lambda: None)
@@ -196,7 +196,7 @@ def add_peers(contest: Contest, encoder: Path | None, groups: Sequence[str], rep
         for clips in (PEER_CLIPS, 1) if other else ():
             videos = [contest.video] * clips
             contest.add_run(
-                Narration("huggingface fp32", "77", clips, clips),
+                TimedRun("huggingface fp32", "77", clips, clips),
                 partial(other.narrate, videos, TOKENS - 1),
                 1,
                 lambda: other.narrate([contest.video], 2),

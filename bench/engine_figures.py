@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.bench import flops
-from lavila_fast.bench.contestants import SENTENCE_TOKENS, Contest, Narration
+from lavila_fast.bench.contestants import SENTENCE_TOKENS, Contest, TimedRun
 from lavila_fast.bench.controlled import draw_lengths
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS
 
@@ -40,7 +40,7 @@ def uncached(seconds: dict[str, float]) -> dict[str, Any] | None:
     return {"encode_s": encode, "clip_s": encode + every, "step_s_at_prefix": at}
 
 
-def decode_flops(contest: Contest, run: Narration) -> float:
+def decode_flops(contest: Contest, run: TimedRun) -> float:
     """Of one clip of a run, averaged over its sentences' lengths."""
     lengths = draw_lengths(run.clips * SAMPLES, SENTENCE_TOKENS[run.case], TOKENS - 1).tolist()
     first = flops.step(contest.config, 0)
@@ -72,7 +72,7 @@ def narrations(contest: Contest, times: dict[str, list[float]], peaks: dict[str,
     return rows
 
 
-def breakdown(run: Narration) -> dict[str, float]:
+def breakdown(run: TimedRun) -> dict[str, float]:
     """Seconds a clip of the engine's calls, medians over the repeats."""
     names = ("encode", "join", "step", "sample", "select")
     return {n: statistics.median(spent.get(n, 0.0) for spent in run.spent) / run.clips for n in names}

@@ -28,18 +28,18 @@ from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError
 from lavila_fast.export.engines import EngineOptions, axes_for, build_engines, read_plan, write_plan
-from lavila_fast.export.graphs.specs import Model, Spec, specs_for
+from lavila_fast.export.graphs.specs import Spec, specs_for
 from lavila_fast.export.graphs.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
 from lavila_fast.export.graphs.translations import TRANSLATIONS
 from lavila_fast.export.graphs.weights import WeightFile, named_weights
 from lavila_fast.export.recipe import complete, needs_clips
 from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
 from lavila_fast.models.checkpoint import weights_digest
-from lavila_fast.models.load import load_dual_encoder, load_model
+from lavila_fast.models.load import Model, load_dual_encoder, load_model
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.narrator import CLIP_SECONDS
 from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
 
-CLIP_SECONDS = 2.0
 PARITY_CLIPS = 32
 TOKENIZERS = {"narrator": "narrator_tokenizer.json", "dual_encoder": "text_tokenizer.json"}
 # An engine may round a float16 product or an int8 level to the other side; float32 has no such excuse.
@@ -304,9 +304,9 @@ def graphs_for(model: Model, target: str) -> list[Spec]:
     specs: list[Spec] = specs_for(model)
     if target == "cpu" or not isinstance(model, Narrator):
         return specs
-    from lavila_fast.export.graphs.inplace import Way, inplace_spec
+    from lavila_fast.export.graphs.inplace import Update, inplace_spec
 
-    way: Way = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
+    way: Update = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
     return [specs[0], inplace_spec(model, way=way)]
 
 

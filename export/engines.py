@@ -131,7 +131,7 @@ def build_engine(graph: Path, engine: Path, options: EngineOptions) -> EngineKey
     if options.builder == "torch_tensorrt":
         raise InputError("torch_tensorrt builds from a checkpoint, not from a graph; use build_with_torch_tensorrt")
     trt = load_builder(options.builder)
-    log = _log(trt)
+    log = _trt_logger(trt)
     builder = trt.Builder(log)
     strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
@@ -147,10 +147,10 @@ def build_engine(graph: Path, engine: Path, options: EngineOptions) -> EngineKey
         why = log.errors[-1] if log.errors else "no reason given"
         raise BundleError(f"{graph}: {options.builder} cannot build an engine of this graph ({_line(why)})")
     _keep_timings(config, options)
-    return _write(memoryview(serialized), graph, engine, options)
+    return _write_engine(memoryview(serialized), graph, engine, options)
 
 
-def _log(trt: Any) -> Any:
+def _trt_logger(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         """Keeps what went wrong instead of printing it."""
 
@@ -209,7 +209,7 @@ def _keep_timings(config: Any, options: EngineOptions) -> None:
         write_bytes(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
 
 
-def _write(content: memoryview | bytes, graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
+def _write_engine(content: memoryview | bytes, graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
     runs = "tensorrt" if options.builder == "torch_tensorrt" else options.builder
     version, gpu, capabilities = str(load_builder(runs).__version__), "", options.capabilities
     if runs == "tensorrt":
@@ -346,4 +346,4 @@ def build_with_torch_tensorrt(spec: Spec, graph: Path, engine: Path, options: En
         require_full_compilation=True,
         **({"timing_cache_path": str(options.timing_cache)} if options.timing_cache else {}),
     )
-    return _write(content, graph, engine, options)
+    return _write_engine(content, graph, engine, options)

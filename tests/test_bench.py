@@ -31,7 +31,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from lavila_fast.bench import engine_figures as figures  # noqa: E402  # these need torch
-from lavila_fast.bench.contestants import CONTESTANTS, PREFIXES, Contest, Narration  # noqa: E402
+from lavila_fast.bench.contestants import CONTESTANTS, PREFIXES, Contest, TimedRun  # noqa: E402
 from lavila_fast.bench.engines import main as engines_command  # noqa: E402
 from lavila_fast.bench.report import engines_table  # noqa: E402
 
@@ -299,7 +299,7 @@ def rows_of(times):
     """What the figures make of a few engines' seconds: rows of narrations and of encoders."""
     contest = Contest(SimpleNamespace(config=NarratorConfig()), None, 1)
     for engine in ("native int8", "onnxruntime int8", "native fp32", "huggingface fp32"):
-        run = Narration(engine, "77", 2, 2, [{"encode": 0.2, "join": 0.02, "step": 0.5, "sample": 0.1}])
+        run = TimedRun(engine, "77", 2, 2, [{"encode": 0.2, "join": 0.02, "step": 0.5, "sample": 0.1}])
         contest.runs[f"{engine} run"] = run
         contest.encoders[engine] = 1, engine.split()[1]
     contest.encoders["openvino int8, throughput"] = 4, "int8"

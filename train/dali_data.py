@@ -195,7 +195,7 @@ class ListBatches:
         mine = rows[rank::world]
         cuts = list(self._pool.map(self._cut, (self.clips[i] for i in mine), draws[rank::world]))
         self._decode(cuts, [self.clips[i] for i in mine], draws[rank::world])
-        return _rounded(_stack([cut.frames for cut in cuts])), self.labels[mine]
+        return _as_uint8(_stack([cut.frames for cut in cuts])), self.labels[mine]
 
     def _ids(self, clip: Clip, info: VideoInfo, draws: _Draws) -> list[int]:
         """The frames of a clip: the middle of each segment, or one drawn from a range as long about it."""
@@ -284,5 +284,5 @@ def _stack(images: list[Any]) -> Any:
     return torch.stack(images)
 
 
-def _rounded(frames: Any) -> Any:
+def _as_uint8(frames: Any) -> Any:
     return np.rint(frames).astype(np.uint8) if isinstance(frames, np.ndarray) else frames.round_().byte()

@@ -29,10 +29,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.evaluate.clips import Clips
-from lavila_fast.train.checkpoints import load_state, save_state
+from lavila_fast.train.checkpoints import read_state, save_state
 from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, DataConfig
-from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
+from lavila_fast.train.engines import DeepSpeedEngine, TorchEngine, TrainingEngine
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import adopt, features, make_task
 
@@ -84,7 +84,7 @@ def _average(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
     return dict(zip(numbers, (values / world).tolist(), strict=True))
 
 
-def _batches(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
+def _batches_of(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
     if not isinstance(clips, ListBatches):
         return Batches(clips, recipe.batch_size, recipe.seed, recipe.still)
     if recipe.frozen or recipe.still or (clips.batch_size, clips.seed) != (recipe.batch_size, recipe.seed):
@@ -95,7 +95,7 @@ def _batches(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatche
     return clips
 
 
-class Run:
+class TrainingRun:
     """A recipe under way.
 
     Attributes:
@@ -119,9 +119,9 @@ class Run:
         self.task = make_task(recipe)
         self.fresh: list[str] = adopt(self.task, weights or {})
         self.task.model.visual.requires_grad_(not recipe.frozen)
-        self.batches = _batches(recipe, clips)
+        self.batches = _batches_of(recipe, clips)
         self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
-        self.engine: Engine = (
+        self.engine: TrainingEngine = (
             TorchEngine(self.task, recipe, world) if zero is None else DeepSpeedEngine(self.task, recipe, zero)
         )
 
@@ -191,14 +191,14 @@ class Run:
         return sums
 
 
-def _say(output: Path, row: dict[str, Any]) -> None:
+def _log_row(output: Path, row: dict[str, Any]) -> None:
     short = {k: (round(v, 4) if isinstance(v, float) else v) for k, v in row.items()}
     with (output / "log.jsonl").open("a") as file:
         file.write(json.dumps(short) + "\n")
     print(" ".join(f"{k} {v}" for k, v in short.items()), file=sys.stderr, flush=True)
 
 
-def _report(run: Run, rows: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+def _progress_row(run: TrainingRun, rows: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     rate = len(rows) * run.recipe.batch_size / seconds
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     left = (run.recipe.steps - run.step) * seconds / len(rows)
@@ -208,7 +208,7 @@ def _report(run: Run, rows: list[dict[str, float]], seconds: float) -> dict[str,
 class _Progress:
     """Gathers rows and says their means now and then."""
 
-    def __init__(self, run: Run, output: Path, every: int) -> None:
+    def __init__(self, run: TrainingRun, output: Path, every: int) -> None:
         self.run, self.output, self.every = run, output, every
         self.rows: list[dict[str, float]] = []
         self.since = time.perf_counter()
@@ -218,7 +218,7 @@ class _Progress:
         if not (last or self.run.step % self.every == 0):
             return
         if self.run.rank == 0:
-            _say(self.output, _report(self.run, self.rows, time.perf_counter() - self.since))
+            _log_row(self.output, _progress_row(self.run, self.rows, time.perf_counter() - self.since))
         self.rows, self.since = [], time.perf_counter()
 
 
@@ -239,7 +239,9 @@ def _forget(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def check(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False, zero: int | None = None) -> None:
+def refuse(
+    recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False, zero: int | None = None
+) -> None:
     """Refuse, before anything is rendered or written, what cannot end well; see `train` for the arguments.
 
     Raises:
@@ -292,16 +294,16 @@ def train(
         The file with the averaged weights.
 
     Raises:
-        InputError, CheckpointError: see `check`.
+        InputError, CheckpointError: see `refuse`.
     """
-    check(recipe, output, resume, overwrite, zero)
+    refuse(recipe, output, resume, overwrite, zero)
     output.mkdir(parents=True, exist_ok=True)
     stop = _Stop()
     with processes() as (rank, world):
         if rank == 0 and overwrite:
             _forget(output)
         start = _start_weights(recipe, output)
-        run = Run(recipe, clips, rank, world, zero, load_state(start) if start else None)
+        run = TrainingRun(recipe, clips, rank, world, zero, read_state(start) if start else None)
         resumed = resume and run.resume(output)
         if rank == 0 and not resumed:
             print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)
@@ -317,7 +319,7 @@ def train(
             if last or run.step % recipe.save_every == 0:
                 run.save(output)
             if rank == 0 and watch is not None and (last or run.step % recipe.evaluate_every == 0):
-                _say(output, {"step": run.step, "unseen": True, **run.evaluate(watch)})
+                _log_row(output, {"step": run.step, "unseen": True, **run.evaluate(watch)})
             if last:
                 break
     stop.restore()

@@ -79,7 +79,7 @@ def open_gates(narrator: Narrator) -> None:
                 parameter.fill_(1.0)
 
 
-class Task(nn.Module):
+class TrainingTask(nn.Module):
     """Base: normalises frames, casts weights, and hands over to `score`."""
 
     mean: Tensor
@@ -110,9 +110,9 @@ class Task(nn.Module):
 
 
 class _Score(nn.Module):
-    """`Task.score` as a forward, which is what functional_call can call."""
+    """`TrainingTask.score` as a forward, which is what functional_call can call."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TrainingTask) -> None:
         super().__init__()
         self.task = task
 
@@ -120,7 +120,7 @@ class _Score(nn.Module):
         return self.task.score(video, labels)
 
 
-class NarratorTask(Task):
+class NarratorTask(TrainingTask):
     """Say the sentence; beside it, classify its parts from the CLS token."""
 
     model: Narrator
@@ -151,7 +151,7 @@ class NarratorTask(Task):
         return loss, numbers
 
 
-class DualTask(Task):
+class DualTask(TrainingTask):
     """Bring a clip and its sentence together, all other sentences of the batch apart."""
 
     model: DualEncoder
@@ -187,7 +187,7 @@ class DualTask(Task):
         return loss, numbers
 
 
-def make_task(recipe: Recipe) -> Task:
+def make_task(recipe: Recipe) -> TrainingTask:
     """The task of a recipe, with fresh weights from its seed."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -205,7 +205,7 @@ def make_task(recipe: Recipe) -> Task:
 
 
 @torch.inference_mode()
-def features(task: Task, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
+def features(task: TrainingTask, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
     """The clips as the video tower sees them, (N, D) float32; processes share the work."""
     seen = torch.zeros(len(clips.labels), task.model.config.vision.dim)
     rows = torch.arange(rank, len(seen), world)
@@ -218,7 +218,7 @@ def features(task: Task, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
     return Clips(seen.numpy(), clips.labels)
 
 
-def adopt(task: Task, weights: dict[str, Any]) -> list[str]:
+def adopt(task: TrainingTask, weights: dict[str, Any]) -> list[str]:
     """Copy from `weights` (of a task) what has the same name and shape; returns the names that found nothing."""
     own = task.state_dict()
     fit = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}

@@ -192,14 +192,14 @@ def validate(spec: Spec, path: Path, session: Any = None) -> GraphError:
         CannotRun: it is a graph of a type that only GPUs compute in; `check_declaration` says the rest.
         GraphNamesError, GraphAxesError, GraphShapesError, GraphValuesError: the first thing that is wrong.
     """
-    session = session or _open(path)
+    session = session or _open_session(path)
     ports = [
         [Port(port.name, tuple(port.shape)) for port in side] for side in (session.get_inputs(), session.get_outputs())
     ]
     _check_names_and_axes(spec, path, *ports)
     off, size = [], []
     for arguments in _tries(spec):
-        found, expected = _run(spec, session, arguments)
+        found, expected = _outputs(spec, session, arguments)
         _check_shapes(spec, path, arguments, found)
         for name, mine, theirs in zip(spec.outputs, found, expected, strict=True):
             off.append(np.abs(mine.astype(np.float64) - theirs).ravel())
@@ -213,7 +213,7 @@ def _summary(off: np.ndarray, expected: np.ndarray) -> GraphError:
     return GraphError(float(off.max()), float(off.mean()), float(relative))
 
 
-def _open(path: Path) -> Any:
+def _open_session(path: Path) -> Any:
     try:
         return open_session(path, torch.get_num_threads(), settings=_settings(path))
     except BundleError as error:
@@ -246,17 +246,17 @@ def _tries(spec: Spec) -> Iterator[tuple[Any, ...]]:
     yield pytree.tree_map(randomise, spec.arguments)
 
 
-def _flat(spec: Spec, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+def _named_inputs(spec: Spec, arguments: tuple[Any, ...]) -> dict[str, Tensor]:
     return dict(zip(spec.inputs, pytree.tree_leaves(arguments), strict=True))
 
 
 def _declared(spec: Spec) -> dict[str, Axes]:
     """Size, or name if dynamic, of every axis of every input."""
-    tensors = _flat(spec, spec.arguments)
+    tensors = _named_inputs(spec, spec.arguments)
     axes = pytree.tree_leaves(spec.axes, is_leaf=lambda x: x is None or _is_axes(x))
     named: list[Any] = axes if axes else [None] * len(tensors)
     return {
-        name: tuple(_axis((dynamic or {}).get(i), size) for i, size in enumerate(tensor.shape))
+        name: tuple(_declared_axis((dynamic or {}).get(i), size) for i, size in enumerate(tensor.shape))
         for (name, tensor), dynamic in zip(tensors.items(), named, strict=True)
     }
 
@@ -265,7 +265,7 @@ def _is_axes(x: Any) -> bool:
     return isinstance(x, dict) and all(isinstance(key, int) for key in x)
 
 
-def _axis(dim: Any, size: int) -> int | str:
+def _declared_axis(dim: Any, size: int) -> int | str:
     return size if dim is None else getattr(dim, "__name__", str(dim))
 
 
@@ -301,8 +301,8 @@ def _axes(axes: Axes) -> str:
     return "(" + ", ".join(map(str, axes)) + ")"
 
 
-def _run(spec: Spec, session: Any, arguments: tuple[Any, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    feed = {name: tensor.numpy() for name, tensor in _flat(spec, arguments).items()}
+def _outputs(spec: Spec, session: Any, arguments: tuple[Any, ...]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    feed = {name: tensor.numpy() for name, tensor in _named_inputs(spec, arguments).items()}
     with torch.inference_mode():
         expected = [t.float().numpy() for t in pytree.tree_leaves(spec.module.eval()(*arguments))]
     return session.run(spec.outputs, feed), expected
@@ -311,7 +311,7 @@ def _run(spec: Spec, session: Any, arguments: tuple[Any, ...]) -> tuple[list[np.
 def _check_shapes(spec: Spec, path: Path, arguments: tuple[Any, ...], found: list[np.ndarray]) -> None:
     sizes: dict[str, int] = {}
     declared = _declared(spec)
-    for name, tensor in _flat(spec, arguments).items():
+    for name, tensor in _named_inputs(spec, arguments).items():
         sizes |= {axis: size for axis, size in zip(declared[name], tensor.shape, strict=True) if isinstance(axis, str)}
     for name, output in zip(spec.outputs, found, strict=True):
         if name not in spec.shapes:

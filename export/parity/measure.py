@@ -22,14 +22,13 @@ from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.host.state import HostContext, HostState
 from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
 from lavila_fast.evaluate.kitchen import write_greedily
-from lavila_fast.evaluate.metrics import interval
+from lavila_fast.evaluate.metrics import F64, interval
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 
 F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 EDGES = np.arange(-9, 1.01, 0.25)  # of the histograms, log10 of the error over the reference's root mean square
 BATCH = 8  # clips

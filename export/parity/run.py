@@ -34,6 +34,7 @@ from lavila_fast.evaluate.kitchen import distinct_sentences, narrator_items, ret
 from lavila_fast.export.parity.limits import LIMITS, Check, Limits, Section, checks_of, precision_of
 from lavila_fast.export.parity.measure import (
     BATCH,
+    F32,
     NarratorParity,
     classifier_parity,
     compared,
@@ -49,8 +50,7 @@ from lavila_fast.models.narrator import Narrator
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
-F32 = NDArray[np.float32]
-Task = Literal["auto", "kitchen", "none"]
+QualityTask = Literal["auto", "kitchen", "none"]
 SHIPPED = ASSETS / "kitchen.mp4"
 GRAPHS = {
     "narrator": ("encoder", "decoder", "decoder_inplace"),
@@ -68,7 +68,7 @@ def run_parity(
     engines: Sequence[str] | Mapping[str, NarratorRuntime] = ("auto",),
     threads: int | None = None,
     limits: Limits | None = None,
-    task: Task = "auto",
+    task: QualityTask = "auto",
     references: Mapping[str, str] | None = None,
     quiet: bool = True,
 ) -> Report:
@@ -109,7 +109,7 @@ def _check_models(bundle: Bundle, models: Mapping[str, Model]) -> None:
         if kind not in bundle.models:
             held = ", ".join(bundle.models) or "nothing"
             raise InputError(f"{bundle.folder}: holds {held}, so there is nothing to compare a {kind} with")
-        mine, theirs = _flat(to_dict(bundle.models[kind])), _flat(to_dict(model.config))
+        mine, theirs = _flattened(to_dict(bundle.models[kind])), _flattened(to_dict(model.config))
         odd = [name for name in sorted(mine | theirs) if mine.get(name) != theirs.get(name)]
         if odd:
             raise InputError(
@@ -118,10 +118,10 @@ def _check_models(bundle: Bundle, models: Mapping[str, Model]) -> None:
             )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flattened(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+        found |= _flattened(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
     return found
 
 
@@ -134,7 +134,7 @@ class _Run:
     engines: Sequence[str] | Mapping[str, NarratorRuntime]
     threads: int | None
     limits: Limits | None
-    task: Task
+    task: QualityTask
     quiet: bool
     count: int = 0
     pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
@@ -238,7 +238,7 @@ def check_bundle(
     clips: ClipSource | None = None,
     engines: Sequence[str] | None = None,
     threads: int | None = None,
-    task: Task = "none",
+    task: QualityTask = "none",
     page: bool = True,
     strict: bool = True,
     quiet: bool = True,
@@ -265,7 +265,7 @@ def check_bundle(
     bundle = open_bundle(folder)
     clips = clips or FolderClips(SHIPPED, 2 * BATCH)
     try:
-        found = engines or _engines(bundle, threads)
+        found = engines or _runnable_engines(bundle, threads)
         report = run_parity(
             bundle, models, clips, engines=found, threads=threads, limits=limits, task=task, quiet=quiet
         )
@@ -280,7 +280,7 @@ def check_bundle(
     return report
 
 
-def _engines(bundle: Bundle, threads: int | None) -> Sequence[str] | Mapping[str, NarratorRuntime]:
+def _runnable_engines(bundle: Bundle, threads: int | None) -> Sequence[str] | Mapping[str, NarratorRuntime]:
     """Every engine that can run the narrator of a bundle here.
 
     Graphs for a GPU that is not here are computed by ONNX Runtime on the CPU: that proves the graphs, not the engine.
