@@ -40,7 +40,8 @@ from lavila_fast.bench.timing import ROOT, cores, in_turns, machine, medians, se
 from lavila_fast.bench.uncached import SAMPLES, random_narrator
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.export.build import ExportOptions, export_model
+from lavila_fast.export.build import export_model
+from lavila_fast.export.options import ExportOptions
 from lavila_fast.models.load import save_checkpoint
 from lavila_fast.models.narrator import Narrator
 from lavila_fast.text import train_bpe

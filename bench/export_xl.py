@@ -48,7 +48,8 @@ def write_random(variant: str, path: Path) -> int:
 
 
 def _export_timed(checkpoint: Path, words: Path, output: Path, target: str, precision: str) -> None:
-    from lavila_fast.export.build import ExportOptions, export_model
+    from lavila_fast.export.build import export_model
+    from lavila_fast.export.options import ExportOptions
 
     options = ExportOptions(checkpoint, output, target, precision, tokenizer=words, parity=False)
     start = time.perf_counter()

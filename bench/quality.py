@@ -25,7 +25,8 @@ from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import distinct_sentences, retrieval_items, sentence_items, write_greedily
-from lavila_fast.export.build import ExportOptions, export_model
+from lavila_fast.export.build import export_model
+from lavila_fast.export.options import ExportOptions
 from lavila_fast.models.load import load_dual_encoder, load_narrator
 from lavila_fast.narrator import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
