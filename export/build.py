@@ -64,7 +64,7 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         InputError: options, names or files that make no sense; too little memory.
         CheckpointError: weights that cannot be read, or a vocabulary that is nowhere.
         ExportError: a graph is not what it should be.
-        LavilaError: parity failed (see `export.parity.run`).
+        LavilaError: parity failed (see `export.parity.bundle`).
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -228,7 +228,7 @@ class _Build:
 
     def _parity(self, references: dict[str, Model]) -> Bundle:
         from lavila_fast.evaluate.clips import FolderClips
-        from lavila_fast.export.parity.run import check_bundle
+        from lavila_fast.export.parity.bundle import check_bundle
 
         self.say("parity: comparing the bundle with the checkpoint")
         folder, page = self.options.calibration, find_spec("matplotlib") is not None

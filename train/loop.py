@@ -2,7 +2,7 @@
 
 What a step does depends on its number alone (see `Batches`), so a checkpoint is the weights, the optimiser's state and
 the number. A run that was stopped and resumed gives the same losses as one that was not. SIGTERM and Ctrl-C save
-before leaving. Processes are started with torchrun and talk through gloo:
+before leaving. Several processes are started with torchrun:
 
     torchrun --standalone --nproc_per_node=2 -m lavila_fast.train nano_narrator --output runs/nano_narrator
 """
@@ -13,11 +13,9 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from lavila_fast.train.checkpoints import read_state, save_state
 from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, DataConfig
 from lavila_fast.train.engines import DeepSpeedEngine, TorchEngine, TrainingEngine
+from lavila_fast.train.processes import StopWish, averaged, processes
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import adopt, features, make_task
 
@@ -43,45 +42,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
-
-
-@contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """(rank, world) of this process; joins the others if torchrun started us.
-
-    Nothing random is drawn after the weights are, so no generator's state needs keeping.
-    """
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
-
-
-class _Stop:
-    """Turns SIGTERM and SIGINT into a wish to leave after the current step; the second one kills as usual."""
-
-    def __init__(self) -> None:
-        self.wished = False
-        self.before = {sign: signal.signal(sign, self._wish) for sign in (signal.SIGTERM, signal.SIGINT)}
-
-    def _wish(self, sign: int, frame: object) -> None:
-        self.wished = True
-        self.restore()
-
-    def restore(self) -> None:
-        for sign, handler in self.before.items():
-            signal.signal(sign, handler)
-
-
-def _average(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
-    values = torch.stack([value.detach().float() for value in numbers.values()])
-    if world > 1:
-        dist.all_reduce(values)
-    return dict(zip(numbers, (values / world).tolist(), strict=True))
 
 
 def _batches_of(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
@@ -167,7 +127,7 @@ class TrainingRun:
                 norm = self.engine.update(loss, learning_rate(self.recipe, self.step))
             self.step += 1
             self._follow()
-            yield _average({"loss": loss, **numbers, "norm": norm}, self.world)
+            yield averaged({"loss": loss, **numbers, "norm": norm}, self.world)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -298,7 +258,7 @@ def train(
     """
     refuse(recipe, output, resume, overwrite, zero)
     output.mkdir(parents=True, exist_ok=True)
-    stop = _Stop()
+    stop = StopWish()
     with processes() as (rank, world):
         if rank == 0 and overwrite:
             _forget(output)
