@@ -50,7 +50,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(videos: Path, size: int = 6, seed: int = 0, **changed: object) -> ListBatches:
-    config = replace(STILL, list=str(videos / "list.jsonl"), root=str(videos), **changed)  # type: ignore[arg-type]
+    config = replace(STILL, list=str(videos / "list.jsonl"), root=str(videos), **changed)
     return open_list(config, size, seed)
 
 

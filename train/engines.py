@@ -55,7 +55,7 @@ class TorchEngine:
 
     def update(self, loss: Tensor, rate: float) -> Tensor:
         """See `TrainingEngine`."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm)

@@ -21,7 +21,7 @@ from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.models.timesformer import TimeSformer
+from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
 from lavila_fast.train.recipes import Recipe
@@ -68,7 +68,8 @@ def prepare_tower(tower: TimeSformer, generator: torch.Generator) -> None:
         tower.cls_token.normal_(std=0.5, generator=generator)
         tower.temporal_embed.normal_(std=0.3, generator=generator)
         for block in tower.blocks:
-            block.timeattn.proj.weight.zero_()  # type: ignore[union-attr, operator]
+            assert isinstance(block, SpaceTimeBlock)
+            block.timeattn.proj.weight.zero_()
 
 
 def open_gates(narrator: Narrator) -> None:
@@ -106,7 +107,9 @@ class TrainingTask(nn.Module):
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         weights = {name: t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
         call = (video.bfloat16(), labels_B4)
-        return torch.func.functional_call(_Score(self), {f"task.{k}": v for k, v in weights.items()}, call)  # type: ignore[no-any-return]
+        cast = {f"task.{name}": t for name, t in weights.items()}
+        scored: tuple[Tensor, Numbers] = torch.func.functional_call(_Score(self), cast, call)
+        return scored
 
 
 class _Score(nn.Module):

@@ -109,9 +109,10 @@ class InplaceDecoder(nn.Module):
 
 def cache_type(narrator: Narrator) -> torch.dtype:
     """The type of keys and values: what the layers that make them return."""
-    attention = narrator.text_decoder.transformer.h[0].attn
+    block = narrator.text_decoder.transformer.h[0]
+    assert isinstance(block, Block)
     with torch.no_grad():
-        made: Tensor = attention.c_attn(torch.zeros(2, narrator.config.text.n_embd))  # type: ignore[operator, union-attr]
+        made: Tensor = block.attn.c_attn(torch.zeros(2, narrator.config.text.n_embd))
     return made.dtype
 
 

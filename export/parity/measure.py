@@ -24,6 +24,7 @@ from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
 from lavila_fast.evaluate.kitchen import write_greedily
 from lavila_fast.evaluate.metrics import F64, interval
 from lavila_fast.export.parity.limits import Section
+from lavila_fast.models.gpt2 import Block
 from lavila_fast.models.narrator import Narrator
 
 F32 = NDArray[np.float32]
@@ -103,7 +104,8 @@ def reference_sentences(model: Narrator, videos: F32) -> Sentences:
     seen = model.visual_tokens(torch.from_numpy(videos))
     cross = [t.numpy() for pair in model.text_decoder.keys_values(seen) for t in pair]
     kept: list[F32] = []
-    hooks = [block.attn.register_forward_pre_hook(_keeper(kept)) for block in model.text_decoder.transformer.h]  # type: ignore[union-attr]
+    blocks = [block for block in model.text_decoder.transformer.h if isinstance(block, Block)]
+    hooks = [block.attn.register_forward_pre_hook(_keeper(kept)) for block in blocks]
     try:
         logits = model.logits(seen, torch.from_numpy(ids[:, :-1]))
     finally:
