@@ -37,6 +37,15 @@ INFINITE = tl.constexpr(0x7F800000)  # and of infinity
 
 
 @triton.jit
+def _largest(row, V, BLOCK: tl.constexpr):
+    wide_B = tl.arange(0, 4 * BLOCK)
+    top_B = tl.full([4 * BLOCK], float("-inf"), tl.float32)
+    for first in range(0, V, 4 * BLOCK):
+        top_B = tl.maximum(top_B, _shifted(row, first + wide_B, V, 0.0))
+    return tl.max(top_B, 0)
+
+
+@triton.jit
 def _shifted(row, place_B, V, top):
     """Logits less the largest; -inf behind the row's end."""
     return tl.load(row + place_B, mask=place_B < V, other=float("-inf")).to(tl.float32) - top
@@ -138,6 +147,23 @@ def _word(row, V, top, inverse, reach, cut, last, u, TIES: tl.constexpr, BLOCK: 
 
 
 @triton.jit
+def _nucleus(
+    row, V, top, inverse, reach, list_, kept_B, least, goal,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WAYS: tl.constexpr,
+):  # fmt: skip
+    """Where the nucleus of mass `goal` ends: the least key in it, and the last word of that key that is in."""
+    tl.debug_barrier()
+    cut, above, ties = _cut(list_, kept_B, least, tl.full([], ONE, tl.int32), goal, False, BLOCK, WAYS)
+    weight = cut.to(tl.float32, bitcast=True).to(tl.float64)
+    taken = tl.maximum(tl.ceil((goal - above) / weight), 1.0)
+    taken += (taken * weight < goal - above).to(tl.float64)
+    last = V
+    if taken < ties:  # of the words at the cut only the first are in
+        last = _word(row, V, top, inverse, reach, cut, V, taken - 0.5, True, BLOCK, BLOCKS)
+    return cut, last
+
+
+@triton.jit
 def sample_kernel(
     logits,  # (M, V) of any float type, rows `stride` apart
     u,  # (M,) float64
@@ -163,12 +189,7 @@ def sample_kernel(
     row = logits + index * stride
     list_ += index * room
     lane_B = tl.arange(0, BLOCK)
-    wide_B = tl.arange(0, 4 * BLOCK)
-    top_B = tl.full([4 * BLOCK], float("-inf"), tl.float32)
-    for first in range(0, V, 4 * BLOCK):
-        top_B = tl.maximum(top_B, _shifted(row, first + wide_B, V, 0.0))
-    top = tl.max(top_B, 0)
-
+    top = _largest(row, V, BLOCK)
     reach = float("inf")
     if TOP_K:
         reach = _reach(row, V, top, top_k, list_, BLOCK, WAYS)
@@ -204,15 +225,9 @@ def sample_kernel(
         cut, last = 1, V
         if TOP_P:
             goal = top_p * tl.sum(mass_B, 0)
-            tl.debug_barrier()
-            cut, above, ties = _cut(
-                list_, kept_B, tl.min(least_B, 0), tl.full([], ONE, tl.int32), goal, False, BLOCK, WAYS
+            cut, last = _nucleus(
+                row, V, top, inverse, reach, list_, kept_B, tl.min(least_B, 0), goal, BLOCK, BLOCKS, WAYS
             )
-            weight = cut.to(tl.float32, bitcast=True).to(tl.float64)
-            taken = tl.maximum(tl.ceil((goal - above) / weight), 1.0)
-            taken += (taken * weight < goal - above).to(tl.float64)
-            if taken < ties:  # of the words at the cut only the first are in
-                last = _word(row, V, top, inverse, reach, cut, V, taken - 0.5, True, BLOCK, BLOCKS)
         token = _word(row, V, top, inverse, reach, cut, last, tl.load(u + index), False, BLOCK, BLOCKS)
     tl.store(tokens + index, token.to(tl.int64))
     tl.store(logprobs + index, tl.load(row + token).to(tl.float32) - top - tl.log(total))
