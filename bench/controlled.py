@@ -136,7 +136,9 @@ class Watched:
         return timed
 
 
-def narrate(runtime: Any, videos: Iterable[NDArray[np.float32]], options: Options, batch: int) -> tuple[int, int]:
+def narrate_videos(
+    runtime: Any, videos: Iterable[NDArray[np.float32]], options: Options, batch: int
+) -> tuple[int, int]:
     """Encode and narrate clips, `batch` in flight: how many there were, and how many tokens were chosen.
 
     Args:
@@ -146,12 +148,12 @@ def narrate(runtime: Any, videos: Iterable[NDArray[np.float32]], options: Option
         batch: The most clips in flight.
     """
     clips = tokens = 0
-    for _, written in write_samples(runtime, _tasks(runtime, videos), options, batch):
+    for _, written in write_samples(runtime, _clip_tasks(runtime, videos), options, batch):
         clips += 1
         tokens += sum(len(one.ids) - 1 for one in written)
     return clips, tokens
 
 
-def _tasks(runtime: Any, videos: Iterable[NDArray[np.float32]]) -> Iterator[Task[int]]:
+def _clip_tasks(runtime: Any, videos: Iterable[NDArray[np.float32]]) -> Iterator[Task[int]]:
     for number, video in enumerate(videos):
         yield Task(number, number.to_bytes(8, "little"), runtime.encode(video))

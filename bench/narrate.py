@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,18 @@ def our_work(runtime: NarratorRuntime, video: np.ndarray) -> dict[str, Callable[
         for _, written in write_samples(runtime, tasks, options, clips):
             assert min(len(w.ids) for w in written) > 1
 
-    return {"encode": lambda: runtime.encode(video), **{f"{n} clips": lambda n=n: narrate(n) for n in CLIPS}}  # type: ignore[misc]
+    return {"encode": lambda: runtime.encode(video), **{f"{n} clips": partial(narrate, n) for n in CLIPS}}
 
 
-def figures(seconds: dict[str, float]) -> dict[str, Any]:
+def loop_figures(seconds: dict[str, float]) -> dict[str, Any]:
     """Seconds a clip of both loops, and the ratios."""
     steps = [seconds[f"step {n}"] for n in PREFIXES]
     every = float(np.interp(np.arange(1, TOKENS), PREFIXES, steps).sum())
-    uncached = {"encode_s": seconds["uncached encode"], "clip_s": seconds["uncached encode"] + every}
-    uncached["step_s_at_prefix"] = dict(zip(map(str, PREFIXES), steps, strict=True))  # type: ignore[assignment]
+    uncached: dict[str, Any] = {
+        "encode_s": seconds["uncached encode"],
+        "clip_s": seconds["uncached encode"] + every,
+        "step_s_at_prefix": dict(zip(map(str, PREFIXES), steps, strict=True)),
+    }
     ours = [{"clips": n, "encode_s": seconds["encode"], "clip_s": seconds[f"{n} clips"] / n} for n in CLIPS]
     ratios = [uncached["clip_s"] / row["clip_s"] for row in ours]
     names = ["speedup_vs_uncached", *(f"speedup_vs_uncached_{n}_clips" for n in CLIPS[1:])]
@@ -71,7 +75,7 @@ def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens
     return list(written.ids) == expected
 
 
-def table(result: dict[str, Any]) -> str:
+def loops_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     base = result["uncached"]["clip_s"]
     rows = ["| loop | clips at once | encode, s | a clip, s | speed-up |", "|---|---|---|---|---|"]
@@ -105,14 +109,14 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
         "machine": machine(),
         "note": f"uncached steps timed at prefixes {PREFIXES} and interpolated over all 76; medians of {repeats} turns",
         "greedy_ids_equal": same_greedy(model, runtime, video, greedy_tokens),
-        **figures(seconds),
+        **loop_figures(seconds),
     }
-    click.echo(table(result))
+    click.echo(loops_table(result))
     if output:
         write_json(output, result)
         paragraphs = [
             result["what"],
-            table(result),
+            loops_table(result),
             f"{result['note']}. {stamp(result['machine'])}. `{result['command']}`",
         ]
         write_text(output.with_suffix(".md"), "\n\n".join(paragraphs) + "\n")

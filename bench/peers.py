@@ -106,7 +106,7 @@ class OpenVino:
         """
         try:
             os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
-            import openvino as ov  # type: ignore[import-untyped]
+            import openvino as ov
             from openvino import properties
         except ImportError as error:
             raise MissingExtraError("openvino", "peers") from error
@@ -143,7 +143,7 @@ class OpenVino:
 def _quantized(model: Any, videos: list[NDArray[np.float32]]) -> Any:
     """Weights and activations to INT8 by NNCF's post-training quantization for transformers."""
     try:
-        import nncf  # type: ignore[import-untyped]
+        import nncf
     except ImportError as error:
         raise MissingExtraError("nncf", "peers") from error
     nncf.set_log_level(logging.ERROR)

@@ -7,6 +7,7 @@ vocabulary for top-p. Needs torch and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,5 +57,5 @@ def uncached_work(model: Narrator, video: Tensor) -> dict[str, Callable[[], Any]
         with torch.inference_mode():
             model.visual_tokens(video)
 
-    steps = {f"step {n}": lambda n=n: uncached_step(model, tokens, ids[:, :n]) for n in PREFIXES}  # type: ignore[misc]
+    steps = {f"step {n}": partial(uncached_step, model, tokens, ids[:, :n]) for n in PREFIXES}
     return {"uncached encode": encode, **steps}

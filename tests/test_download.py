@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        how: Behaviour = self.server.how  # type: ignore[attr-defined]
+        how: Behaviour = self.server.how
         how.asked.append(self.headers.get("Range"))
         if how.codes or self.path == "/missing":
             self.send_error(how.codes.pop(0) if how.codes else 404)
@@ -79,7 +79,7 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    how = server.how = Behaviour()  # type: ignore[attr-defined]
+    how = server.how = Behaviour()
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield Site(f"http://127.0.0.1:{server.server_port}", how)
     server.shutdown()

@@ -26,10 +26,12 @@ from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # n
 from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
 from lavila_fast.export import recipe  # noqa: E402
-from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
+from lavila_fast.export.build import export_model  # noqa: E402
 from lavila_fast.export.graphs import to_onnx  # noqa: E402
 from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
-from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
+from lavila_fast.export.graphs.validate import validate  # noqa: E402
+from lavila_fast.export.options import ExportOptions  # noqa: E402
 from lavila_fast.export.quantize.calibrate import Ranges, calibrate  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_model, load_narrator  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
@@ -103,7 +105,7 @@ def test_distilbert_with_a_mask_and_weights_beside(tmp_path, monkeypatch):
     model = load_dual_encoder(path)
     text = specs_for(model)[1]
     assert text.inputs == ["ids", "mask"]
-    monkeypatch.setattr(to_onnx, "_LARGEST_INLINE", 1 << 10)
+    monkeypatch.setattr(to_onnx, "LARGEST_INLINE", 1 << 10)
     write_graph(text, tmp_path / DUAL_TEXT)
     assert validate(text, tmp_path / DUAL_TEXT).relative < 1e-5
     weights = sum(p.numel() for p in model.textual.parameters()) * 4

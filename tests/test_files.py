@@ -17,7 +17,7 @@ def test_a_crash_in_between_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError), replacing(path) as file:
-        file.writelines([b"half of it", None])  # type: ignore[list-item]
+        file.writelines([b"half of it", None])
     assert path.read_text() == '{\n "a": 1\n}\n'
     assert list(path.parent.iterdir()) == [path]
 

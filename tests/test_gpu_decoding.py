@@ -339,7 +339,7 @@ def test_one_entrance_whatever_the_transform(tmp_path: Path) -> None:
     """Source size and other transforms are PyAV's; a library asked for by name says that it cannot."""
     path = film(tmp_path / "v.webm", 20)
     for how in ({}, {"decoder": "auto"}, {"decoder": "pyav", "device": "cpu"}):
-        (one,) = read_clips(path, [Clip("v", 0, 0.4)], 4, **how)  # type: ignore[arg-type]
+        (one,) = read_clips(path, [Clip("v", 0, 0.4)], 4, **how)
         assert (one.frames.shape, one.frames.dtype) == ((4, 64, 96, 3), np.uint8)
     with pytest.raises(InputError, match="decoder dali: resizes and crops; give a FrameTransform, or take"):
         next(read_clips(path, [Clip("v", 0, 0.4)], 4, decoder="dali"))

@@ -22,7 +22,8 @@ from lavila_fast.engines.host.state import grid_of  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
 from lavila_fast.export.graphs.inplace import OPSETS, InplaceDecoder, inplace_arguments, inplace_spec  # noqa: E402
-from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
+from lavila_fast.export.graphs.validate import validate  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
 

@@ -28,7 +28,7 @@ from lavila_fast.bundle.engine_key import (  # noqa: E402
     read_key,
     this_machine,
 )
-from lavila_fast.bundle.manifest import Bundle  # noqa: E402
+from lavila_fast.bundle.manifest import PLAN, Bundle  # noqa: E402
 from lavila_fast.cli.engines import engines as engines_command  # noqa: E402
 from lavila_fast.config import (  # noqa: E402
     ClassifierConfig,
@@ -41,17 +41,8 @@ from lavila_fast.config import (  # noqa: E402
 )
 from lavila_fast.engines.device import trt as tensorrt_backend  # noqa: E402
 from lavila_fast.errors import BundleError, InputError, MissingExtraError  # noqa: E402
-from lavila_fast.export.engines import (  # noqa: E402
-    AXES,
-    PLAN,
-    EngineOptions,
-    axes_for,
-    build_engine,
-    build_engines,
-    read_plan,
-    shape_range,
-    write_plan,
-)
+from lavila_fast.export.engine_axes import AXES, axes_for, read_plan, shape_range, write_plan  # noqa: E402
+from lavila_fast.export.engines import EngineOptions, build_engine, build_engines  # noqa: E402
 from lavila_fast.export.graphs.inplace import OPSETS, inplace_spec  # noqa: E402
 from lavila_fast.export.graphs.specs import classifier_specs, dual_encoder_specs, narrator_specs  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import OPSET, write_graph  # noqa: E402

@@ -26,7 +26,7 @@ from lavila_fast.models.load import load_narrator  # noqa: E402
 from lavila_fast.train import evaluate_kitchen as evaluate_files  # noqa: E402
 from lavila_fast.train.checkpoints import read_state, save_state  # noqa: E402
 from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402
-from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
+from lavila_fast.train.loop import TrainingRun, learning_rate, train  # noqa: E402
 from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
 from lavila_fast.train.recipes import RECIPES, Recipe  # noqa: E402
 from lavila_fast.train.ship import main as ship_files  # noqa: E402
@@ -164,7 +164,7 @@ def test_symmetries_change_what_is_said_and_never_show_held_out_pairs():
 @pytest.mark.parametrize("model", [NARRATOR, DUAL])
 def test_loss_falls_on_a_batch_seen_again_and_again(clips, model):
     few = Clips(clips.frames[:16], clips.labels[:16])
-    run = Run(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few)
+    run = TrainingRun(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few)
     seen = losses(run)
     assert np.mean(seen[-4:]) < 0.75 * np.mean(seen[:4])
 
@@ -178,7 +178,7 @@ def test_bfloat16_scores_nearly_as_float32(clips):
 
 
 def test_frozen_tower_learns_from_features(clips):
-    run = Run(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips)
+    run = TrainingRun(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips)
     with torch.no_grad():
         frames, labels = torch.from_numpy(clips.frames[:8]), torch.from_numpy(clips.labels[:8])
         whole, _ = run.task(frames, labels)
@@ -192,13 +192,13 @@ def test_frozen_tower_learns_from_features(clips):
 
 
 def test_resumed_run_equals_an_uninterrupted_one(clips, tmp_path):
-    whole = Run(TINY, clips)
+    whole = TrainingRun(TINY, clips)
     expected = losses(whole)
     train(replace(TINY, save_every=3), clips, None, tmp_path / "tiny")
-    interrupted = Run(TINY, clips)
+    interrupted = TrainingRun(TINY, clips)
     first = losses(interrupted, 2)
     interrupted.save(tmp_path)
-    resumed = Run(TINY, clips)
+    resumed = TrainingRun(TINY, clips)
     assert resumed.resume(tmp_path)
     assert first + losses(resumed) == expected
     for name, weight in torch.load(tmp_path / "tiny" / "average.pt", weights_only=True).items():
@@ -222,7 +222,7 @@ def test_sigterm_saves_and_leaves(clips, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "unseen" not in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
-    whole = losses(Run(TINY, clips))
+    whole = losses(TrainingRun(TINY, clips))
     assert [row["loss"] for row in steps] == pytest.approx(whole, abs=1e-4)
     with pytest.raises(CheckpointError, match="other settings"):
         train(replace(TINY, lr=1.0), clips, None, tmp_path, resume=True)
@@ -259,7 +259,7 @@ def two_processes(folder, clips, zero=None, dual=False, resume=False):
 @pytest.mark.slow
 @pytest.mark.parametrize("dual", [False, True])
 def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
-    one = losses(Run(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips))
+    one = losses(TrainingRun(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips))
     assert two_processes(tmp_path, clips, dual=dual) == pytest.approx(one, abs=2e-3)
 
 
@@ -267,7 +267,7 @@ def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_zero_learns_what_plain_pytorch_does_and_resumes(clips, tmp_path, stage):
     pytest.importorskip("deepspeed")
-    one = losses(Run(TINY, clips))
+    one = losses(TrainingRun(TINY, clips))
     assert two_processes(tmp_path, clips, stage) == pytest.approx(one, abs=2e-3)
     (tmp_path / "two" / "log.jsonl").unlink()
     (tmp_path / "two" / "deepspeed" / "latest").write_text("step3")
@@ -295,7 +295,7 @@ def test_recipes_fit_their_vocabularies_and_follow_each_other():
     with pytest.raises(InputError, match="at least 1"):
         replace(TINY, steps=0)
     with pytest.raises(InputError, match="evenly"):
-        Run(TINY, Clips(np.zeros((0, 4, 16, 16, 3), np.uint8), np.zeros((0, 4), np.int64)), world=3)
+        TrainingRun(TINY, Clips(np.zeros((0, 4, 16, 16, 3), np.uint8), np.zeros((0, 4), np.int64)), world=3)
 
 
 def test_shipped_file_says_what_the_run_learnt(clips, tmp_path, monkeypatch):
@@ -319,7 +319,7 @@ def test_programs_exit_as_the_error_says(tmp_path, monkeypatch):
     def fail(*given):
         raise CheckpointError("x: not a checkpoint; fetch it again")
 
-    monkeypatch.setattr(evaluate_files, "figures", fail)
+    monkeypatch.setattr(evaluate_files, "kitchen_figures", fail)
     done = CliRunner().invoke(evaluate_files.main, [str(tmp_path)])
     assert (done.exit_code, done.output) == (2, "error: x: not a checkpoint; fetch it again\n")
 

@@ -11,7 +11,7 @@ from lavila_fast.errors import exit_with_line
 from lavila_fast.evaluate.clips import Clips
 from lavila_fast.train.dali_data import ListBatches, ListConfig, open_list
 from lavila_fast.train.data import DataConfig, open_clips
-from lavila_fast.train.loop import check, train
+from lavila_fast.train.loop import refuse, train
 from lavila_fast.train.memory import keep_memory
 from lavila_fast.train.recipes import RECIPES
 
@@ -42,7 +42,7 @@ def main(
     data = row.data if isinstance(row.data, ListConfig) else replace(row.data, clips=clips or row.data.clips)
     row = replace(row, steps=steps or row.steps, data=data)
     with exit_with_line():
-        check(row, output, resume, overwrite, zero)
+        refuse(row, output, resume, overwrite, zero)
         keep_memory()
         watch = DataConfig(clips=500, split="unseen_seeds", sizes=((320, 240),), shift=0.0, jitter=0.0)
         if isinstance(data, ListConfig):

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ from lavila_fast.records import Clip
 from lavila_fast.video.clips import whole_file_indices
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import unit_decoders
-from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.gpu.nvcodec_reader import resample
 from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
 from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unsuitable
-from lavila_fast.video.probe import REFETCH, VideoInfo, open_file
+from lavila_fast.video.probe import REFETCH, VideoInfo
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip
+from lavila_fast.video.sources import VideoSource
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call
@@ -100,12 +100,6 @@ class ListConfig:
 def open_list(config: ListConfig, batch_size: int, seed: int = 0) -> ListBatches:
     """Batches of the clips in a list; errors as for `read_sentences`."""
     return ListBatches(*read_sentences(Path(config.list), Path(config.root)), config, batch_size, seed)
-
-
-@lru_cache(maxsize=65536)
-def _facts(path: Path) -> tuple[VideoInfo, VideoFacts]:
-    with open_file(path) as file:
-        return file.info, read_facts(path)
 
 
 @dataclass(frozen=True)
@@ -174,6 +168,11 @@ class ListBatches:
         return {}
 
     @cached_property
+    def _sources(self) -> dict[str, VideoSource]:
+        """The files: many clips are cut from each, and what is known of one is read once."""
+        return {name: VideoSource(name, Path(name)) for name in dict.fromkeys(clip.video for clip in self.clips)}
+
+    @cached_property
     def _maker(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "batches")
 
@@ -195,7 +194,7 @@ class ListBatches:
         mine = rows[rank::world]
         cuts = list(self._pool.map(self._cut, (self.clips[i] for i in mine), draws[rank::world]))
         self._decode(cuts, [self.clips[i] for i in mine], draws[rank::world])
-        return _rounded(_stack([cut.frames for cut in cuts])), self.labels[mine]
+        return _as_uint8(_stack([cut.frames for cut in cuts])), self.labels[mine]
 
     def _ids(self, clip: Clip, info: VideoInfo, draws: _Draws) -> list[int]:
         """The frames of a clip: the middle of each segment, or one drawn from a range as long about it."""
@@ -224,7 +223,8 @@ class ListBatches:
     def _cut(self, clip: Clip, draws: _Draws) -> _Cut:
         """Take the units of a clip out of its file."""
         path = Path(clip.video)
-        info, facts = _facts(path)
+        source = self._sources[clip.video]
+        info, facts = source.info(path), source.facts(path)
         ids = self._ids(clip, info, draws)
         region = self._region(facts.width, facts.height, draws)
         candidates = unit_decoders(self.config.decoder, self.config.img, self.config.device)
@@ -232,7 +232,7 @@ class ListBatches:
             return self._read(clip, draws)
         try:
             decoder = suitable(candidates, facts)
-            with open_file(path, info) as file:
+            with source.open(path) as file:
                 units = list(wanted_units(file, facts, sorted(set(ids))))
                 requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in units]
         except Unsuitable as reason:
@@ -245,7 +245,7 @@ class ListBatches:
     def _read(self, clip: Clip, draws: _Draws) -> _Cut:
         """Read a clip with PyAV."""
         path, open_clip = Path(clip.video), OpenClip.empty(clip, self.config.frames)
-        with open_file(path, _facts(path)[0]) as file:
+        with self._sources[clip.video].open(path) as file:
             request = ClipRequest(open_clip, self._ids(clip, file.info, draws))
             list(PyavReader().read(file, [request], FrameGate(), 1, Health()))
         if any(image is None for image in open_clip.images):
@@ -286,5 +286,5 @@ def _stack(images: list[Any]) -> Any:
     return torch.stack(images)
 
 
-def _rounded(frames: Any) -> Any:
+def _as_uint8(frames: Any) -> Any:
     return np.rint(frames).astype(np.uint8) if isinstance(frames, np.ndarray) else frames.round_().byte()

@@ -38,7 +38,7 @@ def greedy(narrator: Narrator, tokenizer: Tokenizer, video: Tensor) -> list[str]
     return [tokenizer.decode(row) for row in ids.numpy()]
 
 
-def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
+def _video_batches(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
     vision = model.config.vision
     ready = [torch.from_numpy(normalise(clip, vision.mean, vision.std)) for clip in clips.frames]
     return [torch.stack(ready[i : i + 50]) for i in range(0, len(ready), 50)]
@@ -47,13 +47,13 @@ def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
 @torch.inference_mode()
 def embedding_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> dict[str, Any]:
     """Retrieval among all sentences of the kitchen and among those of `clips`, and multiple choice."""
-    video_NE = torch.cat([dual.embed_video(batch) for batch in _video(dual, clips)]).numpy()
+    video_NE = torch.cat([dual.embed_video(batch) for batch in _video_batches(dual, clips)]).numpy()
     return dual_figures(
         video_NE, lambda said: dual.embed_text(torch.from_numpy(tokenizer.encode(said))).numpy(), clips.labels
     )
 
 
-def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
+def kitchen_figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
     """All figures of the models in `folder`; what is not there is left out."""
     found: dict[str, Any] = {}
     shown = {split: filmed_clips(split, clips, films, workers=workers) for split in UNSEEN_SPLITS}
@@ -61,7 +61,7 @@ def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, An
         narrator = load_narrator(folder / "narrator.safetensors")
         words = load_tokenizer(folder / "narrator_tokenizer.json", "gpt2", narrator.config.max_tokens)
         for split, seen in shown.items():
-            said = [text for batch in _video(narrator, seen) for text in greedy(narrator, words, batch)]
+            said = [text for batch in _video_batches(narrator, seen) for text in greedy(narrator, words, batch)]
             found[split] = {
                 "clips": len(said),
                 "narrator": sentence_figures(said, seen.labels),
@@ -75,9 +75,9 @@ def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, An
     return found
 
 
-def _rounded(value: Any) -> Any:
+def _rounded_figures(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded_figures(one) for key, one in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
 
@@ -90,10 +90,10 @@ def _rounded(value: Any) -> Any:
 def main(folder: Path, films: Path, clips: int, workers: int, output: Path | None) -> None:
     """Try the models in FOLDER on clips they never saw."""
     with exit_with_line():
-        found = figures(folder, films, clips, workers)
+        found = kitchen_figures(folder, films, clips, workers)
     row = {
         "what": "nano models on the miniature kitchen; H.264, 320x240; greedy sentences",
-        **_rounded(found),
+        **_rounded_figures(found),
         "command": " ".join(["python -m lavila_fast.train.evaluate_kitchen", *sys.argv[1:]]),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
         "date": datetime.now(timezone.utc).date().isoformat(),

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt
+from lavila_fast.bench.gpu.ratios import Measured
+from lavila_fast.bench.gpu.setup import Rows, Setup, attempt
 
 NEEDED = ("av", "platformdirs")  # of files' facts and of the shipped model; the other parts do without
-DECODERS = ("dali", "pynvvideocodec", "torchcodec", "pyav")
+TIMED_DECODERS = ("dali", "pynvvideocodec", "torchcodec", "pyav")
 
 
 def files_part(setup: Setup) -> dict[str, Any]:
@@ -21,9 +22,9 @@ def files_part(setup: Setup) -> dict[str, Any]:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         rows.append({"what": "decoding files and narrating them", "not_run": f"not installed: {', '.join(missing)}"})
         return {}
-    for decoder in DECODERS:
-        attempt(rows, {"what": "decode", "by": decoder}, _decode, setup, decoder)
-        attempt(rows, {"what": "the shipped film, bytes to sentences", "by": decoder}, _narrate, setup, decoder)
+    for decoder in TIMED_DECODERS:
+        attempt(rows, {"what": "decode", "by": decoder}, _decode_films, setup, decoder)
+        attempt(rows, {"what": "the shipped film, bytes to sentences", "by": decoder}, _narrate_film, setup, decoder)
     return {"notes": ["Files of LAVILA_VIDEO_DIR if it is set, else the shipped film many times."]}
 
 
@@ -35,7 +36,7 @@ def _films(setup: Setup) -> list[Path]:
     return found or [ASSETS / "kitchen.mp4"] * setup.of(50, 1)
 
 
-def _decode(setup: Setup, decoder: str) -> Row:
+def _decode_films(setup: Setup, decoder: str) -> Measured:
     from lavila_fast.bench.gpu.decoding import agreement, throughput
 
     films = _films(setup)
@@ -49,7 +50,7 @@ def _decode(setup: Setup, decoder: str) -> Row:
     }
 
 
-def _narrate(setup: Setup, decoder: str) -> Row:
+def _narrate_film(setup: Setup, decoder: str) -> Measured:
     """The shipped model on the shipped film; its words are known."""
     from lavila_fast.engines.sampling import Warp
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime

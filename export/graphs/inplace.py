@@ -26,8 +26,8 @@ from lavila_fast.export.graphs.specs import Spec
 from lavila_fast.models.gpt2 import MASKED, Block
 from lavila_fast.models.narrator import Narrator
 
-Way = Literal["tensor_scatter", "scatter_nd"]
-OPSETS: dict[Way, int] = {"tensor_scatter": 24, "scatter_nd": 20}
+Update = Literal["tensor_scatter", "scatter_nd"]
+OPSETS: dict[Update, int] = {"tensor_scatter": 24, "scatter_nd": 20}
 DECODER_INPLACE = "decoder_inplace"
 
 
@@ -36,7 +36,7 @@ def present_names(layers: int) -> list[str]:
     return [name.replace("past", "present") for name in past_names(layers)]
 
 
-def write_token(cache_BSCd: Tensor, new_BS1d: Tensor, lengths_B: Tensor, way: Way) -> Tensor:
+def write_token(cache_BSCd: Tensor, new_BS1d: Tensor, lengths_B: Tensor, way: Update) -> Tensor:
     """The cache with the new token at slot ``lengths`` of each clip, (B, S, C, d)."""
     if way == "tensor_scatter" and torch.onnx.is_in_onnx_export():
         written: Tensor = torch.onnx.ops.symbolic(
@@ -60,7 +60,7 @@ class InplaceDecoder(nn.Module):
         way: How the new token is written.
     """
 
-    def __init__(self, narrator: Narrator, way: Way = "tensor_scatter") -> None:
+    def __init__(self, narrator: Narrator, way: Update = "tensor_scatter") -> None:
         super().__init__()
         self.decoder, self.way = narrator.text_decoder, way
 
@@ -109,9 +109,10 @@ class InplaceDecoder(nn.Module):
 
 def cache_type(narrator: Narrator) -> torch.dtype:
     """The type of keys and values: what the layers that make them return."""
-    attention = narrator.text_decoder.transformer.h[0].attn
+    block = narrator.text_decoder.transformer.h[0]
+    assert isinstance(block, Block)
     with torch.no_grad():
-        made: Tensor = attention.c_attn(torch.zeros(2, narrator.config.text.n_embd))  # type: ignore[operator, union-attr]
+        made: Tensor = block.attn.c_attn(torch.zeros(2, narrator.config.text.n_embd))
     return made.dtype
 
 
@@ -133,7 +134,10 @@ def inplace_arguments(
 
 
 def inplace_spec(
-    narrator: Narrator, capacity: int | None = None, way: Way = "tensor_scatter", dtype: torch.dtype | None = None
+    narrator: Narrator,
+    capacity: int | None = None,
+    way: Update = "tensor_scatter",
+    dtype: torch.dtype | None = None,
 ) -> Spec:
     """Declare the in-place decoder: dynamic clips and rows a clip, a capacity that is part of the graph.
 

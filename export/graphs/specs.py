@@ -116,13 +116,13 @@ def model_dtype(model: Narrator) -> torch.dtype:
     return probe[0][0].dtype
 
 
-def _noise(seed: int) -> torch.Generator:
+def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _video(vision: VisionConfig, clips: int, seed: int) -> Tensor:
+def _random_video(vision: VisionConfig, clips: int, seed: int) -> Tensor:
     shape = clips, 3, vision.frames, vision.img, vision.img
-    return torch.randn(shape, generator=_noise(seed))
+    return torch.randn(shape, generator=_generator(seed))
 
 
 def encoder_spec(narrator: Narrator) -> Spec:
@@ -136,18 +136,18 @@ def encoder_spec(narrator: Narrator) -> Spec:
     return Spec(
         "encoder",
         Encoder(narrator),
-        (_video(vision, 2, 0),),
+        (_random_video(vision, 2, 0),),
         ["video"],
         names,
         ({0: Dim("clips", min=1, max=1024)},),
         shapes,
-        make=lambda seed: (_video(vision, 1 + seed % 2, seed),),
+        make=lambda seed: (_random_video(vision, 1 + seed % 2, seed),),
     )
 
 
 def step_arguments(narrator: Narrator, clips: int, rows_a_clip: int, capacity: int, seed: int = 0) -> tuple[Any, ...]:
     """Random arguments of a decoder step that make sense: rows in a shuffled grid, lengths below the capacity."""
-    text, queries, noise = narrator.config.text, narrator.config.queries, _noise(seed)
+    text, queries, noise = narrator.config.text, narrator.config.queries, _generator(seed)
     heads, size, rows = text.n_head, text.n_embd // text.n_head, clips * rows_a_clip
     dtype = model_dtype(narrator)
     # Every argument is a tensor of its own: the exporter takes two names of one tensor for one input.
@@ -187,18 +187,18 @@ def _video_spec(name: str, module: nn.Module, vision: VisionConfig, outputs: dic
     return Spec(
         name,
         module,
-        (_video(vision, 2, 0),),
+        (_random_video(vision, 2, 0),),
         ["video"],
         list(outputs),
         ({0: Dim("clips", min=1, max=1024)},),
         {output: ("clips", size) for output, size in outputs.items()},
-        make=lambda seed: (_video(vision, 1 + seed % 2, seed),),
+        make=lambda seed: (_random_video(vision, 1 + seed % 2, seed),),
     )
 
 
 def _words(model: DualEncoder, texts: int, length: int, seed: int) -> tuple[Tensor, ...]:
     """Random ids; CLIP's have their highest, the end token, at a random place, DistilBERT's come with a mask."""
-    text, noise = model.config.text, _noise(seed)
+    text, noise = model.config.text, _generator(seed)
     ids = torch.randint(1, text.vocab - 1, (texts, length), generator=noise)
     ends = torch.randint(1, length, (texts, 1), generator=noise)
     if isinstance(text, ClipTextConfig):

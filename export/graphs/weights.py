@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 ALIGNMENT = 64
 SMALLEST = 256  # elements: smaller tensors are neither halved nor looked for
-_DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "int64": "I64", "bool": "BOOL"}
+_STORED_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "int64": "I64", "bool": "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class WeightFile:
             tensor = tensors[name]
             dtype = "float16" if self._item(tensor) < tensor.element_size() else str(tensor.dtype).split(".")[-1]
             start, end = end, end + self._bytes(tensor)
-            table[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+            table[name] = {"dtype": _STORED_TYPES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         text = json.dumps(table, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
         return len(text).to_bytes(8, "little") + text, end
@@ -88,15 +88,15 @@ class WeightFile:
         array = tensor.contiguous().numpy()
         place = Place(file.tell(), self._bytes(tensor), self.half and _halved(tensor))
         if tensor.numel() >= SMALLEST:
-            self._places.setdefault(_digest(array), place)
+            self._places.setdefault(_array_digest(array), place)
         (array.astype(np.float16) if place.half else array).tofile(file)
 
     def find(self, array: np.ndarray) -> Place | None:
         """Where an array's bytes are; None if they are not in the file."""
-        return self._places.get(_digest(array)) if array.size >= SMALLEST else None
+        return self._places.get(_array_digest(array)) if array.size >= SMALLEST else None
 
 
-def _digest(array: np.ndarray) -> bytes:
+def _array_digest(array: np.ndarray) -> bytes:
     digest = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.digest()

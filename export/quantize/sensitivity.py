@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavila_fast.errors import InputError
-from lavila_fast.export.quantize.calibrate import batches, random_texts, words
+from lavila_fast.export.quantize.calibrate import batches, drawn_ids, random_texts
 from lavila_fast.files import write_json, write_text
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
@@ -74,7 +74,7 @@ class Reference:
         with torch.inference_mode():
             if isinstance(model, Narrator):
                 self.seen = [model.visual_tokens(some) for some in batches(video)]
-                self.texts = torch.cat([words(model, one, noise) for one in self.seen]) if texts is None else texts
+                self.texts = torch.cat([drawn_ids(model, one, noise) for one in self.seen]) if texts is None else texts
             elif isinstance(model, DualEncoder):
                 self.texts = random_texts(model, len(video), noise) if texts is None else texts
             self.wanted = self._outputs(model)

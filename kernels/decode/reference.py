@@ -73,7 +73,7 @@ def sample(
     if greedy or top_k == 1:
         tokens_M = shifted_MV.argmax(-1)
     else:
-        tokens_M = draw(survivors(shifted_MV, temperature, top_k, top_p), u_M)
+        tokens_M = draw_rows(survivors(shifted_MV, temperature, top_k, top_p), u_M)
     logprob_M = shifted_MV.gather(1, tokens_M[:, None])[:, 0] - total_M.log()
     return tokens_M, logprob_M, total_M.log() - moment_M / total_M
 
@@ -92,7 +92,7 @@ def survivors(shifted_MV: Tensor, temperature: float, top_k: int | None, top_p: 
     return weights_MV
 
 
-def draw(weights_MV: Tensor, u_M: Tensor) -> Tensor:
+def draw_rows(weights_MV: Tensor, u_M: Tensor) -> Tensor:
     """Indices (M,) drawn in proportion to the weights of each row, float64, by inverting the running sum."""
     sums_MV = weights_MV.cumsum(-1)
     found_M = (sums_MV <= u_M[:, None] * sums_MV[:, -1:]).sum(-1)

@@ -70,7 +70,7 @@ def bench(output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None
         raise InputError(f"{output}: give the name of a .json file; the page and the plot go beside it")
     setting = run.Setting(**given)
     command = shlex.join(["lavila-fast", *sys.argv[1:]])
-    result = run.bench(setting, command, lambda text: None if quiet else click.echo(text, err=True))
+    result = run.measure_model(setting, command, lambda text: None if quiet else click.echo(text, err=True))
     page = bench_page(result)
     if output is not None:
         _write(result, output, page)

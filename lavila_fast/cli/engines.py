@@ -68,7 +68,8 @@ def build_engines_of(bundle: Path, **given: Any) -> None:
 
 
 def _engines(opened: Bundle, builder: str, given: dict[str, Any]) -> dict[str, Any]:
-    from lavila_fast.export.engines import RTX_CAPABILITIES, EngineOptions, build_engines, read_plan
+    from lavila_fast.export.engine_axes import read_plan
+    from lavila_fast.export.engines import RTX_CAPABILITIES, EngineOptions, build_engines
 
     bundle, workspace = opened.folder, given["workspace_mib"]
     options = EngineOptions(

@@ -51,7 +51,8 @@ def export(model: str, output: Path, keep: tuple[str, ...], as_json: bool, quiet
       lavila-fast export narrator.pth -o trt --target tensorrt --precision int8 --calibration videos/
     """  # noqa: D301
     try:
-        from lavila_fast.export.build import ExportOptions, export_model
+        from lavila_fast.export.build import export_model
+        from lavila_fast.export.options import ExportOptions
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "onnx", "export") from error
 

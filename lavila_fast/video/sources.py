@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import windows
+from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.probe import OpenFile, VideoInfo, denied, open_file
 
 SUFFIXES = frozenset(
@@ -50,6 +51,7 @@ class VideoSource:
     name: str
     path: Path
     _infos: dict[tuple[Path, int, int], VideoInfo] = field(default_factory=dict, compare=False, repr=False)
+    _facts: dict[tuple[Path, int, int], VideoFacts] = field(default_factory=dict, compare=False, repr=False)
 
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[OpenFile]:
@@ -70,6 +72,14 @@ class VideoSource:
             return self._infos[key]
         with self.open(path) as file:
             return file.info
+
+    def facts(self, path: Path) -> VideoFacts:
+        """What a GPU decoder must know of one of these files, read once; errors as for `read_facts`."""
+        key = _state(path)
+        found = (self._facts.get(key) if key else None) or read_facts(path)
+        if key:
+            self._facts[key] = found
+        return found
 
     @property
     def is_chunked(self) -> bool:

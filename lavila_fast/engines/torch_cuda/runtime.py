@@ -35,7 +35,7 @@ from lavila_fast.engines.torch_cuda.memory import (
 )
 from lavila_fast.engines.torch_cuda.step import SlotDecoder, with_folded_gates
 from lavila_fast.models.narrator import Narrator
-from lavila_fast.quant.low_bit import convert
+from lavila_fast.quant.low_bit import convert_decoder
 
 ENCODE_BATCH = 32
 CPU_ENCODE_BATCH = 2
@@ -100,7 +100,7 @@ class TorchGpuRuntime(SlotRuntime):
         self.launcher = launcher_for(device, graphs)
         where = self.launcher.device
         with room_for("the model"):
-            self.model = convert(with_folded_gates(model), precision, where)
+            self.model = convert_decoder(with_folded_gates(model), precision, where)
         self.decoder = SlotDecoder(self.model.text_decoder)
         config = self.model.config
         most = min(config.max_tokens, config.text.n_positions) - 1
