@@ -453,7 +453,7 @@ def test_a_reader_that_leaves_early_is_no_error(bundle: Path, videos: Path) -> N
         ((".", "--clips", "none.csv", "--clip-seconds", "1"), "--clip-seconds: --clips says"),
         ((".", "--clips", "none.csv", "--stride-seconds", "1"), "--stride-seconds: --clips says"),
         (("v0.mp4", "--engine", "torch-cuda"), "--threads: of no use to --engine torch-cuda"),
-        (("v0.mp4", "--engine", "torch-cuda", "--batch-size", "8"), "--batch-size: of no use to --engine torch-cuda"),
+        (("v0.mp4", "--engine", "tensorrt", "--batch-size", "8"), "--threads: of no use to --engine tensorrt"),
     ],
 )
 def test_commands_that_make_no_sense(

@@ -32,12 +32,16 @@ class Opening:
         bundle: None for a checkpoint.
         threads: Of a CPU engine; None takes all cores.
         precision: One of the engine's, or None; always None for an engine without a choice.
+        batch: Clips in flight, where the engine's shape is fixed when it is opened; None lets the engine choose.
+        samples: A clip, for an engine that makes that choice; None: nobody knows yet.
     """
 
     path: Path
     bundle: Bundle | None = None
     threads: int | None = None
     precision: str | None = None
+    batch: int | None = None
+    samples: int | None = None
 
     def need_bundle(self) -> Bundle:
         """The bundle; `open_checkpoint` has seen to it that there is one."""
@@ -86,7 +90,13 @@ class Engine:
 
 
 def open_runtime(
-    bundle: Bundle, engine: str = "auto", threads: int | None = None, precision: str | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+    *,
+    batch: int | None = None,
+    samples: int | None = None,
 ) -> NarratorRuntime:
     """Open the narrator of a bundle.
 
@@ -95,6 +105,8 @@ def open_runtime(
         engine: One of `ENGINES`, or ``auto``.
         threads: Threads of a CPU engine; None takes all cores.
         precision: For an engine that has a choice.
+        batch: Clips in flight, for an engine whose shape is fixed when it is opened.
+        samples: A clip, for the same.
 
     Raises:
         InputError: no engine of this name, one that this machine cannot run, or one that has no such precision or no
@@ -103,18 +115,24 @@ def open_runtime(
         MissingExtraError: what the engine needs is not installed.
     """
     row = _automatic(bundle.target, bundle) if engine == "auto" else _named(engine)
-    return _open(row, Opening(bundle.folder, bundle, threads, precision))
+    return _open(row, Opening(bundle.folder, bundle, threads, precision, batch, samples))
 
 
 def open_checkpoint(
-    weights: Path, engine: str = "auto", threads: int | None = None, precision: str | None = None
+    weights: Path,
+    engine: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+    *,
+    batch: int | None = None,
+    samples: int | None = None,
 ) -> NarratorRuntime:
     """Open a checkpoint file; arguments and errors as for `open_runtime`."""
     row = _automatic(CHECKPOINT, None) if engine == "auto" else _named(engine)
     if CHECKPOINT not in row.runs:
         able = ", ".join(one.name for one in ENGINES.values() if CHECKPOINT in one.runs)
         raise InputError(f"{weights}: a checkpoint runs on {able}; for {engine}, make a bundle: lavila-fast export")
-    return _open(row, Opening(weights, None, threads, precision))
+    return _open(row, Opening(weights, None, threads, precision, batch, samples))
 
 
 def engine_names() -> tuple[str, ...]:
@@ -236,11 +254,12 @@ def _torch(opening: Opening) -> NarratorRuntime:
 
 
 def _torch_cuda(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
+    from lavila_fast.engines.torch_cuda.runtime import ROWS, TorchGpuRuntime
     from lavila_fast.models.load import load_narrator
 
     precision = opening.precision or ENGINES["torch-cuda"].precisions[0]
-    return TorchGpuRuntime(load_narrator(opening.path), "cuda", precision, compile_encoder="default")
+    model, rows = load_narrator(opening.path), opening.samples or ROWS
+    return TorchGpuRuntime(model, "cuda", precision, opening.batch, rows, compile_encoder="default")
 
 
 def _compiled(opening: Opening) -> NarratorRuntime:
@@ -320,10 +339,7 @@ _ROWS = (
         "gpu",
         ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4"),
         "on the CPU; **never run on a GPU**",
-        unused={
-            "batch_size": "it narrates as many clips together as the GPU's memory holds",
-            "threads": "it computes on the GPU",
-        },
+        unused={"threads": "it computes on the GPU"},
     ),
     Engine(
         "torch-compiled",

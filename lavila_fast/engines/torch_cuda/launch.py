@@ -47,9 +47,11 @@ class Launcher:
     Attributes:
         device: Where tensors are.
         graphs: Whether work is captured.
+        architecture: ``cpu``, or what code for a GPU is compiled for (``sm_90``).
     """
 
     graphs = False
+    architecture = "cpu"
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -88,6 +90,10 @@ class Launcher:
 
     def settle(self) -> None:
         """Wait until the device has done everything."""
+
+    def total_bytes(self) -> int | None:
+        """Memory of the device, used or not, or None where nobody counts it."""
+        return None
 
     def free_bytes(self) -> int | None:
         """Memory that can still be had, or None where nobody counts it."""
@@ -129,6 +135,7 @@ class CudaLauncher(Launcher):
         super().__init__(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
         torch.cuda.set_device(self.device)  # Triton's kernels start on the current one
         self.graphs = graphs
+        self.architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
         # A step is short and many wait for it; the encoder fills what it leaves.
         self._streams = [torch.cuda.Stream(self.device, priority=p) for p in (-1, 0, 0)]  # type: ignore[no-untyped-call]
         self._pools = [torch.cuda.graph_pool_handle() for _ in range(2)]  # the two run at once: no common memory
@@ -204,6 +211,10 @@ class CudaLauncher(Launcher):
     def settle(self) -> None:
         """See `Launcher`."""
         torch.cuda.synchronize(self.device)
+
+    def total_bytes(self) -> int | None:
+        """See `Launcher`."""
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
 
     def free_bytes(self) -> int | None:
         """See `Launcher`. PyTorch counts the graphs' pools as unused, so it gives back what it can, and CUDA counts."""

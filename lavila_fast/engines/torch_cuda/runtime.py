@@ -11,6 +11,7 @@ code runs without graphs; there it is tested. Never run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from lavila_fast.engines.torch_cuda.launch import launcher_for
 from lavila_fast.engines.torch_cuda.memory import (
     NAMES,
     TorchMemory,
+    check_room,
     choose_lanes,
     choose_slots,
     room_for,
@@ -39,6 +41,7 @@ from lavila_fast.quant.low_bit import convert
 
 ENCODE_BATCH = 32
 CPU_ENCODE_BATCH = 2
+ROWS = 10  # samples a clip, as the original writes
 
 
 class TorchGpuRuntime(SlotRuntime):
@@ -48,6 +51,7 @@ class TorchGpuRuntime(SlotRuntime):
         memory: Of the plain protocol.
         launcher: Of the device.
         precision: Of `quant.low_bit.CHOICES`.
+        slots: Clips in flight at most, whoever writes and however many samples: products keep their shape.
         encode_batch: Clips the encoder takes at once.
     """
 
@@ -60,7 +64,7 @@ class TorchGpuRuntime(SlotRuntime):
         device: str = "cuda",
         precision: str = "bf16",
         slots: int | None = None,
-        rows: int = 10,
+        rows: int = ROWS,
         capacity: int | None = None,
         *,
         compile_encoder: str | None = None,
@@ -80,8 +84,8 @@ class TorchGpuRuntime(SlotRuntime):
             device: ``cpu``, ``cuda``, ``cuda:1``.
             precision: Of `quant.low_bit.CHOICES`; ``fp32`` is the reference's. ``bnb-int8`` has the host look at the
                 data, so it runs without graphs.
-            slots: Clips in flight at most; None takes what fits into the GPU's memory, up to 512.
-            rows: Samples a clip that `warm_up` prepares for; another number costs new slots at the first call.
+            slots: Clips in flight at most; None takes what a GPU of this size holds, up to 512.
+            rows: Samples a clip that slots are counted for where `slots` is None, and that `warm_up` prepares for.
             capacity: Tokens a sentence may have, without the last; None takes the model's.
             compile_encoder: A mode of `torch.compile` (``default``, ``max-autotune-no-cudagraphs``), or None.
             compile_step: Whether to compile the decoder's step too.
@@ -120,8 +124,10 @@ class TorchGpuRuntime(SlotRuntime):
         }
         self._told["compiled_step"] = compile_step
         self.precision, self.device = precision, str(where)
-        self.identity = f"torch-cuda {precision}"
-        self._slots, self._rows, self._lanes, self._lag, self._steady = slots, rows, lanes, lag, steady
+        one = slot_bytes(config, rows, self.capacity, self.decoder.dtype)
+        self.slots = slots or choose_slots(self.launcher.total_bytes(), _weight_bytes(self.model), one)
+        self.identity = f"torch-cuda {precision} {self.launcher.architecture}, {self.slots} clips in flight"
+        self._rows, self._lanes, self._lag, self._steady = rows, lanes, lag, steady
         self.encode_batch = encode_batch or (CPU_ENCODE_BATCH if where.type == "cpu" else ENCODE_BATCH)
         self._loop: DecodeLoop | None = None
         self._encoder_batches: list[EncoderBatch] = []
@@ -158,7 +164,7 @@ class TorchGpuRuntime(SlotRuntime):
         """The slots for `samples` rows a clip, made at the first call and whenever the number changes.
 
         Raises:
-            InputError: no room on the device, or somebody is writing.
+            InputError: no room on the device for `slots` clips of so many samples, or somebody is writing.
         """
         if self._loop is None or self._loop.rows != samples:
             if self._loop is not None:
@@ -166,8 +172,10 @@ class TorchGpuRuntime(SlotRuntime):
                 self._loop = None
             self.encoder_batches()  # they take their memory first
             self.launcher.new_pool()
-            one = slot_bytes(self.config, samples, self.capacity, self.decoder.dtype)
-            slots = choose_slots(self._slots, self.launcher.free_bytes(), one)
+            slots = self.slots
+            check_room(
+                slots, slot_bytes(self.config, samples, self.capacity, self.decoder.dtype), self.launcher.free_bytes()
+            )
             sizes, lanes = (slots, samples, self.capacity), choose_lanes(self._lanes, slots, samples)
             with room_for(f"{slots} clips in flight"):
                 self._loop = DecodeLoop(
@@ -217,6 +225,10 @@ class TorchGpuRuntime(SlotRuntime):
                 "slot_bytes": loop.nbytes // loop.slots,
             }
         return about
+
+
+def _weight_bytes(model: Narrator) -> int:
+    return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
 
 def _sampler(memory: TorchMemory) -> Sampler:
