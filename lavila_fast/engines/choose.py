@@ -226,7 +226,7 @@ def _onnxruntime(opening: Opening) -> NarratorRuntime:
     return OrtRuntime(bundle.folder, bundle.narrator, opening.threads)
 
 
-def _slots(provider: Literal["cuda", "tensorrt"]) -> Callable[[Opening], NarratorRuntime]:
+def _slots(provider: Literal["cuda", "tensorrt", "rtx"]) -> Callable[[Opening], NarratorRuntime]:
     def make(opening: Opening) -> NarratorRuntime:
         from lavila_fast.engines.device.ort import OrtSlotRuntime
 
@@ -236,6 +236,12 @@ def _slots(provider: Literal["cuda", "tensorrt"]) -> Callable[[Opening], Narrato
         return OrtSlotRuntime(bundle.folder, bundle.narrator, provider, threads=opening.threads)
 
     return make
+
+
+def _why_not_cuda(bundle: Bundle) -> str:
+    from lavila_fast.engines.device.ort import NEEDS, lacks
+
+    return f"this ONNX Runtime has no {NEEDS['cuda']}" if lacks("cuda") else ""
 
 
 def _tensorrt(opening: Opening) -> NarratorRuntime:
@@ -297,20 +303,30 @@ _ROWS = (
     ),
     Engine(
         "cuda",
-        "ONNX Runtime with IO binding",
+        "ONNX Runtime's CUDA provider (onnxruntime-gpu)",
         _GPU,
         _slots("cuda"),
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
+        why_not=_why_not_cuda,
     ),
     Engine(
         "onnxruntime-tensorrt",
-        "ONNX Runtime's TensorRT provider",
+        "ONNX Runtime's TensorRT provider (onnxruntime-gpu)",
         _GPU,
         _slots("tensorrt"),
         "cuda",
         tried="graphs on the CPU; **never run on TensorRT**",
+    ),
+    Engine(
+        "onnxruntime-rtx",
+        "ONNX Runtime with its TensorRT-RTX plug-in",
+        _GPU,
+        _slots("rtx"),
+        "cuda",
+        tried="graphs on the CPU; **never run on a GPU**",
+        automatic=("cuda",),
     ),
     Engine(
         "tensorrt",

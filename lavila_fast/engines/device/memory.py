@@ -54,6 +54,7 @@ class Memory(Protocol):
     device: str
     index: int
     stream: int
+    architecture: str  # ``cpu``, or what code for a GPU is compiled for (``sm_90``)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
         """New memory, all zero; it lives as long as a block of it."""
@@ -82,7 +83,7 @@ def _bytes_of(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 class HostMemory:
     """Memory of the processor."""
 
-    device, index, stream = "cpu", 0, 0
+    device, index, stream, architecture = "cpu", 0, 0, "cpu"
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
         """See `Memory`."""
@@ -127,6 +128,8 @@ class CudaMemory:
         self._done(*runtime.cudaSetDevice(index))
         self._stream = self._done(*runtime.cudaStreamCreate())
         self.stream = int(self._stream)
+        properties = self._done(*runtime.cudaGetDeviceProperties(index))
+        self.architecture = f"sm_{properties.major}{properties.minor}"
 
     def _done(self, code: Any, *result: Any) -> Any:
         if code != self._cuda.cudaError_t.cudaSuccess:

@@ -58,9 +58,10 @@ class TensorRtRuntime(SlotRuntime):
             BundleError: an engine is missing, altered, or was built for something else, or
                 brings code of its own that the user has not allowed (`engine_key.ALLOW`).
         """
-        self._trt, self.identity = load_builder(builder), builder
+        self._trt = load_builder(builder)
         machine = this_machine(builder, device)
         memory = CudaMemory(device)
+        self.identity = f"{builder} {memory.architecture}"
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         engines = {}
         for name in (ENCODER, DECODER):

@@ -57,8 +57,8 @@ class TorchMemory:
 
     device, index, stream = "torch", 0, 0
 
-    def __init__(self, where: torch.device) -> None:
-        self.where = where
+    def __init__(self, where: torch.device, architecture: str = "cpu") -> None:
+        self.where, self.architecture = where, architecture
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
         """See `Memory`."""

@@ -108,7 +108,9 @@ class TorchGpuRuntime(SlotRuntime):
         self.decoder = SlotDecoder(self.model.text_decoder)
         config = self.model.config
         most = min(config.max_tokens, config.text.n_positions) - 1
-        super().__init__(config, TorchMemory(where), NAMES[self.decoder.dtype], capacity or most)
+        super().__init__(
+            config, TorchMemory(where, self.launcher.architecture), NAMES[self.decoder.dtype], capacity or most
+        )
         self._sampler = _sampler(self.memory)
         self._encode_any = encoder or keys_values(self.model)
         self._video = torch.float32 if encoder else self.model.visual.cls_token.dtype
