@@ -20,7 +20,7 @@ from lavila_fast.engines.protocol import ClipContext, NarratorRuntime, Writer
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 
 I64 = NDArray[np.int64]
 SHORTEST = 5
@@ -152,6 +152,6 @@ def narrate(runtime: Any, videos: Iterable[NDArray[np.float32]], options: Option
     return clips, tokens
 
 
-def _tasks(runtime: Any, videos: Iterable[NDArray[np.float32]]) -> Iterator[Task[int]]:
+def _tasks(runtime: Any, videos: Iterable[NDArray[np.float32]]) -> Iterator[EncodedClip[int]]:
     for number, video in enumerate(videos):
-        yield Task(number, number.to_bytes(8, "little"), runtime.encode(video))
+        yield EncodedClip(number, number.to_bytes(8, "little"), runtime.encode(video))

@@ -32,7 +32,7 @@ from lavila_fast.engines.sampling import Warp
 from lavila_fast.export.graphs.to_onnx import export_narrator
 from lavila_fast.files import write_json, write_text
 from lavila_fast.generate.options import Options
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 from lavila_fast.models.narrator import Narrator
 
 CLIPS = (8, 1)  # at once; the first gives the figure that is quoted
@@ -43,7 +43,7 @@ def our_work(runtime: NarratorRuntime, video: np.ndarray) -> dict[str, Callable[
     options = Options(samples=SAMPLES, warp=WARP)
 
     def narrate(clips: int) -> None:
-        tasks = (Task(i, bytes([i]), runtime.encode(video)) for i in range(clips))
+        tasks = (EncodedClip(i, bytes([i]), runtime.encode(video)) for i in range(clips))
         for _, written in write_samples(runtime, tasks, options, clips):
             assert min(len(w.ids) for w in written) > 1
 
@@ -69,7 +69,7 @@ def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens
         ids = torch.full((1, 1), 50256)
         for _ in range(tokens):
             ids = torch.cat([ids, uncached_step(model, seen, ids, greedy=True)], 1)
-    task = Task(0, b"", runtime.encode(video.numpy()))
+    task = EncodedClip(0, b"", runtime.encode(video.numpy()))
     ((_, (written,)),) = write_samples(runtime, [task], Options(warp=Warp(top_k=1), max_tokens=tokens + 1), 1)
     expected = ids[0].tolist()
     if 50256 in expected[1:]:

@@ -16,7 +16,7 @@ from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.randomness import clip_key
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 from lavila_fast.video.clips import windows
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource
@@ -57,7 +57,7 @@ def test_the_road_step_by_step(narrator, video):
     for one in read_clips(video, clips, vision.frames):
         frames = np.stack([preprocess(frame, vision.img) for frame in one.frames])
         context = runtime.encode(normalise(frames, vision.mean, vision.std)[None])
-        task = Task(None, clip_key(5, "kitchen.mp4", one.clip.start), context)
+        task = EncodedClip(None, clip_key(5, "kitchen.mp4", one.clip.start), context)
         ((_, sentences),) = write_samples(runtime, [task], options, 1)
         for i, s in enumerate(sentences):
             text = narrator.tokenizer.decode(s.ids, clean=True).strip()

@@ -23,7 +23,7 @@ from lavila_fast.evaluate.cider import cider
 from lavila_fast.evaluate.clips import PARTS, action_of, labels_of
 from lavila_fast.evaluate.metrics import average_precision, ndcg, recall_at
 from lavila_fast.generate.options import Options, Written
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 from lavila_fast.kitchen.world import all_actions, parse_sentence
 
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ Items = dict[str, NDArray[np.float64]]
 
 def write_greedily(runtime: NarratorRuntime, contexts: Iterable[ClipContext], batch: int = 8) -> list[Written]:
     """The likeliest next word, again and again: one sentence for each context of one clip, in their order."""
-    tasks = (Task(i, b"", context) for i, context in enumerate(contexts))
+    tasks = (EncodedClip(i, b"", context) for i, context in enumerate(contexts))
     options = Options(warp=Warp(temperature=0.0))
     found = {i: one for i, (one,) in write_samples(runtime, tasks, options, batch)}
     return [found[i] for i in range(len(found))]

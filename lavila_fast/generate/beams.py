@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.engines.sampling import F32, Warp, kept
-from lavila_fast.generate.options import Options, Written
+from lavila_fast.generate.options import Options, Owner, Written
 from lavila_fast.generate.randomness import uniform
-from lavila_fast.generate.scheduler import Task, end_token, token_limit
-
-T = TypeVar("T")
+from lavila_fast.generate.scheduler import EncodedClip, end_token, token_limit
 
 
 @dataclass
@@ -107,8 +105,8 @@ def _written(value: float, beam: Beam) -> Written:
 
 
 def write_beams(
-    runtime: NarratorRuntime, tasks: Iterable[Task[T]], options: Options
-) -> Iterator[tuple[T, list[Written]]]:
+    runtime: NarratorRuntime, tasks: Iterable[EncodedClip[Owner]], options: Options
+) -> Iterator[tuple[Owner, list[Written]]]:
     """Search `options.samples` sentences for each task with `options.beams` beams, one clip after another.
 
     Yields:
@@ -118,7 +116,7 @@ def write_beams(
         yield task.owner, _search_clip(runtime, task, options)
 
 
-def _search_clip(runtime: NarratorRuntime, task: Task[Any], options: Options) -> list[Written]:
+def _search_clip(runtime: NarratorRuntime, task: EncodedClip[Any], options: Options) -> list[Written]:
     end = end_token(runtime)
     grouped = options.groups > 1
     searches = [_new_search(options, end) for _ in range(1 if grouped else options.samples)]
