@@ -321,9 +321,9 @@ def test_a_signal_that_a_library_turns_into_its_own_error(
 def test_the_second_signal_does_not_wait() -> None:
     stuck = """
 import time
-from lavila_fast.archive.signals import Shield
-shield = Shield()
-with shield.installed(), shield():
+from lavila_fast.archive.signals import DeferredSignals
+signals = DeferredSignals()
+with signals.installed(), signals():
     print("writing", flush=True)
     time.sleep(60)
 """

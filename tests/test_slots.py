@@ -222,8 +222,8 @@ def test_sampling_in_torch_draws_the_same_tokens(vocab, warp):
     logits = (random.standard_normal((6, vocab)) * 3).astype(np.float32)
     logits[2] = np.round(logits[2])  # equal words
     source, u = random.integers(0, 6, 60), random.random(60)
-    expected = sampling.choose(logits, source, warp, u)
-    found = torch_sampling.choose(torch.from_numpy(logits), source, warp, u)
+    expected = sampling.choose_tokens(logits, source, warp, u)
+    found = torch_sampling.choose_tokens_in_torch(torch.from_numpy(logits), source, warp, u)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.logprob, expected.logprob, atol=1e-5)
     np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-5)
@@ -232,5 +232,7 @@ def test_sampling_in_torch_draws_the_same_tokens(vocab, warp):
 def test_a_draw_at_the_very_end_takes_a_word_that_weighs_something():
     """As rounding may put it; no uniform number is 1."""
     logits = np.log([[0.5, 0.5, 1e-9], [1e-9, 1.0, 1e-9]]).astype(np.float32)
-    found = torch_sampling.choose(torch.from_numpy(logits), np.array([0, 1]), Warp(top_p=0.9), np.ones(2))
+    found = torch_sampling.choose_tokens_in_torch(
+        torch.from_numpy(logits), np.array([0, 1]), Warp(top_p=0.9), np.ones(2)
+    )
     assert found.tokens.tolist() == [1, 1]

@@ -25,7 +25,7 @@ from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.engines.torch_cuda import decode_loop  # noqa: E402
 from lavila_fast.engines.torch_cuda import runtime as runtime_module  # noqa: E402
 from lavila_fast.engines.torch_cuda import step as torch_gpu_step  # noqa: E402
-from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules  # noqa: E402
+from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, SamplingParams  # noqa: E402
 from lavila_fast.engines.torch_cuda.encoder import EncoderBatch, keys_values  # noqa: E402
 from lavila_fast.engines.torch_cuda.launch import Launcher, launcher_for  # noqa: E402
 from lavila_fast.engines.torch_cuda.memory import check_room, choose_lanes, choose_slots, slot_bytes  # noqa: E402
@@ -176,7 +176,7 @@ def test_what_is_captured_asks_the_host_for_nothing(model, insist, precision, wa
     engine = runtime(model, precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         loop = DecodeLoop(model.config, engine.decoder, engine.launcher, (4, 3, 23), lanes=7)
-        loop.prepare(Rules(warp, 24))
+        loop.prepare(SamplingParams(warp, 24))
         batch = EncoderBatch(
             model.config, keys_values(engine.model), engine.launcher, 4, (torch.float32, torch.float32)
         )

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.engines.device.slots import SlotContext
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.host.state import HostContext, HostState
@@ -28,9 +29,6 @@ from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import Narrator
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 EDGES = np.arange(-9, 1.01, 0.25)  # of the histograms, log10 of the error over the reference's root mean square
 BATCH = 8  # clips
 

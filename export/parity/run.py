@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lavila_fast.arrays import F32
 from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.bundle.weights import WEIGHTS
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig, to_dict
@@ -49,7 +50,6 @@ from lavila_fast.models.narrator import Narrator
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
-F32 = NDArray[np.float32]
 Task = Literal["auto", "kitchen", "none"]
 SHIPPED = ASSETS / "kitchen.mp4"
 GRAPHS = {

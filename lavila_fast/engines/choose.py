@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the command line's help reads the table, and should not wai
     from lavila_fast.bundle.manifest import Bundle
     from lavila_fast.engines.protocol import NarratorRuntime
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
 
 
@@ -115,7 +115,7 @@ def open_runtime(
         MissingExtraError: what the engine needs is not installed.
     """
     row = _automatic(bundle.target, bundle) if engine == "auto" else _named(engine)
-    return _open(row, Opening(bundle.folder, bundle, threads, precision, batch, samples))
+    return _open_row(row, Opening(bundle.folder, bundle, threads, precision, batch, samples))
 
 
 def open_checkpoint(
@@ -132,7 +132,7 @@ def open_checkpoint(
     if CHECKPOINT not in row.runs:
         able = ", ".join(one.name for one in ENGINES.values() if CHECKPOINT in one.runs)
         raise InputError(f"{weights}: a checkpoint runs on {able}; for {engine}, make a bundle: lavila-fast export")
-    return _open(row, Opening(weights, None, threads, precision, batch, samples))
+    return _open_row(row, Opening(weights, None, threads, precision, batch, samples))
 
 
 def engine_names() -> tuple[str, ...]:
@@ -174,13 +174,13 @@ def _automatic(what: str, bundle: Bundle | None) -> Engine:
             continue
         reason = row.why_not(bundle) if bundle is not None else ""
         if not reason:
-            log.info("engine %s (%s)", row.name, passed or "the first that fits")
+            _LOG.info("engine %s (%s)", row.name, passed or "the first that fits")
             return row
         passed = reason
     raise BundleError(f"no engine takes {what} by itself; name one with --engine")
 
 
-def _open(row: Engine, opening: Opening) -> NarratorRuntime:
+def _open_row(row: Engine, opening: Opening) -> NarratorRuntime:
     row.refuse_unused({"threads": opening.threads})
     if opening.precision is not None and opening.precision not in row.precisions:
         if opening.precision not in precisions():
@@ -195,7 +195,7 @@ def _open(row: Engine, opening: Opening) -> NarratorRuntime:
         raise MissingExtraError(error.name or row.name, row.extra) from error
 
 
-def _native(opening: Opening) -> NarratorRuntime:
+def _open_native(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.native import NativeRuntime
     from lavila_fast.kernels import native
 
@@ -215,7 +215,7 @@ def _why_not_native(bundle: Bundle) -> str:
     return "" if native.available() else native.why_not()
 
 
-def _onnxruntime(opening: Opening) -> NarratorRuntime:
+def _open_onnxruntime(opening: Opening) -> NarratorRuntime:
     bundle = opening.need_bundle()
     if bundle.target != "cpu":  # slow, but the same graphs: this is how they are judged where there is no GPU
         from lavila_fast.engines.device.ort import OrtSlotRuntime
@@ -226,7 +226,7 @@ def _onnxruntime(opening: Opening) -> NarratorRuntime:
     return OrtRuntime(bundle.folder, bundle.narrator, opening.threads)
 
 
-def _slots(provider: Literal["cuda", "tensorrt", "rtx"]) -> Callable[[Opening], NarratorRuntime]:
+def _open_slots(provider: Literal["cuda", "tensorrt", "rtx"]) -> Callable[[Opening], NarratorRuntime]:
     def make(opening: Opening) -> NarratorRuntime:
         from lavila_fast.engines.device.ort import OrtSlotRuntime
 
@@ -244,7 +244,7 @@ def _why_not_cuda(bundle: Bundle) -> str:
     return f"this ONNX Runtime has no {NEEDS['cuda']}" if lacks("cuda") else ""
 
 
-def _tensorrt(opening: Opening) -> NarratorRuntime:
+def _open_tensorrt(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.device.trt import TensorRtRuntime
 
     bundle = opening.need_bundle()
@@ -252,30 +252,30 @@ def _tensorrt(opening: Opening) -> NarratorRuntime:
     return TensorRtRuntime(bundle.folder, bundle.narrator, builder)
 
 
-def _torch(opening: Opening) -> NarratorRuntime:
+def _open_torch(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.eager import TorchRuntime
     from lavila_fast.models.load import load_narrator
 
     return TorchRuntime(load_narrator(opening.path), opening.threads)
 
 
-def _torch_cuda(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.torch_cuda.runtime import ROWS, TorchGpuRuntime
+def _open_torch_cuda(opening: Opening) -> NarratorRuntime:
+    from lavila_fast.engines.torch_cuda.runtime import DEFAULT_SAMPLES, TorchGpuRuntime
     from lavila_fast.models.load import load_narrator
 
     precision = opening.precision or ENGINES["torch-cuda"].precisions[0]
-    model, rows = load_narrator(opening.path), opening.samples or ROWS
+    model, rows = load_narrator(opening.path), opening.samples or DEFAULT_SAMPLES
     return TorchGpuRuntime(model, "cuda", precision, opening.batch, rows, compile_encoder="default")
 
 
-def _compiled(opening: Opening) -> NarratorRuntime:
+def _open_compiled(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.compiled import CompiledRuntime
     from lavila_fast.models.load import load_narrator
 
     return CompiledRuntime(load_narrator(opening.path), opening.threads)
 
 
-def _aot(opening: Opening) -> NarratorRuntime:
+def _open_aot(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.compiled import AotRuntime
 
     bundle = opening.need_bundle()
@@ -283,12 +283,12 @@ def _aot(opening: Opening) -> NarratorRuntime:
 
 
 _CPU, _GPU = ("cpu",), ("cuda", "tensorrt", "jetson", "rtx")
-_ROWS = (
+_ENGINES = (
     Engine(
         "native",
         "our C++ (AMX, AVX512-VNNI, AVX512, AVX2)",
         _CPU,
-        _native,
+        _open_native,
         tried="everything",
         automatic=_CPU,
         why_not=_why_not_native,
@@ -297,7 +297,7 @@ _ROWS = (
         "onnxruntime",
         "ONNX Runtime on the CPU; a GPU's graphs too, slowly",
         (*_CPU, *_GPU),
-        _onnxruntime,
+        _open_onnxruntime,
         tried="everything",
         automatic=_CPU,
     ),
@@ -305,7 +305,7 @@ _ROWS = (
         "cuda",
         "ONNX Runtime's CUDA provider (onnxruntime-gpu)",
         _GPU,
-        _slots("cuda"),
+        _open_slots("cuda"),
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
@@ -315,7 +315,7 @@ _ROWS = (
         "onnxruntime-tensorrt",
         "ONNX Runtime's TensorRT provider (onnxruntime-gpu)",
         _GPU,
-        _slots("tensorrt"),
+        _open_slots("tensorrt"),
         "cuda",
         tried="graphs on the CPU; **never run on TensorRT**",
     ),
@@ -323,7 +323,7 @@ _ROWS = (
         "onnxruntime-rtx",
         "ONNX Runtime with its TensorRT-RTX plug-in",
         _GPU,
-        _slots("rtx"),
+        _open_slots("rtx"),
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
@@ -332,7 +332,7 @@ _ROWS = (
         "tensorrt",
         "TensorRT 11; 10 on a Jetson; TensorRT-RTX",
         ("tensorrt", "jetson", "rtx"),
-        _tensorrt,
+        _open_tensorrt,
         "tensorrt",
         tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
         automatic=("tensorrt", "jetson", "rtx"),
@@ -342,7 +342,7 @@ _ROWS = (
         "torch",
         "PyTorch, the reference",
         (CHECKPOINT, *_CPU),
-        _torch,
+        _open_torch,
         "torch",
         tried="on the CPU",
         automatic=(CHECKPOINT,),
@@ -351,7 +351,7 @@ _ROWS = (
         "torch-cuda",
         "PyTorch on a GPU: our kernels, CUDA graphs",
         (CHECKPOINT, *_CPU),
-        _torch_cuda,
+        _open_torch_cuda,
         "gpu",
         ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4"),
         "on the CPU; **never run on a GPU**",
@@ -361,10 +361,10 @@ _ROWS = (
         "torch-compiled",
         "PyTorch, compiled at the first clips",
         (CHECKPOINT, *_CPU),
-        _compiled,
+        _open_compiled,
         "torch",
         tried="on the CPU",
     ),
-    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, _aot, "torch", tried="on the CPU"),
+    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, _open_aot, "torch", tried="on the CPU"),
 )
-ENGINES: dict[str, Engine] = {row.name: row for row in _ROWS}
+ENGINES: dict[str, Engine] = {row.name: row for row in _ENGINES}

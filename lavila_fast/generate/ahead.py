@@ -24,7 +24,7 @@ from lavila_fast.generate.scheduler import end_token, token_limit
 from lavila_fast.generate.sentences import SentenceTable
 
 if TYPE_CHECKING:  # it needs torch
-    from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules, StepOutcome
+    from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, SamplingParams, StepOutcome
     from lavila_fast.engines.torch_cuda.encoder import EncoderBatch
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 
@@ -91,17 +91,17 @@ def write_ahead(
     Raises:
         InputError: beams, or another writer has the engine.
     """
-    from lavila_fast.engines.torch_cuda.decode_loop import Rules
+    from lavila_fast.engines.torch_cuda.decode_loop import SamplingParams
 
     if options.beams > 1:
         raise InputError("beams cannot run ahead of the device; take write_beams")
-    rules = Rules(options.warp, min(token_limit(runtime, options), runtime.capacity + 1))
+    params = SamplingParams(options.warp, min(token_limit(runtime, options), runtime.capacity + 1))
     loop = runtime.decode_loop(options.samples)
     loop.reserve()
     try:
-        loop.prepare(rules)
-        table: QueuedTable[Owner] = QueuedTable(loop.slots, loop.rows, rules.limit, end_token(runtime))
-        yield from _decode_ahead(_AdmissionQueue(runtime, clips, loop.lanes // loop.rows), loop, table, rules)
+        loop.prepare(params)
+        table: QueuedTable[Owner] = QueuedTable(loop.slots, loop.rows, params.limit, end_token(runtime))
+        yield from _decode_ahead(_AdmissionQueue(runtime, clips, loop.lanes // loop.rows), loop, table, params)
     finally:
         loop.release()
 
@@ -139,7 +139,7 @@ class _AdmissionQueue(Generic[Owner]):
     def admit(self, loop: DecodeLoop, table: QueuedTable[Owner], hurry: bool) -> None:
         """Admit clips that are encoded, as far as there are lanes; with `hurry`, the device waits for the encoder."""
         free = table.free()[: (loop.lanes - int(table.live.sum())) // loop.rows]
-        while len(free) and self.batches and (hurry or self.batches[0][0].done.reached()):
+        while len(free) and self.batches and (hurry or self.batches[0][0].done.query()):
             batch, clips = self.batches[0]
             slots, free = free[: len(clips)], free[len(clips) :]
             loop.admit(slots, batch, batch.clips - len(clips))
@@ -152,7 +152,7 @@ class _AdmissionQueue(Generic[Owner]):
 
 
 def _decode_ahead(
-    admissions: _AdmissionQueue[Owner], loop: DecodeLoop, table: QueuedTable[Owner], rules: Rules
+    admissions: _AdmissionQueue[Owner], loop: DecodeLoop, table: QueuedTable[Owner], params: SamplingParams
 ) -> Iterator[tuple[Owner, list[Written]]]:
     while True:
         busy = bool(table.unfinished(loop.number).any())
@@ -160,9 +160,9 @@ def _decode_ahead(
         admissions.admit(loop, table, hurry=not busy)
         unfinished = table.unfinished(loop.number)
         if unfinished.any():
-            if not rules.warp.greedy:
+            if not params.warp.greedy:
                 _draw(loop, table, unfinished)
-            loop.launch(int(np.flatnonzero(unfinished)[-1]) + 1, rules)
+            loop.launch(int(np.flatnonzero(unfinished)[-1]) + 1, params)
         elif not loop.queued:
             if admissions.batches:
                 continue

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.device.memory import Block, CudaMemory, HostMemory, Memory
+from lavila_fast.engines.device.memory import CudaMemory, DeviceArray, HostMemory, Memory
 from lavila_fast.engines.device.ort_plugin import plugin_devices, plugin_options, profile_options
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.errors import BundleError, InputError
@@ -27,7 +27,7 @@ from lavila_fast.machine import available_cpus
 
 Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
 ENCODER, DECODER = "encoder.onnx", "decoder_inplace.onnx"
-TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+TYPES_OF_ONNX = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 NEEDS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 IDENTITIES = {
     "cpu": "onnxruntime",
@@ -135,12 +135,12 @@ class OrtSlotRuntime(SlotRuntime):
 
         self.encoder, self.decoder = open_graph(ENCODER), open_graph(DECODER)
         past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
-        if past is None or past.type not in TYPES or not isinstance(past.shape[2], int):
+        if past is None or past.type not in TYPES_OF_ONNX or not isinstance(past.shape[2], int):
             raise BundleError(f"{folder / DECODER}: not a decoder with caches in place; export it again")
         self.identity = IDENTITIES[provider] + (f" {memory.architecture}" if provider != "cpu" else "")
         aliased = provider in ("cpu", "cuda") if aliased is None else aliased
-        super().__init__(config, memory, TYPES[past.type], past.shape[2], aliased)
-        self.video_dtype = TYPES[self.encoder.get_inputs()[0].type]
+        super().__init__(config, memory, TYPES_OF_ONNX[past.type], past.shape[2], aliased)
+        self.video_dtype = TYPES_OF_ONNX[self.encoder.get_inputs()[0].type]
         layers, gates = range(config.text.n_layer), range(len(config.text.cross_layers))
         self._caches = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
         self._cross = [f"cross_{kind}_{i}" for i in gates for kind in ("key", "value")]
@@ -153,24 +153,24 @@ class OrtSlotRuntime(SlotRuntime):
             odd = sorted(found ^ wanted)[0]
             raise BundleError(f"{path}: input {odd!r} does not fit the model sizes in bundle.json; export it again")
 
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
         self._bound(self.encoder, {"video": video}, dict(zip(self._cross, cross, strict=True)))
 
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         inputs = {"ids": ids, "lengths": lengths, **dict(zip(self._cross, cross, strict=True))}
         inputs |= {f"past_{name}": block for name, block in zip(self._caches, past, strict=True)}
         outputs = {f"present_{name}": block for name, block in zip(self._caches, present, strict=True)}
         self._bound(self.decoder, inputs, {"logits": logits, **outputs})
 
-    def _bound(self, session: Any, inputs: Mapping[str, Block], outputs: Mapping[str, Block]) -> None:
+    def _bound(self, session: Any, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         binding, device, index = session.io_binding(), self.memory.device, self.memory.index
         for name, block in inputs.items():
             binding.bind_input(name, device, index, _element(block), list(block.shape), block.pointer)
@@ -179,7 +179,7 @@ class OrtSlotRuntime(SlotRuntime):
         session.run_with_iobinding(binding)
 
 
-def _element(block: Block) -> Any:
+def _element(block: DeviceArray) -> Any:
     return BFLOAT16 if block.dtype == "bfloat16" else np.dtype(block.dtype).type
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from lavila_fast.bundle.engine_key import check_engine, engine_path, load_builder, mend, needs_host_code, this_machine
 from lavila_fast.bundle.graph_names import cross_names, past_names
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.device.memory import Block, CudaMemory
+from lavila_fast.engines.device.memory import CudaMemory, DeviceArray
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.errors import BundleError, LavilaError
 
@@ -116,23 +116,23 @@ class TensorRtRuntime(SlotRuntime):
         ]
         return ask is not None and all(ask(o) == i for i, o in pairs)
 
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
         self._execute(ENCODER, {"video": video}, dict(zip(self._cross, cross, strict=True)))
 
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         inputs = {"ids": ids, "lengths": lengths, **dict(zip(self._past, past, strict=True))}
         outputs = dict(zip(self._present, present, strict=True))
         self._execute(DECODER, inputs | dict(zip(self._cross, cross, strict=True)), {"logits": logits, **outputs})
 
-    def _execute(self, engine: str, inputs: Mapping[str, Block], outputs: Mapping[str, Block]) -> None:
+    def _execute(self, engine: str, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         context = self.encoder if engine == ENCODER else self.decoder
         fits = []
         for name, block in {**inputs, **outputs}.items():

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
+from lavila_fast.arrays import F32
+from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import MissingExtraError
 
 if TYPE_CHECKING:

@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.bundle.weights import WEIGHTS, Arrays, read_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
-from lavila_fast.engines.protocol import ClipContext, Writer
+from lavila_fast.engines.protocol import ClipContext, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.kernels import native
 from lavila_fast.machine import available_cpus
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
+_TENSOR_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 _ACTS = {"quick_gelu": 1, "gelu": 2}  # `lavila::Act`
 _FLOATS, _INTS, _DOUBLES = (np.ctypeslib.ndpointer(t, flags="C_CONTIGUOUS") for t in (np.float32, np.int64, np.float64))
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -75,7 +73,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _reason(library: ctypes.CDLL) -> str:
+def _last_error(library: ctypes.CDLL) -> str:
     return str(library.lv_error().decode("utf-8", "replace"))
 
 
@@ -86,7 +84,7 @@ class _Handle:
         """Call `make`; `free` is called when this is collected. Raises ValueError with the library's reason."""
         self.pointer = getattr(library, make)(*arguments)
         if not self.pointer:
-            raise ValueError(_reason(library))
+            raise ValueError(_last_error(library))
         weakref.finalize(self, getattr(library, free), self.pointer)
 
 
@@ -95,10 +93,10 @@ def _tensors(arrays: Arrays) -> tuple[Any, list[Any]]:
     kept = [(name.encode(), np.ascontiguousarray(a)) for name, a in arrays.items() if a.ndim <= 4]
     table = (native.Tensor * len(kept))()
     for entry, (name, array) in zip(table, kept, strict=True):
-        if array.dtype not in _DTYPES:
+        if array.dtype not in _TENSOR_TYPES:
             raise ValueError(f"tensor {name.decode()!r} is of type {array.dtype}, not float32, float16 or int8")
         shape = arrays[name.decode()].shape  # a contiguous copy of a number has an axis
-        entry.name, entry.dtype, entry.rank = name, _DTYPES[array.dtype], len(shape)
+        entry.name, entry.dtype, entry.rank = name, _TENSOR_TYPES[array.dtype], len(shape)
         entry.shape, entry.data = (c_int64 * 4)(*shape), array.ctypes.data
     return table, kept
 
@@ -153,7 +151,7 @@ class NativeRuntime:
     """
 
     device = "cpu"
-    writer: Writer = "steps"
+    writer: WriterKind = "steps"
 
     def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None) -> None:
         """Pack the weights of a bundle folder.
@@ -205,7 +203,7 @@ class NativeRuntime:
         with self._lock:
             failed = getattr(self._library, name)(*arguments)
         if failed:
-            raise InputError(_reason(self._library))
+            raise InputError(_last_error(self._library))
 
     def visual_tokens(self, video: F32) -> F32:
         """What the decoder sees of one clip: normalised float32 video (3, T, H, W) → (Q, E)."""
@@ -275,7 +273,7 @@ class NativeRuntime:
         self._call(name, state.pointer, out)
         return out
 
-    def sample(self, state: NativeState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(self, state: NativeState, warp: Warp, u: F64) -> Chosen:
         """See `NarratorRuntime.sample`."""
         rows = state.rows
         if len(u) != rows:
@@ -303,8 +301,8 @@ def native_identity(instructions: str, arrays: Arrays) -> str:
     return "native avx2" if instructions == "avx2" else "native avx512"
 
 
-def native_choose(logits: F32, source: I64, warp: Warp, u: NDArray[np.float64], threads: int = 1) -> Chosen:
-    """`sampling.choose` by the native library; its threads live for this call only."""
+def native_choose(logits: F32, source: I64, warp: Warp, u: F64, threads: int = 1) -> Chosen:
+    """`sampling.choose_tokens` by the native library; its threads live for this call only."""
     library = _library()
     rows, pool = len(source), _Handle(library, "lv_threads_new", "lv_threads_free", threads)
     chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
@@ -323,7 +321,7 @@ def native_choose(logits: F32, source: I64, warp: Warp, u: NDArray[np.float64], 
         chosen.entropy,
     )
     if failed:
-        raise InputError(_reason(library))
+        raise InputError(_last_error(library))
     return chosen
 
 

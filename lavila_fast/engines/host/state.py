@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.protocol import ClipContext, Writer
-from lavila_fast.engines.sampling import Chosen, Warp, choose, log_softmax
+from lavila_fast.engines.protocol import ClipContext, WriterKind
+from lavila_fast.engines.sampling import Chosen, Warp, choose_tokens, log_softmax
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 PAGE = 16  # the cache grows by this many tokens
 # A product with one row takes another path in most libraries and rounds differently. No product here ever has fewer
 # rows than this, so that a narration does not depend on which others happen to be in flight.
@@ -123,7 +121,7 @@ class HostRuntime(ABC):
 
     identity: str
     device: str = "cpu"
-    writer: Writer = "steps"
+    writer: WriterKind = "steps"
 
     def __init__(self, config: NarratorConfig) -> None:
         self.config = config
@@ -182,9 +180,9 @@ class HostRuntime(ABC):
         logits, new = self._step(StepInputs(ids, lengths, grid, place, past, cross))
         return logits[:rows], new[:, :rows]
 
-    def sample(self, state: HostState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(self, state: HostState, warp: Warp, u: F64) -> Chosen:
         """See `NarratorRuntime.sample`."""
-        return choose(state.logits, state.source, warp, u)
+        return choose_tokens(state.logits, state.source, warp, u)
 
     def logprobs(self, state: HostState) -> F32:
         """See `NarratorRuntime.logprobs`."""

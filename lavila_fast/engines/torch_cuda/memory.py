@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.device.memory import SIZES, Block
+from lavila_fast.engines.device.memory import ITEM_BYTES, DeviceArray
 from lavila_fast.errors import InputError
 
-DTYPES = {
+TORCH_TYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "int64": torch.int64,
     "int32": torch.int32,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+TYPE_NAMES = {dtype: name for name, dtype in TORCH_TYPES.items()}
 SPARE = 0.85  # of the free memory; the rest is for what libraries and the allocator take
 SHARE = 0.7  # of all memory, for the model and the slots; the rest is for the encoder's batches and what others hold
 SLOT_COUNTS = tuple(2**i for i in range(10))  # few, so that devices of about one size have one shape
@@ -60,28 +60,28 @@ class TorchMemory:
     def __init__(self, where: torch.device, architecture: str = "cpu") -> None:
         self.where, self.architecture = where, architecture
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `Memory`."""
-        tensor = torch.zeros(prod(shape), dtype=DTYPES[dtype], device=self.where)
-        return Block(tensor.data_ptr(), shape, dtype, tensor)
+        tensor = torch.zeros(prod(shape), dtype=TORCH_TYPES[dtype], device=self.where)
+        return DeviceArray(tensor.data_ptr(), shape, dtype, tensor)
 
-    def tensor(self, block: Block) -> Tensor:
+    def tensor(self, block: DeviceArray) -> Tensor:
         """The tensor that a block is; they share memory."""
         owner: Tensor = block.owner
-        first = (block.pointer - owner.data_ptr()) // SIZES[block.dtype]
+        first = (block.pointer - owner.data_ptr()) // ITEM_BYTES[block.dtype]
         return owner[first : first + prod(block.shape)].view(block.shape)
 
-    def write(self, block: Block, array: NDArray[Any]) -> None:
+    def write(self, block: DeviceArray, array: NDArray[Any]) -> None:
         """See `Memory`."""
         self.tensor(block).copy_(torch.from_numpy(np.ascontiguousarray(array)).view(block.shape))
 
-    def read(self, block: Block) -> NDArray[Any]:
+    def read(self, block: DeviceArray) -> NDArray[Any]:
         """See `Memory`; numpy knows no bfloat16, and gets float32."""
         tensor = self.tensor(block)
         array: NDArray[Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
         return array.copy()
 
-    def copy(self, source: Block, target: Block) -> None:
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """See `Memory`."""
         self.tensor(target).view(-1).copy_(self.tensor(source).view(-1))
 

@@ -14,20 +14,19 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from lavila_fast.engines.device.memory import Block
-from lavila_fast.engines.device.sampling import Sampler, choose
+from lavila_fast.arrays import F64, I64
+from lavila_fast.engines.device.memory import DeviceArray
+from lavila_fast.engines.device.sampling import Sampler, choose_tokens_in_torch
 from lavila_fast.engines.device.slots import SlotRuntime
-from lavila_fast.engines.protocol import Writer
+from lavila_fast.engines.protocol import WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
-from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules
+from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, SamplingParams
 from lavila_fast.engines.torch_cuda.encoder import BUFFERS, Encode, EncoderBatch, keys_values
 from lavila_fast.engines.torch_cuda.launch import launcher_for
 from lavila_fast.engines.torch_cuda.memory import (
-    NAMES,
+    TYPE_NAMES,
     TorchMemory,
     check_room,
     choose_lanes,
@@ -41,7 +40,7 @@ from lavila_fast.quant.low_bit import convert
 
 ENCODE_BATCH = 32
 CPU_ENCODE_BATCH = 2
-ROWS = 10  # samples a clip, as the original writes
+DEFAULT_SAMPLES = 10  # samples a clip, as the original writes
 
 
 class TorchGpuRuntime(SlotRuntime):
@@ -56,7 +55,7 @@ class TorchGpuRuntime(SlotRuntime):
     """
 
     memory: TorchMemory
-    writer: Writer = "ahead"
+    writer: WriterKind = "ahead"
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class TorchGpuRuntime(SlotRuntime):
         device: str = "cuda",
         precision: str = "bf16",
         slots: int | None = None,
-        rows: int = ROWS,
+        rows: int = DEFAULT_SAMPLES,
         capacity: int | None = None,
         *,
         compile_encoder: str | None = None,
@@ -109,7 +108,7 @@ class TorchGpuRuntime(SlotRuntime):
         config = self.model.config
         most = min(config.max_tokens, config.text.n_positions) - 1
         super().__init__(
-            config, TorchMemory(where, self.launcher.architecture), NAMES[self.decoder.dtype], capacity or most
+            config, TorchMemory(where, self.launcher.architecture), TYPE_NAMES[self.decoder.dtype], capacity or most
         )
         self._sampler = _sampler(self.memory)
         self._encode_any = encoder or keys_values(self.model)
@@ -138,7 +137,7 @@ class TorchGpuRuntime(SlotRuntime):
         return [(self.heads, self.config.queries, self.size) for _ in range(2 * len(self.config.text.cross_layers))]
 
     @torch.no_grad()
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
         tensors = self._encode_any(self.memory.tensor(video).to(self._video))
         for number, (block, tensor) in enumerate(zip(cross, tensors, strict=True)):
             self.memory.tensor(block).copy_(tensor if number % 2 else tensor.transpose(-1, -2))
@@ -146,12 +145,12 @@ class TorchGpuRuntime(SlotRuntime):
     @torch.no_grad()
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         B, R = ids.shape
         ages_B = self.memory.tensor(lengths).int()
@@ -197,13 +196,15 @@ class TorchGpuRuntime(SlotRuntime):
                 ]
         return self._encoder_batches
 
-    def warm_up(self, samples: int | None = None, rules: Rules | None = None) -> None:
+    def warm_up(self, samples: int | None = None, params: SamplingParams | None = None) -> None:
         """Compile and capture all that `write_ahead` will use; it does so itself when it must.
 
         Raises:
             InputError: see `decode_loop`.
         """
-        self.decode_loop(samples or self._rows).prepare(rules or Rules(Warp(0.7, top_p=0.95), self.capacity + 1))
+        self.decode_loop(samples or self._rows).prepare(
+            params or SamplingParams(Warp(0.7, top_p=0.95), self.capacity + 1)
+        )
 
     def describe(self) -> dict[str, Any]:
         """What runs and how, for reports: JSON-ready."""
@@ -234,9 +235,9 @@ def _weight_bytes(model: Narrator) -> int:
 
 
 def _sampler(memory: TorchMemory) -> Sampler:
-    """`choose` on that memory; not a method, with which a runtime would hold itself and its gigabytes."""
+    """Chooses tokens on that memory; not a method, with which a runtime would hold itself and its gigabytes."""
 
-    def sample(lines: Block, place: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
-        return choose(memory.tensor(lines), place, warp, u)
+    def sample(lines: DeviceArray, place: I64, warp: Warp, u: F64) -> Chosen:
+        return choose_tokens_in_torch(memory.tensor(lines), place, warp, u)
 
     return sample
