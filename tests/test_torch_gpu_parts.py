@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 from test_torch_gpu import WARPS, ahead, check, runtime, usual  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 
+from lavila_fast.archive.identity import difference  # noqa: E402
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
@@ -288,6 +289,9 @@ def test_a_shape_or_a_generation_of_its_own_is_another_engine(on_card):
     ]
     assert engines[2].slots == 3
     assert len({one.identity for one in engines}) == 4
+    runs = [{"model": f"n.pth (0123456789abcdef, {one.identity})"} for one in engines]
+    assert difference(runs[0], dict(runs[0])) is None
+    assert all(difference(runs[0], other) for other in runs[1:])  # none of them goes on where another was
 
 
 def test_other_samples_keep_the_slots_that_identity_tells(on_card):

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from lavila_fast.bundle.graph_names import WEIGHTS
+from lavila_fast.engines import openers
+from lavila_fast.engines.openers import Opening
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
 
 if TYPE_CHECKING:  # the command line's help reads the table, and should not wait for numpy
@@ -21,32 +22,6 @@ if TYPE_CHECKING:  # the command line's help reads the table, and should not wai
 
 _LOG = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What an engine is opened with.
-
-    Attributes:
-        path: A bundle's folder, or a checkpoint file.
-        bundle: None for a checkpoint.
-        threads: Of a CPU engine; None takes all cores.
-        precision: One of the engine's, or None; always None for an engine without a choice.
-        batch: Clips in flight, where the engine's shape is fixed when it is opened; None lets the engine choose.
-        samples: A clip, for an engine that makes that choice; None: nobody knows yet.
-    """
-
-    path: Path
-    bundle: Bundle | None = None
-    threads: int | None = None
-    precision: str | None = None
-    batch: int | None = None
-    samples: int | None = None
-
-    def need_bundle(self) -> Bundle:
-        """The bundle; `open_checkpoint` has seen to it that there is one."""
-        assert self.bundle is not None
-        return self.bundle
 
 
 @dataclass(frozen=True)
@@ -195,109 +170,22 @@ def _open_row(row: Engine, opening: Opening) -> NarratorRuntime:
         raise MissingExtraError(error.name or row.name, row.extra) from error
 
 
-def _open_native(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.native import NativeRuntime
-    from lavila_fast.kernels import native
-
-    bundle = opening.need_bundle()
-    if not native.available():
-        raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
-    if not (bundle.folder / WEIGHTS).is_file():
-        raise BundleError(f"{bundle.folder}: no {WEIGHTS} for the native engine; export it again with --target cpu")
-    return NativeRuntime(bundle.folder, bundle.narrator, opening.threads)
-
-
-def _why_not_native(bundle: Bundle) -> str:
-    from lavila_fast.kernels import native
-
-    if not (bundle.folder / WEIGHTS).is_file():
-        return f"no {WEIGHTS} in the bundle"
-    return "" if native.available() else native.why_not()
-
-
-def _open_onnxruntime(opening: Opening) -> NarratorRuntime:
-    bundle = opening.need_bundle()
-    if bundle.target != "cpu":  # slow, but the same graphs: this is how they are judged where there is no GPU
-        from lavila_fast.engines.device.ort import OrtSlotRuntime
-
-        return OrtSlotRuntime(bundle.folder, bundle.narrator, "cpu", threads=opening.threads)
-    from lavila_fast.engines.host.ort import OrtRuntime
-
-    return OrtRuntime(bundle.folder, bundle.narrator, opening.threads)
-
-
-def _open_slots(provider: Literal["cuda", "tensorrt", "rtx"]) -> Callable[[Opening], NarratorRuntime]:
-    def make(opening: Opening) -> NarratorRuntime:
-        from lavila_fast.engines.device.ort import OrtSlotRuntime
-
-        bundle = opening.need_bundle()
-        if bundle.target == "cpu":
-            raise BundleError(f"{bundle.folder}: made for cpu; export it with --target cuda to run it on a GPU")
-        return OrtSlotRuntime(bundle.folder, bundle.narrator, provider, threads=opening.threads)
-
-    return make
-
-
-def _why_not_cuda(bundle: Bundle) -> str:
-    from lavila_fast.engines.device.ort import NEEDS, lacks
-
-    return f"this ONNX Runtime has no {NEEDS['cuda']}" if lacks("cuda") else ""
-
-
-def _open_tensorrt(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.device.trt import TensorRtRuntime
-
-    bundle = opening.need_bundle()
-    builder = "tensorrt_rtx" if bundle.target == "rtx" else "tensorrt"
-    return TensorRtRuntime(bundle.folder, bundle.narrator, builder)
-
-
-def _open_torch(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.eager import TorchRuntime
-    from lavila_fast.models.load import load_narrator
-
-    return TorchRuntime(load_narrator(opening.path), opening.threads)
-
-
-def _open_torch_cuda(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.torch_cuda.runtime import DEFAULT_SAMPLES, TorchGpuRuntime
-    from lavila_fast.models.load import load_narrator
-
-    precision = opening.precision or ENGINES["torch-cuda"].precisions[0]
-    model, rows = load_narrator(opening.path), opening.samples or DEFAULT_SAMPLES
-    return TorchGpuRuntime(model, "cuda", precision, opening.batch, rows, compile_encoder="default")
-
-
-def _open_compiled(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.compiled import CompiledRuntime
-    from lavila_fast.models.load import load_narrator
-
-    return CompiledRuntime(load_narrator(opening.path), opening.threads)
-
-
-def _open_aot(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.compiled import AotRuntime
-
-    bundle = opening.need_bundle()
-    return AotRuntime(bundle.folder, bundle.narrator, opening.threads, weights=bundle.checkpoints.get("narrator"))
-
-
 _CPU, _GPU = ("cpu",), ("cuda", "tensorrt", "jetson", "rtx")
 _ENGINES = (
     Engine(
         "native",
         "our C++ (AMX, AVX512-VNNI, AVX512, AVX2)",
         _CPU,
-        _open_native,
+        openers.open_native,
         tried="everything",
         automatic=_CPU,
-        why_not=_why_not_native,
+        why_not=openers.why_not_native,
     ),
     Engine(
         "onnxruntime",
         "ONNX Runtime on the CPU; a GPU's graphs too, slowly",
         (*_CPU, *_GPU),
-        _open_onnxruntime,
+        openers.open_onnxruntime,
         tried="everything",
         automatic=_CPU,
     ),
@@ -305,17 +193,17 @@ _ENGINES = (
         "cuda",
         "ONNX Runtime's CUDA provider (onnxruntime-gpu)",
         _GPU,
-        _open_slots("cuda"),
+        openers.open_slots("cuda"),
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
-        why_not=_why_not_cuda,
+        why_not=openers.why_not_cuda,
     ),
     Engine(
         "onnxruntime-tensorrt",
         "ONNX Runtime's TensorRT provider (onnxruntime-gpu)",
         _GPU,
-        _open_slots("tensorrt"),
+        openers.open_slots("tensorrt"),
         "cuda",
         tried="graphs on the CPU; **never run on TensorRT**",
     ),
@@ -323,7 +211,7 @@ _ENGINES = (
         "onnxruntime-rtx",
         "ONNX Runtime with its TensorRT-RTX plug-in",
         _GPU,
-        _open_slots("rtx"),
+        openers.open_slots("rtx"),
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
@@ -332,7 +220,7 @@ _ENGINES = (
         "tensorrt",
         "TensorRT 11; 10 on a Jetson; TensorRT-RTX",
         ("tensorrt", "jetson", "rtx"),
-        _open_tensorrt,
+        openers.open_tensorrt,
         "tensorrt",
         tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
         automatic=("tensorrt", "jetson", "rtx"),
@@ -342,7 +230,7 @@ _ENGINES = (
         "torch",
         "PyTorch, the reference",
         (CHECKPOINT, *_CPU),
-        _open_torch,
+        openers.open_torch,
         "torch",
         tried="on the CPU",
         automatic=(CHECKPOINT,),
@@ -351,9 +239,9 @@ _ENGINES = (
         "torch-cuda",
         "PyTorch on a GPU: our kernels, CUDA graphs",
         (CHECKPOINT, *_CPU),
-        _open_torch_cuda,
+        openers.open_torch_cuda,
         "gpu",
-        ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4"),
+        openers.TORCH_CUDA_PRECISIONS,
         "on the CPU; **never run on a GPU**",
         unused={"threads": "it computes on the GPU"},
     ),
@@ -361,10 +249,10 @@ _ENGINES = (
         "torch-compiled",
         "PyTorch, compiled at the first clips",
         (CHECKPOINT, *_CPU),
-        _open_compiled,
+        openers.open_compiled,
         "torch",
         tried="on the CPU",
     ),
-    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, _open_aot, "torch", tried="on the CPU"),
+    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, openers.open_aot, "torch", tried="on the CPU"),
 )
 ENGINES: dict[str, Engine] = {row.name: row for row in _ENGINES}

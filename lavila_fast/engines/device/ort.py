@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
+from lavila_fast.bundle.graph_names import ENCODER
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import CudaMemory, DeviceArray, HostMemory, Memory
 from lavila_fast.engines.device.ort_plugin import plugin_devices, plugin_options, profile_options
@@ -26,7 +27,7 @@ from lavila_fast.errors import BundleError, InputError
 from lavila_fast.machine import available_cpus
 
 Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
-ENCODER, DECODER = "encoder.onnx", "decoder_inplace.onnx"
+INPLACE_DECODER = "decoder_inplace.onnx"
 TYPES_OF_ONNX = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 NEEDS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 IDENTITIES = {
@@ -133,10 +134,10 @@ class OrtSlotRuntime(SlotRuntime):
                 options.add_provider_for_devices(devices, plugin_options(memory, cache, shapes))
             return _session(folder / name, _providers(provider, memory, cache, shapes), options)
 
-        self.encoder, self.decoder = open_graph(ENCODER), open_graph(DECODER)
+        self.encoder, self.decoder = open_graph(ENCODER), open_graph(INPLACE_DECODER)
         past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
         if past is None or past.type not in TYPES_OF_ONNX or not isinstance(past.shape[2], int):
-            raise BundleError(f"{folder / DECODER}: not a decoder with caches in place; export it again")
+            raise BundleError(f"{folder / INPLACE_DECODER}: not a decoder with caches in place; export it again")
         self.identity = IDENTITIES[provider] + (f" {memory.architecture}" if provider != "cpu" else "")
         aliased = provider in ("cpu", "cuda") if aliased is None else aliased
         super().__init__(config, memory, TYPES_OF_ONNX[past.type], past.shape[2], aliased)
@@ -144,7 +145,7 @@ class OrtSlotRuntime(SlotRuntime):
         layers, gates = range(config.text.n_layer), range(len(config.text.cross_layers))
         self._caches = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
         self._cross = [f"cross_{kind}_{i}" for i in gates for kind in ("key", "value")]
-        self._check(folder / DECODER)
+        self._check(folder / INPLACE_DECODER)
 
     def _check(self, path: Path) -> None:
         found = {i.name for i in self.decoder.get_inputs()}

@@ -150,7 +150,7 @@ class DecodeLoop:
         """
         for slots in self.buckets:
             if (slots, params) not in self._steps:
-                with room_for(f"a step of {slots} clips"):
+                with room_for(f"a step of {slots} clips", "lower --batch-size"):
                     self._steps[slots, params] = self.launcher.capture(lambda n=slots: self._advance(n, params))  # type: ignore[misc]
 
     def launch(self, slots: int, params: SamplingParams) -> None:

@@ -38,8 +38,8 @@ CPU_SLOTS = 8
 
 
 @contextmanager
-def room_for(what: str) -> Iterator[None]:
-    """Say in one line that the device's memory was not enough for `what`.
+def room_for(what: str, way_out: str = "take a lower precision") -> Iterator[None]:
+    """Say in one line that the device's memory was not enough for `what`, and what to do.
 
     Raises:
         InputError: it was not.
@@ -47,9 +47,7 @@ def room_for(what: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"the GPU's memory is not enough for {what}; take a lower precision, or free the GPU"
-        ) from error
+        raise InputError(f"the GPU's memory is not enough for {what}; {way_out}, or free the GPU") from error
 
 
 class TorchMemory:

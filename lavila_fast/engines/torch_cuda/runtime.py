@@ -178,7 +178,7 @@ class TorchGpuRuntime(SlotRuntime):
                 slots, slot_bytes(self.config, samples, self.capacity, self.decoder.dtype), self.launcher.free_bytes()
             )
             sizes, lanes = (slots, samples, self.capacity), choose_lanes(self._lanes, slots, samples)
-            with room_for(f"{slots} clips in flight"):
+            with room_for(f"{slots} clips in flight", "lower --batch-size"):
                 self._loop = DecodeLoop(
                     self.config, self.decoder, self.launcher, sizes, lanes, self._lag, self._steady, self._decode
                 )
