@@ -145,3 +145,14 @@ def test_the_command_line_takes_every_decoder():
 
     (option,) = (one for one in narrate.params if one.name == "decoder")
     assert tuple(option.type.choices) == DECODERS  # spelt out there: help should not wait for numpy
+
+
+def test_auto_takes_the_plug_in_where_there_is_no_cuda_provider(tiny_bundle, monkeypatch):
+    from lavila_fast.bundle.manifest import open_bundle
+    from lavila_fast.engines.device import ort
+
+    bundle, providers = open_bundle(tiny_bundle), ["CPUExecutionProvider"]
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: providers)
+    assert choose._automatic("cuda", bundle).name == "onnxruntime-rtx"
+    providers.append("CUDAExecutionProvider")
+    assert choose._automatic("cuda", bundle).name == "cuda"

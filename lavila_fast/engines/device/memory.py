@@ -4,7 +4,7 @@ Only four things are ever done to them: make, write from the host, read to the h
 own binding, cuda-bindings: a few megabytes that also a Jetson has, where torch is gigabytes and may be missing. The
 same code runs on host memory, where it is tested; `CudaMemory` itself was never run.
 
-Blocks carry the name of their type, because numpy knows no bfloat16.
+A `DeviceArray` carries the name of its type, because numpy knows no bfloat16.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import ITEM_BYTES, DeviceArray, Memory
 from lavila_fast.engines.device.sampling import sampler_beside
-from lavila_fast.engines.host.state import TWO
+from lavila_fast.engines.host.state import MIN_ROWS
 from lavila_fast.engines.protocol import ClipContext, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp, choose_tokens, log_softmax
 from lavila_fast.errors import InputError
@@ -163,7 +163,7 @@ class SlotRuntime(ABC):
 
     def _make_room(self, state: SlotState, slots: int, rows: int) -> None:
         """Make room for `slots` slots of `rows` rows; what is in use stays."""
-        slots, rows = max(slots, state.slots), max(rows, state.most_rows, TWO)
+        slots, rows = max(slots, state.slots), max(rows, state.most_rows, MIN_ROWS)
         if (slots, rows) == (state.slots, state.most_rows):
             return
         if slots > self.most_clips or rows > self.most_samples:

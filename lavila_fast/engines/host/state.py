@@ -23,7 +23,7 @@ from lavila_fast.engines.sampling import Chosen, Warp, choose_tokens, log_softma
 PAGE = 16  # the cache grows by this many tokens
 # A product with one row takes another path in most libraries and rounds differently. No product here ever has fewer
 # rows than this, so that a narration does not depend on which others happen to be in flight.
-TWO = 2
+MIN_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def grid_of(slot: I64, clips: int) -> tuple[I64, I64]:
     order = np.argsort(slot, kind="stable")
     nth = np.empty(len(slot), np.int64)
     nth[order] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
-    grid = np.zeros((clips, max(TWO, int(counts.max()))), np.int64)
+    grid = np.zeros((clips, max(MIN_ROWS, int(counts.max()))), np.int64)
     grid[slot, nth] = np.arange(len(slot))
     return grid, slot * grid.shape[1] + nth
 
@@ -171,7 +171,7 @@ class HostRuntime(ABC):
         self, state: HostState, first: int, ids: I64, lengths: I64, slot: I64, cross: list[F32]
     ) -> tuple[F32, F32]:
         """Feed `ids` to the rows from `first` on: logits (N, V) and new keys and values (2 · layers, N, h, d)."""
-        rows, padded = len(ids), max(TWO, len(ids))
+        rows, padded = len(ids), max(MIN_ROWS, len(ids))
         state.reserve(first + padded, int(lengths.max()) + 1)
         if rows < padded:
             ids, lengths, slot = np.append(ids, ids), np.append(lengths, 0), np.append(slot, slot)

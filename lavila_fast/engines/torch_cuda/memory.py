@@ -1,4 +1,4 @@
-"""Tensors as `engines.device.memory` blocks, and how many slots a GPU is given.
+"""Tensors as arrays of `engines.device.memory`, and how many slots a GPU is given.
 
 The number of slots is the shape of every product, and with it of the sums' rounding: it is a choice, told in the
 engine's identity, and follows from the size of the device. What happens to be free there only says whether it fits.
