@@ -15,10 +15,11 @@ from test_sampling import warped
 torch = pytest.importorskip("torch")
 
 from lavila_fast.engines.host.ort import OrtRuntime  # noqa: E402
-from lavila_fast.engines.sampling import Warp  # noqa: E402
-from lavila_fast.generate.options import Options  # noqa: E402
+from lavila_fast.engines.sampling import Chosen, Warp  # noqa: E402
+from lavila_fast.generate.options import Options, Written  # noqa: E402
 from lavila_fast.generate.randomness import clip_key, uniform  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
+from lavila_fast.generate.sentences import SentenceTable  # noqa: E402
 
 ENGINES = ["torch", "onnxruntime"]
 END = tiny.VOCAB - 1
@@ -173,3 +174,29 @@ def test_clips_are_taken_when_a_place_falls_free(tiny_engines):
 
 def test_nothing_to_write(tiny_engines):
     assert list(write_samples(tiny_engines["onnxruntime"], [], Options(), 4)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_table_of_sentences_is_what_lists_would_hold(seed):
+    random = np.random.default_rng(seed)
+    table = SentenceTable(3, 2, limit=6, end=4)
+    for owner in "abcdef":
+        slot = int(table.free()[seed % len(table.free())])
+        table.admit(slot, owner, owner.encode())
+        assert table.key(slot) == owner.encode()
+        expected = [([4], [], []) for _ in range(2)]
+        while slot not in table.completed():
+            rows = np.flatnonzero(table.live[slot])
+            n = len(rows)
+            scores = random.random((2, n)).astype(np.float32)
+            chosen = Chosen(random.integers(0, 5, n), scores[0], scores[1])
+            ended = table.add(np.full(n, slot), rows, chosen)
+            for i, row in enumerate(rows.tolist()):
+                for told, one in zip(expected[row], (chosen.tokens, chosen.logprob, chosen.entropy), strict=True):
+                    told.append(one[i].item())
+                assert ended[i] == (chosen.tokens[i] == 4 or len(expected[row][0]) == 6)
+        found, sentences = table.release(slot)
+        assert found == owner
+        for one, (ids, logprob, entropy) in zip(sentences, expected, strict=True):
+            assert one == Written(tuple(ids), math.exp(sum(entropy) / len(entropy)), sum(logprob) / len(logprob))
+    assert len(table.free()) == 3
