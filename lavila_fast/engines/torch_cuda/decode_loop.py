@@ -166,8 +166,8 @@ class DecodeLoop:
 
     def read(self) -> StepOutcome:
         """Wait for the oldest step not yet read. The arrays hold until the next launch."""
-        number, mark, buffer = self._queued.popleft()
-        mark.synchronize()
+        number, event, buffer = self._queued.popleft()
+        event.synchronize()
         tokens, logprob, entropy = buffer.numpy().reshape(-1, self.rows, 3).transpose(2, 0, 1)
         return StepOutcome(number, Chosen(tokens.astype(np.int64), _floats(logprob), _floats(entropy)))
 

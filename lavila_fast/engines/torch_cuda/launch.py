@@ -77,7 +77,7 @@ class Launcher:
         return torch.zeros_like(like, device="cpu")
 
     def record_event(self) -> Event:
-        """A mark after all work of the current stream so far."""
+        """An event after all work of the current stream so far."""
         return Event()
 
     def new_pool(self, encoding: bool = False) -> None:
