@@ -43,7 +43,7 @@ from lavila_fast.errors import MissingExtraError
 from lavila_fast.export.build import export_model
 from lavila_fast.export.options import ExportOptions
 from lavila_fast.models.load import save_checkpoint
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import train_bpe
 
 BATCHES = (8, 16)  # of which the native INT8 engine takes the faster
@@ -70,7 +70,7 @@ def make_bundles(contest: Contest, folder: Path, precisions: tuple[str, ...]) ->
     return found
 
 
-def _export_random(model: Narrator, folder: Path, precision: str, output: Path) -> None:
+def _export_random(model: NarratorModel, folder: Path, precision: str, output: Path) -> None:
     weights = folder / "random.safetensors"
     if not weights.is_file():
         save_checkpoint(model, weights)

@@ -24,7 +24,7 @@ from lavila_fast.bench.timing import machine
 from lavila_fast.config import NarratorConfig
 from lavila_fast.files import write_json
 from lavila_fast.models.load import save_checkpoint
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.presets import config_for
 from lavila_fast.text import train_bpe
 
@@ -37,7 +37,7 @@ def write_random(variant: str, path: Path) -> int:
     if not isinstance(config, NarratorConfig):
         raise click.BadParameter(f"{variant} is no narrator")
     with torch.device("meta"):
-        model = Narrator(config).half()
+        model = NarratorModel(config).half()
     model = model.to_empty(device="cpu")
     noise = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     with torch.no_grad():

@@ -33,8 +33,8 @@ from lavila_fast.engines.sampling import Warp
 from lavila_fast.export.graphs.to_onnx import export_narrator
 from lavila_fast.files import write_json, write_text
 from lavila_fast.generate.options import Options
-from lavila_fast.generate.scheduler import Task, write_samples
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
+from lavila_fast.models.narrator import NarratorModel
 
 CLIPS = (8, 1)  # at once; the first gives the figure that is quoted
 
@@ -44,7 +44,7 @@ def our_work(runtime: NarratorRuntime, video: np.ndarray) -> dict[str, Callable[
     options = Options(samples=SAMPLES, warp=WARP)
 
     def narrate(clips: int) -> None:
-        tasks = (Task(i, bytes([i]), runtime.encode(video)) for i in range(clips))
+        tasks = (EncodedClip(i, bytes([i]), runtime.encode(video)) for i in range(clips))
         for _, written in write_samples(runtime, tasks, options, clips):
             assert min(len(w.ids) for w in written) > 1
 
@@ -66,11 +66,11 @@ def loop_figures(seconds: dict[str, float]) -> dict[str, Any]:
     return {"uncached": uncached, "ours": ours, **dict(zip(names, ratios, strict=True))}
 
 
-def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
+def same_greedy(model: NarratorModel, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
     """Whether the first `tokens` greedy ids of both loops are equal."""
     with torch.inference_mode():
         expected = model.greedy_ids(model.visual_tokens(video), tokens)[0].tolist()
-    task = Task(0, b"", runtime.encode(video.numpy()))
+    task = EncodedClip(0, b"", runtime.encode(video.numpy()))
     ((_, (written,)),) = write_samples(runtime, [task], Options(warp=Warp(top_k=1), max_tokens=tokens + 1), 1)
     return list(written.ids) == expected
 

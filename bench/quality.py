@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32
 from lavila_fast.bench.timing import ROOT
 from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig
@@ -32,7 +32,6 @@ from lavila_fast.pretrained import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
-F32 = NDArray[np.float32]
 NANO_WEIGHTS = ROOT / "tests" / "data" / "nano"
 TARGET_OF_PRECISION = {"int8": "cpu", "fp16": "cuda"}  # fp16: the strongly typed graphs, run on the CPU
 RETRIEVAL = ("video_to_text_map", "text_to_video_map", "video_to_text_ndcg", "text_to_video_ndcg")

@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import NarratorConfig, to_dict
@@ -77,6 +78,8 @@ class Narrator:
         engine: str = "auto",
         precision: str | None = None,
         decoder: str = "auto",
+        batch: int | None = None,
+        samples: int | None = None,
     ) -> Narrator:
         """Open a narrator.
 
@@ -90,32 +93,34 @@ class Narrator:
             precision: Of ``torch-cuda``, one of `quant.low_bit.CHOICES`; None is ``bf16``.
             decoder: What decodes video: ``auto``, ``pyav``, ``dali``, ``pynvvideocodec`` or ``torchcodec``; ``auto`` is
                 the GPU's where the narrator runs on one and its decoder serves the file.
+            batch: Clips in flight, for an engine whose shape is fixed from the start (``torch-cuda``); None lets it
+                follow from the size of the GPU. The shape is part of the fingerprint.
+            samples: A clip, for the same; None is 10.
 
         Raises:
             InputError, BundleError, CheckpointError: with what to do.
         """
+        how = {"engine": engine, "threads": threads, "precision": precision, "batch": batch, "samples": samples}
         path = find_model(source)
         if not path.is_dir():
-            return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
+            return cls._from_checkpoint(path, tokenizer, how)._with_decoder(decoder)
         if tokenizer:
             raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
-        return cls._from_bundle(open_bundle(path), threads, engine, precision)._with_decoder(decoder)
+        return cls._from_bundle(open_bundle(path), how)._with_decoder(decoder)
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, threads: int | None, engine: str, precision: str | None) -> Narrator:
+    def _from_bundle(cls, bundle: Bundle, how: dict[str, Any]) -> Narrator:
         config, told = bundle.narrator, bundle.tokenizer.get("narrator")
         if not told:
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
-        runtime = open_runtime(bundle, engine, threads, precision)
+        runtime = open_runtime(bundle, **how)
         fingerprint = f"{_fingerprint(bundle)}, {runtime.identity}"
         return cls(runtime, tokenizer, bundle.clip_seconds, fingerprint, bundle.note)
 
     @classmethod
-    def _from_checkpoint(
-        cls, path: Path, threads: int | None, tokenizer: str | Path | None, engine: str, precision: str | None
-    ) -> Narrator:
-        runtime = open_checkpoint(path, engine, threads, precision)
+    def _from_checkpoint(cls, path: Path, tokenizer: str | Path | None, how: dict[str, Any]) -> Narrator:
+        runtime = open_checkpoint(path, **how)
         words = find_vocabulary(path, "gpt2", runtime.config.max_tokens, tokenizer or None)
         both = hashlib.sha256(f"{sha256(path)} {words.digest}".encode()).hexdigest()[:16]
         return cls(runtime, words, CLIP_SECONDS, f"{both}, {runtime.identity}")
@@ -153,7 +158,8 @@ class Narrator:
         Args:
             decoded: Clips from `read`, taken lazily, at most `batch` ahead of what has been written.
             options: How to write.
-            batch: Clips in flight. It changes speed and memory, never a result.
+            batch: Clips in flight. It changes speed and memory, never a result; ``torch-cuda`` keeps the number it was
+                opened with.
 
         Yields:
             The sentences of each clip, in the order the clips came.

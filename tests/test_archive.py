@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lavila_fast.archive.decoding import Decoders, Ended
+from lavila_fast.archive.decoding import Decoders, EndOfVideo
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
@@ -363,7 +363,7 @@ def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
         yield DecodedClip(clip, np.zeros(1))
 
 
-def events(videos: Sequence[str], workers: int) -> list[DecodedClip | Ended]:
+def events(videos: Sequence[str], workers: int) -> list[DecodedClip | EndOfVideo]:
     jobs = [Job(VideoSource(name, Path(name))) for name in videos]
     decoders = Decoders(jobs, Plan(), read, workers, room=2)
     try:
@@ -376,16 +376,16 @@ def events(videos: Sequence[str], workers: int) -> list[DecodedClip | Ended]:
 def test_every_video_ends_once_after_its_clips(workers: int) -> None:
     videos = ["a", "bug", "done", "unmeasurable", "b", "c"]
     seen = events(videos, workers)
-    ends = {e.video: e.failure for e in seen if isinstance(e, Ended)}
+    ends = {e.video: e.failure for e in seen if isinstance(e, EndOfVideo)}
     assert set(ends) == set(videos)
     assert len(seen) == len(videos) + 3 * 3 + 1
     assert ends["a"] is ends["done"] is None
     assert "bug: unexpected ZeroDivisionError: oh" in (ends["bug"] or "")
     assert "is odd" in (ends["unmeasurable"] or "")
     for video in "abc":
-        mine = [e for e in seen if (e.video if isinstance(e, Ended) else e.clip.video) == video]
+        mine = [e for e in seen if (e.video if isinstance(e, EndOfVideo) else e.clip.video) == video]
         assert [e.clip.start for e in mine[:-1] if isinstance(e, DecodedClip)] == [0, 1, 2]
-        assert isinstance(mine[-1], Ended)
+        assert isinstance(mine[-1], EndOfVideo)
 
 
 def test_running_out_of_memory_ends_the_run() -> None:

@@ -321,9 +321,9 @@ def test_a_signal_that_a_library_turns_into_its_own_error(
 def test_the_second_signal_does_not_wait() -> None:
     stuck = """
 import time
-from lavila_fast.archive.signals import Shield
-shield = Shield()
-with shield.installed(), shield():
+from lavila_fast.archive.signals import DeferredSignals
+signals = DeferredSignals()
+with signals.installed(), signals():
     print("writing", flush=True)
     time.sleep(60)
 """
@@ -465,7 +465,7 @@ def test_every_command_ends_well_when_nobody_reads_on(words: tuple[str, ...]) ->
         ((".", "--clips", "none.csv", "--clip-seconds", "1"), "--clip-seconds: --clips says"),
         ((".", "--clips", "none.csv", "--stride-seconds", "1"), "--stride-seconds: --clips says"),
         (("v0.mp4", "--engine", "torch-cuda"), "--threads: of no use to --engine torch-cuda"),
-        (("v0.mp4", "--engine", "torch-cuda", "--batch-size", "8"), "--batch-size: of no use to --engine torch-cuda"),
+        (("v0.mp4", "--engine", "tensorrt", "--batch-size", "8"), "--threads: of no use to --engine tensorrt"),
     ],
 )
 def test_commands_that_make_no_sense(

@@ -14,7 +14,7 @@ from lavila_fast.bundle import weights  # noqa: E402
 from lavila_fast.bundle.graph_names import WEIGHTS  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.host.native import NativeRuntime  # noqa: E402
-from lavila_fast.engines.sampling import Warp, choose, kept, log_softmax  # noqa: E402
+from lavila_fast.engines.sampling import Warp, choose_tokens, kept, log_softmax  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
@@ -289,7 +289,7 @@ def test_the_words_chosen_are_those_of_the_definition(kind, words):
     for warp in WARPS if words < 50000 else WARPS[1:8:2] + WARPS[2:3]:
         source = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1, 0] * 4)
         u = np.concatenate([[0.0, 0.0, 1 - 2.0**-53, 1 - 2.0**-53], random.random(36)])
-        expected = choose(logits, source, warp, u)
+        expected = choose_tokens(logits, source, warp, u)
         tokens, logprob, entropy = native_choice(logits, source, warp, u)
         for i in np.flatnonzero(tokens != expected.tokens):  # only what no sum in double precision tells apart
             inside, heavy = kept(logits[source[i]], warp)

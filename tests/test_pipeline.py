@@ -21,7 +21,7 @@ from lavila_fast.export.sources import find_checkpoint
 from lavila_fast.files import sha256
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.randomness import clip_key
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 from lavila_fast.presets import CHECKPOINTS
 from lavila_fast.pretrained import ASSETS, find_model
 from lavila_fast.video.clips import windows
@@ -64,7 +64,7 @@ def test_the_road_step_by_step(narrator, video):
     for one in read_clips(video, clips, vision.frames):
         frames = np.stack([preprocess(frame, vision.img) for frame in one.frames])
         context = runtime.encode(normalise(frames, vision.mean, vision.std)[None])
-        task = Task(None, clip_key(5, "kitchen.mp4", one.clip.start), context)
+        task = EncodedClip(None, clip_key(5, "kitchen.mp4", one.clip.start), context)
         ((_, sentences),) = write_samples(runtime, [task], options, 1)
         for i, s in enumerate(sentences):
             text = narrator.tokenizer.decode(s.ids, clean=True).strip()

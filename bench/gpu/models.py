@@ -22,7 +22,7 @@ from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.options import Options, Written
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 SENTENCE_LENGTHS = (12, TOKENS - 1)  # tokens chosen a sentence
 ENCODERS = (  # model, attention, what of it is compiled; in order of importance, the slowest to compile last
@@ -59,7 +59,7 @@ def _short(config: NarratorConfig) -> NarratorConfig:
     return replace(config, text=replace(config.text, n_layer=1, vocab=64))
 
 
-def _encoder_row(setup: Setup, model: Narrator, compiled: str, clips: int, top: Roofline) -> Measured:
+def _encoder_row(setup: Setup, model: NarratorModel, compiled: str, clips: int, top: Roofline) -> Measured:
     torch.compiler.reset()
     began = time.perf_counter()
     run = torch.compile(model.visual_tokens, dynamic=False) if compiled == "whole" else model.visual_tokens
@@ -106,7 +106,7 @@ class NarratorContest:
 
     setup: Setup
     name: str
-    model: Narrator
+    model: NarratorModel
     slots: int
     clips: dict[int, int]
     peer_clips: tuple[int, ...]
@@ -161,8 +161,8 @@ def narrator_large_part(setup: Setup) -> dict[str, Any]:
     return _contest(NarratorContest(setup, "TSF-L@336 + GPT-2 XL", model, setup.of(64, 2), clips, peer_clips, turns))
 
 
-def _frozen_narrator(setup: Setup, config: NarratorConfig) -> Narrator:
-    model: Narrator = random_narrator(0, config, setup.device).requires_grad_(False)
+def _frozen_narrator(setup: Setup, config: NarratorConfig) -> NarratorModel:
+    model: NarratorModel = random_narrator(0, config, setup.device).requires_grad_(False)
     return model
 
 
@@ -250,7 +250,7 @@ def narrate_ahead(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, opti
     return written
 
 
-def regrets(model: Narrator, video: Tensor, ids: Tensor) -> Tensor:
+def regrets(model: NarratorModel, video: Tensor, ids: Tensor) -> Tensor:
     """How much less likely each token of `ids` (L,), begin first, is to the model than its own choice, (L-1,).
 
     In logits, as a share of their standard deviation: 0 is the same word, a near tie is little, another word is 4.

@@ -21,7 +21,7 @@ from lavila_fast.errors import (
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
 from lavila_fast.export.graphs.validate import LARGEST_INLINE, check_names
 from lavila_fast.export.graphs.weights import WeightFile, name_each_use, refer_to
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 OPSET = 20
 
@@ -111,7 +111,7 @@ def _rename_clashes(model: Any) -> None:
                 value.name = f"{value.name}.{node.name or node.op_type}"
 
 
-def export_narrator(narrator: Narrator, folder: Path) -> None:
+def export_narrator(narrator: NarratorModel, folder: Path) -> None:
     """Write ``encoder.onnx`` and ``decoder.onnx`` into a folder, weights in the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for spec in narrator_specs(narrator):

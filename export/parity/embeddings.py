@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from lavila_fast.arrays import F32, I64
 from lavila_fast.export.parity.limits import Section
-from lavila_fast.export.parity.measure import F32, I64, Errors
+from lavila_fast.export.parity.measure import Errors
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 

@@ -17,18 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.engines.device.slots import SlotContext
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.host.state import HostContext, HostState
 from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
 from lavila_fast.evaluate.kitchen import write_greedily
-from lavila_fast.evaluate.metrics import F64, interval
+from lavila_fast.evaluate.metrics import interval
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.models.gpt2 import Block
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 EDGES = np.arange(-9, 1.01, 0.25)  # of the histograms, log10 of the error over the reference's root mean square
 BATCH = 8  # clips
 
@@ -94,7 +93,7 @@ class Sentences:
 
 
 @torch.inference_mode()
-def reference_sentences(model: Narrator, videos: F32) -> Sentences:
+def reference_sentences(model: NarratorModel, videos: F32) -> Sentences:
     """Greedy sentences of the PyTorch model for normalised clips (N, 3, T, H, W), and its distributions along them."""
     runtime = TorchRuntime(model)
     said = write_greedily(runtime, (runtime.encode(video[np.newaxis]) for video in videos), BATCH)

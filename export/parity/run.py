@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lavila_fast.arrays import F32
 from lavila_fast.bundle.manifest import Bundle
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig, to_dict
 from lavila_fast.engines.choose import open_runtime
@@ -31,11 +32,11 @@ from lavila_fast.evaluate.clips import ClipSource
 from lavila_fast.evaluate.kitchen import distinct_sentences, narrator_items, retrieval_items
 from lavila_fast.export.parity.embeddings import classifier_parity, dual_parity
 from lavila_fast.export.parity.limits import LIMITS, Limits, Section, checks_of, precision_of
-from lavila_fast.export.parity.measure import F32, NarratorParity, compared, in_batches, reference_sentences
+from lavila_fast.export.parity.measure import NarratorParity, compared, in_batches, reference_sentences
 from lavila_fast.export.parity.report import Report, about
 from lavila_fast.kitchen.world import all_actions, parse_sentence
 from lavila_fast.models.load import Model
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
@@ -150,7 +151,7 @@ class _Run:
         told = self.bundle.tokenizer.get(kind)
         return load_tokenizer(self.bundle.folder / Path(told["file"]).name, told["kind"], context) if told else None
 
-    def _narrator(self, model: Narrator, frames: F32) -> Iterator[Section]:
+    def _narrator(self, model: NarratorModel, frames: F32) -> Iterator[Section]:
         given = self.engines if isinstance(self.engines, Mapping) else dict.fromkeys(self.engines)
         opened = {name: one or open_runtime(self.bundle, name, self.threads) for name, one in given.items()}
         found = {name: NarratorParity(runtime) for name, runtime in opened.items()}

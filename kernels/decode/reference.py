@@ -50,9 +50,9 @@ def sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token a row: temperature, then top-k, then top-p, then the inverse of the running sum in vocabulary order.
 
-    What `engines.sampling.choose` takes for the same uniform numbers: of words as likely as the last one that top-k
-    leaves all stay; the word that crosses `top_p` is in; of equally likely ones the first. Weights are float32, sums
-    float64: a token differs only where two sums, or the last bits of two exponentials, round to different sides.
+    What `engines.sampling.choose_tokens` takes for the same uniform numbers: of words as likely as the last one that
+    top-k leaves all stay; the word that crosses `top_p` is in; of equally likely ones the first. Weights are float32,
+    sums float64: a token differs only where two sums, or the last bits of two exponentials, round to different sides.
 
     Args:
         logits_MV: float32, or 16-bit, which are widened.

@@ -12,8 +12,8 @@ passes the goal, and within it the word.
 Each lane of a block keeps its own list (entry i of lane b lies at i · BLOCK + b), so none waits for another to know
 where to write.
 
-The token is that of `reference.sample` and `engines.sampling.choose` for the same uniform number, except where that
-number lies within rounding of the edge of a word, or `top_p` of the edge of the nucleus: sums are float64 but in
+The token is that of `reference.sample` and `engines.sampling.choose_tokens` for the same uniform number, except where
+that number lies within rounding of the edge of a word, or `top_p` of the edge of the nucleus: sums are float64 but in
 another order (relative error 1e-16 a term), and a GPU's exponential differs from the host's in its last bits (relative
 error about 1e-6 where a weight is small). Equal logits are always equally likely.
 

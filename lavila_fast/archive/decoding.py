@@ -1,7 +1,8 @@
 """Threads that decode several videos at once into one short queue, so that memory stays bounded.
 
 A planning thread runs ahead and asks each video for its length, which is what an honest estimate of the time left
-needs; the decoding threads take videos in that order. Whatever goes wrong inside a video becomes part of its `Ended`.
+needs; the decoding threads take videos in that order. Whatever goes wrong inside a video becomes part of its
+`EndOfVideo`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from lavila_fast.records import Clip
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 _POLL = 0.2  # seconds between looks at whether to stop
 _PATIENCE = 2.0  # seconds that threads have to end; they are daemons
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndOfVideo:
     """No more clips of this video will come; `failure` is a line for the user if that is too early."""
 
     video: str
@@ -64,14 +65,14 @@ class Decoders:
         self.total, self.planned = 0, False
         self._jobs, self._plan, self._read = jobs, plan, read
         self._measured: queue.Queue[tuple[Job, float] | None] = queue.Queue()
-        self._events: queue.Queue[DecodedClip | Ended | Exception] = queue.Queue(room)
+        self._events: queue.Queue[DecodedClip | EndOfVideo | Exception] = queue.Queue(room)
         self._stopped = threading.Event()
         self._workers = workers
         targets = [self._measure_all] + [self._work] * workers
         self._threads = [threading.Thread(target=self._guard, args=(target,), daemon=True) for target in targets]
 
-    def __iter__(self) -> Iterator[DecodedClip | Ended]:
-        """Clips of a video in order of their ends, then its `Ended`; videos interleave where there are workers."""
+    def __iter__(self) -> Iterator[DecodedClip | EndOfVideo]:
+        """Clips of a video in order of their ends, then its `EndOfVideo`; videos interleave where there are workers."""
         for thread in self._threads:
             thread.start()
         left = len(self._jobs)
@@ -79,7 +80,7 @@ class Decoders:
             event = self._wait(self._events)
             if isinstance(event, Exception):
                 raise event
-            left -= isinstance(event, Ended)
+            left -= isinstance(event, EndOfVideo)
             yield event
 
     def stop(self) -> None:
@@ -97,7 +98,7 @@ class Decoders:
             except Exception as error:  # out of memory, or a bug of ours: the main thread raises it
                 self._put(error)
 
-    def _wait(self, source: queue.Queue[T]) -> T:
+    def _wait(self, source: queue.Queue[Item]) -> Item:
         while not self._stopped.is_set():
             try:
                 return source.get(timeout=_POLL)
@@ -105,7 +106,7 @@ class Decoders:
                 continue
         raise _Stopped
 
-    def _put(self, event: DecodedClip | Ended | Exception) -> None:
+    def _put(self, event: DecodedClip | EndOfVideo | Exception) -> None:
         while not self._stopped.is_set():
             try:
                 return self._events.put(event, timeout=_POLL)
@@ -129,7 +130,7 @@ class Decoders:
         if count:
             self._measured.put((job, seconds))
         else:
-            self._put(Ended(job.source.name))
+            self._put(EndOfVideo(job.source.name))
 
     def _work(self) -> None:
         while (item := self._wait(self._measured)) is not None:
@@ -139,7 +140,7 @@ class Decoders:
     def _decode(self, job: Job, seconds: float) -> None:
         for decoded in self._read(job.source, list(self._plan.clips(job, seconds))):
             self._put(decoded)
-        self._put(Ended(job.source.name))
+        self._put(EndOfVideo(job.source.name))
 
     def _attempt(self, job: Job, action: Callable[[], None]) -> None:
         """Run `action`; an exception ends the video, not the run."""
@@ -148,7 +149,9 @@ class Decoders:
         except MemoryError:
             raise
         except LavilaError as error:
-            self._put(Ended(job.source.name, str(error)))
+            self._put(EndOfVideo(job.source.name, str(error)))
         except Exception as error:
             what = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-            self._put(Ended(job.source.name, f"{job.source.path}: {what}; please report this file, or leave it out"))
+            self._put(
+                EndOfVideo(job.source.name, f"{job.source.path}: {what}; please report this file, or leave it out")
+            )

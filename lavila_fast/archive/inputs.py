@@ -1,7 +1,7 @@
 """What the words after ``narrate`` mean: files, folders, chunk folders, patterns, or a list of clips and its folder.
 
-Nothing is opened here beyond listing folders. What is wrong with one input becomes a line in `Found.failed`; the others
-go on.
+Nothing is opened here beyond listing folders. What is wrong with one input becomes a line in `FoundInputs.failed`; the
+others go on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass
-class Found:
+class FoundInputs:
     """Jobs in the order they were named, and one line for each input that is none."""
 
     jobs: list[Job] = field(default_factory=list)
@@ -88,13 +88,13 @@ def _expand(word: str, failed: list[str]) -> Iterator[Path]:
         yield path
 
 
-def find_videos(inputs: Sequence[str]) -> Found:
+def find_videos(inputs: Sequence[str]) -> FoundInputs:
     """The videos that the inputs stand for, each once, whatever its names.
 
     Raises:
         InputError: they stand for nothing at all.
     """
-    found, seen = Found(), set()
+    found, seen = FoundInputs(), set()
     for word in inputs:
         for path in _expand(word, found.failed):
             real = os.path.realpath(path)
@@ -107,7 +107,7 @@ def find_videos(inputs: Sequence[str]) -> Found:
     return found
 
 
-def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
+def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
     """The videos that a clip list names, in the folder given as the only input, each with its clips, each clip once.
 
     Raises:
@@ -120,7 +120,7 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
         clips.setdefault(clip.video, {}).setdefault(span_key(clip), clip)
     if not clips:
         raise InputError(f"{clip_list}: holds no clips; write rows of video, start, end")
-    found = Found()
+    found = FoundInputs()
     for video, wanted in clips.items():
         try:
             found.jobs.append(Job(locate(video, inputs[0]), tuple(wanted.values())))
@@ -129,7 +129,7 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
     return found
 
 
-def under_earlier_names(found: Found, done: Collection[str]) -> Found:
+def under_earlier_names(found: FoundInputs, done: Collection[str]) -> FoundInputs:
     """The same videos, but one that stands in an output under another spelling of its path keeps the name it has there.
 
     Else ``narrate /videos/a.mp4`` after ``narrate a.mp4`` would narrate it twice. Videos of a clip list are named by
@@ -147,4 +147,4 @@ def under_earlier_names(found: Found, done: Collection[str]) -> Found:
         name = earlier.get(os.path.realpath(job.source.path), job.source.name)
         return Job(replace(job.source, name=name))
 
-    return Found([renamed(job) for job in found.jobs], found.failed)
+    return FoundInputs([renamed(job) for job in found.jobs], found.failed)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
-from lavila_fast.archive.inputs import Found, find_clips, find_videos, under_earlier_names
+from lavila_fast.archive.inputs import FoundInputs, find_clips, find_videos, under_earlier_names
 from lavila_fast.archive.outputs import Files, Output, Sink, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
@@ -58,7 +58,7 @@ class Request:
             name = "--clip-seconds" if self.clip_seconds else "--stride-seconds"
             raise InputError(f"{name}: --clips says where each clip begins and ends; leave one of the two out")
 
-    def find(self) -> Found:
+    def find(self) -> FoundInputs:
         """The videos and their clips.
 
         Raises:
@@ -66,7 +66,7 @@ class Request:
         """
         return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
 
-    def choose_output(self, found: Found) -> Output:
+    def choose_output(self, found: FoundInputs) -> Output:
         """Where the narrations of these videos go.
 
         Raises:
@@ -80,7 +80,7 @@ class Request:
             raise InputError("--json and narrations cannot both be printed; give a file as --output")
         return choose_output("narrations.jsonl", None, 1, True)
 
-    def run(self, narrator: Narrator, model: str, found: Found, output: Output) -> Summary:
+    def run(self, narrator: Narrator, model: str, found: FoundInputs, output: Output) -> Summary:
         """Narrate `found` to `output`; `model` is the narrator's name for people.
 
         Raises:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.decoding import Decoders, Ended
-from lavila_fast.archive.inputs import Found
+from lavila_fast.archive.decoding import Decoders, EndOfVideo
+from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Output, Sink
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
-from lavila_fast.archive.signals import Shield, Stopped
+from lavila_fast.archive.signals import DeferredSignals, Stopped
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Narration
 from lavila_fast.video.reader import DecodedClip
@@ -73,12 +73,19 @@ class Run:
     """One run. `go` does it all."""
 
     def __init__(
-        self, narrator: Narrator, found: Found, sink: Sink, plan: Windows, progress: Progress, workers: int, batch: int
+        self,
+        narrator: Narrator,
+        found: FoundInputs,
+        sink: Sink,
+        plan: Windows,
+        progress: Progress,
+        workers: int,
+        batch: int,
     ) -> None:
         self.narrator, self.sink, self.plan, self.progress, self.batch = narrator, sink, plan, progress, batch
         before = sum(sink.count(job.source.name) for job in found.jobs)
         self.summary = Summary(len(found.jobs) + len(found.failed), before)
-        self.shield = Shield()
+        self.signals = DeferredSignals()
         self._early = found.failed
         self._decoders = Decoders(found.jobs, plan, narrator.read, workers, 2 * batch)
         self._in_flight: Counter[str] = Counter()
@@ -91,7 +98,7 @@ class Run:
             StorageError: the output cannot be written; what was written before is whole.
         """
         try:
-            with self.shield.installed():
+            with self.signals.installed():
                 self._narrate(options)
         except Stopped as stop:
             self.summary.stopped = stop.exit_code
@@ -107,11 +114,11 @@ class Run:
             for line in self._early:
                 self._fail(line)
             for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch):
-                with self.shield():
+                with self.signals():
                     self.sink.write(rows)
                     self._count(rows[0])
         except (Stopped, Exception):
-            stop = self.shield.stopped
+            stop = self.signals.stopped
             if not stop:
                 raise
         finally:
@@ -123,7 +130,7 @@ class Run:
     def _decoded(self) -> Iterator[DecodedClip]:
         """Clips for the narrator; the ends of videos are taken note of on the way."""
         for event in self._decoders:
-            if isinstance(event, Ended):
+            if isinstance(event, EndOfVideo):
                 if event.failure:
                     self._fail(event.failure)
                 self._ended.add(event.video)

@@ -22,7 +22,7 @@ from lavila_fast.files import sha256, write_json
 
 # What could not be run where this was written (no GPU, no libnvinfer): it is checked as far as it goes without.
 NEVER_RUN = ("cuda", "tensorrt", "jetson", "rtx", "torch_tensorrt")
-BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx", "torch_tensorrt": "tensorrt"}  # the extra that brings each
+BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx", "torch_tensorrt": "torch-tensorrt"}  # the extra of each
 AOT = "aotinductor"
 FOLDER = "engines"  # in a bundle; bundle.json does not list what lies there, because it is made on the target
 WEIGHT_FILES = ("weights.safetensors", "{name}.data", "{stem}.data")

@@ -51,7 +51,11 @@ _BATCH = 8
     help="Over 1: group beam search. Groups find the same sentences, as in the original.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
-@click.option("--batch-size", type=POSITIVE, help="Clips narrated together.  [default: 8]")
+@click.option(
+    "--batch-size",
+    type=POSITIVE,
+    help="Clips narrated together.  [default: 8; of --engine torch-cuda, by the size of the GPU]",
+)
 @click.option(
     "--engine",
     default="auto",
@@ -80,7 +84,8 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
 
     Without -o, the narrations of a single video are printed; those of several go to narrations.jsonl. Rows are on disk
     as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Results depend on
-    the clip, the model and the seed, never on --batch-size, --threads or --workers.
+    the clip, the model and the seed, never on --batch-size, --threads or --workers. (On a GPU --engine torch-cuda
+    rounds by --batch-size and GPU, so it goes on with a run of the same two alone.)
 
     \b
     Examples:
@@ -106,7 +111,8 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     from lavila_fast.narrator import Narrator
 
     how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
-    narrator = Narrator.from_pretrained(given["model"], **how)
+    shape = {"batch": given["batch_size"], "samples": given["samples"]}
+    narrator = Narrator.from_pretrained(given["model"], **how, **shape)
     if narrator.note and not request.quiet:
         click.echo(f"{given['model']}: {narrator.note}", err=True)
     summary = request.run(narrator, given["model"], found, output)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lavila_fast.kitchen as kitchen
+from lavila_fast.arrays import F32
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.kitchen.film import film, ground_truth
 from lavila_fast.kitchen.scene import Scene, Split, make_scene
@@ -33,7 +34,6 @@ from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import SUFFIXES, VideoSource, expand_windows
 from lavila_fast.video.transforms import preprocess
 
-F32 = NDArray[np.float32]
 UNSEEN_SPLITS: tuple[Split, ...] = ("unseen_seeds", "unseen_pairs")
 FIRST_SEED = 1_000_000  # training clips have seeds below
 PER_FILM = 50

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 import numpy as np
-from numpy.typing import NDArray
+
+from lavila_fast.arrays import F64
 
 _COUNTER = struct.Struct("<QQ")
 
@@ -29,7 +30,7 @@ def uniform(key: bytes, sample: int, step: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def uniforms(key: bytes, samples: Iterable[int], steps: Iterable[int]) -> NDArray[np.float64]:
+def uniforms(key: bytes, samples: Iterable[int], steps: Iterable[int]) -> F64:
     """What `uniform` gives for each of these samples at each of these steps, (samples, steps), in half the time."""
     steps = list(steps)
     keyed, digests = hashlib.blake2b(key=key, digest_size=8), []
