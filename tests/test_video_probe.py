@@ -13,8 +13,9 @@ import pytest
 from test_video_coded import write_sound, write_video
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.video.probe import open_video, probe
-from lavila_fast.video.sources import VideoSource, chunk_files, duration, is_chunk_folder, locate
+from lavila_fast.video.opening import open_video
+from lavila_fast.video.probe import probe
+from lavila_fast.video.sources import VideoSource, chunk_files, extent, is_chunk_folder, locate
 
 
 @contextlib.contextmanager

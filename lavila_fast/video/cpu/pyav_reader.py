@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.probe import REFETCH, OpenFile, decoded
+from lavila_fast.video.opening import REFETCH
+from lavila_fast.video.probe import OpenFile, decoded
 from lavila_fast.video.requests import (
     SEEK_BEYOND,
     SEEK_MARGIN,
     ClipRequest,
+    Clock,
     FrameGate,
-    Grid,
     Health,
     Image,
     OpenClip,
@@ -32,24 +33,20 @@ from lavila_fast.video.transforms import FrameTransform, upright
 _SEEKABLE = ("mov,mp4", "matroska")  # containers whose timestamps are the same after a seek
 
 
-def _frames(file: OpenFile, grid: Grid, target: int, failures: list[str]) -> Iterator[Any]:
-    """Frames from the first on, or from shortly before place `target` where that is far and a seek is exact."""
+def _frames(file: OpenFile, clock: Clock, target: float, failures: list[str]) -> Iterator[Any]:
+    """Frames from the first on, or from shortly before second `target` where that is far and a seek is exact."""
     container, stream = file.container, file.stream
-    frames = decoded(container, stream, failures)
-    first = next(frames, None)
-    seconds = target / grid.rate
-    if first is None or first.pts is None or seconds < SEEK_BEYOND or not container.format.name.startswith(_SEEKABLE):
-        yield from () if first is None else (first,)
-        yield from frames
+    far = target - file.info.begin >= SEEK_BEYOND
+    if not far or file.info.repairs or not container.format.name.startswith(_SEEKABLE):
+        yield from decoded(file, failures)
         return
-    grid.place(first)
-    container.seek(first.pts + int((seconds - SEEK_MARGIN) / grid.tick), stream=stream)
-    frames = decoded(container, stream, failures)
+    container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
+    frames = decoded(file, failures)
     landed = next(frames, None)
-    if landed is None or landed.pts is None or (landed.pts - first.pts) * grid.tick > seconds:
-        container.seek(first.pts, stream=stream)  # the index is of no use: from the beginning, then
-        frames = decoded(container, stream, failures)
-        landed = next(frames, first)
+    if landed is None or landed.pts is None or clock.time(landed) > target:
+        container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
+        yield from decoded(file, failures)
+        return
     yield landed
     yield from frames
 
@@ -77,16 +74,16 @@ class PyavReader:
             return
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        grid, show = Grid(file.info, file.stream), gate.before(_show(gate.transform))
-        frames = _frames(file, grid, queue.waiting[0].ids[0], health.failures)
-        for span in spans_of(frames, grid, health.failures):
+        clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
+        frames = _frames(file, clock, queue.waiting[0].times[0], health.failures)
+        for span in spans_of(frames, clock, health.failures):
             yield from queue.take(span, show)
             if not queue:
                 return
-        if not queue.stop:
+        if queue.stop is None:
             raise VideoError(file.info.path, "none of its frames can be decoded", REFETCH)
-        seconds, promised = queue.stop / grid.rate, file.info.duration
-        if seconds < promised - max(0.5, 2 / grid.rate):
+        seconds, promised = queue.stop + clock.slack, file.info.duration
+        if seconds < promised - max(0.5, 2 * clock.step):
             health.notes.append(f"ends at {seconds:.1f} s of {promised:.1f} s")
         yield from queue.give_up()
 
