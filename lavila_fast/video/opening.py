@@ -1,6 +1,6 @@
 """Opening a video file: what it is, or one clear line about why it is not a video.
 
-    with open_video("video.mp4") as (container, stream): ...
+with open_video("video.mp4") as (container, stream): ...
 """
 
 from __future__ import annotations

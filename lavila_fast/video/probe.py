@@ -1,6 +1,6 @@
 """A video file that is open, and its frames in the order in which they are shown, each with its time.
 
-    probe("video.mp4").duration
+probe("video.mp4").duration
 """
 
 from __future__ import annotations

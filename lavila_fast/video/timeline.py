@@ -12,6 +12,7 @@ back beyond what reordering explains is another recording, which follows the one
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class PacketTable:
     Attributes:
         tick: Seconds of a tick.
         stored: Whether the container stores when pictures are shown; else only the order of decoding counts.
+        usual: Ticks of a frame by the nominal rate, for a file without any stamp.
         dts: Decoding stamps, ticks; `pts`: presentation stamps. `MISSING` where there is none.
         duration: Ticks each claims to last, 0 if it does not say.
         key: Whether a decoder can begin there.
@@ -43,6 +45,7 @@ class PacketTable:
 
     tick: float
     stored: bool
+    usual: int = 1
     dts: array[int] = field(default_factory=lambda: array("q"))
     pts: array[int] = field(default_factory=lambda: array("q"))
     duration: array[int] = field(default_factory=lambda: array("q"))
@@ -107,8 +110,8 @@ class Timeline:
         dts, pts = (np.array(values, np.int64) for values in (table.dts, table.pts))
         lasts = np.array(table.duration, np.int64)
         if not len(dts):
-            return cls(np.zeros(0, np.int64), 0, Repairs())
-        decode = _risen(np.where(dts != _NONE, dts, pts))
+            return cls(np.zeros(0, np.int64), 0, SOUND)
+        decode = _risen(np.where(dts != _NONE, dts, pts), table.usual)
         step = _step(decode, lasts)
         shift, denied = _Judge(decode, step, table.tick).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
@@ -128,11 +131,14 @@ class Timeline:
         return cls(rising, int(rising[-1]) + (last or step), repairs)
 
 
-def _risen(stamps: Ticks) -> Ticks:
-    """Stamps with missing ones filled by the one before."""
+SOUND = Repairs()
+
+
+def _risen(stamps: Ticks, usual: int) -> Ticks:
+    """Stamps with missing ones filled by the one before; `usual` ticks apart if all are missing."""
     known = np.flatnonzero(stamps != _NONE)
     if not len(known):
-        return np.arange(len(stamps), dtype=np.int64)
+        return np.arange(len(stamps), dtype=np.int64) * usual
     at = np.maximum.accumulate(np.where(stamps != _NONE, np.arange(len(stamps)), 0))
     at[: known[0]] = known[0]
     return stamps[at]
@@ -160,7 +166,7 @@ class _Judge:
         pause = max(_REORDERED * step, int(_PAUSE / self.tick))
         gaps = np.diff(decode)
         borders = [0, *(np.flatnonzero((gaps > pause) | (gaps < -_REORDERED * step)) + 1).tolist(), len(decode)]
-        runs = list(zip(borders[:-1], borders[1:], strict=True))
+        runs = list(itertools.pairwise(borders))
         shift, denied = np.zeros(len(decode), np.int64), np.zeros(len(decode), bool)
         at, longest, added = 0, 0, 0
         if len(runs) > 1 and runs[0][1] <= _TAIL < runs[1][1] - runs[1][0] and self._strange(runs[0], runs[1]):

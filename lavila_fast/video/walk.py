@@ -1,7 +1,7 @@
 """The facts of a file: from its header where that can be believed, else from a walk over its packets.
 
-    with open_video(path) as (container, stream):
-        info = facts(path, container, stream)
+with open_video(path) as (container, stream):
+    info = facts(path, container, stream)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from lavila_fast.errors import VideoError
 from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
-from lavila_fast.video.timeline import PacketTable, Repairs, Ticks, Timeline
+from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Ticks, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
 _COUNTED = "mov,mp4"
@@ -48,7 +48,7 @@ class _Found:
     frames: int
     fps: float
     rate: float
-    repairs: Repairs = Repairs()
+    repairs: Repairs = SOUND
 
 
 def same_rate(one: float, other: float, seconds: float) -> bool:
@@ -105,7 +105,8 @@ def _header(container: Any, stream: Any) -> _Found | None:
 
 def _walk(path: Path, container: Any, stream: Any) -> _Found:
     """Go over all packets of a file, in a container of its own."""
-    table = PacketTable(float(stream.time_base), container.format.name.startswith(STORING))
+    tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
+    table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
     reached = _collect(path, stream, table)
     timeline = Timeline.of(table)
     times = timeline.times

@@ -43,7 +43,8 @@ def _frames(file: OpenFile, clock: Clock, target: float, failures: list[str]) ->
     container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
     frames = decoded(file, failures)
     landed = next(frames, None)
-    if landed is None or landed.pts is None or clock.time(landed) > target:
+    at = None if landed is None else clock.time(landed)
+    if at is None or at > target:
         container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
         yield from decoded(file, failures)
         return
