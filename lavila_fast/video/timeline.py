@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,8 @@ _PAUSE = 1.0  # seconds: a longer jump of the stamps is looked at
 _TAIL = 3  # frames that are too few to confirm a jump
 _FAR = 10.0  # seconds; and as many times the longest pause that is confirmed: farther, a tail is not believed
 _EXCURSION = 512  # frames: a cluster of Matroska shares one stamp
+_LACKS = 4.5  # frames that a constant rate may lack, in all
+_MISSING = 0.02  # or this share of them
 _NONE = np.iinfo(np.int64).min
 Ticks = NDArray[np.int64]
 
@@ -92,43 +94,53 @@ class Timeline:
     """When the pictures of a file are shown.
 
     Attributes:
-        times: Ticks of all pictures that can be decoded and are shown, rising; counted as the file counts, continuously
-            where its clock starts anew.
+        times: Ticks of all pictures that can be decoded, are shown, and say when, rising; counted as the file counts,
+            continuously where its clock starts anew.
         stop: Tick at which the last one ends.
         repairs: How stamps become these ticks.
+        rate: The constant rate, frames a second, at which every frame is within half a frame of its place, and but for
+            a few that are missing no place is empty; 0 if there is none.
+        places: Frames of the constant rate, with those that are missing.
     """
 
     times: Ticks
     stop: int
     repairs: Repairs
+    rate: float = 0.0
+    places: int = 0
 
     @classmethod
-    def of(cls, table: PacketTable) -> Timeline:
-        """Work out the clock of a file; `times` is empty if no picture is shown."""
-        shown = np.frombuffer(table.shown, np.int8).astype(bool) if table.shown else np.zeros(0, bool)
-        key = np.frombuffer(table.key, np.int8).astype(bool) if table.key else np.zeros(0, bool)
-        dts, pts = (np.array(values, np.int64) for values in (table.dts, table.pts))
-        lasts = np.array(table.duration, np.int64)
-        if not len(dts):
+    def of(cls, table: PacketTable, rates: Sequence[float] = ()) -> Timeline:
+        """Work out the clock of a file; `times` is empty if no picture is shown.
+
+        Args:
+            table: All its packets.
+            rates: Frames a second that its header names.
+        """
+        if not table.dts:
             return cls(np.zeros(0, np.int64), 0, SOUND)
+        shown, key = (np.frombuffer(flags, np.int8).astype(bool) for flags in (table.shown, table.key))
+        dts, pts, lasts = (np.array(values, np.int64) for values in (table.dts, table.pts, table.duration))
         decode = _risen(np.where(dts != _NONE, dts, pts), table.usual)
         step = _step(decode, lasts)
         shift, denied = _Judge(decode, step, table.tick).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
         if table.stored:
             denied |= _denied_by_order(given, decode, shift, step, table.tick)
-        times = np.where(denied, _NONE, given + shift)
-        times = _followed(times, step)
+        times, first = given + shift, int(np.argmax(key)) if key.any() else 0
+        usable = shown & ~denied & (np.arange(len(times)) >= first)
+        if not denied[first] and table.stored:
+            usable &= times >= times[first]  # those before need what was cut off
+        elif denied[first] and usable.any():  # it is shown before all others
+            times[first], usable[first] = times[usable].min() - step, True
+        rate, places, off = _constant(times, np.flatnonzero(usable), table.tick, (*rates, 1 / (step * table.tick)))
+        usable[off], denied[off] = False, True
         repairs = Repairs(_changes(shift), frozenset(np.flatnonzero(denied).tolist()))
-        first = int(np.argmax(key)) if key.any() else 0
-        kept = shown & (np.arange(len(times)) >= first)
-        if table.stored:
-            kept &= times >= times[first]  # those before need what was cut off
-        if not kept.any():
+        if not usable.any():
             return cls(np.zeros(0, np.int64), 0, repairs)
-        order = np.argsort(times[kept], kind="stable")
-        rising, last = times[kept][order], int(lasts[kept][order][-1])
-        return cls(rising, int(rising[-1]) + (last or step), repairs)
+        order = np.argsort(times[usable], kind="stable")
+        rising, last = times[usable][order], int(lasts[usable][order][-1])
+        return cls(rising, int(rising[-1]) + (last or step), repairs, rate, places)
 
 
 SOUND = Repairs()
@@ -166,16 +178,14 @@ class _Judge:
         pause = max(_REORDERED * step, int(_PAUSE / self.tick))
         gaps = np.diff(decode)
         borders = [0, *(np.flatnonzero((gaps > pause) | (gaps < -_REORDERED * step)) + 1).tolist(), len(decode)]
-        runs = list(itertools.pairwise(borders))
         shift, denied = np.zeros(len(decode), np.int64), np.zeros(len(decode), bool)
+        runs = self._but_strays(list(itertools.pairwise(borders)), denied)
         at, longest, added = 0, 0, 0
-        if len(runs) > 1 and runs[0][1] <= _TAIL < runs[1][1] - runs[1][0] and self._strange(runs[0], runs[1]):
-            denied[: runs[0][1]], at = True, 1
         while at + 1 < len(runs):
             end, back = int(decode[runs[at][1] - 1]), self._back(runs, at, pause)
             if back is not None:  # the stamps come back: what lies between is damage
                 denied[runs[at][1] : runs[back][0]] = True
-                shift[runs[at][1] : runs[back][1]] = added
+                shift[runs[at][1] :] = added
                 at = back
                 continue
             begin, stop = runs[at + 1]
@@ -187,9 +197,21 @@ class _Judge:
                 added += step - jump
             else:
                 longest = max(longest, jump)
-            shift[begin:stop] = added
+            shift[begin:] = added
             at += 1
         return shift, denied
+
+    def _but_strays(self, runs: list[tuple[int, int]], denied: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """All runs but those of a few frames that all around denies, which are marked as damage."""
+        kept = [runs[0]]
+        if len(runs) > 1 and runs[0][1] <= _TAIL < runs[1][1] - runs[1][0] and self._strange(runs[0], runs[1]):
+            denied[: runs[0][1]], kept = True, []
+        for run, following in itertools.pairwise(runs[1:]):
+            if run[1] - run[0] <= _TAIL and self.decode[following[0]] < self.decode[run[0]]:
+                denied[run[0] : run[1]] = True
+            else:
+                kept.append(run)
+        return [*kept, *runs[1:][-1:]]
 
     def _strange(self, first: tuple[int, int], second: tuple[int, int]) -> bool:
         """Whether a few frames at the beginning are denied by all that follows."""
@@ -203,8 +225,9 @@ class _Judge:
             between = runs[later][0] - runs[at][1]
             left, begin = int(self.decode[runs[at + 1][0]]), int(self.decode[runs[later][0]])
             went_and_came = left < end or begin < int(self.decode[runs[later][0] - 1])
+            limit = _REORDERED if left < end else _EXCURSION  # a longer one that began by going back is a recording
             near = end - self.step <= begin <= end + pause + 3 * between * self.step
-            if between <= _EXCURSION and went_and_came and near:
+            if between <= limit and went_and_came and near:
                 return later
         return None
 
@@ -222,12 +245,25 @@ def _denied_by_order(given: Ticks, decode: Ticks, shift: Ticks, step: int, tick:
     return np.asarray((shown > highest) | (shown < decoded - slack))
 
 
-def _followed(times: Ticks, step: int) -> Ticks:
-    """Times with each denied one a step after that of the packet before."""
-    for i in np.flatnonzero(times == _NONE).tolist():
-        later = times[i:][times[i:] != _NONE]
-        times[i] = times[i - 1] + step if i else (int(later[0]) - step if len(later) else 0)
-    return times
+def _constant(
+    times: Ticks, usable: NDArray[np.int64], tick: float, rates: Sequence[float]
+) -> tuple[float, int, NDArray[np.int64]]:
+    """A constant rate, its number of frames, and the packets whose stamps put them into others' places; or zeros."""
+    none = np.zeros(0, np.int64)
+    if not len(usable):
+        return 0.0, 0, none
+    since = (times[usable] - times[usable].min()) * tick
+    spread, allowed = float(since.max()), max(_LACKS, _MISSING * len(usable))
+    best = allowed + 1, 0.0, 0, none
+    for rate in (*rates, *([(len(usable) - 1) / spread] if spread > 0 else [])):
+        if not 0 < rate * spread < len(usable) + allowed:
+            continue
+        places = np.rint(since * rate).astype(np.int64)
+        alone = np.bincount(places)[places] == 1
+        lacking = int(places.max()) + 1 - int(alone.sum())
+        if lacking < best[0]:
+            best = lacking, rate, int(places.max()) + 1, usable[~alone]
+    return best[1:] if best[0] <= allowed else (0.0, 0, none)
 
 
 def _changes(shift: Ticks) -> tuple[tuple[int, int], ...]:

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 
 from lavila_fast.errors import VideoError
 from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
-from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Ticks, Timeline
+from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
 _COUNTED = "mov,mp4"
 _ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
 _TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
-_MISSING = 0.02  # the share of its frames that a constant rate may lack
 _SAME = 1e-5  # seconds: a container's start is rounded to microseconds
 _SEGMENT = b"\x18\x53\x80\x67"  # of Matroska
 _SHORT = 1.0  # seconds that a file may lack of what its header promises
+_NEAR = 10.0  # seconds
+_FEW = 2  # packets
 _VP8_SHOWN = 0x10
 
 
@@ -40,6 +40,7 @@ class _Found:
         frames: How many there are.
         fps: As the original counts.
         rate: Of a constant rate, or 0.
+        zero: Time stamp, in seconds, at which the presentation starts.
         repairs: Of the time stamps.
     """
 
@@ -48,6 +49,7 @@ class _Found:
     frames: int
     fps: float
     rate: float
+    zero: float
     repairs: Repairs = SOUND
 
 
@@ -65,9 +67,7 @@ def facts(path: Path, container: Any, stream: Any) -> VideoInfo:
     found = _header(container, stream) or _walk(path, container, stream)
     tick, codec = float(stream.time_base), stream.codec_context
     begin = found.first * tick
-    zero = begin if container.start_time is None else container.start_time / av.time_base
-    if zero > begin or begin - zero < _SAME:
-        zero = begin
+    zero = begin if found.zero > begin or begin - found.zero < _SAME else found.zero
     return VideoInfo(
         path=path,
         width=codec.width,
@@ -100,62 +100,59 @@ def _header(container: Any, stream: Any) -> _Found | None:
         return None
     base = float(stream.base_rate or 0) or fps
     rate = base if same_rate(base, fps, seconds) else 0.0
-    return _Found(first, first + stream.duration, frames, fps, rate)
+    return _Found(first, first + stream.duration, frames, fps, rate, _start(container, stream))
+
+
+def _start(container: Any, stream: Any) -> float:
+    if container.start_time is None:
+        return float((stream.start_time or 0) * stream.time_base)
+    return float(container.start_time / av.time_base)
 
 
 def _walk(path: Path, container: Any, stream: Any) -> _Found:
     """Go over all packets of a file, in a container of its own."""
     tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
     table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
-    reached = _collect(path, stream, table)
-    timeline = Timeline.of(table)
-    times = timeline.times
-    if not len(times):
+    zero = _start(container, stream)
+    reached, supported = _collect(path, stream, table, zero)
+    rates = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
+    timeline = Timeline.of(table, rates)
+    times, count = timeline.times, len(timeline.times)
+    if not count:
         raise VideoError(path, "holds no frames (zero duration)", REFETCH)
-    seconds, count = (timeline.stop - int(times[0])) * table.tick, len(times)
-    fps = float(stream.average_rate or 0)
+    seconds, fps = (timeline.stop - int(times[0])) * tick, rates[1]
     # Such files have a guessed rate; believe it only if it agrees with the count, save for a few at a torn end.
     if seconds > 0 and abs(count / seconds - fps) * seconds > _TORN_FRAMES:
         fps = count / seconds
     fps = fps or 25.0
-    rate, places = _constant(times, stream, fps, table.tick)
-    if places > count:  # some are missing: the clock says which
-        fps, count = rate, places
-    zero = (container.start_time or 0) / av.time_base
+    if timeline.places > count:  # some are missing: the clock says which
+        fps, count = timeline.rate, timeline.places
+    zero = zero if supported else int(times[0]) * tick
     promised = _promise(path, container, reached - zero, zero)
-    stop = max(timeline.stop, int((promised + zero) / table.tick)) if promised else timeline.stop
-    return _Found(int(times[0]), stop, count, fps, rate, timeline.repairs)
+    stop = max(timeline.stop, int((promised + zero) / tick)) if promised else timeline.stop
+    return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs)
 
 
-def _collect(path: Path, stream: Any, table: PacketTable) -> float:
-    """Fill the table; returns the time stamp, in seconds, that any stream of the file reaches."""
-    reached, hides = 0.0, stream.codec_context.name.startswith("vp8") or stream.codec_context.name == "libvpx"
+def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[float, bool]:
+    """Fill the table.
+
+    Returns:
+        The time stamp, in seconds, that any stream of the file reaches; and whether the file's start at `zero` is more
+        than one damaged stamp.
+    """
+    reached, early, others = 0.0, 0, 0
+    hides = stream.codec_context.codec.canonical_name == "vp8"
     with open_video(path) as (container, own), contextlib.suppress(av.error.FFmpegError, IndexError):
         for packet in container.demux():
             if packet.pts is not None:
-                reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                time = float(packet.pts * packet.time_base)
+                reached = max(reached, time + float((packet.duration or 0) * packet.time_base))
+                early, others = early + (time < zero + _NEAR), others + (time >= zero + _NEAR)
             if packet.stream.index != own.index or packet.size == 0:
                 continue
             shown = not packet.is_discard and not (hides and not bytes(packet)[0] & _VP8_SHOWN)
             table.add(packet.dts, packet.pts, packet.duration or 0, packet.is_keyframe, shown)
-    return reached
-
-
-def _constant(times: Ticks, stream: Any, fps: float, tick: float) -> tuple[float, int]:
-    """A constant rate and its number of frames, or zeros.
-
-    Every frame is within half a frame of its place, and but for a few that are missing no place is empty.
-    """
-    since = (times - times[0]) * tick
-    spread, count = float(since[-1]), len(times)
-    measured = [(count - 1) / spread] if spread > 0 else []
-    nominal = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
-    allowed = max(_TORN_FRAMES, _MISSING * count)
-    for rate in (*nominal, fps, *measured):
-        places = np.rint(since * rate)
-        if rate > 0 and np.all(np.diff(places) >= 1) and places[-1] + 1 - count <= allowed:
-            return rate, int(places[-1]) + 1
-    return 0.0, 0
+    return reached, early > _FEW or others <= _FEW
 
 
 def _promise(path: Path, container: Any, reached: float, zero: float) -> float:
