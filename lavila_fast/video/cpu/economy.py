@@ -102,22 +102,27 @@ class Wants:
         low = bisect.bisect_left(self.times, time - self.slack)
         return low < len(self.times) and self.times[low] < stop - self.slack
 
-    def choose(self, group: Group, following: Group | None) -> list[Held]:
-        """What of a group must be decoded, given the one that follows; marks what is wanted."""
+    def choose(self, group: Group, following: Group | None) -> tuple[list[Held], bool]:
+        """What of a group must be decoded, given the one that follows, and whether more of it may be needed then.
+
+        Marks what is wanted.
+        """
         leads = [] if following is None else following.leads
         if not group.plain or not self._mark(group, following, leads) or not (following is None or following.plain):
-            return group.held
+            return group.held, True
         last = max((i for i, one in enumerate(group.held) if one.wanted), default=-1)
         if following is not None:
             closed = following.begins and (following.held[0].coded.resets or all(one.coded.leading for one in leads))
             if not closed or any(one.wanted for one in leads if one.coded.leading):
                 last = len(group.held) - 1
         before = any(one.wanted for one in group.leads) or not group.begins
-        return [
+        first = group.held[0].time or 0.0
+        chosen = [
             one
             for one in group.held[: last + 1]
-            if (one.wanted or not one.coded.unneeded) and (before or not one.coded.leading)
+            if (one.wanted or not one.coded.unneeded) and (before or not one.coded.leading or (one.time or 0.0) > first)
         ]
+        return chosen, last == len(group.held) - 1
 
     def _mark(self, group: Group, following: Group | None, leads: Sequence[Held]) -> bool:
         """Mark what is wanted of a group and of the pictures that lead the next; False if times are doubled."""
@@ -154,9 +159,9 @@ class Thinned:
         while group is not None:
             following = next(self._groups, None)
             failed = len(self._decoder.failures)
-            self._recent = [*(self._recent[-1:] if group.begins else self._recent[-_GROUPS:]), group]
+            self._recent = [*self._recent[-_GROUPS:], group]
             try:
-                yield from self._expecting(self._thin(group, self._wants.choose(group, following)))
+                yield from self._expecting(self._thin(group, *self._wants.choose(group, following)))
                 if following is None:
                     yield from self._expecting(self._decoder.drain())
                     self._all_came(math.inf)
@@ -167,7 +172,7 @@ class Thinned:
                 return
             group = following
 
-    def _thin(self, group: Group, chosen: list[Held]) -> Iterator[Any]:
+    def _thin(self, group: Group, chosen: list[Held], whole: bool) -> Iterator[Any]:
         if not chosen or (self._cut and not group.held[0].coded.resets):
             yield from self._pause()
         feed = {id(one) for one in chosen}
@@ -181,7 +186,7 @@ class Thinned:
             yield from self._decoder.feed(one.packet)
             if len(self._decoder.failures) > failed:
                 raise _Trouble(self._decoder.failures[-1])
-        self._cut = bool(chosen) and chosen[-1] is not group.held[-1]
+        self._cut = not whole
 
     def _pause(self) -> Iterator[Any]:
         """Get what the decoder holds; what it is fed next begins anew."""
@@ -204,8 +209,8 @@ class Thinned:
 
     def _in_full(self, following: Group | None) -> Iterator[Any]:
         """Decode recent groups again, if that can be done, and then all the rest."""
-        again = self._recent if self._recent[0].begins or self._recent[-1].begins else []
-        again = again if not again or again[0].begins else again[-1:]
+        first = next((i for i, group in enumerate(self._recent) if group.begins), None)
+        again = [] if first is None else self._recent[first:]
         self._decoder.restart()
         rest = itertools.chain(again, [following] if following else [], self._groups)
         for one in (one for group in rest for one in group.held):
