@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from lavila_fast.errors import VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.cpu import pyav_reader
-from lavila_fast.video.probe import FrameDecoder
+from lavila_fast.video.probe import FrameDecoder, OpenFile
 from lavila_fast.video.reader import read_clips
 
 _SIZE = (160, 96)
@@ -147,3 +148,77 @@ def test_wanted_frames_are_those_of_a_full_decode(
     each = [(t, t + 0.16) for t in np.arange(0, 5, 0.16)]
     same_as_in_full(path, each, monkeypatch)
     assert same_as_in_full(path, WINDOWS, monkeypatch, threads=2) <= most
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_two_clips_far_apart_cost_two_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    path = write(tmp_path / f"v.{suffix}", "libx264", x264("bframes=3"), count=1500)
+    clips = [(1.0, 2.0), (30.0, 31.0), (57.0, 58.0)]
+    assert same_as_in_full(path, clips, monkeypatch) < 0.08
+    read_packets = 0
+    packets = FrameDecoder.packets
+
+    def counting(decoder: FrameDecoder) -> Iterator[Any]:
+        nonlocal read_packets
+        for packet in packets(decoder):
+            read_packets += 1
+            yield packet
+
+    monkeypatch.setattr(FrameDecoder, "packets", counting)
+    read(path, clips)
+    assert read_packets < 600 or suffix == "ts"  # a transport stream has no index: its packets are read and left out
+
+
+def test_an_index_that_leads_astray_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeks that land beyond what is wanted, or at the beginning."""
+    path = write(tmp_path / "v.mp4", "libx264", x264("bframes=3"), count=1500)
+    clips = [(1.0, 2.0), (30.0, 31.0), (50.0, 51.0)]
+    seek = av.container.InputContainer.seek
+    expected = read(path, clips)
+    for off in (-100, 15, 25):
+
+        class Astray:
+            """A container whose index is wrong."""
+
+            def __init__(self, container: Any) -> None:
+                self._container = container
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._container, name)
+
+            def seek(self, ticks: int, *, stream: Any, off: int = off) -> None:
+                seek(self._container, max(ticks + int(off / stream.time_base), 0), stream=stream)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FrameDecoder, "__init__", _with(Astray))
+            found = read(path, clips)
+        for a, b in zip(found, expected, strict=True):
+            assert a[2] == b[2]
+            np.testing.assert_array_equal(a[1], b[1])
+
+
+def _with(container: Any) -> Any:
+    plain = FrameDecoder.__init__
+
+    def init(decoder: FrameDecoder, file: OpenFile, failures: list[str]) -> None:
+        plain(decoder, replace(file, container=container(file.container)), failures)
+
+    return init
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_damage_is_decoded_as_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """What a full decode makes of flipped bytes counts; where leaving frames out goes wrong, all is decoded."""
+    path = write(tmp_path / "v.ts", "libx264", x264("bframes=3"))
+    data, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    for at in rng.integers(len(data) // 5, len(data), 4):
+        data[at : at + 40] = rng.bytes(40)
+    path.write_bytes(data)
+    thin = read(path, WINDOWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(pyav_reader, "look_for", lambda stream: None)
+        full = read(path, WINDOWS)
+    assert isinstance(thin[-1], str) or len(thin) == len(full)
+    for a, b in zip(thin, full, strict=False):
+        if not isinstance(a, str) and not isinstance(b, str) and not b[3] and not a[3]:
+            assert a[2] == b[2]

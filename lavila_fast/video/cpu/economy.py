@@ -22,7 +22,7 @@ from typing import Any
 from lavila_fast.video.cpu.bitstream import NEEDED, Coded, Look
 from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import FrameDecoder
-from lavila_fast.video.requests import Clock
+from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock
 
 _PACKETS, _BYTES = 1200, 64 << 20  # of a group that is held until its end is known
 _GROUPS = 3  # held to be decoded again
@@ -102,6 +102,11 @@ class Wants:
         low = bisect.bisect_left(self.times, time - self.slack)
         return low < len(self.times) and self.times[low] < stop - self.slack
 
+    def following(self, time: float) -> float:
+        """The first wanted second for a frame shown at `time` or a later one; infinity if there is none."""
+        low = bisect.bisect_left(self.times, time - self.slack)
+        return self.times[low] if low < len(self.times) else math.inf
+
     def choose(self, group: Group, following: Group | None) -> tuple[list[Held], bool]:
         """What of a group must be decoded, given the one that follows, and whether more of it may be needed then.
 
@@ -141,13 +146,16 @@ class Wants:
 class Thinned:
     """Frames of a file of which only some are wanted.
 
-    Attributes:
+    Args:
         decoder: Decodes.
-        time: Second at which a packet's picture is shown.
+        look: Looks at packets.
+        clock: Reads their times.
+        wants: What is wanted.
+        seeks: Whether the container's index is used to leap over long stretches; else their packets are read.
     """
 
-    def __init__(self, decoder: FrameDecoder, look: Look, clock: Clock, wants: Wants) -> None:
-        self._decoder, self._wants = decoder, wants
+    def __init__(self, decoder: FrameDecoder, look: Look, clock: Clock, wants: Wants, seeks: bool = False) -> None:
+        self._decoder, self._wants, self._look, self._clock, self._seeks = decoder, wants, look, clock, seeks
         self._groups = groups(decoder.packets(), look, clock.time)
         self._expected: list[int] = []  # a heap: times, in ticks, of wanted pictures that the decoder holds
         self._recent: list[Group] = []
@@ -165,12 +173,37 @@ class Thinned:
                 if following is None:
                     yield from self._expecting(self._decoder.drain())
                     self._all_came(math.inf)
+                elif (target := self._far(following)) is not None:
+                    yield from self._expecting(self._pause())
+                    following = self._leap(following, target)
             except _Trouble as trouble:
                 say_once(logging.INFO, f"{self._decoder.file.info.path.name}: {trouble}: decoded in full from there on")
                 del self._decoder.failures[failed:]
                 yield from self._in_full(following)
                 return
             group = following
+
+    def _far(self, following: Group) -> float | None:
+        """The second to leap to: the next one that is wanted, if it is far beyond where `following` begins."""
+        times = [one.time for one in (following.held[0], *following.leads) if one.time is not None]
+        if not self._seeks or not following.plain or not times:
+            return None
+        target = self._wants.following(min(times))
+        return target if SEEK_BEYOND < target - times[0] < math.inf else None
+
+    def _leap(self, here: Group, target: float) -> Group | None:
+        """The group with which decoding goes on: before `target`, or the one at hand where the index leads astray."""
+        container, stream = self._decoder.file.container, self._decoder.file.stream
+        begin = here.held[0].time or 0.0
+        container.seek(self._clock.ticks(target - SEEK_MARGIN), stream=stream)
+        self._groups, self._recent = groups(self._decoder.packets(), self._look, self._clock.time), []
+        landed = next(self._groups, None)
+        if landed is not None and landed.begins and begin <= (landed.held[0].time or -1.0) <= target:
+            return landed
+        self._seeks = False
+        container.seek(self._clock.ticks(begin), stream=stream)
+        self._groups = groups(self._decoder.packets(), self._look, self._clock.time)
+        return next(self._groups, None)
 
     def _thin(self, group: Group, chosen: list[Held], whole: bool) -> Iterator[Any]:
         if not chosen or (self._cut and not group.held[0].coded.resets):

@@ -40,7 +40,8 @@ def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) ->
     decoder, look = FrameDecoder(file, failures), look_for(file.stream)
     if look is None or not file.info.stored or file.info.repairs:
         return decoded(file, failures)
-    return iter(Thinned(decoder, look, clock, wants))
+    seeks = file.container.format.name.startswith(_SEEKABLE)
+    return iter(Thinned(decoder, look, clock, wants, seeks))
 
 
 def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
