@@ -208,8 +208,9 @@ def test_each_wanted_frame_passes_one_gate_once(tmp_path: Path, by: str) -> None
         return np.full_like(frame, 7) if by == "units" else frame
 
     ids = [[3, 9, 9, 12], [9, 12, 30, 41]]
+    times = [[i / 25 for i in each] for each in ids]
     clips = [OpenClip.empty(Clip("v", i, i + 1), 4) for i in range(2)]
-    requests = [ClipRequest(clip, wanted) for clip, wanted in zip(clips, ids, strict=True)]
+    requests = [ClipRequest(clip, wanted) for clip, wanted in zip(clips, times, strict=True)]
     reader: FileReader = UnitReader((FakeDecoder(),), "cpu") if by == "units" else PyavReader()
     gate = FrameGate(None if by == "plain" else PLAIN, (count,))
     with open_file(path) as file:

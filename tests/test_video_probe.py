@@ -13,8 +13,9 @@ import pytest
 from test_video_coded import write_sound, write_video
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.video.probe import open_video, probe
-from lavila_fast.video.sources import VideoSource, chunk_files, duration, is_chunk_folder, locate
+from lavila_fast.video.opening import open_video
+from lavila_fast.video.probe import probe
+from lavila_fast.video.sources import Extent, VideoSource, chunk_files, extent, is_chunk_folder, locate
 
 
 @contextlib.contextmanager
@@ -81,7 +82,7 @@ def test_forbidden(tmp_path: Path) -> None:
             with pytest.raises(VideoError, match="permission denied"):
                 locate("0", folder)
             with pytest.raises(VideoError, match="permission denied"):
-                duration(VideoSource("0", path))
+                extent(VideoSource("0", path))
     finally:
         folder.chmod(0o755)
     path.chmod(0)
@@ -121,7 +122,7 @@ def test_sources(tmp_path: Path) -> None:
     assert is_chunk_folder(folder)
     assert not is_chunk_folder(tmp_path)
     assert list(chunk_files(folder)) == [0, 300]
-    assert duration(VideoSource("uid", folder)) == 315.5
+    assert extent(VideoSource("uid", folder)) == Extent(0.0, 315.5)
     assert locate("uid", tmp_path) == VideoSource("uid", folder)
     assert locate("uid.mp4/300.mp4", tmp_path).path == folder / "300.mp4"
     for escape in ("../x", "/etc/passwd", "a/../../x"):

@@ -15,7 +15,8 @@ from test_video_coded import number_of, write_video
 from lavila_fast.video.facts import VideoFacts
 from lavila_fast.video.gpu.unit_requests import centre
 from lavila_fast.video.gpu.units import Unsuitable, pictures
-from lavila_fast.video.probe import open_video
+from lavila_fast.video.opening import open_video
+from lavila_fast.video.orientation import UPRIGHT, Orientation
 
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "20"}
 GROUPS = {"g": "20", "keyint_min": "20"}
@@ -99,7 +100,7 @@ def test_nv12_becomes_pyavs_colours(tmp_path: Path) -> None:
         frame.colorspace, frame.color_range = matrix, 2 if full else 1
         y, u, v = (np.frombuffer(p, np.uint8).reshape(-1, p.line_size)[:, : p.width] for p in frame.planes)
         nv12 = np.concatenate([y, np.stack([u, v], 2).reshape(16, 64)])
-        facts = VideoFacts("h264", "mov,mp4", 64, 32, "yuv420p", 0, False, full, matrix, 0)
+        facts = VideoFacts("h264", "mov,mp4", 64, 32, "yuv420p", UPRIGHT, False, full, matrix, 0)
         found = nv12_to_rgb(torch.from_numpy(nv12)[None], facts)[0].numpy().astype(int)
         rgb = frame.to_ndarray(format="rgb24")
         off = np.abs(found - rgb)
@@ -108,7 +109,7 @@ def test_nv12_becomes_pyavs_colours(tmp_path: Path) -> None:
         assert np.abs(in_one_pass - preprocess(rgb, 24)).max() < 0.01, (matrix, full)  # PyAV's very colours
 
 
-FACTS = VideoFacts("h264", "mov,mp4", 1920, 1080, "yuv420p", 0, False, False, 1, 0)
+FACTS = VideoFacts("h264", "mov,mp4", 1920, 1080, "yuv420p", UPRIGHT, False, False, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,8 @@ FACTS = VideoFacts("h264", "mov,mp4", 1920, 1080, "yuv420p", 0, False, False, 1,
         ({"width": 32}, (9, 0), "32x1080 pixels"),
         ({"width": 5000}, (9, 0), "5000x1080 pixels"),
         ({"pix_fmt": "yuv420p10le"}, (9, 0), "pixel format"),
-        ({"rotation": 90}, (9, 0), "turned"),
+        ({"orientation": Orientation(90)}, (9, 0), "turned by 90"),
+        ({"orientation": Orientation(0, True)}, (9, 0), "mirrored"),
         ({"interlaced": True}, (9, 0), "interlaced"),
         ({"matrix": 14}, (9, 0), "colour matrix 14"),
         ({"container": "mpegts"}, (9, 0), "container mpegts"),

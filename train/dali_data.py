@@ -36,15 +36,14 @@ from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.log import log_once
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import whole_file_indices
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.gpu.nvcodec_reader import resample
 from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
 from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unsuitable
-from lavila_fast.video.probe import REFETCH, VideoInfo
-from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip
+from lavila_fast.video.opening import REFETCH, VideoInfo
+from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip, wanted_times
 from lavila_fast.video.sources import VideoSource
 
 _ATTEMPTS = 10
@@ -196,17 +195,18 @@ class ListBatches:
         self._decode(cuts, [self.clips[i] for i in mine], draws[rank::world])
         return _as_uint8(_stack([cut.frames for cut in cuts])), self.labels[mine]
 
-    def _ids(self, clip: Clip, info: VideoInfo, draws: _Draws) -> list[int]:
-        """The frames of a clip: the middle of each segment, or one drawn from a range as long about it."""
+    def _times(self, clip: Clip, info: VideoInfo, draws: _Draws) -> list[float]:
+        """Where a clip looks at its file: the middle of each segment, or drawn from a range as long about it."""
         try:
-            middle = np.asarray(whole_file_indices(info.frames, info.fps, clip.start, clip.end, self.config.frames))
+            middle = wanted_times(info, clip, self.config.frames)
         except InputError as error:
             raise VideoError(info.path, str(error), "leave the clip out of the list") from None
         if not self.config.jitter:
-            return [int(i) for i in middle]
-        segment = (min(clip.end, info.frames / info.fps) - clip.start) * info.fps / self.config.frames
-        drawn = middle + np.rint((draws.frames_T - 0.5) * max(segment - 1, 0)).astype(int)
-        return [int(i) for i in np.sort(np.clip(drawn, 0, info.frames - 1))]
+            return middle
+        step = 1 / info.fps
+        segment = (min(clip.end, info.duration) - max(clip.start, info.begin)) / self.config.frames
+        drawn = np.asarray(middle) + (draws.frames_T - 0.5) * max(segment - step, 0)
+        return [float(time) for time in np.sort(np.clip(drawn, info.begin, info.begin + (info.frames - 1) * step))]
 
     def _region(self, width: int, height: int, draws: _Draws) -> Region:
         top, left, bottom, right = centre(width, height, self.config.img)
@@ -225,7 +225,7 @@ class ListBatches:
         path = Path(clip.video)
         source = self._sources[clip.video]
         info, facts = source.info(path), source.facts(path)
-        ids = self._ids(clip, info, draws)
+        times = self._times(clip, info, draws)
         region = self._region(facts.width, facts.height, draws)
         candidates = unit_decoders(self.config.decoder, self.config.img, self.config.device)
         if not candidates:
@@ -233,20 +233,20 @@ class ListBatches:
         try:
             decoder = suitable(candidates, facts)
             with source.open(path) as file:
-                units = list(wanted_units(file, facts, sorted(set(ids))))
+                units = list(wanted_units(file, sorted(set(times))))
                 requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in units]
         except Unsuitable as reason:
             log_once("video", logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
             return self._read(clip, draws)
         spans = [span for unit in units for span in unit.spans]
-        picks = [next((n for n, span in enumerate(spans) if span.first <= i < span.stop), -1) for i in ids]
+        picks = [next((n for n, span in enumerate(spans) if span.first <= time < span.stop), -1) for time in times]
         return self._read(clip, draws) if -1 in picks else _Cut(requests, picks, decoder)
 
     def _read(self, clip: Clip, draws: _Draws) -> _Cut:
         """Read a clip with PyAV."""
         path, open_clip = Path(clip.video), OpenClip.empty(clip, self.config.frames)
         with self._sources[clip.video].open(path) as file:
-            request = ClipRequest(open_clip, self._ids(clip, file.info, draws))
+            request = ClipRequest(open_clip, self._times(clip, file.info, draws))
             list(PyavReader().read(file, [request], FrameGate(), 1, Health()))
         if any(image is None for image in open_clip.images):
             raise VideoError(path, f"clip {clip.start:g}-{clip.end:g} s cannot be read", REFETCH)

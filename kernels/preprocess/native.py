@@ -71,7 +71,7 @@ class Plane(NamedTuple):
 
 
 def preprocess(
-    picture: YuvPicture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0
+    picture: YuvPicture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0, mirrored: bool = False
 ) -> ModelInput:
     """As `reference.preprocess`: normalised RGB (3, S, S) of the centre, upright; turned ones are views.
 
@@ -79,22 +79,29 @@ def preprocess(
         KernelError: a plane is shorter than the picture's size says.
     """
     held = [Plane(_address(plane), plane.strides[0], plane.nbytes) for plane in picture.planes]
-    return convert_planes(picture._replace(planes=()), held, size, mean, std, turn)
+    return convert_planes(picture._replace(planes=()), held, size, mean, std, turn, mirrored)
 
 
 def convert_planes(
-    kind: YuvPicture, held: Sequence[Plane], size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0
+    kind: YuvPicture,
+    held: Sequence[Plane],
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    turn: int = 0,
+    mirrored: bool = False,
 ) -> ModelInput:
     """The same for planes that are not arrays: `kind` is the picture without them."""
     out = np.empty((3, size, size), np.float32)
-    seen = _window(kind.width, kind.height, size, turn, tuple(mean), tuple(std))
+    seen = _window(kind.width, kind.height, size, turn, mirrored, tuple(mean), tuple(std))
     addresses, strides, sizes = zip(*held, *_NO_PLANE[len(held) :], strict=True)
     picture = _PLANES.pack(*addresses, *strides, *sizes) + _described(kind)  # lv_picture
     library = native.library()
     assert library is not None
     if library.lv_preprocess(picture, ctypes.byref(seen), ctypes.c_void_p(_address(out))):
         raise KernelError(f"preprocess: {library.lv_error().decode()}")
-    return np.rot90(out, turn // 90, (1, 2)) if turn else out
+    turned = np.rot90(out, turn // 90, (1, 2)) if turn else out
+    return turned[:, :, ::-1] if mirrored else turned
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -112,8 +119,10 @@ def _described(kind: YuvPicture) -> bytes:
 
 
 @lru_cache(64)
-def _window(width: int, height: int, size: int, turn: int, mean: tuple[float, ...], std: tuple[float, ...]) -> _Window:
-    x, y = window(width, height, size, turn)
+def _window(
+    width: int, height: int, size: int, turn: int, mirrored: bool, mean: tuple[float, ...], std: tuple[float, ...]
+) -> _Window:
+    x, y = window(width, height, size, turn, mirrored)
     told = _Window(size, *(_address(values) for values in (*x, *y)))
     told.taps = x, y  # keeps the arrays alive
     told.mean[:], told.std[:] = mean, std

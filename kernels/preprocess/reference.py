@@ -199,8 +199,9 @@ def taps(length: int, resized: int, size: int) -> Taps:
     return Taps(low, weight, np.float32(1) - weight)
 
 
-def window(width: int, height: int, size: int, turn: int = 0) -> tuple[Taps, Taps]:
-    """Taps along x and along y of the picture as it lies; the result still has to be turned (`numpy.rot90`).
+def window(width: int, height: int, size: int, turn: int = 0, mirrored: bool = False) -> tuple[Taps, Taps]:
+    """Taps along x and along y of the picture as it lies; the result still has to be turned (`numpy.rot90`), then
+    mirrored.
 
     The shorter side becomes `size`, then the centre is cropped, as the turned picture has it.
     """
@@ -208,6 +209,8 @@ def window(width: int, height: int, size: int, turn: int = 0) -> tuple[Taps, Tap
     longer = int(size * max(across, down) / min(across, down))
     columns = taps(across, size if down > across else longer, size)
     rows = taps(down, longer if down > across else size, size)
+    if mirrored:
+        columns = _flipped(columns, across)
     along = {
         0: (columns, rows),
         90: (_flipped(rows, width), columns),
@@ -223,7 +226,7 @@ def _flipped(one: Taps, length: int) -> Taps:
 
 
 def preprocess(
-    picture: YuvPicture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0
+    picture: YuvPicture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0, mirrored: bool = False
 ) -> NDArray[np.float32]:
     """Normalised RGB (3, S, S) of the centre, upright.
 
@@ -233,11 +236,13 @@ def preprocess(
         mean: Per channel, on the scale 0..255.
         std: Likewise.
         turn: 0, 90, 180 or 270.
+        mirrored: Left and right change places after turning.
     """
-    x, y = window(picture.width, picture.height, size, turn)
+    x, y = window(picture.width, picture.height, size, turn, mirrored)
     rgb = yuv_to_rgb(picture).astype(np.float64)
     lines = _interpolated(rgb, y, 0)
     cropped_SS3 = np.rot90(_interpolated(lines, x, 1), turn // 90)
+    cropped_SS3 = cropped_SS3[:, ::-1] if mirrored else cropped_SS3
     normal = (cropped_SS3 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
 

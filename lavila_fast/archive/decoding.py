@@ -19,7 +19,7 @@ from lavila_fast.archive.inputs import Job
 from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import DecodedClip
-from lavila_fast.video.sources import VideoSource
+from lavila_fast.video.sources import Extent, VideoSource
 
 Item = TypeVar("Item")
 _POLL = 0.2  # seconds between looks at whether to stop
@@ -37,12 +37,12 @@ class EndOfVideo:
 class Plan(Protocol):
     """Which clips of a video are to be narrated."""
 
-    def measure(self, job: Job) -> float:
-        """Seconds of the video; called once, may open it."""
+    def measure(self, job: Job) -> Extent:
+        """Where the video begins and ends; called once, may open it."""
         ...
 
-    def clips(self, job: Job, seconds: float) -> Iterable[Clip]:
-        """The clips of a video this long that are not done yet."""
+    def clips(self, job: Job, seen: Extent) -> Iterable[Clip]:
+        """The clips of a video that lasts like this which are not done yet."""
         ...
 
 
@@ -64,7 +64,7 @@ class Decoders:
     def __init__(self, jobs: Sequence[Job], plan: Plan, read: Read, workers: int, room: int) -> None:
         self.total, self.planned = 0, False
         self._jobs, self._plan, self._read = jobs, plan, read
-        self._measured: queue.Queue[tuple[Job, float] | None] = queue.Queue()
+        self._measured: queue.Queue[tuple[Job, Extent] | None] = queue.Queue()
         self._events: queue.Queue[DecodedClip | EndOfVideo | Exception] = queue.Queue(room)
         self._stopped = threading.Event()
         self._workers = workers
@@ -124,21 +124,21 @@ class Decoders:
             self._measured.put(None)
 
     def _measure(self, job: Job) -> None:
-        seconds = self._plan.measure(job)
-        count = sum(1 for _ in self._plan.clips(job, seconds))
+        seen = self._plan.measure(job)
+        count = sum(1 for _ in self._plan.clips(job, seen))
         self.total += count
         if count:
-            self._measured.put((job, seconds))
+            self._measured.put((job, seen))
         else:
             self._put(EndOfVideo(job.source.name))
 
     def _work(self) -> None:
         while (item := self._wait(self._measured)) is not None:
-            job, seconds = item
-            self._attempt(job, lambda job=job, seconds=seconds: self._decode(job, seconds))  # type: ignore[misc]
+            job, seen = item
+            self._attempt(job, lambda job=job, seen=seen: self._decode(job, seen))  # type: ignore[misc]
 
-    def _decode(self, job: Job, seconds: float) -> None:
-        for decoded in self._read(job.source, list(self._plan.clips(job, seconds))):
+    def _decode(self, job: Job, seen: Extent) -> None:
+        for decoded in self._read(job.source, list(self._plan.clips(job, seen))):
             self._put(decoded)
         self._put(EndOfVideo(job.source.name))
 

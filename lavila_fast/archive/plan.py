@@ -9,7 +9,7 @@ from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
 from lavila_fast.records import Clip, Narration
 from lavila_fast.video.clips import windows
-from lavila_fast.video.sources import duration
+from lavila_fast.video.sources import Extent, extent
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Windows:
         """Check lengths."""
         next(windows(1.0, self.clip_seconds, self.stride_seconds), None)
 
-    def measure(self, job: Job) -> float:
+    def measure(self, job: Job) -> Extent:
         """See `Plan`."""
-        return duration(job.source) if job.clips is None else 0.0
+        return extent(job.source) if job.clips is None else Extent(0.0, 0.0)
 
-    def clips(self, job: Job, seconds: float) -> Iterator[Clip]:
+    def clips(self, job: Job, seen: Extent) -> Iterator[Clip]:
         """See `Plan`."""
-        times = windows(seconds, self.clip_seconds, self.stride_seconds)
+        times = windows(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
         everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
         return (clip for clip in (job.clips or everything) if not self.sink.has(clip))
 

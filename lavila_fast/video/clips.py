@@ -48,7 +48,9 @@ def _frame_range(offset_seconds: float, seconds: float, fps: float, segments: in
     return start, start + max(int(seconds * fps), segments)
 
 
-def whole_file_indices(frames: int, fps: float, start: float, end: float, segments: int) -> list[int]:
+def whole_file_indices(
+    frames: int, fps: float, start: float, end: float, segments: int, begin: float = 0.0
+) -> list[int]:
     """Indices of a clip in a file that holds the whole video.
 
     Args:
@@ -57,15 +59,46 @@ def whole_file_indices(frames: int, fps: float, start: float, end: float, segmen
         start: First second of the clip.
         end: Last second; what lies after the end of the file is cut off.
         segments: Frames wanted.
+        begin: Second at which frame 0 is shown.
 
     Raises:
         InputError: nothing of the clip lies inside the file.
     """
     duration = frames / fps
-    if min(end, duration) <= start:
-        raise InputError(f"clip {start:g}-{end:g} s lies after the end of the video at {duration:.3f} s")
-    first, stop = _frame_range(start, min(end, duration) - start, fps, segments)
+    _check_inside(start, end, begin, begin + duration)
+    seconds = min(end, duration) - start
+    if begin * fps >= 0.5:
+        start = round(max(start - begin, 0.0), 6)
+        seconds = round(min(end - begin, duration) - start, 6)
+    first, stop = _frame_range(start, seconds, fps, segments)
     return [min(max(i, 0), frames - 1) for i in frame_indices(first, min(stop, frames), segments)]
+
+
+def _check_inside(start: float, end: float, begin: float, stop: float) -> None:
+    if min(end, stop) <= start:
+        raise InputError(f"clip {start:g}-{end:g} s lies after the end of the video at {stop:.3f} s")
+    if end <= begin:
+        raise InputError(f"clip {start:g}-{end:g} s lies before the first picture, at {begin:.3f} s")
+
+
+def display_times(begin: float, stop: float, start: float, end: float, segments: int) -> list[float]:
+    """Seconds at which a clip looks at pictures that follow no constant rate: the middles of equal segments.
+
+    Args:
+        begin: Second of the first picture.
+        stop: Second at which the last one ends.
+        start: First second of the clip; what lies before `begin` is cut off.
+        end: Last second; what lies after `stop` is cut off.
+        segments: How many, at least 1.
+
+    Raises:
+        InputError: nothing of the clip lies inside the file.
+    """
+    if segments < 1:
+        raise InputError(f"{segments} frames a clip: at least 1 is needed")
+    _check_inside(start, end, begin, stop)
+    start, end = max(start, begin), min(end, stop)
+    return [start + (end - start) * (i + 0.5) / segments for i in range(segments)]
 
 
 def chunked_reads(
@@ -113,16 +146,20 @@ def chunked_reads(
     return [read for read in ((chunk, here), (chunk + chunk_seconds, there)) if read[1]]
 
 
-def windows(duration: float, clip_seconds: float, stride_seconds: float) -> Iterator[tuple[float, float]]:
+def windows(
+    duration: float, clip_seconds: float, stride_seconds: float, begin: float = 0.0
+) -> Iterator[tuple[float, float]]:
     """Slide a window over a video; times are rounded to milliseconds so that they can serve as keys when resuming.
 
     Windows begin every `stride_seconds`. The first one that touches the end of the video is cut there and is the last;
-    it is left out if less than half of `clip_seconds` remains, unless it is the only one.
+    it is left out if less than half of `clip_seconds` remains, unless it is the only one. Those that end before the
+    first picture are left out.
 
     Args:
         duration: Seconds of the video.
         clip_seconds: Length of a window.
         stride_seconds: Distance between the beginnings of two windows.
+        begin: Second of the first picture.
 
     Yields:
         ``(start, end)`` in seconds.
@@ -131,12 +168,14 @@ def windows(duration: float, clip_seconds: float, stride_seconds: float) -> Iter
         if not (math.isfinite(value) and value >= 0.001):
             raise InputError(f"{name} of {value} seconds: it must be at least a millisecond")
     last = round(duration, 3) if math.isfinite(duration) else 0.0
-    i, start = 0, 0.0
-    while i == 0 or last - start >= clip_seconds / 2:
+    first = i = max(math.floor((begin - clip_seconds) / stride_seconds) + 1, 0) if math.isfinite(begin) else 0
+    start = round(i * stride_seconds, 3)
+    while i == first or last - start >= clip_seconds / 2:
         if last <= start:
             return
         end = min(round(start + clip_seconds, 3), last)
-        yield start, end
+        if end > begin:
+            yield start, end
         if end >= last:
             return
         i += 1

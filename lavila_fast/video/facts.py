@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.errors import VideoError
-from lavila_fast.video.probe import REFETCH, decoded, open_video, rotation
+from lavila_fast.video.orientation import UPRIGHT, Orientation, orientation
+from lavila_fast.video.probe import first_frame, open_file
 
 CONTAINERS = ("mov,mp4", "matroska")  # whose packets carry the time at which each frame is shown
 _CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
@@ -30,7 +30,7 @@ class VideoFacts:
         container: FFmpeg's name of the container.
         width: Coded pixels, before any turning; `height` likewise.
         pix_fmt: Pixel format.
-        rotation: Degrees that a player turns it.
+        orientation: How a player turns and mirrors it.
         interlaced: Two fields a frame.
         full_range: Luma from 0 to 255.
         matrix: Number of the colour matrix (ITU-T H.273); 2 is unspecified and taken as BT.601, as PyAV does.
@@ -42,7 +42,7 @@ class VideoFacts:
     width: int
     height: int
     pix_fmt: str
-    rotation: int
+    orientation: Orientation
     interlaced: bool
     full_range: bool
     matrix: int
@@ -60,8 +60,8 @@ class VideoFacts:
             return f"codec {self.codec}"
         if self.pix_fmt not in _FORMATS:
             return f"pixel format {self.pix_fmt}"
-        if self.rotation:
-            return f"turned by {self.rotation} degrees"
+        if self.orientation != UPRIGHT:
+            return f"turned by {self.orientation.turn} degrees" + (" and mirrored" * self.orientation.mirrored)
         if self.interlaced:
             return "interlaced"
         if self.matrix not in _MATRICES:
@@ -111,7 +111,7 @@ def _facts_of(container: Any, stream: Any, frame: Any) -> VideoFacts:
         width=frame.width,
         height=frame.height,
         pix_fmt=frame.format.name,
-        rotation=rotation(frame),
+        orientation=orientation(frame),
         interlaced=bool(frame.interlaced_frame),
         full_range=int(frame.color_range) == 2 or frame.format.name.startswith("yuvj"),
         matrix=int(frame.colorspace),
@@ -125,8 +125,5 @@ def read_facts(path: Path) -> VideoFacts:
     Raises:
         VideoError: it cannot be opened, or not a single frame can be decoded.
     """
-    with open_video(path) as (container, stream):
-        frame = next(decoded(container, stream, []), None)
-        if frame is None:
-            raise VideoError(path, "none of its frames can be decoded", REFETCH)
-        return _facts_of(container, stream, frame)
+    with open_file(path) as file:
+        return _facts_of(file.container, file.stream, first_frame(file))

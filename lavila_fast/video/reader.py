@@ -19,38 +19,47 @@ from pathlib import Path
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
+from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads
 from lavila_fast.video.decoders import file_reader
-from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, same_rate
-from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform
+from lavila_fast.video.opening import REFETCH, VideoInfo
+from lavila_fast.video.probe import OpenFile
+from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform, wanted_times
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform
+from lavila_fast.video.walk import same_rate
 
 _Serve = Callable[[OpenFile, Sequence[ClipRequest]], Iterator[OpenClip]]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """A clip and its frames: uint8 RGB (T, H, W, 3), or what the transform makes of each, stacked.
+    """A clip and its frames.
 
-    After a `FrameTransform` they are the model's input, normalised float32 (3, T, S, S).
+    Attributes:
+        clip: Which clip.
+        frames: uint8 RGB (T, H, W, 3), or what the transform makes of each, stacked: after a `FrameTransform` the
+            model's input, normalised float32 (3, T, S, S).
+        times: Second, on the clock of its file, from which each frame is shown.
+        damaged: Whether frames are substitutes for others that cannot be read, or are damaged themselves.
     """
 
     clip: Clip
     frames: Image
+    times: tuple[float, ...] = ()
+    damaged: bool = False
 
 
 def _whole_requests(info: VideoInfo, clips: Sequence[Clip], frames: int, health: Health) -> list[ClipRequest]:
     requests = []
     for clip in clips:
         try:
-            ids = whole_file_indices(info.frames, info.fps, clip.start, clip.end, frames)
+            times = wanted_times(info, clip, frames)
         except InputError:
             health.lost += 1
         else:
-            requests.append(ClipRequest(OpenClip.empty(clip, frames), ids))
+            requests.append(ClipRequest(OpenClip.empty(clip, frames), times))
     if health.lost:
-        shown = info.frames / info.fps
+        shown = info.begin + info.frames / info.fps
         promised = f" of {info.duration:.1f} s" if shown < info.duration - 0.5 else ""
         health.notes.append(f"ends at {shown:.1f} s{promised}")
     return requests
@@ -97,7 +106,9 @@ def _plan_chunks(
             continue
         collected, slot = OpenClip.empty(clip, frames), 0
         for chunk, ids in reads:
-            plans.setdefault(chunk, []).append(ClipRequest(collected, ids, slot))
+            info = infos[chunk]
+            times = [info.begin + i / (info.rate or rates[chunk]) for i in ids]
+            plans.setdefault(chunk, []).append(ClipRequest(collected, times, slot))
             slot += len(ids)
     return plans
 
@@ -176,7 +187,8 @@ def read_clips(
     serve = partial(reader.read, gate=FrameGate(transform), threads=threads, health=health)
     for collected in walk(source, clips, frames_per_clip, serve, health) if clips else ():
         if images := collected.give_out():
-            yield DecodedClip(collected.clip, reader.stack(images, axis=1 if resized else 0))
+            frames = reader.stack(images, axis=1 if resized else 0)
+            yield DecodedClip(collected.clip, frames, tuple(collected.times), collected.damaged)
         else:
             health.lost += 1
     _report(source, len(clips), health)

@@ -1,14 +1,12 @@
 """What a file is asked for and how its frames answer: shared by all that decode, above which `reader` knows no other.
 
-Which frame is index i? Indices live on a grid of `VideoInfo.grid_fps`. A frame is shown from its own place on the grid
-until the next frame's, and index i is the frame shown there, i.e. the last one whose time is at most i / grid_fps
-(times count from the first frame; rounding of timestamps is forgiven up to half the shortest frame). For a constant
-frame rate that is the i-th frame exactly; for a variable one it follows the clock where counting frames would drift.
+A file is asked for what is on display at given seconds of its clock. A frame is on display from its own time until the
+next one's. Where the rate is constant the seconds are those of the original's frame indices, and a frame's time is
+forgiven half a frame, so that rounding never matters; where it varies, they are the middles of a clip's segments.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.records import Clip
-from lavila_fast.video.probe import OpenFile, VideoInfo
+from lavila_fast.video.clips import display_times, whole_file_indices
+from lavila_fast.video.opening import VideoInfo
+from lavila_fast.video.probe import OpenFile
 from lavila_fast.video.transforms import FrameTransform
 
 Image = NDArray[Any]
@@ -26,44 +26,69 @@ Transform = Callable[[NDArray[np.uint8]], Image] | FrameTransform
 Show = Callable[[Any], Any]  # a decoded frame as a clip wants it
 SEEK_BEYOND = 10.0  # seconds to skip before a seek pays off
 SEEK_MARGIN = 2.0  # seconds decoded before the first wanted frame, so that its references are in order
+_TEARS = 34  # frames after a failure within which the gap that it tore comes by: they are decoded out of order
 
 
 @dataclass(slots=True)
 class OpenClip:
-    """A clip whose frames are being collected; None where a frame turned out to be unreadable."""
+    """A clip whose frames are being collected; None where a frame turned out to be unreadable.
+
+    Attributes:
+        clip: Which clip.
+        images: What the transform made of its frames.
+        times: Second, on the file's clock, from which each frame is shown.
+        left: How many are still to come.
+        damaged: Whether a frame is a substitute or the decoder says that it is damaged.
+    """
 
     clip: Clip
     images: list[Any]
+    times: list[float]
     left: int
+    damaged: bool = False
 
     @classmethod
     def empty(cls, clip: Clip, frames: int) -> OpenClip:
         """A clip that waits for all its frames."""
-        return cls(clip, [None] * frames, frames)
+        return cls(clip, [None] * frames, [0.0] * frames, frames)
 
     def give_out(self) -> list[Any]:
         """Its images, which it holds no longer; an unreadable one repeats the readable one before it, or the first.
 
-        Empty if there is none.
+        Empty if there is none. `times` follow.
         """
         images, self.images = self.images, []
-        last = next((image for image in images if image is not None), None)
-        if last is None:
+        first = next((i for i, image in enumerate(images) if image is not None), None)
+        if first is None:
             return []
-        shape, filled = last.shape, []
-        for image in images:
-            last = last if image is None or image.shape != shape else image
-            filled.append(last)
+        last, shape, filled = first, images[first].shape, []
+        for i, image in enumerate(images):
+            if image is None or image.shape != shape:
+                self.damaged = True
+                self.times[i] = self.times[last]
+            else:
+                last = i
+            filled.append(images[last])
         return filled
 
 
 @dataclass(slots=True)
 class FrameSpan:
-    """A frame and the grid places ``[first, stop)`` at which it is shown."""
+    """A frame and the seconds ``[first, stop)`` of the file's clock that it answers for.
+
+    Attributes:
+        frame: As its decoder gave it.
+        first: From when on it answers: its time, less what rounding is forgiven.
+        stop: Until when.
+        time: From when on it is shown.
+        damaged: Whether the decoder says that it is damaged.
+    """
 
     frame: Any
-    first: int
-    stop: int
+    first: float
+    stop: float
+    time: float
+    damaged: bool = False
     pixels: Any = None
 
     def image(self, show: Show) -> Any:
@@ -75,21 +100,26 @@ class FrameSpan:
 
 @dataclass(slots=True)
 class ClipRequest:
-    """The indices that an open clip wants from one file; `slot` is where the next image goes."""
+    """The seconds, rising, that an open clip wants from one file; `slot` is where the next image goes."""
 
     open: OpenClip
-    ids: list[int]
+    times: list[float]
     slot: int = 0
     done: int = 0
 
     def take(self, span: FrameSpan, show: Show) -> None:
-        """Take what this span shows; indices that it leaves behind are unreadable."""
-        while self.done < len(self.ids) and self.ids[self.done] < span.stop:
-            self._put(span.image(show) if self.ids[self.done] >= span.first else None)
+        """Take what this span shows; times that it leaves behind are unreadable."""
+        while self.done < len(self.times) and self.times[self.done] < span.stop:
+            if self.times[self.done] >= span.first:
+                self.open.times[self.slot] = span.time
+                self.open.damaged |= span.damaged
+                self._put(span.image(show))
+            else:
+                self._put(None)
 
     def give_up(self) -> None:
         """The file has ended: the rest is unreadable."""
-        while self.done < len(self.ids):
+        while self.done < len(self.times):
             self._put(None)
 
     def begin_again(self) -> ClipRequest:
@@ -133,31 +163,31 @@ class RequestQueue:
 
     Attributes:
         waiting: Requests whose first frame has not come yet, by that frame.
-        stop: Grid place at which the last frame given ends; 0 before the first.
+        stop: Second at which the last frame given ends; None before the first.
     """
 
     def __init__(self, requests: Sequence[ClipRequest]) -> None:
-        self.waiting = deque(sorted(requests, key=lambda request: request.ids[0]))
-        self.stop = 0
+        self.waiting = deque(sorted(requests, key=lambda request: request.times[0]))
+        self.stop: float | None = None
         self._active: list[ClipRequest] = []
 
     def __bool__(self) -> bool:
         """Whether anything is still wanted."""
         return bool(self._active or self.waiting)
 
-    def ids(self) -> list[int]:
-        """All indices wanted, rising."""
-        return sorted({i for request in (*self._active, *self.waiting) for i in request.ids})
+    def times(self) -> list[float]:
+        """All seconds wanted, rising."""
+        return sorted({time for request in (*self._active, *self.waiting) for time in request.times})
 
     def take(self, span: FrameSpan, show: Show) -> list[OpenClip]:
         """Give a frame to those that want it; the clips that are complete by it, in order of their ends."""
         self.stop = span.stop
-        while self.waiting and self.waiting[0].ids[0] < span.stop:
+        while self.waiting and self.waiting[0].times[0] < span.stop:
             self._active.append(self.waiting.popleft())
         for request in self._active:
             request.take(span, show)
         done = self._finished()
-        self._active = [request for request in self._active if request.done < len(request.ids)]
+        self._active = [request for request in self._active if request.done < len(request.times)]
         return done
 
     def give_up(self) -> list[OpenClip]:
@@ -173,7 +203,7 @@ class RequestQueue:
         return [request.begin_again() for request in (*self._active, *self.waiting)]
 
     def _finished(self) -> list[OpenClip]:
-        done = sorted((r for r in self._active if r.open.left == 0), key=lambda r: (r.ids[-1], r.ids[0]))
+        done = sorted((r for r in self._active if r.open.left == 0), key=lambda r: (r.times[-1], r.times[0]))
         return [request.open for request in done]
 
 
@@ -219,36 +249,62 @@ class FileReader(Protocol):
         ...
 
 
-class Grid:
-    """Places of frames on the grid of a file."""
+class Clock:
+    """Reads the time of a file's frames.
+
+    Attributes:
+        begin: Second of the first frame.
+        slack: Seconds that a frame answers for before its own time.
+        step: Seconds from one frame to the next, on average.
+    """
 
     def __init__(self, info: VideoInfo, stream: Any) -> None:
-        self.rate, self.tick = info.grid_fps, float(stream.time_base)
-        self.slack = max(info.shortest / 2, self.tick)
-        self.origin: float | None = None
-        self.time = -1 / self.rate
+        self.tick, self.zero = float(stream.time_base), info.zero
+        self.begin, self.step = info.begin, 1 / info.fps
+        self.slack = 0.5 / info.rate if info.rate else min(self.tick, 0.45 * self.step)
 
-    def place(self, frame: Any) -> int:
-        """Place from which `frame` is shown. Without a timestamp, or if it jumps back, it follows the last frame."""
-        follow = self.time + 1 / self.rate
-        clock = None if frame.pts is None else frame.pts * self.tick
-        if clock is not None and (self.origin is None or clock - self.origin < self.time - self.slack):
-            self.origin = clock - follow
-        self.time = follow if clock is None or self.origin is None else clock - self.origin
-        return max(math.ceil((self.time - self.slack) * self.rate), 0)
+    def time(self, frame: Any) -> float | None:
+        """Second at which `frame` is shown; None if nothing says so."""
+        return None if frame.pts is None else frame.pts * self.tick - self.zero
+
+    def ticks(self, seconds: float) -> int:
+        """The file's time stamp of a second on the clock."""
+        return int((seconds + self.zero) / self.tick)
 
 
-def spans_of(frames: Iterator[Any], grid: Grid, failures: list[str]) -> Iterator[FrameSpan]:
-    """Frames with the places at which they are shown. A gap that damage has torn is shown nothing at."""
-    span = None
+def wanted_times(info: VideoInfo, clip: Clip, frames: int) -> list[float]:
+    """Seconds on a file's clock at which a clip looks at it, rising.
+
+    For a constant rate they are the times of the original's frames, counted from the first one shown; else the middles
+    of equal segments. What lies before the first frame or after the last is cut off.
+
+    Raises:
+        InputError: nothing of the clip lies inside the file.
+    """
+    if not info.rate:
+        return display_times(info.begin, info.duration, clip.start, clip.end, frames)
+    ids = whole_file_indices(info.frames, info.fps, clip.start, clip.end, frames, info.begin)
+    return [info.begin + i / info.rate for i in ids]
+
+
+def spans_of(frames: Iterator[Any], clock: Clock, failures: list[str]) -> Iterator[FrameSpan]:
+    """Frames with the seconds that they answer for. A gap that damage has torn is shown nothing at.
+
+    A frame without a time follows the one before; one that comes after a later one is too late and left out.
+    """
+    span, seen, since = None, 0, _TEARS
     for frame in frames:
-        place = grid.place(frame)
+        since, seen = (0, len(failures)) if len(failures) > seen else (since + 1, seen)
+        time = clock.time(frame)
         if span is not None:
-            torn = failures and place - span.first > grid.rate
-            span.stop = span.first + 1 if torn else max(place, span.first)
+            time = span.time + clock.step if time is None else time
+            if time <= span.time:
+                continue
+            torn = since < _TEARS and time - span.time > 1.5 * clock.step
+            span.stop = (span.time + clock.step if torn else time) - clock.slack
             yield span
-            place = max(place, span.first)
-        span = FrameSpan(frame, place, place + 1)
+        time = clock.begin if time is None else time
+        span = FrameSpan(frame, time - clock.slack, time, time, bool(getattr(frame, "is_corrupt", False)))
     if span is not None:
-        span.stop = span.first + max(1, round((span.frame.duration or 0) * grid.tick * grid.rate))
+        span.stop = span.time + max((span.frame.duration or 0) * clock.tick, clock.step) - clock.slack
         yield span

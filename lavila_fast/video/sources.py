@@ -16,7 +16,8 @@ from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import windows
 from lavila_fast.video.facts import VideoFacts, read_facts
-from lavila_fast.video.probe import OpenFile, VideoInfo, denied, open_file
+from lavila_fast.video.opening import VideoInfo, denied
+from lavila_fast.video.probe import OpenFile, open_file
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -149,14 +150,25 @@ def locate(video: str, root: str | Path | None = None) -> VideoSource:
     raise VideoError(path, "does not exist", "check the clip list and the folder of the videos")
 
 
-def duration(source: VideoSource) -> float:
-    """Seconds of a video; a chunk folder lasts until the end of its last chunk.
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where the pictures of a video begin and end, seconds on its clock."""
+
+    begin: float
+    end: float
+
+
+def extent(source: VideoSource) -> Extent:
+    """Where a video begins and ends; a chunk folder lasts from 0 until the end of its last chunk.
 
     Raises:
         VideoError: the file, or the last chunk, cannot be read.
     """
-    start, path = list(chunk_files(source.path).items())[-1] if source.is_chunked else (0, source.path)
-    return start + source.info(path).duration
+    if source.is_chunked:
+        start, path = list(chunk_files(source.path).items())[-1]
+        return Extent(0.0, start + source.info(path).duration)
+    info = source.info(source.path)
+    return Extent(info.begin, info.duration)
 
 
 def expand_windows(source: VideoSource, clip_seconds: float, stride_seconds: float) -> Iterator[Clip]:
@@ -165,5 +177,6 @@ def expand_windows(source: VideoSource, clip_seconds: float, stride_seconds: flo
     Raises:
         VideoError: the video cannot be read.
     """
-    for start, end in windows(duration(source), clip_seconds, stride_seconds):
+    found = extent(source)
+    for start, end in windows(found.end, clip_seconds, stride_seconds, found.begin):
         yield Clip(source.name, start, end)

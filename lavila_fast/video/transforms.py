@@ -23,7 +23,7 @@ from lavila_fast.kernels import native as library
 from lavila_fast.kernels.preprocess import native
 from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, YuvPicture, taps, yuv_to_rgb
 from lavila_fast.log import log_once
-from lavila_fast.video.probe import rotation
+from lavila_fast.video.orientation import orientation
 
 Frame = Any  # av.VideoFrame
 _PATTERN = 16  # pixels a side
@@ -74,9 +74,9 @@ def normalise(frames_THW3: NDArray[Any], mean: Sequence[float], std: Sequence[fl
 
 
 def upright(frame: Frame) -> NDArray[np.uint8]:
-    """A decoded frame as RGB (H, W, 3), turned as its metadata say."""
+    """A decoded frame as RGB (H, W, 3), turned and mirrored as its metadata say."""
     rgb = frame.to_ndarray(format="rgb24", threads=1)
-    return np.ascontiguousarray(np.rot90(rgb, rotation(frame) // 90))
+    return np.ascontiguousarray(orientation(frame).apply(rgb))
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _OfFile:
         held = [native.Plane(each.buffer_ptr, each.line_size, each.buffer_size) for each in frame.planes] if how else []
         if how is None or min(plane.stride for plane in held) < 0:  # rows from the bottom to the top
             return of(upright(frame))
-        image: NDArray[np.float32] = native.convert_planes(how, held, of.size, of.mean, of.std, rotation(frame))
+        image: NDArray[np.float32] = native.convert_planes(how, held, of.size, of.mean, of.std, *orientation(frame))
         return image
 
 

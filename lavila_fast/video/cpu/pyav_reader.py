@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.probe import REFETCH, OpenFile, decoded
+from lavila_fast.video.cpu.bitstream import look_for
+from lavila_fast.video.cpu.economy import Thinned, Wants
+from lavila_fast.video.opening import REFETCH
+from lavila_fast.video.probe import FrameDecoder, OpenFile, decoded
 from lavila_fast.video.requests import (
     SEEK_BEYOND,
     SEEK_MARGIN,
     ClipRequest,
+    Clock,
     FrameGate,
-    Grid,
     Health,
     Image,
     OpenClip,
@@ -32,24 +35,30 @@ from lavila_fast.video.transforms import FrameTransform, upright
 _SEEKABLE = ("mov,mp4", "matroska")  # containers whose timestamps are the same after a seek
 
 
-def _frames(file: OpenFile, grid: Grid, target: int, failures: list[str]) -> Iterator[Any]:
-    """Frames from the first on, or from shortly before place `target` where that is far and a seek is exact."""
-    container, stream = file.container, file.stream
-    frames = decoded(container, stream, failures)
-    first = next(frames, None)
-    seconds = target / grid.rate
-    if first is None or first.pts is None or seconds < SEEK_BEYOND or not container.format.name.startswith(_SEEKABLE):
-        yield from () if first is None else (first,)
-        yield from frames
+def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
+    """The wanted frames from where the file stands, and whatever others come along."""
+    decoder, look = FrameDecoder(file, failures), look_for(file.stream)
+    if look is None or not file.info.stored or file.info.repairs:
+        return decoded(file, failures)
+    seeks = file.container.format.name.startswith(_SEEKABLE)
+    return iter(Thinned(decoder, look, clock, wants, seeks))
+
+
+def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
+    """Frames from the first on, or from shortly before the first wanted where that is far and a seek is exact."""
+    container, stream, target = file.container, file.stream, wants.times[0]
+    far = target - file.info.begin >= SEEK_BEYOND
+    if not far or file.info.repairs or not container.format.name.startswith(_SEEKABLE):
+        yield from _decoded(file, clock, wants, failures)
         return
-    grid.place(first)
-    container.seek(first.pts + int((seconds - SEEK_MARGIN) / grid.tick), stream=stream)
-    frames = decoded(container, stream, failures)
+    container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
+    frames = _decoded(file, clock, wants, failures)
     landed = next(frames, None)
-    if landed is None or landed.pts is None or (landed.pts - first.pts) * grid.tick > seconds:
-        container.seek(first.pts, stream=stream)  # the index is of no use: from the beginning, then
-        frames = decoded(container, stream, failures)
-        landed = next(frames, first)
+    at = None if landed is None else clock.time(landed)
+    if at is None or at > target + clock.slack:
+        container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
+        yield from _decoded(file, clock, wants, failures)
+        return
     yield landed
     yield from frames
 
@@ -77,16 +86,16 @@ class PyavReader:
             return
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        grid, show = Grid(file.info, file.stream), gate.before(_show(gate.transform))
-        frames = _frames(file, grid, queue.waiting[0].ids[0], health.failures)
-        for span in spans_of(frames, grid, health.failures):
+        clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
+        frames = _frames(file, clock, Wants(queue.times(), clock.slack), health.failures)
+        for span in spans_of(frames, clock, health.failures):
             yield from queue.take(span, show)
             if not queue:
                 return
-        if not queue.stop:
+        if queue.stop is None:
             raise VideoError(file.info.path, "none of its frames can be decoded", REFETCH)
-        seconds, promised = queue.stop / grid.rate, file.info.duration
-        if seconds < promised - max(0.5, 2 / grid.rate):
+        seconds, promised = queue.stop + clock.slack, file.info.duration
+        if seconds < promised - max(0.5, 2 * clock.step):
             health.notes.append(f"ends at {seconds:.1f} s of {promised:.1f} s")
         yield from queue.give_up()
 

@@ -29,9 +29,9 @@ from lavila_fast.video.requests import (
     SEEK_BEYOND,
     SEEK_MARGIN,
     ClipRequest,
+    Clock,
     FrameGate,
     FrameSpan,
-    Grid,
     Health,
     OpenClip,
     RequestQueue,
@@ -50,26 +50,26 @@ def worker(name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, f"decode-{name}")
 
 
-def wanted_units(file: OpenFile, facts: VideoFacts, ids: Sequence[int]) -> Iterator[Unit]:
-    """Units that hold frames of `ids` (rising), which are put among their `spans`."""
-    grid = Grid(file.info, file.stream)
-    seconds = ids[0] / grid.rate
-    if seconds > SEEK_BEYOND and facts.pts is not None:
-        grid.place(facts)
-        file.container.seek(facts.pts + int((seconds - SEEK_MARGIN) / grid.tick), stream=file.stream)
+def wanted_units(file: OpenFile, times: Sequence[float]) -> Iterator[Unit]:
+    """Units that hold the frames on display at `times` (rising), which are put among their `spans`."""
+    if file.info.repairs:
+        raise Unsuitable("damaged or restarting time stamps")
+    clock = Clock(file.info, file.stream)
+    if times[0] - file.info.begin > SEEK_BEYOND:
+        file.container.seek(clock.ticks(times[0] - SEEK_MARGIN), stream=file.stream)
     previous: Unit | None = None
     begun = False
-    for span in spans_of(pictures(file.container, file.stream), grid, []):
-        if not begun and span.first > ids[0]:
+    for span in spans_of(pictures(file.container, file.stream), clock, []):
+        if not begun and span.first > times[0]:
             raise Unsuitable("seeking leads astray")
         begun, unit = True, span.frame.unit
         if previous is not None and unit is not previous and previous.spans:
             yield previous
         previous = unit
-        at = bisect.bisect_left(ids, span.first)
-        if at == len(ids):
+        at = bisect.bisect_left(times, span.first)
+        if at == len(times):
             break
-        if ids[at] < span.stop:
+        if times[at] < span.stop:
             unit.spans.append(span)
     if previous is not None and previous.spans:
         yield previous
@@ -188,7 +188,7 @@ class UnitReader:
             facts = read_facts(file.info.path)
             decoder = suitable(self.candidates, facts)
             name = decoder.name
-            units = wanted_units(file, facts, queue.ids())
+            units = wanted_units(file, queue.times())
             for span in _decoded_spans(decoder, units, file, facts, transform.size):
                 yield from queue.take(span, show)
         except Unsuitable as reason:

@@ -1,0 +1,271 @@
+"""The clock of a file, from all its packets: which stamps are true, which are damage, and where the clock starts anew.
+
+A recording is not always one clock. Files that were glued count from zero again; a flipped bit sends one picture hours
+away; a cut leaves pictures at the beginning that nobody can decode; and AVI, ASF and raw streams say in which order
+frames are decoded but not when each is shown. Decoding stamps settle it: they only rise. Where they jump, what follows
+decides: if they come back, what lay between was damage; if all goes on from there, a jump ahead is a pause, and a jump
+back beyond what reordering explains is another recording, which follows the one before.
+
+    timeline = Timeline.of(table)
+    timeline.times  # ticks of every picture that is shown, rising
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+_REORDERED = 17  # decoders hold 16 pictures at most: one more, and what was to be shown before has been decoded
+_PAUSE = 1.0  # seconds: a longer jump of the stamps is looked at
+_TAIL = 3  # frames that are too few to confirm a jump
+_FAR = 10.0  # seconds; and as many times the longest pause that is confirmed: farther, a tail is not believed
+_EXCURSION = 512  # frames: a cluster of Matroska shares one stamp
+_LACKS = 4.5  # frames that a constant rate may lack, in all
+_MISSING = 0.02  # or this share of them
+_NONE = np.iinfo(np.int64).min
+Ticks = NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class PacketTable:
+    """The stamps of all packets that carry a picture, in order of decoding.
+
+    Attributes:
+        tick: Seconds of a tick.
+        stored: Whether the container stores when pictures are shown; else only the order of decoding counts.
+        usual: Ticks of a frame by the nominal rate, for a file without any stamp.
+        dts: Decoding stamps, ticks; `pts`: presentation stamps. `MISSING` where there is none.
+        duration: Ticks each claims to last, 0 if it does not say.
+        key: Whether a decoder can begin there.
+        shown: Whether it is shown at all.
+    """
+
+    tick: float
+    stored: bool
+    usual: int = 1
+    dts: array[int] = field(default_factory=lambda: array("q"))
+    pts: array[int] = field(default_factory=lambda: array("q"))
+    duration: array[int] = field(default_factory=lambda: array("q"))
+    key: array[int] = field(default_factory=lambda: array("b"))
+    shown: array[int] = field(default_factory=lambda: array("b"))
+
+    def add(self, dts: int | None, pts: int | None, duration: int, key: bool, shown: bool) -> None:
+        """Append a packet."""
+        self.dts.append(_NONE if dts is None else dts)
+        self.pts.append(_NONE if pts is None else pts)
+        self.duration.append(max(duration, 0))
+        self.key.append(key)
+        self.shown.append(shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What a reader must change about a file's stamps; empty for a sound file.
+
+    Attributes:
+        shifts: ``(ordinal, ticks)``: from this packet on, ticks are added to every stamp.
+        denied: Ordinals of packets whose stamps are damage.
+    """
+
+    shifts: tuple[tuple[int, int], ...] = ()
+    denied: frozenset[int] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to change; if so, packets must be counted from the file's beginning."""
+        return bool(self.shifts or self.denied)
+
+    def stamps(self) -> Iterator[int | None]:
+        """What to add to the stamp of each packet in turn; None if the stamp is damage."""
+        ordinal, shift, left = 0, 0, list(reversed(self.shifts))
+        while True:
+            while left and left[-1][0] <= ordinal:
+                shift = left.pop()[1]
+            yield None if ordinal in self.denied else shift
+            ordinal += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When the pictures of a file are shown.
+
+    Attributes:
+        times: Ticks of all pictures that can be decoded, are shown, and say when, rising; counted as the file counts,
+            continuously where its clock starts anew.
+        stop: Tick at which the last one ends.
+        repairs: How stamps become these ticks.
+        rate: The constant rate, frames a second, at which every frame is within half a frame of its place, and but for
+            a few that are missing no place is empty; 0 if there is none.
+        places: Frames of the constant rate, with those that are missing.
+    """
+
+    times: Ticks
+    stop: int
+    repairs: Repairs
+    rate: float = 0.0
+    places: int = 0
+
+    @classmethod
+    def of(cls, table: PacketTable, rates: Sequence[float] = ()) -> Timeline:
+        """Work out the clock of a file; `times` is empty if no picture is shown.
+
+        Args:
+            table: All its packets.
+            rates: Frames a second that its header names.
+        """
+        if not table.dts:
+            return cls(np.zeros(0, np.int64), 0, SOUND)
+        shown, key = (np.frombuffer(flags, np.int8).astype(bool) for flags in (table.shown, table.key))
+        dts, pts, lasts = (np.array(values, np.int64) for values in (table.dts, table.pts, table.duration))
+        decode = _risen(np.where(dts != _NONE, dts, pts), table.usual)
+        step = _step(decode, lasts)
+        shift, denied = _Judge(decode, step, table.tick).verdict()
+        given = np.where(pts != _NONE, pts, decode) if table.stored else decode
+        if table.stored:
+            denied |= _denied_by_order(given, decode, shift, step, table.tick)
+        times, first = given + shift, int(np.argmax(key)) if key.any() else 0
+        usable = shown & ~denied & (np.arange(len(times)) >= first)
+        if not denied[first] and table.stored:
+            usable &= times >= times[first]  # those before need what was cut off
+        elif denied[first] and usable.any():  # it is shown before all others
+            times[first], usable[first] = times[usable].min() - step, True
+        rate, places, off = _constant(times, np.flatnonzero(usable), table.tick, (*rates, 1 / (step * table.tick)))
+        usable[off], denied[off] = False, True
+        repairs = Repairs(_changes(shift), frozenset(np.flatnonzero(denied).tolist()))
+        if not usable.any():
+            return cls(np.zeros(0, np.int64), 0, repairs)
+        order = np.argsort(times[usable], kind="stable")
+        rising, last = times[usable][order], int(lasts[usable][order][-1])
+        return cls(rising, int(rising[-1]) + (last or step), repairs, rate, places)
+
+
+SOUND = Repairs()
+
+
+def _risen(stamps: Ticks, usual: int) -> Ticks:
+    """Stamps with missing ones filled by the one before; `usual` ticks apart if all are missing."""
+    known = np.flatnonzero(stamps != _NONE)
+    if not len(known):
+        return np.arange(len(stamps), dtype=np.int64) * usual
+    at = np.maximum.accumulate(np.where(stamps != _NONE, np.arange(len(stamps)), 0))
+    at[: known[0]] = known[0]
+    return stamps[at]
+
+
+def _step(decode: Ticks, lasts: Ticks) -> int:
+    """The usual distance of two frames, ticks."""
+    gaps = np.diff(decode)
+    gaps = gaps[gaps > 0]
+    usual = np.median(gaps) if len(gaps) else 0
+    return max(int(usual or (np.median(lasts) if len(lasts) else 0)), 1)
+
+
+@dataclass(slots=True)
+class _Judge:
+    """Looks at the jumps of decoding stamps, in which frames are `step` ticks apart."""
+
+    decode: Ticks
+    step: int
+    tick: float
+
+    def verdict(self) -> tuple[Ticks, NDArray[np.bool_]]:
+        """Ticks to add to each stamp, and which stamps are damage."""
+        decode, step = self.decode, self.step
+        pause = max(_REORDERED * step, int(_PAUSE / self.tick))
+        gaps = np.diff(decode)
+        borders = [0, *(np.flatnonzero((gaps > pause) | (gaps < -_REORDERED * step)) + 1).tolist(), len(decode)]
+        shift, denied = np.zeros(len(decode), np.int64), np.zeros(len(decode), bool)
+        runs = self._but_strays(list(itertools.pairwise(borders)), denied)
+        at, longest, added = 0, 0, 0
+        while at + 1 < len(runs):
+            end, back = int(decode[runs[at][1] - 1]), self._back(runs, at, pause)
+            if back is not None:  # the stamps come back: what lies between is damage
+                denied[runs[at][1] : runs[back][0]] = True
+                shift[runs[at][1] :] = added
+                at = back
+                continue
+            begin, stop = runs[at + 1]
+            jump = int(decode[begin]) - end
+            few = at + 2 == len(runs) and stop - begin <= _TAIL
+            if few and (jump < 0 or jump > max(_FAR / self.tick, _FAR * max(longest, step))):
+                denied[begin:stop] = True
+            elif jump < 0:
+                added += step - jump
+            else:
+                longest = max(longest, jump)
+            shift[begin:] = added
+            at += 1
+        return shift, denied
+
+    def _but_strays(self, runs: list[tuple[int, int]], denied: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """All runs but those of a few frames that all around denies, which are marked as damage."""
+        kept = [runs[0]]
+        if len(runs) > 1 and runs[0][1] <= _TAIL < runs[1][1] - runs[1][0] and self._strange(runs[0], runs[1]):
+            denied[: runs[0][1]], kept = True, []
+        for run, following in itertools.pairwise(runs[1:]):
+            if run[1] - run[0] <= _TAIL and self.decode[following[0]] < self.decode[run[0]]:
+                denied[run[0] : run[1]] = True
+            else:
+                kept.append(run)
+        return [*kept, *runs[1:][-1:]]
+
+    def _strange(self, first: tuple[int, int], second: tuple[int, int]) -> bool:
+        """Whether a few frames at the beginning are denied by all that follows."""
+        jump = abs(int(self.decode[second[0]]) - int(self.decode[first[1] - 1]))
+        return jump > max(_FAR / self.tick, _FAR * _REORDERED * self.step) and second[1] - second[0] > _REORDERED
+
+    def _back(self, runs: list[tuple[int, int]], at: int, pause: int) -> int | None:
+        """The next run that goes on where run `at` ended, after stamps that went away and came back, or None."""
+        end = int(self.decode[runs[at][1] - 1])
+        for later in range(at + 2, min(at + 2 + _REORDERED, len(runs))):
+            between = runs[later][0] - runs[at][1]
+            left, begin = int(self.decode[runs[at + 1][0]]), int(self.decode[runs[later][0]])
+            went_and_came = left < end or begin < int(self.decode[runs[later][0] - 1])
+            limit = _REORDERED if left < end else _EXCURSION  # a longer one that began by going back is a recording
+            near = end - self.step <= begin <= end + pause + 3 * between * self.step
+            if between <= limit and went_and_came and near:
+                return later
+        return None
+
+
+def _denied_by_order(given: Ticks, decode: Ticks, shift: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
+    """Presentation stamps that the decoding order rules out: before they are decoded, or far beyond what follows."""
+    count, slack = len(decode), max(_REORDERED * step, int(_PAUSE / tick))
+    decoded = decode + shift
+    later = np.minimum(np.arange(count) + _REORDERED, count - 1)
+    highest = np.maximum.accumulate(decoded)[later] + slack
+    tail = np.arange(count) + _REORDERED >= count
+    longest = int(np.diff(decoded).max(initial=0))
+    highest[tail] = np.maximum(highest[tail], decoded[-1] + max(_FAR / tick, _FAR * longest))
+    shown = given + shift
+    return np.asarray((shown > highest) | (shown < decoded - slack))
+
+
+def _constant(
+    times: Ticks, usable: NDArray[np.int64], tick: float, rates: Sequence[float]
+) -> tuple[float, int, NDArray[np.int64]]:
+    """A constant rate, its number of frames, and the packets whose stamps put them into others' places; or zeros."""
+    none = np.zeros(0, np.int64)
+    if not len(usable):
+        return 0.0, 0, none
+    since = (times[usable] - times[usable].min()) * tick
+    spread, allowed = float(since.max()), max(_LACKS, _MISSING * len(usable))
+    best = allowed + 1, 0.0, 0, none
+    for rate in (*rates, *([(len(usable) - 1) / spread] if spread > 0 else [])):
+        if not 0 < rate * spread < len(usable) + allowed:
+            continue
+        places = np.rint(since * rate).astype(np.int64)
+        alone = np.bincount(places)[places] == 1
+        lacking = int(places.max()) + 1 - int(alone.sum())
+        if lacking < best[0]:
+            best = lacking, rate, int(places.max()) + 1, usable[~alone]
+    return best[1:] if best[0] <= allowed else (0.0, 0, none)
+
+
+def _changes(shift: Ticks) -> tuple[tuple[int, int], ...]:
+    at = np.flatnonzero(np.diff(shift, prepend=0))
+    return tuple((int(i), int(shift[i])) for i in at)

@@ -1,0 +1,192 @@
+"""The facts of a file: from its header where that can be believed, else from a walk over its packets.
+
+with open_video(path) as (container, stream):
+    info = facts(path, container, stream)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+
+from lavila_fast.errors import VideoError
+from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
+from lavila_fast.video.orientation import UPRIGHT
+from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
+
+STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
+_COUNTED = "mov,mp4"
+_ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
+_TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
+_SAME = 1e-5  # seconds: a container's start is rounded to microseconds
+_SEGMENT = b"\x18\x53\x80\x67"  # of Matroska
+_SHORT = 1.0  # seconds that a file may lack of what its header promises
+_NEAR = 10.0  # seconds
+_FEW = 2  # packets
+_VP8_SHOWN = 0x10
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a header or a walk says about pictures; ticks, and frames a second.
+
+    Attributes:
+        first: Tick of the first picture.
+        stop: Tick at which the last one ends, as promised.
+        frames: How many there are.
+        fps: As the original counts.
+        rate: Of a constant rate, or 0.
+        zero: Time stamp, in seconds, at which the presentation starts.
+        repairs: Of the time stamps.
+    """
+
+    first: int
+    stop: int
+    frames: int
+    fps: float
+    rate: float
+    zero: float
+    repairs: Repairs = SOUND
+
+
+def same_rate(one: float, other: float, seconds: float) -> bool:
+    """Whether two rates of a file differ by no more than the odd length of its last frame."""
+    return abs(one - other) * seconds <= _ONE_FRAME
+
+
+def facts(path: Path, container: Any, stream: Any) -> VideoInfo:
+    """Facts that need no decoding: its orientation is not known yet, and width and height are the coded ones.
+
+    Raises:
+        VideoError: there is not a single frame.
+    """
+    found = _header(container, stream) or _walk(path, container, stream)
+    tick, codec = float(stream.time_base), stream.codec_context
+    begin = found.first * tick
+    zero = begin if found.zero > begin or begin - found.zero < _SAME else found.zero
+    return VideoInfo(
+        path=path,
+        width=codec.width,
+        height=codec.height,
+        fps=found.fps,
+        rate=found.rate,
+        frames=found.frames,
+        begin=round(begin - zero, 6),
+        duration=round(found.stop * tick - zero, 6),
+        zero=zero,
+        stored=container.format.name.startswith(STORING),
+        repairs=found.repairs,
+        orientation=UPRIGHT,
+        codec=codec.name,
+        pix_fmt=codec.pix_fmt or "unknown",
+    )
+
+
+def _header(container: Any, stream: Any) -> _Found | None:
+    """What the header of an MP4 says, unless its numbers contradict each other."""
+    if not container.format.name.startswith(_COUNTED) or stream.frames < 1 or not stream.duration:
+        return None
+    # One that was cut without re-encoding carries frames that are never shown.
+    frames = max(stream.frames - sum(entry.is_discard for entry in getattr(stream, "index_entries", ())), 1)
+    seconds, fps = float(stream.duration * stream.time_base), float(stream.average_rate or 0)
+    first = stream.start_time or 0
+    reached = float((first + stream.duration) * stream.time_base) - (container.start_time or 0) / av.time_base
+    promised = (container.duration or 0) / av.time_base
+    if abs(frames - fps * seconds) > _ONE_FRAME or (promised and reached > promised + _SHORT):
+        return None
+    base = float(stream.base_rate or 0) or fps
+    rate = base if same_rate(base, fps, seconds) else 0.0
+    return _Found(first, first + stream.duration, frames, fps, rate, _start(container, stream))
+
+
+def _start(container: Any, stream: Any) -> float:
+    if container.start_time is None:
+        return float((stream.start_time or 0) * stream.time_base)
+    return float(container.start_time / av.time_base)
+
+
+def _walk(path: Path, container: Any, stream: Any) -> _Found:
+    """Go over all packets of a file, in a container of its own."""
+    tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
+    table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
+    zero = _start(container, stream)
+    reached, supported = _collect(path, stream, table, zero)
+    rates = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
+    timeline = Timeline.of(table, rates)
+    times, count = timeline.times, len(timeline.times)
+    if not count:
+        raise VideoError(path, "holds no frames (zero duration)", REFETCH)
+    seconds, fps = (timeline.stop - int(times[0])) * tick, rates[1]
+    # Such files have a guessed rate; believe it only if it agrees with the count, save for a few at a torn end.
+    if seconds > 0 and abs(count / seconds - fps) * seconds > _TORN_FRAMES:
+        fps = count / seconds
+    fps = fps or 25.0
+    if timeline.places > count:  # some are missing: the clock says which
+        fps, count = timeline.rate, timeline.places
+    zero = zero if supported else int(times[0]) * tick
+    promised = _promise(path, container, reached - zero, zero)
+    stop = max(timeline.stop, int((promised + zero) / tick)) if promised else timeline.stop
+    return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs)
+
+
+def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[float, bool]:
+    """Fill the table.
+
+    Returns:
+        The time stamp, in seconds, that any stream of the file reaches; and whether the file's start at `zero` is more
+        than one damaged stamp.
+    """
+    reached, early, others = 0.0, 0, 0
+    hides = stream.codec_context.codec.canonical_name == "vp8"
+    with open_video(path) as (container, own), contextlib.suppress(av.error.FFmpegError, IndexError):
+        for packet in container.demux():
+            if packet.pts is not None:
+                time = float(packet.pts * packet.time_base)
+                reached = max(reached, time + float((packet.duration or 0) * packet.time_base))
+                early, others = early + (time < zero + _NEAR), others + (time >= zero + _NEAR)
+            if packet.stream.index != own.index or packet.size == 0:
+                continue
+            shown = not packet.is_discard and not (hides and not bytes(packet)[0] & _VP8_SHOWN)
+            table.add(packet.dts, packet.pts, packet.duration or 0, packet.is_keyframe, shown)
+    return reached, early > _FEW or others <= _FEW
+
+
+def _promise(path: Path, container: Any, reached: float, zero: float) -> float:
+    """Seconds that a file's header promises and the file, having been cut off, does not hold; else 0."""
+    claim, name = (container.duration or 0) / av.time_base, container.format.name
+    if claim <= reached + _SHORT:
+        return 0.0
+    if name.startswith("matroska"):
+        # Some count the duration from zero, whatever the first time stamp.
+        return claim if claim > zero + reached + _SHORT and _lacks_bytes(path, _segment_end(path)) else 0.0
+    if name == "avi":
+        return claim if _lacks_bytes(path, _riff_end(path)) else 0.0
+    return claim if name.startswith((_COUNTED, "asf", "flv")) else 0.0
+
+
+def _lacks_bytes(path: Path, end: int | None) -> bool:
+    return end is not None and path.stat().st_size < end
+
+
+def _riff_end(path: Path) -> int | None:
+    """Bytes that an AVI file says it has."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return int.from_bytes(head[4:], "little") + 8 if head[:4] == b"RIFF" else None
+
+
+def _segment_end(path: Path) -> int | None:
+    """Bytes that a Matroska file says it has; None if it does not say."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    at = head.find(_SEGMENT)
+    if at < 0 or at + 12 > len(head):
+        return None
+    at += len(_SEGMENT)
+    length = 9 - head[at].bit_length()  # the first set bit says how many bytes the number has
+    size = int.from_bytes(head[at : at + length], "big") & ((1 << 7 * length) - 1)
+    return None if length > 8 or size == (1 << 7 * length) - 1 else at + length + size
