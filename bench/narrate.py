@@ -33,7 +33,7 @@ from lavila_fast.export.graphs.to_onnx import export_narrator
 from lavila_fast.files import write_json, write_text
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import Task, write_samples
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 CLIPS = (8, 1)  # at once; the first gives the figure that is quoted
 
@@ -62,7 +62,7 @@ def figures(seconds: dict[str, float]) -> dict[str, Any]:
     return {"uncached": uncached, "ours": ours, **dict(zip(names, ratios, strict=True))}
 
 
-def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
+def same_greedy(model: NarratorModel, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
     """Whether the first `tokens` greedy ids of both loops are equal."""
     with torch.inference_mode():
         expected = model.greedy_ids(model.visual_tokens(video), tokens)[0].tolist()

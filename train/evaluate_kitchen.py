@@ -26,19 +26,19 @@ from lavila_fast.files import write_text
 from lavila_fast.machine import processor
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
 
 @torch.inference_mode()
-def greedy(narrator: Narrator, tokenizer: Tokenizer, video: Tensor) -> list[str]:
+def greedy(narrator: NarratorModel, tokenizer: Tokenizer, video: Tensor) -> list[str]:
     """The likeliest sentences for normalised clips (B, 3, T, H, W), word by word."""
     ids = narrator.greedy_ids(narrator.visual_tokens(video), narrator.config.max_tokens - 1)
     return [tokenizer.decode(row) for row in ids.numpy()]
 
 
-def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
+def _video(model: NarratorModel | DualEncoder, clips: Clips) -> list[Tensor]:
     vision = model.config.vision
     ready = [torch.from_numpy(normalise(clip, vision.mean, vision.std)) for clip in clips.frames]
     return [torch.stack(ready[i : i + 50]) for i in range(0, len(ready), 50)]

@@ -36,7 +36,7 @@ from lavila_fast.errors import (
 )
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
 from lavila_fast.export.graphs.weights import WeightFile, name_each_use, refer_to
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 OPSET = 20
 _LARGEST_INLINE = 1 << 30  # a protobuf file ends at 2 GiB; above half of that, weights go beside it
@@ -337,7 +337,7 @@ def _check_values(spec: Spec, path: Path, name: str, off: np.ndarray, expected: 
             )
 
 
-def export_narrator(narrator: Narrator, folder: Path) -> None:
+def export_narrator(narrator: NarratorModel, folder: Path) -> None:
     """Write ``encoder.onnx`` and ``decoder.onnx`` into a folder, weights in the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for spec in narrator_specs(narrator):

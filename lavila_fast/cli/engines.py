@@ -22,7 +22,7 @@ from lavila_fast.errors import BundleError, InputError, LavilaError, MissingExtr
 from lavila_fast.files import sha256
 
 if TYPE_CHECKING:
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -110,7 +110,7 @@ def _packages(opened: Bundle, given: dict[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _model(opened: Bundle, given: dict[str, Any]) -> tuple[Narrator, str]:
+def _model(opened: Bundle, given: dict[str, Any]) -> tuple[NarratorModel, str]:
     """The model that these builders start from, and the digest of its weights, which are the bundle's."""
     from lavila_fast.models.checkpoint import weights_digest
     from lavila_fast.models.load import load_narrator

@@ -31,31 +31,31 @@ from lavila_fast.models.bundle_weights import bundle_config, read_bundle_weights
 from lavila_fast.models.checkpoint import check_state, fit_frames, infer_config, load_state, tidy
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.models.sizes import config_from_sizes
 from lavila_fast.models.weight_files import Weights, read_weights, write_weights
 from lavila_fast.pretrained import find_model
 
-Model = Narrator | DualEncoder | Classifier
+Model = NarratorModel | DualEncoder | Classifier
 ConfigLike = ModelConfig | Mapping[str, Any]
-M = TypeVar("M", Narrator, DualEncoder, Classifier)
+M = TypeVar("M", NarratorModel, DualEncoder, Classifier)
 
 _LARGEST_SIZES = 1 << 20  # bytes
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CLASSES: dict[type[Any], type[Model]] = {
-    NarratorConfig: Narrator,
+    NarratorConfig: NarratorModel,
     DualEncoderConfig: DualEncoder,
     ClassifierConfig: Classifier,
 }
 _KIND_OF: dict[type[Model] | None, str] = {
     None: "narrator",
-    Narrator: "narrator",
+    NarratorModel: "narrator",
     DualEncoder: "dual_encoder",
     Classifier: "classifier",
 }
 
 
-def load_narrator(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> Narrator:
+def load_narrator(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> NarratorModel:
     """Load a narrator, in eval mode, float32, on the CPU.
 
     Args:
@@ -73,7 +73,7 @@ def load_narrator(path: str | Path, config: ConfigLike | None = None, *, frames:
         CheckpointError: not a narrator's checkpoint, truncated, unsafe, or not exactly these keys and shapes.
         InputError: a config of another kind of model, or one that makes no sense.
     """
-    return _load(Narrator, path, config, frames)
+    return _load(NarratorModel, path, config, frames)
 
 
 def load_dual_encoder(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> DualEncoder:

@@ -64,7 +64,7 @@ class AttentionPool(nn.Module):
         return pooled
 
 
-class Narrator(nn.Module):
+class NarratorModel(nn.Module):
     """Video in, next-token logits out."""
 
     def __init__(self, config: NarratorConfig) -> None:
