@@ -29,6 +29,7 @@ from lavila_fast.generate.write import write
 from lavila_fast.presets import CHECKPOINTS
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
+from lavila_fast.video.children.pool import SERVES, Children
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
@@ -138,16 +139,31 @@ class Narrator:
         """Where frames are wanted: ``cpu``, or the GPU of an engine that takes them there."""
         return self.runtime.device
 
-    def read(self, source: VideoSource, clips: Sequence[Clip], threads: int = 1) -> Iterator[DecodedClip]:
+    def read(
+        self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: Children | None = None
+    ) -> Iterator[DecodedClip]:
         """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
+
+        Args:
+            source: The video.
+            clips: Clips of it.
+            threads: See `video.reader.read_clips`.
+            children: Processes that decode; None decodes in this one.
 
         Raises:
             VideoError: see `video.reader.read_clips`.
         """
         vision = self.config.vision
         transform = FrameTransform(vision.img, vision.mean, vision.std)
+        if children:
+            return children.read(source, clips, vision.frames, transform, threads)
         where = {"decoder": self.decoder, "device": self.device}
-        yield from read_clips(source, clips, vision.frames, transform, threads, **where)
+        return read_clips(source, clips, vision.frames, transform, threads, **where)
+
+    @property
+    def can_isolate(self) -> bool:
+        """Whether its videos are such that `Children` decode them: by PyAV, for the CPU."""
+        return self.device == "cpu" and self.decoder in ("auto", "pyav") and SERVES
 
     def narrate_clips(
         self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8

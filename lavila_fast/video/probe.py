@@ -15,7 +15,7 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.opening import REFETCH, VideoInfo, open_video, packets
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video, packets
 from lavila_fast.video.orientation import orientation
 from lavila_fast.video.walk import facts
 
@@ -30,19 +30,21 @@ class OpenFile:
 
 
 @contextlib.contextmanager
-def open_file(path: Path, known: VideoInfo | None = None) -> Iterator[OpenFile]:
+def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS) -> Iterator[OpenFile]:
     """Open a file, and find out its facts unless they are `known`.
 
     Raises:
         VideoError: see `open_video` and `walk.facts`.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, most_pixels) as (container, stream):
         yield OpenFile(known or facts(path, container, stream), container, stream)
 
 
 def _until_it_breaks(container: Any, stream: Any, failures: list[str]) -> Iterator[Any]:
     try:
         yield from packets(container, stream)
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, OSError) as error:
         failures.append(error.strerror or str(error))
     yield None  # whatever happened: give out what the decoder holds
@@ -98,6 +100,8 @@ def decoded(file: OpenFile, failures: list[str]) -> Iterator[Any]:
             frames = file.stream.decode(None) if packet is None else packet.decode()
         except av.error.EOFError:  # flushed before
             continue
+        except MemoryError:
+            raise  # of FFmpeg or of Python: no fault of the file's
         except av.error.FFmpegError as error:
             failures.append(error.strerror or str(error))
             stamps.lost(packet)
