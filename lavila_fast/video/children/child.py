@@ -16,7 +16,7 @@ from lavila_fast.errors import LavilaError, VideoError
 from lavila_fast.video import pulse
 from lavila_fast.video.children.limits import GIB, Limits
 from lavila_fast.video.children.memory import Ring, anonymous
-from lavila_fast.video.children.wire import Message, Wire
+from lavila_fast.video.children.wire import DEBUG, Message, Wire
 
 # Modules are looked for where the parent finds them, and the parent's main module is not touched.
 _PROGRAM = (
@@ -55,7 +55,7 @@ class Child:
                 [sys.executable, "-c", _PROGRAM, *map(str, numbers), "\n".join(sys.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self._words,
+                stderr=None if os.environ.get(DEBUG) else self._words,
                 pass_fds=(theirs.fileno(), memory),
                 env={**os.environ, **dict.fromkeys(_ALONE, "1")},
             )
@@ -86,9 +86,9 @@ class Child:
                 yield answer
         except (EOFError, ValueError):
             raise self._death(path) from None
-        if answer.get("error") == "MemoryError":
+        if answer.get("error") == MemoryError.__name__:
             raise self._too_large(path)
-        self.idle = True
+        self.idle = not answer.get("worn")
         yield answer
 
     def taken(self) -> None:
@@ -149,7 +149,7 @@ class Child:
             return VideoError(path, "the decoder was killed (signal 9), perhaps for want of memory", _LEAVE_OUT)
         if code is not None and code < 0:
             return VideoError(path, f"the decoder died (signal {-code}, {signal.strsignal(-code)})", _LEAVE_OUT)
-        how = "it lost its mind" if code is None else f"exit code {code}"
+        how = "it sent what makes no sense" if code is None else f"exit code {code}"
         return VideoError(path, f"the decoder died ({how})", _LEAVE_OUT)
 
     def _last_words(self) -> str:

@@ -19,6 +19,7 @@ from lavila_fast.errors import LavilaError, VideoError
 if TYPE_CHECKING:
     from lavila_fast.video.opening import VideoInfo
 
+DEBUG = "LAVILA_FAST_DEBUG"  # set: children may print
 _HEAD = 8  # bytes of a length
 _MOST = 1 << 28  # bytes of a message
 _PIECE = 1 << 16

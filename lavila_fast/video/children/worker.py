@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from lavila_fast.video import pulse
 from lavila_fast.video.children.memory import PLACES, Ring
-from lavila_fast.video.children.wire import Message, Wire, pack_error, pack_facts, unpack_facts
+from lavila_fast.video.children.wire import DEBUG, Message, Wire, pack_error, pack_facts, unpack_facts
 
 if TYPE_CHECKING:
     from lavila_fast.video.sources import VideoSource
 
+_PIXEL = 8  # bytes that one can take in a picture
 _PR_SET_PDEATHSIG = 1
 
 
@@ -52,7 +53,7 @@ class _Worker:
     def __init__(self, wire: Wire, ring: Ring, most: int) -> None:
         from lavila_fast.video import reader  # what takes its time is loaded before the first request comes
 
-        self._wire, self._ring, self._most, self._start = wire, ring, most, _address_space()
+        self._wire, self._ring, self._most, self._start = wire, ring, most, _most_addresses()
         self._read = reader.read_clips
         self._written = self._taken = self._largest = 0
 
@@ -63,11 +64,12 @@ class _Worker:
             EOFError: the parent is gone.
         """
         self._wire.send({"ready": True})
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stderr.fileno())  # a codec's last words are for nobody
+        if not os.environ.get(DEBUG):
+            with Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), sys.stderr.fileno())  # a codec's last words are for nobody
         while True:
-            request = self._wire.receive()
-            if request is not None:
+            request = self._wire.receive() or {}
+            if "source" in request:  # else the last clips of the request before have been taken
                 self._answer(request)
 
     def _answer(self, request: Message) -> None:
@@ -81,12 +83,13 @@ class _Worker:
         except EOFError:
             raise
         except MemoryError:
-            self._wire.send({"error": "MemoryError", "told": []})
-            sys.exit()
+            answer = pack_error(MemoryError())
         except Exception as error:
-            self._wire.send({**pack_error(error), "facts": pack_facts(source.facts)})
+            answer = pack_error(MemoryError() if self._starved(source) else error)
         else:
-            self._wire.send({"done": True, "facts": pack_facts(source.facts)})
+            answer = {"done": True}
+        worn = self._room() < self._most // 2
+        self._wire.send({**answer, "facts": pack_facts(source.facts), "worn": worn})
 
     def _clips(self, source: VideoSource, request: Message) -> None:
         import numpy as np
@@ -107,28 +110,35 @@ class _Worker:
             del told["frames"]
             self._wire.send({**told, "clip": numbers[id(decoded.clip)]})
             self._written += 1
-        while self._taken < self._written:
-            self._wait()
 
     def _wait(self) -> None:
         """Until the parent has taken one more clip."""
         self._taken += bool(self._wire.receive())
 
     def _bound(self, ring: int) -> None:
-        """Let native code have no more memory than what it may take; it then says so, mostly."""
+        """Let native code have no more memory than what it may take."""
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         self._largest = max(self._largest, ring)
         most = self._start + self._largest + self._most
         resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
+    def _room(self) -> int:
+        """Bytes that were left when the most was taken, ever."""
+        return self._start + self._largest + self._most - _most_addresses()
 
-def _address_space() -> int:
-    """Bytes of addresses in use."""
+    def _starved(self, source: VideoSource) -> bool:
+        """Whether there was no room for another picture: not every codec says then that this is why it fails."""
+        pixels = max((info.width * info.height for info in source.facts.values()), default=0)
+        return self._room() < _PIXEL * pixels
+
+
+def _most_addresses() -> int:
+    """Bytes of addresses that this process has had in use at its largest; 0 if nothing says so."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return pages * resource.getpagesize()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPeak:")), 0)
 
 
 def _source(request: Message) -> VideoSource:
