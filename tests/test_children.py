@@ -57,7 +57,7 @@ def seconds(count: int) -> list[Clip]:
 
 def outcome(clips: Iterator[DecodedClip]) -> tuple[list[DecodedClip], str]:
     """The clips that come, and the error that ends them."""
-    found = []
+    found: list[DecodedClip] = []
     try:
         found.extend(clips)  # keeps what came before an error
     except LavilaError as error:
@@ -86,7 +86,7 @@ def test_clips_are_the_same_to_the_bit(children: Children, tmp_path: Path, packe
     expected, complaint = outcome(read_clips(here, clips, 4, SMALL))
     found, same = outcome(children.read(there, clips, 4, SMALL))
     assert same == complaint
-    assert [replace(one, frames=None) for one in found] == [replace(one, frames=None) for one in expected]
+    assert [(one.clip, one.times, one.damaged) for one in found] == [(o.clip, o.times, o.damaged) for o in expected]
     for one, other in zip(found, expected, strict=True):
         assert one.frames.dtype == other.frames.dtype == np.float32
         assert np.array_equal(one.frames, other.frames)
@@ -219,7 +219,7 @@ def test_a_reader_that_gives_up_costs_a_child(film: Path) -> None:
     with Children() as children:
         clips = children.read(VideoSource("v", film), seconds(8), 1, SMALL)
         next(clips)
-        clips.close()
+        del clips
         assert own() == before
         assert len(list(children.read(VideoSource("v", film), seconds(8), 1, SMALL))) == 8
 

@@ -17,6 +17,7 @@ from faults import ROOT, plant, processes
 from test_video_coded import write_video
 
 from lavila_fast.cli.main import run
+from lavila_fast.video.children import pool
 
 NARRATE = [sys.executable, "-m", "lavila_fast", "narrate", "--threads", "1"]
 UNGUARDED = """
@@ -80,12 +81,8 @@ def test_broken_videos_cost_themselves(tmp_path: Path, videos: Path) -> None:
     ]
     assert "Traceback" not in done.stderr
     sound = [str(videos / name) for name in ("a.mp4", "z.mp4")]
-    subprocess.run(
-        [*NARRATE, *sound, "--no-isolate", "-o", "here.jsonl"],
-        cwd=tmp_path,
-        env=plant(tmp_path / "planted"),
-        check=True,
-    )
+    words = [*NARRATE, *sound, "--no-isolate", "-o", "here.jsonl"]
+    subprocess.run(words, cwd=tmp_path, env=plant(tmp_path / "planted"), check=True)
     here, there = (sorted((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("here", "there"))
     assert here
     assert set(here) <= set(there)
@@ -181,7 +178,20 @@ def test_bad_options(videos: Path, capsys: pytest.CaptureFixture[str], words: li
     assert words[0] in capsys.readouterr().err.replace("decode timeout", "--decode-timeout")
 
 
-def test_isolation_that_cannot_be(tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("where", ["--isolate", "--no-isolate"])
+def test_large_pictures_are_refused(
+    tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
     words = ["narrate", str(videos / "a.mp4"), "-o", str(tmp_path / "out.jsonl"), "--max-pixels", "99"]
-    assert run([*words, "--no-isolate"]) == 1
+    assert run([*words, where]) == 1
     assert "its pictures have 64 x 32 pixels, more than 99" in capsys.readouterr().err
+
+
+def test_isolation_that_cannot_be(
+    videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "SERVES", False)
+    assert run(["narrate", str(videos / "a.mp4"), "--isolate"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
+    ]

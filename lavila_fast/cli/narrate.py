@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
+_NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
 
 
 @click.command()
@@ -142,8 +143,8 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
         narrator = Narrator.from_pretrained(given["model"], **how)
         if narrator.note and not request.quiet:
             click.echo(f"{given['model']}: {narrator.note}", err=True)
-        if not narrator.can_isolate and given["isolate"]:
-            raise InputError("--isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux")
+        if given["isolate"] and not narrator.can_isolate:
+            raise InputError(_NOT_ISOLATED)
         summary = request.run(narrator, given["model"], found, output, children if narrator.can_isolate else None)
     if request.prints_summary:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
@@ -158,7 +159,9 @@ def _children(given: dict[str, Any]) -> Iterator[Children | None]:
     from lavila_fast.video.children.limits import GIB, Limits
     from lavila_fast.video.children.pool import SERVES, Children
 
-    if given["isolate"] or (given["isolate"] is None and SERVES):
+    if given["isolate"] and not SERVES:
+        raise InputError(_NOT_ISOLATED)
+    if SERVES and given["isolate"] is not False:
         with Children(Limits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
             children.start()
             yield children
