@@ -194,6 +194,7 @@ class Narrator:
         stride_seconds: float | None = None,
         options: Options | None = None,
         batch: int = 8,
+        children: Children | None = None,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
 
@@ -203,18 +204,19 @@ class Narrator:
             stride_seconds: From one window's start to the next; None takes `clip_seconds`.
             options: How to write.
             batch: See `narrate_clips`.
+            children: See `read`.
 
         Raises:
             VideoError: the video cannot be read, or (after all that could be) not to its end.
         """
-        source = VideoSource(str(path), Path(path))
+        source = VideoSource(str(path), Path(path), look=children.look if children else None)
         length = clip_seconds or self.clip_seconds
         clips = list(expand_windows(source, length, stride_seconds or length))
         trouble: list[VideoError] = []
 
         def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
             try:
-                yield from self.read(source, clips)
+                yield from self.read(source, clips, children=children)
             except VideoError as error:
                 trouble.append(error)
 

@@ -17,6 +17,7 @@ from faults import planted, processes
 from test_video_coded import write_video
 
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError, VideoError
+from lavila_fast.narrator import Narrator
 from lavila_fast.records import Clip
 from lavila_fast.video.children.child import Child
 from lavila_fast.video.children.limits import Limits
@@ -157,7 +158,7 @@ FAULTS = {
     "kill": "the decoder was killed (signal 9), perhaps for want of memory; leave it out or re-encode it",
     "hang": "no frame for 2 s; leave it out, or wait longer: --decode-timeout",
     "eat": "needed more than 0.25 GB of memory; leave it out, or allow more: --decode-memory",
-    "mad": "the decoder died (it sent what makes no sense); leave it out or re-encode it",
+    "mad": "the decoder sent what makes no sense; leave it out or re-encode it",
 }
 
 
@@ -234,6 +235,13 @@ def test_large_pictures(tmp_path: Path) -> None:
             assert outcome(clips)[1] == f"{line}make them smaller, or allow more: --max-pixels"
         line = outcome(children.read(VideoSource("v", path), seconds(2), 1, SMALL))[1]
         assert "needed more than 0.0625 GB of memory" in line
+
+
+def test_a_narrator_takes_them(film: Path, children: Children) -> None:
+    narrator = Narrator.from_pretrained("nano", threads=1)
+    expected = list(narrator.narrate(film))
+    assert expected
+    assert list(narrator.narrate(film, children=children)) == expected
 
 
 def test_memory_has_no_name(monkeypatch: pytest.MonkeyPatch, film: Path) -> None:

@@ -84,7 +84,10 @@ class Child:
                 if "error" in answer or "done" in answer:
                     break
                 yield answer
-        except (EOFError, ValueError):
+        except ValueError:
+            self.kill()
+            raise VideoError(path, "the decoder sent what makes no sense", _LEAVE_OUT) from None
+        except EOFError:
             raise self._death(path) from None
         if answer.get("error") == MemoryError.__name__:
             raise self._too_large(path)
@@ -147,9 +150,10 @@ class Child:
             )
         if code == -signal.SIGKILL:
             return VideoError(path, "the decoder was killed (signal 9), perhaps for want of memory", _LEAVE_OUT)
-        if code is not None and code < 0:
-            return VideoError(path, f"the decoder died (signal {-code}, {signal.strsignal(-code)})", _LEAVE_OUT)
-        how = "it sent what makes no sense" if code is None else f"exit code {code}"
+        if code is None:
+            how = "it hung up"
+        else:
+            how = f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
         return VideoError(path, f"the decoder died ({how})", _LEAVE_OUT)
 
     def _last_words(self) -> str:
