@@ -31,6 +31,7 @@ from lavila_fast.presets import CLIP_SECONDS
 from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
+from lavila_fast.video.children.pool import SERVES, Children
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
@@ -139,16 +140,31 @@ class Narrator:
         """Where frames are wanted: ``cpu``, or the GPU of an engine that takes them there."""
         return self.runtime.device
 
-    def read(self, source: VideoSource, clips: Sequence[Clip], threads: int = 1) -> Iterator[DecodedClip]:
+    def read(
+        self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: Children | None = None
+    ) -> Iterator[DecodedClip]:
         """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
+
+        Args:
+            source: The video.
+            clips: Clips of it.
+            threads: See `video.reader.read_clips`.
+            children: Processes that decode; None decodes in this one.
 
         Raises:
             VideoError: see `video.reader.read_clips`.
         """
         vision = self.config.vision
         transform = FrameTransform(vision.img, vision.mean, vision.std)
+        if children:
+            return children.read(source, clips, vision.frames, transform, threads)
         where = {"decoder": self.decoder, "device": self.device}
-        yield from read_clips(source, clips, vision.frames, transform, threads, **where)
+        return read_clips(source, clips, vision.frames, transform, threads, **where)
+
+    @property
+    def can_isolate(self) -> bool:
+        """Whether its videos are such that `Children` decode them: by PyAV, for the CPU."""
+        return self.device == "cpu" and self.decoder in ("auto", "pyav") and SERVES
 
     def narrate_clips(
         self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8
@@ -180,6 +196,7 @@ class Narrator:
         stride_seconds: float | None = None,
         options: Options | None = None,
         batch: int = 8,
+        children: Children | None = None,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
 
@@ -189,18 +206,19 @@ class Narrator:
             stride_seconds: From one window's start to the next; None takes `clip_seconds`.
             options: How to write.
             batch: See `narrate_clips`.
+            children: See `read`.
 
         Raises:
             VideoError: the video cannot be read, or (after all that could be) not to its end.
         """
-        source = VideoSource(str(path), Path(path))
+        source = VideoSource(str(path), Path(path), look=children.look if children else None)
         length = clip_seconds or self.clip_seconds
         clips = list(expand_windows(source, length, stride_seconds or length))
         trouble: list[VideoError] = []
 
         def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
             try:
-                yield from self.read(source, clips)
+                yield from self.read(source, clips, children=children)
             except VideoError as error:
                 trouble.append(error)
 

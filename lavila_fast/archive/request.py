@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,12 @@ from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.run import Run, Summary
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
+from lavila_fast.video.opening import MOST_PIXELS
+from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
+    from lavila_fast.video.children.pool import Children
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Request:
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
+        max_pixels: Larger pictures are refused.
     """
 
     inputs: tuple[str, ...]
@@ -51,6 +55,7 @@ class Request:
     overwrite: bool = False
     prints_summary: bool = False
     quiet: bool = False
+    max_pixels: int = MOST_PIXELS
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -80,8 +85,12 @@ class Request:
             raise InputError("--json and narrations cannot both be printed; give a file as --output")
         return choose_output("narrations.jsonl", None, 1, True)
 
-    def run(self, narrator: Narrator, model: str, found: FoundInputs, output: Output) -> Summary:
+    def run(
+        self, narrator: Narrator, model: str, found: FoundInputs, output: Output, children: Children | None = None
+    ) -> Summary:
         """Narrate `found` to `output`; `model` is the narrator's name for people.
+
+        Videos are opened and decoded by `children`, which end with the run; without them, by this process.
 
         Raises:
             InputError: the output was begun by a run that is not the same.
@@ -100,9 +109,14 @@ class Request:
         try:
             plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
             progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-            return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(self.options)
+            jobs = [replace(job, source=self._bounded(job.source, children)) for job in found.jobs]
+            found = replace(found, jobs=jobs)
+            return Run(narrator, found, sink, plan, progress, self.workers, self.batch, children).go(self.options)
         finally:
             sink.release()
+
+    def _bounded(self, source: VideoSource, children: Children | None) -> VideoSource:
+        return replace(source, most_pixels=self.max_pixels, look=children.look if children else None)
 
     def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
         decoder = None if narrator.device == "cpu" else narrator.decoder  # a GPU's differ by a few levels

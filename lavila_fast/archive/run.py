@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.decoding import Decoders, EndOfVideo
@@ -23,6 +24,7 @@ from lavila_fast.video.reader import DecodedClip
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
+    from lavila_fast.video.children.pool import Children
 
 
 @dataclass
@@ -81,13 +83,15 @@ class Run:
         progress: Progress,
         workers: int,
         batch: int,
+        children: Children | None = None,
     ) -> None:
         self.narrator, self.sink, self.plan, self.progress, self.batch = narrator, sink, plan, progress, batch
         before = sum(sink.count(job.source.name) for job in found.jobs)
         self.summary = Summary(len(found.jobs) + len(found.failed), before)
         self.signals = DeferredSignals()
         self._early = found.failed
-        self._decoders = Decoders(found.jobs, plan, narrator.read, workers, 2 * batch)
+        self._children = children
+        self._decoders = Decoders(found.jobs, plan, partial(narrator.read, children=children), workers, 2 * batch)
         self._in_flight: Counter[str] = Counter()
         self._ended: set[str] = set()
 
@@ -122,6 +126,8 @@ class Run:
             if not stop:
                 raise
         finally:
+            if self._children:
+                self._children.close()
             self._decoders.stop()
         self.sink.close()
         if stop:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,17 @@ import click
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import POSITIVE, LazyChoice
 from lavila_fast.engines.choose import ENGINES, engine_help, precisions
+from lavila_fast.errors import InputError
 from lavila_fast.video.names import DECODERS
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
     from lavila_fast.generate.options import Options
+    from lavila_fast.video.children.pool import Children
 
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
+_NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
 
 
 @click.command()
@@ -76,6 +81,34 @@ _BATCH = 8
 )
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--workers", type=POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
+@click.option(
+    "--isolate/--no-isolate",
+    default=None,
+    help="Decode in processes of their own, so that a video that breaks its decoder costs nothing but itself."
+    "  [default: where frames go to the CPU, on Linux]",
+)
+@click.option(
+    "--decode-timeout",
+    type=_SECONDS,
+    default=60.0,
+    show_default=True,
+    help="With --isolate: seconds without progress after which a video is given up.",
+)
+@click.option(
+    "--decode-memory",
+    metavar="GB",
+    type=click.FloatRange(min=0.01, max=1 << 20),
+    default=4.0,
+    show_default=True,
+    help="With --isolate: memory that decoding a video may take.",
+)
+@click.option(
+    "--max-pixels",
+    type=POSITIVE,
+    default=1 << 27,
+    show_default=True,
+    help="Larger pictures are refused before they are decoded.",
+)
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
@@ -105,17 +138,20 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     """Narrate, say what was done, and give back the exit code."""
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
-    request = _request(inputs, given)
-    found = request.find()
-    output = request.choose_output(found)
-    from lavila_fast.narrator import Narrator
+    with _children(given) as children:
+        request = _request(inputs, given)
+        found = request.find()
+        output = request.choose_output(found)
+        from lavila_fast.narrator import Narrator
 
-    how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
-    shape = {"batch": given["batch_size"], "samples": given["samples"]}
-    narrator = Narrator.from_pretrained(given["model"], **how, **shape)
-    if narrator.note and not request.quiet:
-        click.echo(f"{given['model']}: {narrator.note}", err=True)
-    summary = request.run(narrator, given["model"], found, output)
+        how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
+        shape = {"batch": given["batch_size"], "samples": given["samples"]}
+        narrator = Narrator.from_pretrained(given["model"], **how, **shape)
+        if narrator.note and not request.quiet:
+            click.echo(f"{given['model']}: {narrator.note}", err=True)
+        if given["isolate"] and not narrator.can_isolate:
+            raise InputError(_NOT_ISOLATED)
+        summary = request.run(narrator, given["model"], found, output, children if narrator.can_isolate else None)
     if request.prints_summary:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
     elif not request.quiet:
@@ -123,15 +159,33 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     return summary.exit_code
 
 
+@contextlib.contextmanager
+def _children(given: dict[str, Any]) -> Iterator[Children | None]:
+    """Processes that decode, the first of which is ready when the model is."""
+    from lavila_fast.video.children.limits import GIB, Limits
+    from lavila_fast.video.children.pool import SERVES, Children
+
+    if given["isolate"] and not SERVES:
+        raise InputError(_NOT_ISOLATED)
+    if SERVES and given["isolate"] is not False:
+        with Children(Limits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
+            children.start()
+            yield children
+    else:
+        yield None
+
+
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
     from lavila_fast.archive.request import Request
 
-    same = ("clip_list", "output", "format", "clip_seconds", "stride_seconds", "workers", "overwrite", "quiet")
+    same = ("clip_list", "output", "format", "clip_seconds", "stride_seconds", "workers", "max_pixels")
     return Request(
         inputs,
         options_of(given),
         batch=given["batch_size"] or _BATCH,
+        overwrite=given["overwrite"],
         prints_summary=given["as_json"],
+        quiet=given["quiet"],
         **{name: given[name] for name in same},
     )
 

@@ -15,9 +15,11 @@ import av
 
 from lavila_fast.errors import VideoError
 from lavila_fast.video.orientation import Orientation
+from lavila_fast.video.pulse import beat
 from lavila_fast.video.timeline import Repairs
 
 REFETCH = "fetch the file again or re-encode it"
+MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,12 @@ def denied(path: Path) -> VideoError:
 
 
 @contextlib.contextmanager
-def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+def open_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
     Raises:
-        VideoError: the file is missing, forbidden, empty, not a video, or has no video stream.
+        VideoError: the file is missing, forbidden, empty, not a video, or has no video stream; or its pictures have
+            more than `most_pixels`.
     """
     path = Path(path)
     _check_file(path)
@@ -99,6 +102,8 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except PermissionError:
         raise denied(path) from None
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
@@ -111,7 +116,16 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         stream = best if best in pictures else pictures[0]
         if stream.codec_context is None:
             raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
+        _bound(path, stream.codec_context, most_pixels)
         yield container, stream
+
+
+def _bound(path: Path, codec: Any, most_pixels: int) -> None:
+    """Refuse pictures that are too large, those that come later as well."""
+    if codec.width * codec.height > most_pixels:
+        what = f"its pictures have {codec.width} x {codec.height} pixels, more than {most_pixels}"
+        raise VideoError(path, what, "make them smaller, or allow more: --max-pixels")
+    codec.options = {**codec.options, "max_pixels": str(most_pixels)}
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -121,6 +135,8 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
         av.error.FFmpegError, OSError: the container breaks off.
     """
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            beat()
+            yield packet
     except IndexError:  # PyAV has no stream object for one that appears in the middle of a file, and says so at the end
         return

@@ -15,8 +15,9 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.opening import REFETCH, VideoInfo, open_video, packets
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video, packets
 from lavila_fast.video.orientation import orientation
+from lavila_fast.video.pulse import beat
 from lavila_fast.video.walk import facts
 
 
@@ -30,13 +31,13 @@ class OpenFile:
 
 
 @contextlib.contextmanager
-def open_file(path: Path, known: VideoInfo | None = None) -> Iterator[OpenFile]:
+def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS) -> Iterator[OpenFile]:
     """Open a file, and find out its facts unless they are `known`.
 
     Raises:
         VideoError: see `open_video` and `walk.facts`.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, most_pixels) as (container, stream):
         yield OpenFile(known or facts(path, container, stream), container, stream)
 
 
@@ -96,6 +97,8 @@ class FrameDecoder:
                 if packet.size:
                     self._stamps.packet(packet)
                     yield packet
+        except MemoryError:
+            raise  # of FFmpeg or of Python: no fault of the file's
         except (av.error.FFmpegError, OSError) as error:
             self.failures.append(error.strerror or str(error))
 
@@ -116,10 +119,13 @@ class FrameDecoder:
         self.file.stream.codec_context.flush_buffers()
 
     def _decode(self, packet: Any) -> Iterator[Any]:
+        beat()
         try:
             frames = self.file.stream.decode(packet)
         except av.error.EOFError:  # drained before
             return
+        except MemoryError:
+            raise
         except av.error.FFmpegError as error:
             self.failures.append(error.strerror or str(error))
             self._stamps.lost(packet)

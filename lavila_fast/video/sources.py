@@ -8,7 +8,7 @@ A list's uid becomes a source by `locate`, a source becomes clips by `expand_win
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -16,9 +16,10 @@ from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import windows
 from lavila_fast.video.facts import VideoFacts, read_facts
-from lavila_fast.video.opening import VideoInfo, denied
+from lavila_fast.video.opening import MOST_PIXELS, VideoInfo, denied
 from lavila_fast.video.probe import OpenFile, open_file
 
+FileState = tuple[Path, int, int]  # a file, its size and the time of its last change
 SUFFIXES = frozenset(
     f".{name}"
     for name in (
@@ -47,12 +48,22 @@ class VideoSource:
 
     It carries the facts about its files from whoever asked first to whoever decodes, as long as the files stay as they
     are.
+
+    Attributes:
+        name: In the output.
+        path: The file or folder.
+        most_pixels: A larger picture is refused before it is decoded.
+        infos: What is known: file, size and time of its last change → facts.
+        look: Reads the facts of a file of this video somewhere else, where a file that breaks its reader breaks nothing
+            more. None: here.
     """
 
     name: str
     path: Path
-    _infos: dict[tuple[Path, int, int], VideoInfo] = field(default_factory=dict, compare=False, repr=False)
-    _facts: dict[tuple[Path, int, int], VideoFacts] = field(default_factory=dict, compare=False, repr=False)
+    most_pixels: int = MOST_PIXELS
+    infos: dict[FileState, VideoInfo] = field(default_factory=dict, compare=False, repr=False)
+    _facts: dict[FileState, VideoFacts] = field(default_factory=dict, compare=False, repr=False)
+    look: Callable[[VideoSource, Path], None] | None = field(default=None, compare=False, repr=False)
 
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[OpenFile]:
@@ -62,15 +73,18 @@ class VideoSource:
             VideoError: it cannot be opened, or there is not a single frame.
         """
         key = _state(path)
-        with open_file(path, self._infos.get(key) if key else None) as file:
+        with open_file(path, self.infos.get(key) if key else None, self.most_pixels) as file:
             if key:
-                self._infos[key] = file.info
+                self.infos[key] = file.info
             yield file
 
     def info(self, path: Path) -> VideoInfo:
         """Facts about the video's file or one of its chunks, read once; errors as for `open`."""
-        if (key := _state(path)) and key in self._infos:
-            return self._infos[key]
+        key = _state(path)
+        if self.look and key not in self.infos:
+            self.look(self, path)
+        if key in self.infos:
+            return self.infos[key]
         with self.open(path) as file:
             return file.info
 
@@ -91,7 +105,7 @@ class VideoSource:
             return False
 
 
-def _state(path: Path) -> tuple[Path, int, int] | None:
+def _state(path: Path) -> FileState | None:
     """What changes when a file does; None if it cannot be seen, which opening it will say better."""
     try:
         seen = path.stat()

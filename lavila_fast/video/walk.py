@@ -6,7 +6,7 @@ with open_video(path) as (container, stream):
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import av
 from lavila_fast.errors import VideoError
 from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
+from lavila_fast.video.pulse import beat
 from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
@@ -142,8 +143,8 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[
     """
     reached, early, others = 0.0, 0, 0
     hides = stream.codec_context.codec.canonical_name == "vp8"
-    with open_video(path) as (container, own), contextlib.suppress(av.error.FFmpegError, IndexError):
-        for packet in container.demux():
+    with open_video(path) as (container, own):
+        for packet in _all_packets(container):
             if packet.pts is not None:
                 time = float(packet.pts * packet.time_base)
                 reached = max(reached, time + float((packet.duration or 0) * packet.time_base))
@@ -153,6 +154,18 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[
             shown = not packet.is_discard and not (hides and not bytes(packet)[0] & _VP8_SHOWN)
             table.add(packet.dts, packet.pts, packet.duration or 0, packet.is_keyframe, shown)
     return reached, early > _FEW or others <= _FEW
+
+
+def _all_packets(container: Any) -> Iterator[Any]:
+    """The packets of all streams, as far as they can be read."""
+    try:
+        for packet in container.demux():
+            beat()
+            yield packet
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, IndexError):
+        return
 
 
 def _promise(path: Path, container: Any, reached: float, zero: float) -> float:
