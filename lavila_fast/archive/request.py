@@ -72,7 +72,7 @@ class Request:
         Raises:
             InputError: output, format and number of videos do not fit each other.
         """
-        one = len(self.inputs) == 1 and len(found.jobs) == 1 and found.jobs[0].source.path == Path(self.inputs[0])
+        one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
         output = choose_output(self.output, self.format, len(found.jobs), one)
         if not (self.prints_summary and output.kind == "stream" and output.path is None):
             return output
@@ -100,6 +100,8 @@ class Request:
         try:
             plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
             progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
+            for line in found.notes if not self.quiet else ():
+                progress.say(line)
             return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(self.options)
         finally:
             sink.release()

@@ -21,6 +21,13 @@ from lavila_fast.errors import VideoError
 
 _ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
 _TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
+CONTAINERS = (
+    "mov,matroska,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,mxg,gxf,rm,wtv,ivf,nut,nsv,nuv,roq,smjpeg,mpjpeg,mjpeg,dv,"
+    "yuv4mpegpipe,mpegvideo,m4v,h261,h263,h264,hevc,evc,vvc,av1,obu,vc1,avs,avs2,avs3,dirac,dnxhd,ingenient,dhav,bink,"
+    "gif,apng,jpegxl_anim,gif_pipe,webp_pipe,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe,"
+    "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,ape,au,caf,tta,wv"  # only to be told that these hold audio only
+)
+"""FFmpeg's names of the formats that are read: such as are made of one file and lead to no other."""
 REFETCH = "fetch the file again or re-encode it"
 
 
@@ -84,8 +91,9 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
     path = Path(path)
     _check_file(path)
     try:
-        # Local files only: neither a name such as "http:x.mp4" nor a playlist inside a file leads to the network.
-        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
+        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+        container = av.open(f"file:{path}", metadata_errors="replace", options=options)
     except PermissionError:
         raise denied(path) from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
