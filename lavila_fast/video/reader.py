@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads, whole_file_indices
+from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads, whole_file_indices
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.probe import REFETCH, OpenFile, VideoInfo, same_rate
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform
@@ -81,6 +81,16 @@ def _chunk_rates(infos: dict[int, VideoInfo]) -> dict[int, float]:
     return {start: round(fps) if abs(fps - round(fps)) < 0.01 else fps for start, fps in own.items()}
 
 
+def _ends(infos: dict[int, VideoInfo], chunk: int) -> str:
+    """Why frames after a chunk's own are missing."""
+    seconds = infos[chunk].frames / infos[chunk].fps
+    if chunk == max(infos):
+        return f"{infos[chunk].path.name}, the last, ends at {seconds:.1f} s"
+    if seconds >= CHUNK_SECONDS * WHOLE:
+        return f"chunk {chunk + CHUNK_SECONDS} is missing"
+    return f"{infos[chunk].path.name} ends at {seconds:.1f} s of {CHUNK_SECONDS}"
+
+
 def _plan_chunks(
     infos: dict[int, VideoInfo], clips: Sequence[Clip], frames: int, health: Health
 ) -> dict[int, list[ClipRequest]]:
@@ -93,12 +103,19 @@ def _plan_chunks(
             reads = chunked_reads(lengths, rates, clip.start, clip.end, frames)
         except InputError:
             health.lost += 1
-            health.notes.append(f"chunk {int(clip.start) // CHUNK_SECONDS * CHUNK_SECONDS} is missing")
+            chunk = int(clip.start) // CHUNK_SECONDS * CHUNK_SECONDS
+            health.notes.append(_ends(infos, chunk) if chunk in infos else f"chunk {chunk} is missing")
             continue
         collected, slot = OpenClip.empty(clip, frames), 0
         for chunk, ids in reads:
-            plans.setdefault(chunk, []).append(ClipRequest(collected, ids, slot))
+            there = [i for i in ids if i < lengths[chunk]]  # the others come after these, and have no frame
+            if len(there) < len(ids):
+                health.notes.append(_ends(infos, chunk))
+                collected.left -= len(ids) - len(there)
+            if there:
+                plans.setdefault(chunk, []).append(ClipRequest(collected, there, slot))
             slot += len(ids)
+        health.lost += collected.left == 0
     return plans
 
 
