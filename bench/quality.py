@@ -26,7 +26,7 @@ from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import distinct_sentences, retrieval_items, sentence_items, write_greedily
 from lavila_fast.export.build import ExportOptions, export_model
 from lavila_fast.models.load import load_dual_encoder, load_narrator
-from lavila_fast.narrator import ASSETS
+from lavila_fast.pretrained import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 

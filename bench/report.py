@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.bench.gpu.page import target_table
+from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -179,7 +180,7 @@ def _between(text: str, name: str, body: str) -> str:
 def main() -> None:
     """Rewrite the pages."""
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        write_text(page, filled(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -24,13 +24,14 @@ from lavila_fast.bench import flops
 from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
 from lavila_fast.bench.peak import gemm_peak
 from lavila_fast.bench.timing import cores, in_subprocess, machine, percentiles, seconds
-from lavila_fast.bundle.manifest import MANIFEST, open_bundle
+from lavila_fast.bundle.manifest import open_bundle
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import token_limit
-from lavila_fast.narrator import ASSETS, Narrator
+from lavila_fast.narrator import Narrator
+from lavila_fast.pretrained import ASSETS, find_model
 from lavila_fast.video.sources import VideoSource, expand_windows
 
 Say = Callable[[str], None]
@@ -182,8 +183,7 @@ def end_to_end(subject: Subject) -> dict[str, Any]:
 
 def arithmetic(setting: Setting) -> tuple[dict[str, str], str]:
     """The type in which encoder and decoder multiply (``fp32``, ``fp16``, ``bf16``, ``int8``), and on which device."""
-    shipped = ASSETS / setting.model
-    folder = shipped if (shipped / MANIFEST).is_file() else Path(setting.model)
+    folder = find_model(setting.model)
     if not folder.is_dir():
         return {"encoder": "fp32", "decoder": "fp32"}, "cpu"
     bundle = open_bundle(folder, verify=False)

@@ -33,10 +33,12 @@ from lavila_fast.export.graphs.to_onnx import OPSET, CannotRun, GraphError, chec
 from lavila_fast.export.graphs.translations import TRANSLATIONS
 from lavila_fast.export.graphs.weights import WeightFile, named_weights
 from lavila_fast.export.recipe import complete, needs_clips
-from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
+from lavila_fast.export.sources import find_checkpoint, require_memory
 from lavila_fast.models.checkpoint import weights_digest
 from lavila_fast.models.load import load_dual_encoder, load_model
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.presets import tokenizer_kind
+from lavila_fast.pretrained import find_vocabulary
 from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
 
 CLIP_SECONDS = 2.0
@@ -211,10 +213,10 @@ class _Build:
         models: dict[str, Model] = {}
         for kind, (model, path, given) in found.items():
             models[kind] = model
-            told = vocabulary(path, model.config, given, getattr(model.config, "max_tokens", 77))
-            if told:
-                told[1].save(self.folder / TOKENIZERS[kind])
-                words[kind] = {"kind": told[0], "file": TOKENIZERS[kind]}
+            if speaks := tokenizer_kind(model.config):
+                context = getattr(model.config, "max_tokens", 77)
+                find_vocabulary(path, speaks, context, given).save(self.folder / TOKENIZERS[kind])
+                words[kind] = {"kind": speaks, "file": TOKENIZERS[kind]}
         if options.card:
             shutil.copyfile(options.card, self.folder / "MODEL_CARD.md")
         return models, words

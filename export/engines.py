@@ -32,11 +32,11 @@ from lavila_fast.bundle.engine_key import (
     this_machine,
     trust,
 )
-from lavila_fast.bundle.manifest import PLAN, sha256
+from lavila_fast.bundle.manifest import PLAN
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.graphs.specs import Spec
-from lavila_fast.files import write_bytes, write_json
+from lavila_fast.files import sha256, write_bytes, write_json
 
 Range = tuple[int, int, int]
 AXES: dict[str, Range] = {

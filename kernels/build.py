@@ -51,7 +51,7 @@ def _plainly(out: Path, compiler: str) -> None:
     sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
     for width, own in flags.items():
         library = out / f"liblavila_native_{width}.so"
-        fresh = library.with_suffix(f".{os.getpid()}")
+        fresh = library.with_suffix(f".{os.getpid()}")  # by hand: here nothing of `files` may be installed yet
         _run(
             [
                 compiler,

@@ -77,7 +77,7 @@ def build(out: Path = OUT, nvcc: Path | None = None) -> Path:
         return library
     nvcc = nvcc or find_nvcc()
     out.mkdir(parents=True, exist_ok=True)
-    fresh = library.with_suffix(f".{os.getpid()}")
+    fresh = library.with_suffix(f".{os.getpid()}")  # by hand: kernels stand on the floor of `files`
     command = [str(nvcc), *_FLAGS.split(), *_targets(nvcc), "-Xptxas", "-v", "--threads", "0", "-o", str(fresh)]
     command += [str(path) for path in sources if path.suffix == ".cu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments

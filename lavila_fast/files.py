@@ -1,16 +1,19 @@
 """Writing files so that a crash or a full disk leaves the old one or the new one, and an error that says what to do.
 
 Every file that is written whole goes through `new_file`: into a hidden part beside its place, onto the disk, and only
-then to its name.
+then to its name. A killed process leaves its part; the next one that writes the same file removes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,15 +65,55 @@ def new_file(path: Path, ending: str = "") -> Iterator[Path]:
         OSError: as the system gives it.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part{ending}")
+    with _writing_beside(path):
+        try:
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+            sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # never in place of what went wrong above
+                part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing_beside(path: Path) -> Iterator[None]:
+    """Hold a shared lock on a file's folder; if nobody held one, first remove what was left of the file's parts.
+
+    A lock on the folder leaves nothing beside the file and ends with its process. Where folders cannot be locked
+    (Windows, some network file systems) parts stay.
+    """
+    folder = None
     try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            folder = os.open(path.parent, os.O_RDONLY)
+            with contextlib.suppress(BlockingIOError):  # someone writes here: the parts may be theirs
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(_parts_left(path.parent).pop(path.name, []))
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        yield
     finally:
-        with contextlib.suppress(OSError):  # never in place of what went wrong above
+        if folder is not None:
+            os.close(folder)
+
+
+def _remove(parts: list[Path]) -> None:
+    for part in parts:
+        with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+@cache
+def _parts_left(folder: Path) -> dict[str, list[Path]]:
+    """Parts that lay in a folder before this process wrote there, by the file they were to be; listed only once."""
+    left: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        if named := re.fullmatch(r"\.(.+)\.\d+\.part(\.\w+)?", path.name):
+            left.setdefault(named[1], []).append(path)
+    return left
 
 
 @contextlib.contextmanager
@@ -101,6 +144,15 @@ def locked(path: Path, taken: LavilaError) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

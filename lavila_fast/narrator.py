@@ -16,17 +16,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
+from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import NarratorConfig, to_dict
-from lavila_fast.download import cache_dir
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
+from lavila_fast.errors import BundleError, InputError, VideoError
+from lavila_fast.files import sha256
 from lavila_fast.generate.ahead import PendingClip
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
 from lavila_fast.generate.write import write
-from lavila_fast.presets import CHECKPOINTS
+from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.decoders import file_reader
@@ -34,7 +34,6 @@ from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
-ASSETS = Path(__file__).resolve().parent / "assets"
 CLIP_SECONDS = 2.0
 ABOUT = ("MODEL_CARD.md", "parity.json", "parity.html")  # files of a bundle that only tell of it
 
@@ -95,16 +94,12 @@ class Narrator:
         Raises:
             InputError, BundleError, CheckpointError: with what to do.
         """
-        folder = ASSETS / source if isinstance(source, str) and (ASSETS / source / MANIFEST).is_file() else Path(source)
-        if folder.is_dir():
-            if tokenizer:
-                raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
-            return cls._from_bundle(open_bundle(folder), threads, engine, precision)._with_decoder(decoder)
-        row = CHECKPOINTS.get(str(source))
-        path = cache_dir() / row.relative if row and row.url else folder
-        if not path.is_file():
-            raise InputError(_not_found(str(source), path))
-        return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
+        path = find_model(source)
+        if not path.is_dir():
+            return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
+        if tokenizer:
+            raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
+        return cls._from_bundle(open_bundle(path), threads, engine, precision)._with_decoder(decoder)
 
     @classmethod
     def _from_bundle(cls, bundle: Bundle, threads: int | None, engine: str, precision: str | None) -> Narrator:
@@ -121,8 +116,9 @@ class Narrator:
         cls, path: Path, threads: int | None, tokenizer: str | Path | None, engine: str, precision: str | None
     ) -> Narrator:
         runtime = open_checkpoint(path, engine, threads, precision)
-        words = load_tokenizer(tokenizer or _vocabulary_beside(path), "gpt2", runtime.config.max_tokens)
-        return cls(runtime, words, CLIP_SECONDS, f"{sha256(path)[:16]}, {runtime.identity}")
+        words = find_vocabulary(path, "gpt2", runtime.config.max_tokens, tokenizer or None)
+        both = hashlib.sha256(f"{sha256(path)} {words.digest}".encode()).hexdigest()[:16]
+        return cls(runtime, words, CLIP_SECONDS, f"{both}, {runtime.identity}")
 
     def _with_decoder(self, decoder: str) -> Narrator:
         file_reader(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
@@ -228,24 +224,3 @@ def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iter
         while turn in waiting:
             yield waiting.pop(turn)
             turn += 1
-
-
-def _not_found(source: str, path: Path) -> str:
-    row = CHECKPOINTS.get(source)
-    if row and row.url:
-        return f"{source}: not fetched yet ({path}); run: lavila-fast models pull {source}"
-    return f"{source}: neither a model's name nor a bundle folder or checkpoint; see: lavila-fast models list"
-
-
-def _vocabulary_beside(path: Path) -> Path:
-    """Where a checkpoint's GPT-2 vocabulary is: beside it, or in the cache."""
-    own = path.with_name(path.stem + ".tokenizer.json")
-    if own.is_file():
-        return own
-    for folder in (path.parent, cache_dir() / "tokenizers" / "gpt2"):
-        if list(folder.glob("*vocab.json")) and list(folder.glob("*merges.txt")):
-            return folder
-    raise CheckpointError(
-        f"{path}: no vocabulary beside it; give --tokenizer FOLDER (with vocab.json and merges.txt), "
-        "or fetch one: lavila-fast models pull narrator-base"
-    )

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 
 from lavila_fast import load_dual_encoder, load_narrator  # noqa: E402
 from lavila_fast.errors import CheckpointError  # noqa: E402
-from lavila_fast.models.load import ASSETS, load_classifier  # noqa: E402
+from lavila_fast.models.load import load_classifier  # noqa: E402
+from lavila_fast.pretrained import ASSETS  # noqa: E402
 
 NANO = Path(__file__).parent / "data" / "nano"
 LEVEL = 0.5 / 127  # of the largest weight of its column: what rounding to int8 may move a weight by

@@ -280,7 +280,7 @@ def test_what_makes_no_sense(tmp_path, tiny_bundle):
     assert "--calibration" in refused(weights, out, precision="mixed")
     assert "max_drop" in refused(weights, out, precision="int8", max_drop=1.0)
     assert "no such file" in refused(weights, out, card=tmp_path / "card.md")
-    assert "no such checkpoint" in refused(tmp_path / "none.pth", out)
+    assert "none.pth: no such file" in refused(tmp_path / "none.pth", out)
     assert "did you mean narrator-base" in refused("narrator-bas", out)
     assert "no gpt2 vocabulary" in refused(weights, out)
     assert "layer 'attn' is not in this model" in refused(
@@ -290,8 +290,7 @@ def test_what_makes_no_sense(tmp_path, tiny_bundle):
 
 
 def test_a_name_that_was_not_pulled(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAVILA_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lavila_fast.export.sources.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path / "cache"))
     assert "lavila-fast models pull narrator-base" in refused("narrator-base", tmp_path / "out")
 
 

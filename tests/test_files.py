@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,44 @@ def test_writers_that_open_files_themselves(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt2"]
     with pytest.raises(FileNotFoundError), new_file(tmp_path / "b"):
         pass  # a writer that wrote nothing
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from lavila_fast.files import new_file
+with new_file(Path(sys.argv[1])) as part:
+    part.write_bytes(b"half")
+    print(part.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def a_writer(path: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A process in the middle of writing `path`, and its part."""
+    command = [sys.executable, "-c", WRITER, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, path.with_name(process.stdout.readline().strip())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks on folders")
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next_writing(tmp_path: Path) -> None:
+    killed, part = a_writer(tmp_path / "a")
+    killed.kill()
+    killed.communicate()
+    other = tmp_path / ".a.b.1.part"
+    other.touch()
+    assert part.is_file()
+    write_text(tmp_path / "a", "whole")
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "a"]
+
+
+def test_the_part_of_a_process_at_work_stays(tmp_path: Path) -> None:
+    other, part = a_writer(tmp_path / "a")
+    write_text(tmp_path / "a", "mine")
+    assert part.read_bytes() == b"half"
+    other.communicate("")
+    assert other.returncode == 0
+    assert (tmp_path / "a").read_bytes() == b"half"
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]

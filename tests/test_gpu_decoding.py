@@ -24,6 +24,7 @@ from test_video_units import FILES, VP9, film
 
 from lavila_fast.bench.gpu.decoding import agreement, throughput
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
+from lavila_fast.log import log_once
 from lavila_fast.records import Clip
 from lavila_fast.video import decoders as video_decoders
 from lavila_fast.video.cpu.pyav_reader import PyavReader
@@ -31,7 +32,6 @@ from lavila_fast.video.decoders import DECODERS, unit_decoders
 from lavila_fast.video.facts import read_facts
 from lavila_fast.video.gpu import unit_reader
 from lavila_fast.video.gpu.unit_reader import UnitReader
-from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import open_file, probe
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.requests import ClipRequest, FileReader, FrameGate, Health, OpenClip
@@ -46,7 +46,7 @@ dali = pytest.mark.skipif(find_spec("nvidia") is None or find_spec("nvidia.dali"
 
 @pytest.fixture(autouse=True)
 def said_afresh() -> None:
-    say_once.cache_clear()
+    log_once.cache_clear()
 
 
 def sliding(path: Path, clip: float = 1.0, stride: float = 0.7) -> list[Clip]:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file  # noqa: E402
 from lavila_fast import load_narrator  # noqa: E402
 from lavila_fast.errors import InputError, MissingExtraError  # noqa: E402
 from lavila_fast.models.gpt2 import Mlp  # noqa: E402
-from lavila_fast.models.load import ASSETS  # noqa: E402
 from lavila_fast.models.narrator import Narrator  # noqa: E402
 from lavila_fast.presets import config_for  # noqa: E402
+from lavila_fast.pretrained import ASSETS  # noqa: E402
 from lavila_fast.quant.half import SafeSquaredMlp  # noqa: E402
 from lavila_fast.quant.low_bit import (  # noqa: E402
     CHOICES,

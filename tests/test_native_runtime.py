@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from lavila_fast.bundle import weights  # noqa: E402
+from lavila_fast.bundle.graph_names import WEIGHTS  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.host.native import NativeRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp, choose, kept, log_softmax  # noqa: E402
@@ -321,8 +322,8 @@ def test_a_weights_file_is_read_in_place(tmp_path, tiny_model):
 
     arrays = arrays_of(tiny_model)
     named = {f"narrator.{k}": np.array(v, order="C") for k, v in arrays.items()}
-    save_file(named | {"dual_encoder.x": np.zeros(3, np.float32)}, tmp_path / weights.WEIGHTS)
-    read = weights.read_weights(tmp_path / weights.WEIGHTS, "narrator.")
+    save_file(named | {"dual_encoder.x": np.zeros(3, np.float32)}, tmp_path / WEIGHTS)
+    read = weights.map_weights(tmp_path / WEIGHTS, "narrator.")
     assert set(read) == set(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
@@ -338,7 +339,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, tiny_model, runtime):
 
     from safetensors.numpy import save_file
 
-    path, config = tmp_path / weights.WEIGHTS, tiny_model.config
+    path, config = tmp_path / WEIGHTS, tiny_model.config
     arrays = arrays_of(tiny_model)
     with pytest.raises(BundleError, match="no such file"):
         NativeRuntime(tmp_path, config)

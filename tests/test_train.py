@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
@@ -22,11 +23,13 @@ from lavila_fast.evaluate import kitchen as evaluate_kitchen  # noqa: E402
 from lavila_fast.evaluate.clips import Clips, action_of, filmed_clips, labels_of  # noqa: E402
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
 from lavila_fast.models.load import load_narrator  # noqa: E402
+from lavila_fast.train import evaluate_kitchen as evaluate_files  # noqa: E402
 from lavila_fast.train.checkpoints import load_state, save_state  # noqa: E402
 from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402
 from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
 from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
 from lavila_fast.train.recipes import RECIPES, Recipe  # noqa: E402
+from lavila_fast.train.ship import main as ship_files  # noqa: E402
 from lavila_fast.train.ship import ship  # noqa: E402
 from lavila_fast.train.tasks import features, make_task, narrator_tokenizer, text_tokenizer  # noqa: E402
 
@@ -303,6 +306,22 @@ def test_shipped_file_says_what_the_run_learnt(clips, tmp_path, monkeypatch):
     kept = torch.load(tmp_path / "run" / "average.pt", weights_only=True)
     for name, weight in narrator.state_dict().items():
         torch.testing.assert_close(weight, kept[f"model.{name}"].half().float())
+
+
+def test_programs_exit_as_the_error_says(tmp_path, monkeypatch):
+    (tmp_path / "nano_narrator").mkdir()
+    (tmp_path / "nano_narrator" / "average.pt").write_bytes(b"half a file")
+    done = CliRunner().invoke(ship_files, [str(tmp_path), "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert done.output.startswith("error: ")
+    assert done.output.count("\n") == 1
+
+    def fail(*given):
+        raise CheckpointError("x: not a checkpoint; fetch it again")
+
+    monkeypatch.setattr(evaluate_files, "figures", fail)
+    done = CliRunner().invoke(evaluate_files.main, [str(tmp_path)])
+    assert (done.exit_code, done.output) == (2, "error: x: not a checkpoint; fetch it again\n")
 
 
 def test_truncated_checkpoint_is_one_clear_line(clips, tmp_path):

@@ -356,8 +356,7 @@ def test_what_a_cut_chunk_lacks_is_reported(tmp_path: Path) -> None:
     read = read_clips(VideoSource("uid", folder), [*clips, Clip("uid", 615, 617)], 4)
     found: dict[float, list[int]] = {}
     with pytest.raises(VideoError) as caught:
-        for decoded in read:
-            found[decoded.clip.start] = numbers(decoded.frames)
+        found.update((decoded.clip.start, numbers(decoded.frames)) for decoded in read)
     assert sorted(found) == [16, 19, 299, 302, 599]
     assert found[16] == [32, 33, 34, 34]
     assert found[19][-1] == 39  # the last that is there, for 40 and 41

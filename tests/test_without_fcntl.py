@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lavila_fast.narrator import ASSETS
+from lavila_fast.pretrained import ASSETS
 
 PROGRAM = """
 import os, sys

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
+from lavila_fast.log import log_once
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import whole_file_indices
 from lavila_fast.video.cpu.pyav_reader import PyavReader
@@ -43,7 +44,6 @@ from lavila_fast.video.gpu.nvcodec_reader import resample
 from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
 from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unsuitable
-from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import REFETCH, VideoInfo, open_file
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip
 
@@ -236,7 +236,7 @@ class ListBatches:
                 units = list(wanted_units(file, facts, sorted(set(ids))))
                 requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in units]
         except Unsuitable as reason:
-            say_once(logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
+            log_once("video", logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
             return self._read(clip, draws)
         spans = [span for unit in units for span in unit.spans]
         picks = [next((n for n, span in enumerate(spans) if span.first <= i < span.stop), -1) for i in ids]
@@ -267,7 +267,9 @@ class ListBatches:
                 decoded = [worker(decoder.name).submit(decoder.decode, group) for group in groups]
                 frames = iter([one for future in decoded for one in future.result()])
             except RuntimeError as error:
-                say_once(logging.WARNING, f"{decoder.name} failed ({str(error).strip()[:200]}): decoded by PyAV")
+                log_once(
+                    "video", logging.WARNING, f"{decoder.name} failed ({str(error).strip()[:200]}): decoded by PyAV"
+                )
                 for n in mine:
                     cuts[n].frames = self._read(clips[n], draws[n]).frames
                 continue

@@ -19,7 +19,7 @@ import click
 import torch
 from torch import Tensor
 
-from lavila_fast.errors import LavilaError
+from lavila_fast.errors import exit_with_line
 from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
 from lavila_fast.files import write_text
@@ -94,10 +94,8 @@ def _rounded(value: Any) -> Any:
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
 def main(folder: Path, films: Path, clips: int, workers: int, output: Path | None) -> None:
     """Try the models in FOLDER on clips they never saw."""
-    try:
+    with exit_with_line():
         found = figures(folder, films, clips, workers)
-    except LavilaError as error:
-        raise click.ClickException(str(error)) from error
     row = {
         "what": "nano models on the miniature kitchen; H.264, 320x240; greedy sentences",
         **_rounded(found),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from lavila_fast.errors import CheckpointError, LavilaError
+from lavila_fast.errors import CheckpointError, exit_with_line
 from lavila_fast.models.load import save_checkpoint
 from lavila_fast.train.checkpoints import load_state
 from lavila_fast.train.recipes import RECIPES
@@ -38,14 +38,12 @@ def ship(recipe: str, run: Path, output: Path) -> Path:
 def main(runs: Path, output: Path) -> None:
     """Write narrator, dual encoder and tokenizers from the folders under RUNS."""
     output.mkdir(parents=True, exist_ok=True)
-    try:
+    with exit_with_line():
         for recipe, name in ((NARRATOR, "narrator"), (DUAL, "dual_encoder")):
             if (runs / recipe / "average.pt").is_file():
                 click.echo(ship(recipe, runs / recipe, output / f"{name}.safetensors"))
         click.echo(narrator_tokenizer().save(output / "narrator_tokenizer.json"))
         click.echo(text_tokenizer().save(output / "text_tokenizer.json"))
-    except LavilaError as error:
-        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def files_part(setup: Setup) -> dict[str, Any]:
 
 
 def _films(setup: Setup) -> list[Path]:
-    from lavila_fast.narrator import ASSETS
+    from lavila_fast.pretrained import ASSETS
 
     folder = os.environ.get("LAVILA_VIDEO_DIR")
     found = sorted(Path(folder).glob("*.mp4")) if folder else []
@@ -55,7 +55,8 @@ def _narrate(setup: Setup, decoder: str) -> Row:
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
     from lavila_fast.generate.options import Options
     from lavila_fast.models.load import load_narrator
-    from lavila_fast.narrator import ASSETS, Narrator
+    from lavila_fast.narrator import Narrator
+    from lavila_fast.pretrained import ASSETS
 
     shipped = Narrator.from_pretrained("nano", threads=2)
     runtime = TorchGpuRuntime(load_narrator("nano"), setup.device, "bf16", slots=setup.of(64, 4), rows=1)

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.manifest import Bundle, open_bundle
-from lavila_fast.bundle.weights import WEIGHTS
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig, to_dict
 from lavila_fast.engines.choose import open_runtime
 from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime
@@ -44,8 +44,9 @@ from lavila_fast.export.parity.measure import (
 from lavila_fast.export.parity.report import Report, about, write_report
 from lavila_fast.kernels import native
 from lavila_fast.kitchen.world import all_actions, parse_sentence
-from lavila_fast.models.load import ASSETS, Model
+from lavila_fast.models.load import Model
 from lavila_fast.models.narrator import Narrator
+from lavila_fast.pretrained import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 

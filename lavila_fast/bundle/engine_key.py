@@ -16,10 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bundle.manifest import sha256
 from lavila_fast.download import cache_dir
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
-from lavila_fast.files import write_json
+from lavila_fast.files import sha256, write_json
 
 # What could not be run where this was written (no GPU, no libnvinfer): it is checked as far as it goes without.
 NEVER_RUN = ("cuda", "tensorrt", "jetson", "rtx", "torch_tensorrt")

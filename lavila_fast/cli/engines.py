@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavila_fast.bundle.engine_key import AOT, BUILDERS, FOLDER, graph_hash, misfits, read_key, this_machine
-from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
+from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
 from lavila_fast.errors import BundleError, InputError, LavilaError, MissingExtraError
+from lavila_fast.files import sha256
 
 if TYPE_CHECKING:
     from lavila_fast.models.narrator import Narrator

@@ -5,15 +5,17 @@
     lavila-fast narrate videos/ -o narrations.jsonl --samples 10
 
 Narrations and ``--json`` go to standard output, everything else to standard error. Exit codes: 0, 1 if a video or the
-output failed, 2 for a command that does not make sense, 130 and 143 after Ctrl-C and SIGTERM.
+output failed, 2 for a command that does not make sense, 130 and 143 after Ctrl-C and SIGTERM. A reader that has seen
+enough and closes our output is no failure.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -28,7 +30,30 @@ from lavila_fast.cli.parity import parity
 from lavila_fast.errors import LavilaError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """A group that ends with 0 when nobody reads its output any more; left to itself, click ends with 1."""
+
+    def make_context(self, *given: Any, **named: Any) -> click.Context:
+        """Read the options; ``--help`` and ``--version`` print here."""
+        with _while_read():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _while_read():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _while_read() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        _close_stdout()
+        raise click.exceptions.Exit(0) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="lavila-fast", message="%(prog)s %(version)s")
 def cli() -> None:
     """Narrate video: a file goes in, timed sentences come out.

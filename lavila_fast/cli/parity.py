@@ -88,7 +88,7 @@ def _lines(report: Report) -> str:
 
 def _references(bundle: Bundle, reference: Path | None, dual: Path | None) -> tuple[dict[str, Model], dict[str, str]]:
     """Models by kind, and what to call them."""
-    from lavila_fast.bundle.manifest import sha256
+    from lavila_fast.files import sha256
     from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
 
     load = {"narrator": load_narrator, "dual_encoder": load_dual_encoder, "classifier": load_classifier}

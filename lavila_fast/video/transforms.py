@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lavila_fast.kernels import native as library
 from lavila_fast.kernels.preprocess import native
 from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, Picture, taps, to_rgb
-from lavila_fast.video.log import say_once
+from lavila_fast.log import log_once
 from lavila_fast.video.probe import rotation
 
 Frame = Any  # av.VideoFrame
@@ -126,9 +126,9 @@ def _how(frame: Frame) -> Picture | None:
     why = _why_not(frame)
     found = None if why else _tried(frame)
     if found is None:
-        say_once(logging.INFO, f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
+        log_once("video", logging.INFO, f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
     else:
-        say_once(logging.INFO, f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
+        log_once("video", logging.INFO, f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
     return found
 
 

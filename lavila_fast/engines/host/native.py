@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.bundle.weights import WEIGHTS, Arrays, read_weights
+from lavila_fast.bundle.graph_names import WEIGHTS
+from lavila_fast.bundle.weights import Arrays, map_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
 from lavila_fast.engines.protocol import ClipContext, Writer
 from lavila_fast.engines.sampling import Chosen, Warp
@@ -168,7 +169,7 @@ class NativeRuntime:
             BundleError: the weights are missing, damaged, or not of this narrator.
         """
         library = _library()
-        self._build(library, read_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
+        self._build(library, map_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
 
     @classmethod
     def from_tensors(cls, arrays: Arrays, config: NarratorConfig, threads: int | None = None) -> NativeRuntime:
