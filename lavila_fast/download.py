@@ -23,7 +23,7 @@ import urllib3
 from tqdm import tqdm
 
 from lavila_fast.errors import DownloadError, InputError, StorageError
-from lavila_fast.files import locked, sync_folder
+from lavila_fast.files import locked, no_links, sync_folder
 
 CHUNK = 1 << 20
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
@@ -125,7 +125,7 @@ def _locked_part(dest: Path) -> Iterator[Path]:
 def _opened(part: Path) -> FileIO:
     """The part, positioned at its end."""
     try:
-        file = part.open("ab", buffering=0)
+        file = FileIO(part, "ab", opener=no_links)
     except OSError as error:
         raise StorageError(f"{part}: cannot be written ({error.strerror}); choose another folder") from error
     file.seek(0, os.SEEK_END)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,8 @@ def storage_error(path: Path | str, todo: str | None = None) -> Iterator[None]:
 def _way_out(number: int | None) -> str:
     if number in _FULL:
         return "make room and run the same command again to go on"
+    if number == errno.ENAMETOOLONG:
+        return "give a shorter name"
     if number in _DENIED:
         return "give this user the right to write there, or another --output"
     return "check the disk, then run the same command again to go on, or give another --output"
@@ -64,17 +67,31 @@ def new_file(path: Path, ending: str = "") -> Iterator[Path]:
     Raises:
         OSError: as the system gives it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part{ending}")
+    part = path.with_name(f".{_bounded(path.name, ending)}.{secrets.token_hex(6)}.part{ending}")
     with _writing_beside(path):
         try:
             yield part
-            with part.open("rb+") as file:
+            with open(part, "rb+", opener=no_links) as file:
                 os.fsync(file.fileno())
             part.replace(path)
             sync_folder(path.parent)
         finally:
             with contextlib.suppress(OSError):  # never in place of what went wrong above
                 part.unlink(missing_ok=True)
+
+
+def _bounded(name: str, ending: str) -> str:
+    """A name, or as much of it as a part's name has room for."""
+    room = 255 - len(f"..{'0' * 12}.part{ending}".encode())
+    if len(os.fsencode(name)) <= room:
+        return name
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return os.fsencode(name)[: room - 9].decode("utf-8", "ignore") + f"~{digest}"
+
+
+def no_links(path: str, flags: int) -> int:
+    """`open`'s opener for names that others can foresee or see: what lies there is no link to a file of someone's."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
 
 
 @contextlib.contextmanager
@@ -92,7 +109,8 @@ def _writing_beside(path: Path) -> Iterator[None]:
             folder = os.open(path.parent, os.O_RDONLY)
             with contextlib.suppress(BlockingIOError):  # someone writes here: the parts may be theirs
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(_parts_left(path.parent).pop(path.name, []))
+                for ending in ("", path.suffix):
+                    _remove(_parts_left(path.parent).pop(_bounded(path.name, ending), []))
             fcntl.flock(folder, fcntl.LOCK_SH)
         yield
     finally:
@@ -111,7 +129,7 @@ def _parts_left(folder: Path) -> dict[str, list[Path]]:
     """Parts that lay in a folder before this process wrote there, by the file they were to be; listed only once."""
     left: dict[str, list[Path]] = {}
     for path in folder.iterdir():
-        if named := re.fullmatch(r"\.(.+)\.\d+\.part(\.\w+)?", path.name):
+        if named := re.fullmatch(r"\.(.+)\.(?:[0-9a-f]{12}|\d+)\.part(\.\w+)?", path.name):
             left.setdefault(named[1], []).append(path)
     return left
 
@@ -178,7 +196,7 @@ def replacing(path: Path, todo: str | None = None) -> Iterator[BinaryIO]:
     """
     with storage_error(path, todo):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as part, part.open("wb") as file:
+        with new_file(path) as part, open(part, "xb", opener=no_links) as file:  # Path's has no opener
             yield file
 
 
