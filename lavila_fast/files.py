@@ -44,6 +44,12 @@ def storage_error(path: Path | str, todo: str | None = None) -> Iterator[None]:
         raise StorageError(f"{path}: cannot be written ({what}); {todo or _way_out(error.errno)}") from error
 
 
+def is_fatal(error: StorageError) -> bool:
+    """Whether the disk is full or failing, so that no other file can be written, either."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in {*_FULL, errno.EIO, errno.ENODEV, errno.ESTALE}
+
+
 def _way_out(number: int | None) -> str:
     if number in _FULL:
         return "make room and run the same command again to go on"

@@ -23,7 +23,8 @@ from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import LISTED, Identity, difference, windows
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal, parse
-from lavila_fast.archive.outputs import Output, choose_output, name_files
+from lavila_fast.archive.names import name_files
+from lavila_fast.archive.outputs import Output, choose_output
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
@@ -331,12 +332,12 @@ def test_output_errors(output: str, format: str | None) -> None:
 
 def test_names_of_files_never_collide() -> None:
     videos = ["a/x.mp4", "a/x.mkv", "b/x.mp4", "y.mp4", "/a/x.mp4", "X.MKV.mp4"]
-    files = name_files(Path("out"), videos, "srt")
-    assert files["y.mp4"] == Path("out/y.srt")
-    assert files["X.MKV.mp4"] == Path("out/X.MKV.srt")
-    assert files["a/x.mkv"] == Path("out/a_x.mkv.srt")
-    assert files["b/x.mp4"] == Path("out/b_x.mp4.srt")
-    assert len({str(path).lower() for path in files.values()}) == len(files) == 6
+    files = name_files(videos, ".srt")
+    assert files["y.mp4"] == "y.srt"
+    assert files["X.MKV.mp4"] == "X.MKV.srt"
+    assert files["a/x.mkv"] == "a_x.mkv.srt"
+    assert files["b/x.mp4"] == "b_x.mp4.srt"
+    assert len({name.lower() for name in files.values()}) == len(files) == 6
 
 
 # --- decoding threads ------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.identity import LISTED, Identity, windows
 from lavila_fast.archive.inputs import Found, find_clips, find_videos, under_earlier_names
 from lavila_fast.archive.outputs import Files, Output, Sink, Stream, choose_output, open_journal
@@ -37,6 +38,7 @@ class Request:
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
+        csv_safe: No cell of a CSV shall be a formula.
     """
 
     inputs: tuple[str, ...]
@@ -51,6 +53,7 @@ class Request:
     overwrite: bool = False
     prints_summary: bool = False
     quiet: bool = False
+    csv_safe: bool = False
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -72,6 +75,12 @@ class Request:
         Raises:
             InputError: output, format and number of videos do not fit each other.
         """
+        output = self._choose_output(found)
+        if self.csv_safe and FORMATS[output.format].safe is None:
+            raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        return replace(output, safe=self.csv_safe)
+
+    def _choose_output(self, found: Found) -> Output:
         one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
         output = choose_output(self.output, self.format, len(found.jobs), one)
         if not (self.prints_summary and output.kind == "stream" and output.path is None):
@@ -96,11 +105,15 @@ class Request:
             identity = self._identity(narrator, model, windows(clip, stride))
             journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
             found = under_earlier_names(found, journal.done)
-            sink = Files(output, journal, [job.source.name for job in found.jobs])
+            try:
+                sink = Files(output, journal, [job.source.name for job in found.jobs], self.overwrite)
+            except BaseException:
+                journal.close()
+                raise
         try:
             plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
             progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-            for line in found.notes if not self.quiet else ():
+            for line in () if self.quiet else (*found.notes, *sink.notes):
                 progress.say(line)
             return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(self.options)
         finally:

@@ -142,7 +142,8 @@ class Run:
         if video in self._ended and not self._in_flight[video]:
             self._ended.remove(video)
             del self._in_flight[video]
-            self.sink.finish(video)
+            if line := self.sink.finish(video):
+                self._fail(line)
 
     def _fail(self, line: str) -> None:
         self.summary.failed.append(line)

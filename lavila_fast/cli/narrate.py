@@ -27,6 +27,7 @@ _BATCH = 8
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("-o", "--output", metavar="PATH", help="A file for all videos, a folder for one file a video, or -.")
 @click.option("--format", "format", type=LazyChoice(offered), help="Default: as in PATH.")
+@click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula.")
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]")
 @click.option(
@@ -120,7 +121,17 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
     from lavila_fast.archive.request import Request
 
-    same = ("clip_list", "output", "format", "clip_seconds", "stride_seconds", "workers", "overwrite", "quiet")
+    same = (
+        "clip_list",
+        "output",
+        "format",
+        "clip_seconds",
+        "stride_seconds",
+        "workers",
+        "overwrite",
+        "quiet",
+        "csv_safe",
+    )
     return Request(
         inputs,
         options_of(given),

@@ -19,6 +19,7 @@ from lavila_fast.archive.formats.text import Text
 from lavila_fast.archive.formats.vtt import WebVtt
 from lavila_fast.archive.formats.writer import Writer
 
+__all__ = ["FORMATS", "JSONL", "TEXT", "Format", "Writer", "offered", "suffixes"]
 JSONL, TEXT = "jsonl", "text"
 """What is written and what is printed where nothing else is asked for; a JSONL file is its own journal."""
 
