@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from lavila_fast.download import cache_dir
+from lavila_fast.download import cache_dir, is_there, user_cache
 from lavila_fast.errors import InputError, ModelNotFoundError
 from lavila_fast.presets import CHECKPOINTS, hint
 from lavila_fast.text import Kind, Tokenizer, load_tokenizer
@@ -40,7 +40,7 @@ def find_model(model: str | Path) -> Path:
     if row is None or not row.url:
         raise ModelNotFoundError(f"{model}: no such file or folder, nor a model's name; {hint(name)}")
     pulled = cache_dir() / row.relative
-    if not pulled.is_file():
+    if not is_there(pulled):
         raise ModelNotFoundError(f"{model}: not fetched yet ({pulled}); run: lavila-fast models pull {model}")
     return pulled
 
@@ -63,7 +63,8 @@ def find_vocabulary(checkpoint: Path, kind: str, context: int, given: str | Path
     if given is not None or own.is_file():
         return load_tokenizer(own if given is None else given, which, context)
     wrong: InputError | None = None
-    for folder in (checkpoint.parent, cache_dir() / "tokenizers" / kind):
+    cache = user_cache()
+    for folder in (checkpoint.parent, *((cache / "tokenizers" / kind,) if cache else ())):
         if holds_vocabulary(folder, which):
             try:
                 return load_tokenizer(folder, which, context)

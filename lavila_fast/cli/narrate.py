@@ -10,6 +10,7 @@ import click
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import LazyChoice
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES, engine_help, precisions
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
     narrator = Narrator.from_pretrained(given["model"], **how)
     if narrator.note and not request.quiet:
-        click.echo(f"{given['model']}: {narrator.note}", err=True)
+        tell(f"{given['model']}: {narrator.note}", err=True)
     summary = request.run(narrator, given["model"], found, output)
     if request.prints_summary:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
     elif not request.quiet:
-        click.echo(summary.sentence(output), err=True)
+        tell(summary.sentence(output), err=True)
     return summary.exit_code
 
 
