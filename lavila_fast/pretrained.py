@@ -9,6 +9,7 @@ Everything that opens a model asks here, so a name means the same to the narrato
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import cast
 
@@ -32,9 +33,10 @@ def find_model(model: str | Path) -> Path:
     """
     name, path = str(model), Path(model)
     shipped = ASSETS / name
-    if name == path.name and shipped.is_dir() and (isinstance(model, str) or not path.exists()):
+    exists = os.path.exists(path)  # noqa: PTH110  # Path's raises where a name is too long
+    if name == path.name and os.path.isdir(shipped) and (isinstance(model, str) or not exists):  # noqa: PTH112
         return shipped
-    if path.exists():
+    if exists:
         return path
     row = CHECKPOINTS.get(name)
     if row is None or not row.url:
@@ -60,7 +62,7 @@ def find_vocabulary(checkpoint: Path, kind: str, context: int, given: str | Path
     """
     which = cast(Kind, kind)
     own = checkpoint.with_name(checkpoint.stem + ".tokenizer.json")
-    if given is not None or own.is_file():
+    if given is not None or is_there(own):
         return load_tokenizer(own if given is None else given, which, context)
     wrong: InputError | None = None
     cache = user_cache()
