@@ -23,7 +23,7 @@ from lavila_fast.engines.choose import open_runtime
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.generate.options import Options
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 Video = NDArray[np.float32]
 PRECISIONS = ("fp32", "int8")
@@ -65,7 +65,7 @@ class Contest:
         work: The pieces.
     """
 
-    model: Narrator
+    model: NarratorModel
     video: Video
     threads: int
     engines: dict[str, NarratorRuntime] = field(default_factory=dict)

@@ -41,7 +41,7 @@ from lavila_fast.config import VisionConfig
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.export.build import ExportOptions, export_model
 from lavila_fast.models.load import save_checkpoint
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import train_bpe
 
 BATCHES = (8, 16)  # of which the native INT8 engine takes the faster
@@ -68,7 +68,7 @@ def make_bundles(contest: Contest, folder: Path, precisions: tuple[str, ...]) ->
     return found
 
 
-def _export(model: Narrator, folder: Path, precision: str, output: Path) -> None:
+def _export(model: NarratorModel, folder: Path, precision: str, output: Path) -> None:
     weights = folder / "random.safetensors"
     if not weights.is_file():
         save_checkpoint(model, weights)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 HF_NOTE = (
     "the encoder is ours, eager; the decoder is transformers' GPT2LMHeadModel with add_cross_attention and KV cache, "
@@ -35,7 +35,7 @@ class HuggingFace:
 
     def __init__(
         self,
-        narrator: Narrator,
+        narrator: NarratorModel,
         samples: int,
         temperature: float,
         top_p: float,

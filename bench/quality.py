@@ -22,7 +22,7 @@ from lavila_fast.engines.device.ort import OrtSlotRuntime
 from lavila_fast.engines.embed import DualEncoderRuntime
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
+from lavila_fast.evaluate.clips import UNSEEN_SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import distinct_sentences, retrieval_items, sentence_items, write_greedily
 from lavila_fast.export.build import ExportOptions, export_model
 from lavila_fast.models.load import load_dual_encoder, load_narrator
@@ -74,7 +74,7 @@ class Quality:
                 dual = self.attempt(f"nano {precision} dual encoder", lambda b=bundle: self._dual(b))  # type: ignore[misc]
                 duals |= {precision: dual} if dual else {}
         vision = self.narrator.config.vision
-        for split in SPLITS:
+        for split in UNSEEN_SPLITS:
             say(f"{self.clips} kitchen clips, {split} …")
             shown = filmed_clips(split, self.clips, self.films, vision.frames, vision.img)
             self._sentences(split, shown, engines)

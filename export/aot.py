@@ -21,11 +21,11 @@ from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
 from lavila_fast.files import new_file, sha256
 from lavila_fast.models.checkpoint import weights_digest
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 
 def build_packages(
-    model: Narrator,
+    model: NarratorModel,
     folder: Path,
     device: str = "cpu",
     force: bool = False,

@@ -28,20 +28,20 @@ from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError
 from lavila_fast.export.engines import EngineOptions, axes_for, build_engines, read_plan, write_plan
-from lavila_fast.export.graphs.specs import Model, Spec, specs_for
+from lavila_fast.export.graphs.specs import Spec, specs_for
 from lavila_fast.export.graphs.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
 from lavila_fast.export.graphs.translations import TRANSLATIONS
 from lavila_fast.export.graphs.weights import WeightFile, named_weights
 from lavila_fast.export.recipe import complete, needs_clips
 from lavila_fast.export.sources import find_checkpoint, require_memory
 from lavila_fast.models.checkpoint import weights_digest
-from lavila_fast.models.load import load_dual_encoder, load_model
-from lavila_fast.models.narrator import Narrator
-from lavila_fast.presets import tokenizer_kind
+from lavila_fast.models.load import Model, load_dual_encoder, load_model
+from lavila_fast.models.narrator import NarratorModel
+from lavila_fast.presets import CLIP_SECONDS, tokenizer_kind
 from lavila_fast.pretrained import find_vocabulary
-from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
+from lavila_fast.quant.names import PRECISIONS, TARGETS
+from lavila_fast.quant.scheme import Scheme, layers, quantize
 
-CLIP_SECONDS = 2.0
 PARITY_CLIPS = 32
 TOKENIZERS = {"narrator": "narrator_tokenizer.json", "dual_encoder": "text_tokenizer.json"}
 # An engine may round a float16 product or an int8 level to the other side; float32 has no such excuse.
@@ -202,7 +202,7 @@ class _Build:
         self.say(f"loading {self.checkpoint}")
         first = load_model(self.checkpoint)
         found = {first.config.kind: (first, self.checkpoint, options.tokenizer)}
-        if options.dual_encoder is not None and isinstance(first, Narrator):
+        if options.dual_encoder is not None and isinstance(first, NarratorModel):
             dual = load_dual_encoder(options.dual_encoder)
             found["dual_encoder"] = (dual, options.dual_encoder, options.text_tokenizer)
         elif options.dual_encoder is not None:
@@ -304,7 +304,7 @@ class _Build:
 def graphs_for(model: Model, target: str) -> list[Spec]:
     """The graphs of a model for a target: the GPU's decoder keeps its caches in place."""
     specs: list[Spec] = specs_for(model)
-    if target == "cpu" or not isinstance(model, Narrator):
+    if target == "cpu" or not isinstance(model, NarratorModel):
         return specs
     from lavila_fast.export.graphs.inplace import Way, inplace_spec
 

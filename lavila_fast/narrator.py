@@ -26,6 +26,7 @@ from lavila_fast.generate.ahead import PendingClip
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
 from lavila_fast.generate.write import write
+from lavila_fast.presets import CLIP_SECONDS
 from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
@@ -34,7 +35,6 @@ from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
-CLIP_SECONDS = 2.0
 ABOUT = ("MODEL_CARD.md", "parity.json", "parity.html")  # files of a bundle that only tell of it
 
 
@@ -49,7 +49,7 @@ class Narrator:
         fingerprint: Changes when weights, graphs, vocabulary or the engine's identity do; narrations of two narrators
             with one fingerprint can stand in one file.
         note: What a user should know before believing a word.
-        decoder: What decodes video: one of `video.decoders.DECODERS`.
+        decoder: What decodes video: one of `video.names.DECODERS`.
     """
 
     runtime: NarratorRuntime

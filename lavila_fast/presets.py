@@ -29,6 +29,7 @@ from lavila_fast.config import (
 )
 from lavila_fast.errors import InputError
 
+CLIP_SECONDS = 2.0  # that every released checkpoint was trained on, about
 BASE = VisionConfig()
 LARGE = VisionConfig(patch=14, dim=1024, depth=24, heads=16)
 LARGE_336 = replace(LARGE, img=336)

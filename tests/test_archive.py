@@ -20,7 +20,7 @@ import pytest
 from lavila_fast.archive.decoding import Decoders, Ended
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
-from lavila_fast.archive.identity import LISTED, Identity, difference, windows
+from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal, parse
 from lavila_fast.archive.names import name_files
@@ -119,7 +119,7 @@ OLD = {
 
 
 def identity(**changes: Any) -> dict[str, Any]:
-    same = Identity("nano", "0123456789abcdef", Options(samples=2), windows(2, 2))
+    same = Identity("nano", "0123456789abcdef", Options(samples=2), describe_windows(2, 2))
     return replace(same, **changes).settings()
 
 

@@ -64,9 +64,9 @@ def counted(work):
 
 @pytest.fixture(scope="module")
 def odd_model():
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
-    return Narrator(ODD).eval()
+    return NarratorModel(ODD).eval()
 
 
 def test_encoder_operations_are_those_pytorch_counts(odd_model):

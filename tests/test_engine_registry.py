@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,9 +120,21 @@ def test_a_precision_that_nobody_has(tiny_bundle):
         Narrator.from_pretrained(tiny_bundle, engine="torch-cuda", precision="int3")
 
 
-def test_the_command_line_takes_every_decoder():
+def test_the_command_line_takes_every_decoder_target_and_precision():
+    from lavila_fast.cli.export import export
     from lavila_fast.cli.narrate import narrate
-    from lavila_fast.video.decoders import DECODERS
+    from lavila_fast.quant import names
+    from lavila_fast.video.decoders import _DECODERS
+    from lavila_fast.video.names import DECODERS
 
-    (option,) = (one for one in narrate.params if one.name == "decoder")
-    assert tuple(option.type.choices) == DECODERS  # spelt out there: help should not wait for numpy
+    choices = {one.name: one.type.choices for one in [*narrate.params, *export.params] if hasattr(one.type, "choices")}
+    assert tuple(choices["decoder"]) == DECODERS == ("auto", "pyav", *_DECODERS)
+    assert [made.name for made in _DECODERS.values()] == list(_DECODERS)
+    assert tuple(choices["target"]) == names.TARGETS
+    assert tuple(choices["precision"]) == names.PRECISIONS
+
+
+def test_help_waits_for_nothing_heavy():
+    program = "import sys, lavila_fast.cli.main; print({'numpy', 'torch', 'av', 'tokenizers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

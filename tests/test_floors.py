@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors", "log", "shown"},  # the cellar: configs check themselves, and need errors for it
     {"config", "records", "files", "machine", "kernels"},
-    {"video", "text", "kitchen", "presets", "download"},
-    {"bundle", "pretrained"},
+    {"video", "text", "presets", "download"},
+    {"bundle", "pretrained", "kitchen"},
     {"models"},
     {"quant"},
     {"engines"},

@@ -14,8 +14,10 @@ from test_sampling import warped
 
 torch = pytest.importorskip("torch")
 
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.host.ort import OrtRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
+from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.randomness import clip_key, uniform  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
@@ -173,3 +175,14 @@ def test_clips_are_taken_when_a_place_falls_free(tiny_engines):
 
 def test_nothing_to_write(tiny_engines):
     assert list(write_samples(tiny_engines["onnxruntime"], [], Options(), 4)) == []
+
+
+def test_the_reference_models_greedy_sentences_are_the_engines(tiny_model):
+    videos = tiny.videos(3)
+    with torch.inference_mode():
+        ids = tiny_model.greedy_ids(tiny_model.visual_tokens(torch.from_numpy(videos)), tiny.LIMIT - 1)
+    runtime = TorchRuntime(tiny_model)
+    written = write_greedily(runtime, (runtime.encode(video[None]) for video in videos))
+    for row, one in zip(ids.tolist(), written, strict=True):
+        assert tuple(row[: len(one.ids)]) == one.ids
+        assert tiny.VOCAB - 1 not in row[1 : len(one.ids) - 1]

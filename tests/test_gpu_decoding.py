@@ -28,10 +28,11 @@ from lavila_fast.log import log_once
 from lavila_fast.records import Clip
 from lavila_fast.video import decoders as video_decoders
 from lavila_fast.video.cpu.pyav_reader import PyavReader
-from lavila_fast.video.decoders import DECODERS, unit_decoders
+from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.facts import read_facts
 from lavila_fast.video.gpu import unit_reader
 from lavila_fast.video.gpu.unit_reader import UnitReader
+from lavila_fast.video.names import DECODERS
 from lavila_fast.video.probe import open_file, probe
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.requests import ClipRequest, FileReader, FrameGate, Health, OpenClip

@@ -16,7 +16,7 @@ from safetensors.torch import load_file  # noqa: E402
 from lavila_fast import load_narrator  # noqa: E402
 from lavila_fast.errors import InputError, MissingExtraError  # noqa: E402
 from lavila_fast.models.gpt2 import Mlp  # noqa: E402
-from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.presets import config_for  # noqa: E402
 from lavila_fast.pretrained import ASSETS  # noqa: E402
 from lavila_fast.quant.half import SafeSquaredMlp  # noqa: E402
@@ -68,7 +68,7 @@ def test_logits_stay_close_and_weights_shrink(wide, inputs, precision):
     model = convert(wide, precision)
     weight = size_of(model)
     found, wanted = run(model, inputs), run(wide, inputs)
-    assert isinstance(model, Narrator)
+    assert isinstance(model, NarratorModel)
     assert found.dtype == torch.float32
     assert (found - wanted).norm() / wanted.norm() <= NEAR[precision]
     assert (found.argmax(-1) == wanted.argmax(-1)).float().mean() >= SAME
@@ -154,7 +154,7 @@ def test_int8_compiles_in_one_graph(wide, inputs):
 def test_sizes_are_known_without_memory(precision):
     """The largest model, on the meta device: 16 bits halve it, INT8 leaves a little more than a quarter."""
     with torch.device("meta"):
-        model = Narrator(config_for("narrator-large"))
+        model = NarratorModel(config_for("narrator-large"))
     share = size_of(convert(model, precision, "meta")) / size_of(model)
     assert share == pytest.approx({"fp32": 1.0, "int8": 0.252}.get(precision, 0.5), abs=0.002)
 

@@ -457,7 +457,7 @@ def test_every_command_ends_well_when_nobody_reads_on(words: tuple[str, ...]) ->
         (("v0.mp4", "-o", "x.txt"), "--format"),
         (("v0.mp4", "--model", "nonesuch"), "nonesuch"),
         (("v0.mp4", "--model", "y" * 300), "no such file or folder"),
-        ((".", "--clips", "y" * 300 + ".csv"), "file name too long"),
+        ((".", "--clips", "y" * 300 + ".csv"), "name too long"),
         (("v0.mp4", "--csv-safe", "-o", "x.srt"), "--csv-safe: of no use to srt"),
         (("v0.mp4", "--beams", "4", "--groups", "3"), "multiple"),
         (("v0.mp4", "--top-p", "2"), "top_p"),

@@ -24,7 +24,7 @@ from lavila_fast.evaluate.clips import Clips, action_of, filmed_clips, labels_of
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
 from lavila_fast.models.load import load_narrator  # noqa: E402
 from lavila_fast.train import evaluate_kitchen as evaluate_files  # noqa: E402
-from lavila_fast.train.checkpoints import load_state, save_state  # noqa: E402
+from lavila_fast.train.checkpoints import read_state, save_state  # noqa: E402
 from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402
 from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
 from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
@@ -427,5 +427,5 @@ def test_a_checkpoint_cut_short_leaves_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", cut)
     with pytest.raises(StorageError, match="make room"):
         save_state({"step": 2}, path)
-    assert load_state(path) == {"step": 1}
+    assert read_state(path) == {"step": 1}
     assert [one.name for one in tmp_path.iterdir()] == ["state.pt"]

@@ -29,12 +29,12 @@ def narrator(sizes=None, seed=0, ending=0.12):
     """
     import torch
 
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
     sizes = sizes or config()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model = Narrator(sizes).eval()
+        model = NarratorModel(sizes).eval()
         for name, weight in model.named_parameters():
             if ".alpha_" in name:
                 weight.fill_(1.0)

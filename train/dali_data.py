@@ -77,7 +77,7 @@ class ListConfig:
         list: For `read_sentences`; the files lie below `root`.
         frames: Frames a clip.
         img: Side of the frames, pixels.
-        decoder: One of `video.decoders.DECODERS`.
+        decoder: One of `video.names.DECODERS`.
         device: Where they are decoded and handed over: ``cpu``, ``cuda`` or ``cuda:N``; the model must be there too.
         area: Least and greatest share of a frame that a crop covers; (1, 1) for the centre crop of narration.
         aspect: Least and greatest width over height of a crop.

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
 from lavila_fast.files import write_json
-from lavila_fast.train.checkpoints import load_state, save_state
+from lavila_fast.train.checkpoints import read_state, save_state
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import Task
 
@@ -72,7 +72,7 @@ class TorchEngine:
         """See `Engine`."""
         if not (folder / "state.pt").is_file():
             return None
-        state: dict[str, Any] = load_state(folder / "state.pt")
+        state: dict[str, Any] = read_state(folder / "state.pt")
         self.optimiser.load_state_dict(state.pop("optimiser"))
         return state
 

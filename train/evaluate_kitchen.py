@@ -20,30 +20,25 @@ import torch
 from torch import Tensor
 
 from lavila_fast.errors import exit_with_line
-from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
+from lavila_fast.evaluate.clips import UNSEEN_SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
 from lavila_fast.files import write_text
 from lavila_fast.machine import processor
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
 
 @torch.inference_mode()
-def greedy(narrator: Narrator, tokenizer: Tokenizer, video: Tensor) -> list[str]:
-    """The likeliest next word, again and again, without a cache: sentences for normalised clips (B, 3, T, H, W)."""
-    seen = narrator.visual_tokens(video)
-    ids = torch.full((len(video), 1), tokenizer.begin)
-    for _ in range(narrator.config.max_tokens - 1):
-        ids = torch.cat([ids, narrator.logits(seen, ids)[:, -1:].argmax(-1)], dim=1)
-        if bool((ids[:, 1:] == tokenizer.end).any(1).all()):
-            break
+def greedy(narrator: NarratorModel, tokenizer: Tokenizer, video: Tensor) -> list[str]:
+    """The likeliest sentences for normalised clips (B, 3, T, H, W), word by word."""
+    ids = narrator.greedy_ids(narrator.visual_tokens(video), narrator.config.max_tokens - 1)
     return [tokenizer.decode(row) for row in ids.numpy()]
 
 
-def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
+def _video(model: NarratorModel | DualEncoder, clips: Clips) -> list[Tensor]:
     vision = model.config.vision
     ready = [torch.from_numpy(normalise(clip, vision.mean, vision.std)) for clip in clips.frames]
     return [torch.stack(ready[i : i + 50]) for i in range(0, len(ready), 50)]
@@ -61,7 +56,7 @@ def embedding_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> 
 def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
     """All figures of the models in `folder`; what is not there is left out."""
     found: dict[str, Any] = {}
-    shown = {split: filmed_clips(split, clips, films, workers=workers) for split in SPLITS}
+    shown = {split: filmed_clips(split, clips, films, workers=workers) for split in UNSEEN_SPLITS}
     if (folder / "narrator.safetensors").is_file():
         narrator = load_narrator(folder / "narrator.safetensors")
         words = load_tokenizer(folder / "narrator_tokenizer.json", "gpt2", narrator.config.max_tokens)

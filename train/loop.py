@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.evaluate.clips import Clips
-from lavila_fast.train.checkpoints import load_state, save_state
+from lavila_fast.train.checkpoints import read_state, save_state
 from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, DataConfig
 from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
@@ -301,7 +301,7 @@ def train(
         if rank == 0 and overwrite:
             _forget(output)
         start = _start_weights(recipe, output)
-        run = Run(recipe, clips, rank, world, zero, load_state(start) if start else None)
+        run = Run(recipe, clips, rank, world, zero, read_state(start) if start else None)
         resumed = resume and run.resume(output)
         if rank == 0 and not resumed:
             print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)

@@ -20,7 +20,7 @@ from lavila_fast.config import DualEncoderConfig, NarratorConfig
 from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.models.timesformer import TimeSformer
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
@@ -71,7 +71,7 @@ def prepare_tower(tower: TimeSformer, generator: torch.Generator) -> None:
             block.timeattn.proj.weight.zero_()  # type: ignore[union-attr, operator]
 
 
-def open_gates(narrator: Narrator) -> None:
+def open_gates(narrator: NarratorModel) -> None:
     """Let the decoder see from the start; the gates are closed at first only to protect a pretrained GPT-2."""
     with torch.no_grad():
         for name, parameter in narrator.text_decoder.named_parameters():
@@ -85,7 +85,7 @@ class Task(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Narrator | DualEncoder, fast: bool) -> None:
+    def __init__(self, model: NarratorModel | DualEncoder, fast: bool) -> None:
         super().__init__()
         self.model, self.fast = model, fast
         vision = model.config.vision
@@ -123,10 +123,10 @@ class _Score(nn.Module):
 class NarratorTask(Task):
     """Say the sentence; beside it, classify its parts from the CLS token."""
 
-    model: Narrator
+    model: NarratorModel
     ids: Tensor
 
-    def __init__(self, model: Narrator, hints: float, verbs: bool, fast: bool) -> None:
+    def __init__(self, model: NarratorModel, hints: float, verbs: bool, fast: bool) -> None:
         super().__init__(model, fast)
         self.hints, self.verbs = hints, verbs
         self.heads = nn.ModuleDict({part: nn.Linear(model.config.vision.dim, len(PARTS[part])) for part in PARTS})
@@ -192,7 +192,7 @@ def make_task(recipe: Recipe) -> Task:
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     if isinstance(recipe.model, NarratorConfig):
-        narrator = Narrator(recipe.model)
+        narrator = NarratorModel(recipe.model)
         prepare_tower(narrator.visual, generator)
         for parameter in (narrator.text_decoder.transformer.wte.weight, narrator.text_decoder.transformer.wpe.weight):
             nn.init.normal_(parameter, std=0.02, generator=generator)

@@ -25,7 +25,7 @@ from lavila_fast.kernels.decode import ops as decode
 from lavila_fast.kernels.int8 import ops as int8
 from lavila_fast.kernels.norm.ops import add_layer_norm
 from lavila_fast.kernels.preprocess import check_cuda, cuda
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MOST_REGRET = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.2, "int8": 0.4}  # of greedy words; see `models.regrets`
@@ -194,7 +194,7 @@ def _narrator(setup: Setup, rows: list[Row]) -> None:
         attempt(rows, {"check": name}, _narrator_row, setup, model, video, precision, most)
 
 
-def _narrator_row(setup: Setup, model: Narrator, video: np.ndarray, precision: str, most: float) -> Row:
+def _narrator_row(setup: Setup, model: NarratorModel, video: np.ndarray, precision: str, most: float) -> Row:
     runtime = TorchGpuRuntime(model, setup.device, precision, slots=2, rows=1)
     ((written,),) = narrate(runtime, video[0], 1, Options(warp=Warp(temperature=0)))
     ids = torch.tensor(written.ids, device=setup.device)

@@ -21,7 +21,7 @@ from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.options import Options, Written
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 CASES = (12, TOKENS - 1)  # tokens chosen a sentence
 ENCODERS = (  # model, attention, what of it is compiled; in order of importance, the slowest to compile last
@@ -58,7 +58,7 @@ def _short(config: NarratorConfig) -> NarratorConfig:
     return replace(config, text=replace(config.text, n_layer=1, vocab=64))
 
 
-def _encoder_row(setup: Setup, model: Narrator, compiled: str, clips: int, top: Limits) -> Row:
+def _encoder_row(setup: Setup, model: NarratorModel, compiled: str, clips: int, top: Limits) -> Row:
     torch.compiler.reset()
     began = time.perf_counter()
     run = torch.compile(model.visual_tokens, dynamic=False) if compiled == "whole" else model.visual_tokens
@@ -105,7 +105,7 @@ class Contest:
 
     setup: Setup
     name: str
-    model: Narrator
+    model: NarratorModel
     slots: int
     clips: dict[int, int]
     peer_clips: tuple[int, ...]
@@ -160,8 +160,8 @@ def narrator_large_part(setup: Setup) -> dict[str, Any]:
     return _narrator(Contest(setup, "TSF-L@336 + GPT-2 XL", model, setup.of(64, 2), clips, peer_clips, turns))
 
 
-def _model(setup: Setup, config: NarratorConfig) -> Narrator:
-    model: Narrator = random_narrator(0, config, setup.device).requires_grad_(False)
+def _model(setup: Setup, config: NarratorConfig) -> NarratorModel:
+    model: NarratorModel = random_narrator(0, config, setup.device).requires_grad_(False)
     return model
 
 
@@ -249,7 +249,7 @@ def narrate(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: O
     return written
 
 
-def regrets(model: Narrator, video: Tensor, ids: Tensor) -> Tensor:
+def regrets(model: NarratorModel, video: Tensor, ids: Tensor) -> Tensor:
     """How much less likely each token of `ids` (L,), begin first, is to the model than its own choice, (L-1,).
 
     In logits, as a share of their standard deviation: 0 is the same word, a near tie is little, another word is 4.

@@ -19,9 +19,8 @@ from lavila_fast.bundle.graph_names import STEP, cross_names, logits_names, past
 from lavila_fast.config import ClipTextConfig, VisionConfig
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
-
-Model = Narrator | DualEncoder | Classifier
+from lavila_fast.models.load import Model
+from lavila_fast.models.narrator import NarratorModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Encoder(nn.Module):
 
     queries: Tensor
 
-    def __init__(self, narrator: Narrator) -> None:
+    def __init__(self, narrator: NarratorModel) -> None:
         super().__init__()
         self.visual, self.pool = narrator.visual, narrator.img_attn_pool
         self.norm, self.decoder = narrator.img_attn_pool_norm, narrator.text_decoder
@@ -75,7 +74,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """`models.gpt2.GatedGPT2.step`: one token for N rows with a cache that stays outside."""
 
-    def __init__(self, narrator: Narrator) -> None:
+    def __init__(self, narrator: NarratorModel) -> None:
         super().__init__()
         self.decoder = narrator.text_decoder
 
@@ -110,7 +109,7 @@ class DualText(nn.Module):
         return self.model.embed_text(ids, mask)
 
 
-def model_dtype(model: Narrator) -> torch.dtype:
+def model_dtype(model: NarratorModel) -> torch.dtype:
     """Type of the keys and values, which is the type of the caches: half in strongly typed half models."""
     with torch.no_grad():
         probe = model.text_decoder.keys_values(torch.zeros(1, 2, model.config.text.n_embd))
@@ -126,7 +125,7 @@ def _video(vision: VisionConfig, clips: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=_noise(seed))
 
 
-def encoder_spec(narrator: Narrator) -> Spec:
+def encoder_spec(narrator: NarratorModel) -> Spec:
     """Video → cross-attention keys and values, with a dynamic batch."""
     vision, text, queries = narrator.config.vision, narrator.config.text, narrator.config.queries
     heads, size = text.n_head, text.n_embd // text.n_head
@@ -146,7 +145,9 @@ def encoder_spec(narrator: Narrator) -> Spec:
     )
 
 
-def step_arguments(narrator: Narrator, clips: int, rows_a_clip: int, capacity: int, seed: int = 0) -> tuple[Any, ...]:
+def step_arguments(
+    narrator: NarratorModel, clips: int, rows_a_clip: int, capacity: int, seed: int = 0
+) -> tuple[Any, ...]:
     """Random arguments of a decoder step that make sense: rows in a shuffled grid, lengths below the capacity."""
     text, queries, noise = narrator.config.text, narrator.config.queries, _noise(seed)
     heads, size, rows = text.n_head, text.n_embd // text.n_head, clips * rows_a_clip
@@ -164,7 +165,7 @@ def step_arguments(narrator: Narrator, clips: int, rows_a_clip: int, capacity: i
     return ids, lengths, order.view(clips, rows_a_clip), order.argsort(), past, cross
 
 
-def decoder_spec(narrator: Narrator) -> Spec:
+def decoder_spec(narrator: NarratorModel) -> Spec:
     """A decoder step with dynamic rows, clips, rows a clip and capacity."""
     text = narrator.config.text
     n, b = Dim("rows", min=1, max=65536), Dim("clips", min=1, max=4096)
@@ -225,7 +226,7 @@ def dual_text_spec(model: DualEncoder) -> Spec:
     )
 
 
-def narrator_specs(model: Narrator) -> list[Spec]:
+def narrator_specs(model: NarratorModel) -> list[Spec]:
     """``encoder`` and ``decoder``."""
     return [encoder_spec(model), decoder_spec(model)]
 
@@ -245,6 +246,6 @@ def classifier_specs(model: Classifier) -> list[Spec]:
 
 def specs_for(model: Model) -> list[Spec]:
     """The graphs of a model of any kind."""
-    if isinstance(model, Narrator):
+    if isinstance(model, NarratorModel):
         return narrator_specs(model)
     return dual_encoder_specs(model) if isinstance(model, DualEncoder) else classifier_specs(model)

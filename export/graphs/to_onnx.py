@@ -35,8 +35,8 @@ from lavila_fast.errors import (
     MissingExtraError,
 )
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
-from lavila_fast.export.graphs.weights import WeightFile, refer_to
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.export.graphs.weights import WeightFile, name_each_use, refer_to
+from lavila_fast.models.narrator import NarratorModel
 
 OPSET = 20
 _LARGEST_INLINE = 1 << 30  # a protobuf file ends at 2 GiB; above half of that, weights go beside it
@@ -97,6 +97,7 @@ def write_graph(
     _rename_clashes(model)
     if store is not None:
         refer_to(store, model)
+    name_each_use(model)
     inline = [t for t in _weights(model) if not isinstance(t, onnx_ir.ExternalTensor)]
     beside = f"{path.name}.data" if sum(t.nbytes for t in inline) > _LARGEST_INLINE else None
     onnx_ir.save(model, path, external_data=beside)
@@ -336,7 +337,7 @@ def _check_values(spec: Spec, path: Path, name: str, off: np.ndarray, expected: 
             )
 
 
-def export_narrator(narrator: Narrator, folder: Path) -> None:
+def export_narrator(narrator: NarratorModel, folder: Path) -> None:
     """Write ``encoder.onnx`` and ``decoder.onnx`` into a folder, weights in the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for spec in narrator_specs(narrator):

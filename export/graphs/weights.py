@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,29 @@ def refer_to(store: WeightFile, model: Any) -> None:
             _refer(store, model.graph, value, place)
         elif array.ndim == 2 and (place := store.find(array.T)) is not None:
             _refer(store, model.graph, _transposed(model.graph, value), place)
+
+
+def name_each_use(model: Any) -> None:
+    """Let no two `MatMulInteger`s read an int8 weight by one name; a second name refers to the same bytes.
+
+    On processors with no VNNI, ONNX Runtime turns the weight of each into its own kind of int8 and stumbles over one
+    that it has turned already: it cannot open such a graph.
+    """
+    import onnx_ir as ir
+
+    uses: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        weight = node.inputs[1] if node.op_type == "MatMulInteger" else None
+        if weight is None or not weight.is_initializer():
+            continue
+        number = uses[weight.name] = uses.get(weight.name, 0) + 1
+        if number > 1:
+            name = f"{weight.name}.{number}"
+            tensor = copy(weight.const_value)
+            tensor.name = name
+            again = ir.Value(name=name, shape=weight.shape, type=weight.type, const_value=tensor)
+            model.graph.initializers.add(again)
+            node.replace_input_with(1, again)
 
 
 def _transposed(graph: Any, value: Any) -> Any:

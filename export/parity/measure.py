@@ -26,7 +26,7 @@ from lavila_fast.evaluate.metrics import interval
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -96,7 +96,7 @@ class Sentences:
 
 
 @torch.inference_mode()
-def reference_sentences(model: Narrator, videos: F32) -> Sentences:
+def reference_sentences(model: NarratorModel, videos: F32) -> Sentences:
     """Greedy sentences of the PyTorch model for normalised clips (N, 3, T, H, W), and its distributions along them."""
     runtime = TorchRuntime(model)
     said = write_greedily(runtime, (runtime.encode(video[np.newaxis]) for video in videos), BATCH)

@@ -45,7 +45,7 @@ from lavila_fast.export.parity.report import Report, about, write_report
 from lavila_fast.kernels import native
 from lavila_fast.kitchen.world import all_actions, parse_sentence
 from lavila_fast.models.load import Model
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.pretrained import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
@@ -163,7 +163,7 @@ class _Run:
         told = self.bundle.tokenizer.get(kind)
         return load_tokenizer(self.bundle.folder / Path(told["file"]).name, told["kind"], context) if told else None
 
-    def _narrator(self, model: Narrator, frames: F32) -> Iterator[Section]:
+    def _narrator(self, model: NarratorModel, frames: F32) -> Iterator[Section]:
         given = self.engines if isinstance(self.engines, Mapping) else dict.fromkeys(self.engines)
         opened = {name: one or open_runtime(self.bundle, name, self.threads) for name, one in given.items()}
         found = {name: NarratorParity(runtime) for name, runtime in opened.items()}

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.clips import FolderClips, filled
+from lavila_fast.evaluate.clips import FolderClips, stacked
 from lavila_fast.files import write_text
 from lavila_fast.models.checkpoint import tensors_digest
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.gpt2 import TiedEmbedding
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.quant.scheme import named_layers, open_copy
 from lavila_fast.video.transforms import normalise
 
@@ -138,7 +138,7 @@ def calibration_clips(folder: Path, config: ModelConfig, count: int = LEAST) -> 
     vision, source = config.vision, FolderClips(folder, count)
     frames = source.stream(vision.frames, vision.img)
     # 512 clips of 336 pixels are 2.8 GB: each is normalised as it comes, into the one array there is.
-    clips = filled((normalise(one, vision.mean, vision.std) for one in frames), source.most)
+    clips = stacked((normalise(one, vision.mean, vision.std) for one in frames), source.most)
     if len(clips) < count:
         log.warning("%s: %d of %d clips to calibrate with; ranges may be too narrow", folder, len(clips), count)
     return torch.from_numpy(clips)
@@ -155,7 +155,7 @@ def calibrate(
     """Run clips through a float32 model and measure what enters each layer.
 
     Args:
-        model: Narrator, DualEncoder or Classifier.
+        model: NarratorModel, DualEncoder or Classifier.
         video: Normalised clips (N, 3, T, H, W).
         texts: Ids (N, L) for a dual encoder's text side, or to be read by a narrator; else made up.
         state: JSON file to save to as it goes; what it holds already is not measured again.
@@ -207,7 +207,7 @@ def state_key(model: nn.Module, video: Tensor) -> str:
 def feed(model: nn.Module, video: Tensor, texts: Tensor | None, seed: int, blind: Callable[[bool], None]) -> None:
     """Send clips and words once through all of a model; `blind` is set while words are looked for."""
     noise = torch.Generator().manual_seed(seed)
-    if isinstance(model, Narrator):
+    if isinstance(model, NarratorModel):
         seen = model.visual_tokens(video)
         blind(True)
         ids = words(model, seen, noise) if texts is None else texts
@@ -225,7 +225,7 @@ def batches(rows: Tensor) -> list[Tensor]:
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def words(model: Narrator, seen_BQE: Tensor, noise: torch.Generator, count: int = WORDS) -> Tensor:
+def words(model: NarratorModel, seen_BQE: Tensor, noise: torch.Generator, count: int = WORDS) -> Tensor:
     """Ids (B, 1 + count) that a narrator writes about clips, drawn from its own predictions."""
     ids = torch.full((len(seen_BQE), 1), model.config.text.vocab - 1)
     for _ in range(min(count, model.config.text.n_positions - 1)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavila_fast.archive.formats import FORMATS
-from lavila_fast.archive.identity import LISTED, Identity, windows
+from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import Found, find_clips, find_videos, under_earlier_names
 from lavila_fast.archive.outputs import Files, Output, Sink, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
@@ -102,7 +102,7 @@ class Request:
         if output.kind == "stream":
             sink = Stream(output, sys.stdout.buffer)
         else:
-            identity = self._identity(narrator, model, windows(clip, stride))
+            identity = self._identity(narrator, model, describe_windows(clip, stride))
             journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
             found = under_earlier_names(found, journal.done)
             try:

@@ -16,11 +16,10 @@ from typing import Any
 
 import click
 
+from lavila_fast.cli.choices import POSITIVE
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError, StorageError
-
-_POSITIVE = click.IntRange(min=1)
 
 
 class _Batches(click.ParamType):  # type: ignore[type-arg]
@@ -44,11 +43,11 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]
 @click.command()
 @click.argument("model")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
-@click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
+@click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--batch", "batches", type=_Batches(), default="1,2,4,8", show_default=True, help="Clips in flight.")
-@click.option("--samples", type=_POSITIVE, default=10, show_default=True, help="Sentences a clip.")
-@click.option("--tokens", type=_POSITIVE, help="Tokens of a sentence on average.  [default: the model's limit]")
-@click.option("--repeats", type=_POSITIVE, default=10, show_default=True, help="Of the latency.")
+@click.option("--samples", type=POSITIVE, default=10, show_default=True, help="Sentences a clip.")
+@click.option("--tokens", type=POSITIVE, help="Tokens of a sentence on average.  [default: the model's limit]")
+@click.option("--repeats", type=POSITIVE, default=10, show_default=True, help="Of the latency.")
 @click.option("--video", type=click.Path(path_type=Path), help="Narrate this file too.  [default: the shipped clip]")
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in a process of its own.")

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from lavila_fast import download
+from lavila_fast.cli.choices import PATH
 from lavila_fast.cli.streams import tell
 from lavila_fast.config import to_dict
 from lavila_fast.errors import InputError
@@ -86,11 +87,11 @@ def list_models(folder: Path | None, as_json: bool) -> None:
         click.echo(f"{'*' if row['present'] else ' '} {row['name']:<{width}}  {row['note']}")
 
 
-@models.command()
+@models.command("show")
 @click.argument("name")
 @_DIR
 @_JSON
-def show(name: str, folder: Path | None, as_json: bool) -> None:
+def show_model(name: str, folder: Path | None, as_json: bool) -> None:
     """Show sizes, address and files of NAME, a checkpoint or a variant."""
     details = _details(name, folder)
     if as_json:
@@ -133,11 +134,11 @@ def pull(name: str, folder: Path | None, url_base: str | None) -> None:
         tell(str(download.fetch(_mirrored(url, relative, url_base), path, checksum)))
 
 
-@models.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write.")
+@models.command("convert")
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Where to write.")
 @click.option("--variant", help=f"Name of its variant, such as {next(iter(VARIANTS))}, when the file does not say it.")
-def convert(checkpoint: Path, output: Path, variant: str | None) -> None:
+def convert_model(checkpoint: Path, output: Path, variant: str | None) -> None:
     """Convert a released CHECKPOINT (.pth) to safetensors and a config; needs the [torch] extra."""
     from lavila_fast.models.load import convert_checkpoint
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavila_fast.archive.formats import offered
-from lavila_fast.cli.choices import LazyChoice
+from lavila_fast.cli.choices import POSITIVE, LazyChoice
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES, engine_help, precisions
+from lavila_fast.video.names import DECODERS
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
     from lavila_fast.generate.options import Options
 
-_POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
 
@@ -38,22 +38,22 @@ _BATCH = 8
     type=click.Path(path_type=Path),
     help="Narrate the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
 )
-@click.option("--samples", type=_POSITIVE, default=1, show_default=True, help="Sentences a clip.")
+@click.option("--samples", type=POSITIVE, default=1, show_default=True, help="Sentences a clip.")
 @click.option("--temperature", type=float, help="0: greedy, the likeliest word.  [default: 0.7; 1 with beams]")
 @click.option(
     "--top-p", type=float, help="Draw from the likeliest words with this share.  [default: 0.95; 1 with beams]"
 )
 @click.option("--top-k", type=int, default=None, help="Draw from this many likeliest words.")
-@click.option("--beams", type=_POSITIVE, default=1, show_default=True, help="Over 1: search with so many beams.")
+@click.option("--beams", type=POSITIVE, default=1, show_default=True, help="Over 1: search with so many beams.")
 @click.option(
     "--groups",
-    type=_POSITIVE,
+    type=POSITIVE,
     default=1,
     show_default=True,
     help="Over 1: group beam search. Groups find the same sentences, as in the original.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
-@click.option("--batch-size", type=_POSITIVE, help="Clips narrated together.  [default: 8]")
+@click.option("--batch-size", type=POSITIVE, help="Clips narrated together.  [default: 8]")
 @click.option(
     "--engine",
     default="auto",
@@ -67,13 +67,13 @@ _BATCH = 8
 )
 @click.option(
     "--decoder",
-    type=click.Choice(("auto", "pyav", "dali", "pynvvideocodec", "torchcodec")),
+    type=click.Choice(DECODERS),
     default="auto",
     show_default=True,
     help="What decodes video; auto takes the GPU's where the model runs on one.",
 )
-@click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
-@click.option("--workers", type=_POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
+@click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
+@click.option("--workers", type=POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")

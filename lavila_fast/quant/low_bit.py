@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.models.gpt2 import Conv1D, Mlp, TiedEmbedding
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.quant.half import SafeSquaredMlp
 from lavila_fast.quant.layers import Device, KernelInt8Embedding, KernelInt8Linear, M, matrix_NK, shared_copy, swap
 from lavila_fast.quant.scheme import named_layers
@@ -49,8 +49,12 @@ _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def convert(
-    narrator: Narrator, precision: str, device: Device = "cpu", keep: Collection[str] = (), outlier: float = OUTLIER
-) -> Narrator:
+    narrator: NarratorModel,
+    precision: str,
+    device: Device = "cpu",
+    keep: Collection[str] = (),
+    outlier: float = OUTLIER,
+) -> NarratorModel:
     """A copy of a float32 narrator in another precision, in eval mode; see the module.
 
     Args:
@@ -120,7 +124,7 @@ def to_bitsandbytes(
     """Swap the matrices of GPT-2's blocks for bitsandbytes' layers, in place.
 
     Args:
-        module: A Narrator.
+        module: A NarratorModel.
         bits: 8 for LLM.int8(), 4 for NF4 with double quantization, in blocks of 64 inputs: layers whose inputs are no
             multiple of that (no released model has any) stay float.
         device: Where the new layers shall be.

@@ -31,9 +31,8 @@ from lavila_fast.quant.layers import (
     shared_copy,
     swap,
 )
+from lavila_fast.quant.names import PRECISIONS, TARGETS
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
-TARGETS = ("cpu", "cuda", "tensorrt", "jetson", "rtx")
 HEADS = ("fc_cls", "image_projection", "text_projection")
 FLOAT = ("img_attn_pool.to_q", *HEADS)
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -13,11 +13,20 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
 
 CHUNK_SECONDS = 300
 WHOLE = 0.99  # of its length, from which on a chunk is whole
+
+
+def segment_borders(start_frame: int, end_frame: int, segments: int) -> NDArray[np.int64]:
+    """Where `segments` equal segments of ``[start_frame, end_frame)`` begin and end, (segments + 1,)."""
+    if segments < 1:
+        raise InputError(f"{segments} frames a clip: at least 1 is needed")
+    steps = np.round((end_frame - start_frame - 1) / segments * np.arange(segments + 1))
+    return steps.astype(np.int64) + start_frame
 
 
 def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
@@ -31,9 +40,7 @@ def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
     Returns:
         `segments` non-decreasing indices. Frames repeat where there are fewer frames than segments.
     """
-    if segments < 1:
-        raise InputError(f"{segments} frames a clip: at least 1 is needed")
-    borders = np.round((end_frame - start_frame - 1) / segments * np.arange(segments + 1)).astype(int) + start_frame
+    borders = segment_borders(start_frame, end_frame, segments)
     return [int(i) for i in (borders[:-1] + np.minimum(borders[1:], end_frame)) // 2]
 
 

@@ -19,14 +19,12 @@ from lavila_fast.video.gpu.dali_reader import DaliDecoder
 from lavila_fast.video.gpu.nvcodec_reader import NvCodecDecoder, TorchCodecDecoder
 from lavila_fast.video.gpu.unit_reader import UnitReader
 from lavila_fast.video.gpu.unit_requests import UnitDecoder, gpu_missing
+from lavila_fast.video.names import DECODERS, GPU_DECODERS
 from lavila_fast.video.requests import FileReader
 
-_DECODERS: dict[str, Callable[[int, str], UnitDecoder]] = {
-    "dali": DaliDecoder,
-    "pynvvideocodec": NvCodecDecoder,
-    "torchcodec": TorchCodecDecoder,
-}
-DECODERS = ("auto", "pyav", *_DECODERS)
+_DECODERS: dict[str, Callable[[int, str], UnitDecoder]] = dict(
+    zip(GPU_DECODERS, (DaliDecoder, NvCodecDecoder, TorchCodecDecoder), strict=True)
+)
 
 
 @cache

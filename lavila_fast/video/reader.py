@@ -169,7 +169,7 @@ def read_clips(
             `FrameTransform` gets the decoder's frames themselves. Without it a clip holds frames at source size.
         threads: Decoding threads of PyAV, 0 for as many as FFmpeg likes. Only a damaged file can look different under
             another number of threads.
-        decoder: One of `decoders.DECODERS`; all show the same frames. ``auto`` is PyAV for frames on the CPU, and the
+        decoder: One of `names.DECODERS`; all show the same frames. ``auto`` is PyAV for frames on the CPU, and the
             first that is installed and serves the file for frames on a GPU. Others than these two need a
             `FrameTransform`.
         device: Where the frames are wanted: ``cpu``, ``cuda`` or ``cuda:N``.

@@ -15,7 +15,7 @@ from lavila_fast.shown import OBEYED, spelt
 NOTHING = "…"
 """Stands in a cue whose sentences are all empty; a cue of times alone is none to many readers."""
 
-Clips = Iterable[Sequence[Narration]]
+ClipRows = Iterable[Sequence[Narration]]
 
 
 def short(value: float) -> float | None:
@@ -69,7 +69,7 @@ class Writer:
         """The bytes of one clip's sentences."""
         raise NotImplementedError
 
-    def write(self, clips: Clips, file: BinaryIO) -> None:
+    def write(self, clips: ClipRows, file: BinaryIO) -> None:
         """Write a whole file."""
         file.write(self.header)
         for rows in clips:

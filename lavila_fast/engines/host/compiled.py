@@ -21,7 +21,7 @@ from lavila_fast.errors import BundleError, InputError, MissingExtraError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
 
 def _torch() -> Any:
@@ -60,13 +60,13 @@ class _OnDevice(HostRuntime):
 
 
 class CompiledRuntime(_OnDevice):
-    """A `models.narrator.Narrator` under `torch.compile`."""
+    """A `models.narrator.NarratorModel` under `torch.compile`."""
 
     identity = "torch-compiled"
 
     def __init__(
         self,
-        model: Narrator,
+        model: NarratorModel,
         threads: int | None = None,
         device: str = "cpu",
         backend: str | Callable[..., Any] = "inductor",

@@ -18,13 +18,13 @@ from torch import Tensor
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.torch_cuda.launch import Launcher, Mark
 from lavila_fast.errors import InputError
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 BUFFERS = 2  # batches: one is read while the other is computed
 Encode = Callable[[Tensor], Sequence[Tensor]]
 
 
-def keys_values(model: Narrator) -> Encode:
+def keys_values(model: NarratorModel) -> Encode:
     """From normalised video (E, 3, T, H, W): key (E, h, d, Q), value (E, h, Q, d) of each gated block in turn."""
 
     def encode(video: Tensor) -> list[Tensor]:

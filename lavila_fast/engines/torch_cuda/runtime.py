@@ -34,7 +34,7 @@ from lavila_fast.engines.torch_cuda.memory import (
     slot_bytes,
 )
 from lavila_fast.engines.torch_cuda.step import SlotDecoder, with_folded_gates
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.quant.low_bit import convert
 
 ENCODE_BATCH = 32
@@ -56,7 +56,7 @@ class TorchGpuRuntime(SlotRuntime):
 
     def __init__(
         self,
-        model: Narrator,
+        model: NarratorModel,
         device: str = "cuda",
         precision: str = "bf16",
         slots: int | None = None,
