@@ -11,7 +11,7 @@ from lavila_fast.records import Narration
 
 
 class Csv(Writer):
-    """The same columns as `JsonLines`."""
+    """The same columns as `JsonLines`, but for `damaged`."""
 
     header = b"video,start,end,sample,text,perplexity,logprob\n"
 
@@ -20,5 +20,6 @@ class Csv(Writer):
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
         for row in rows:
-            lines.writerow([*list(row.to_dict().values())[:-2], short(row.perplexity), short(row.logprob)])
+            scores = short(row.perplexity), short(row.logprob)
+            lines.writerow([row.video, row.start, row.end, row.sample, row.text, *scores])
         return encode(text.getvalue())
