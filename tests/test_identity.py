@@ -136,7 +136,7 @@ def test_a_disk_s_error_is_named_and_nothing_is_guessed_behind_it(tmp_path: Path
         found: list[Any] = []
         with pytest.MonkeyPatch.context() as patch:
             fail_at(number, patch)
-            with pytest.raises(VideoError, match="cannot be read from the disk.*nput/output error") as caught:
+            with pytest.raises(VideoError, match=r"cannot be read from the disk.*nput/output error") as caught:
                 found.extend(one.frames for one in read_clips(path, clips, 4))
         assert "re-encode" not in str(caught.value)
         assert len(found) < 16

@@ -79,9 +79,9 @@ def lines(capsys: pytest.CaptureFixture[str], what: str = "error:") -> list[str]
 def test_rows_are_what_the_narrator_says(narrate: Callable[..., int], bundle: Path, videos: Path) -> None:
     from lavila_fast.generate.options import Options
 
-    assert narrate(videos, "-o", "out.jsonl", "--samples", 2, "--seed", 5) == 0
-    narrator = Narrator.from_pretrained(bundle, threads=1)
-    said = [n for i in range(3) for n in narrator.narrate(videos / f"v{i}.mp4", options=Options(samples=2, seed=5))]
+    assert narrate(videos, "-o", "out.jsonl", "--samples", 2, "--seed", 5, "--temperature", 2) == 0
+    narrator, options = Narrator.from_pretrained(bundle, threads=1), Options(2, Warp(2.0, None, 0.95), seed=5)
+    said = [n for i in range(3) for n in narrator.narrate(videos / f"v{i}.mp4", options=options)]
     assert [row[:5] for row in rows(Path("out.jsonl"))] == [
         (str(n.video), n.start, n.end, n.sample, n.text) for n in said
     ]

@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,7 +52,8 @@ def parse(line: bytes) -> Narration | None:
         if not all(isinstance(values[name], kind) for name, kind in _FIELDS.items()):
             return None
         scores = [float("nan") if values[name] is None else float(values[name]) for name in _SCORES]
-        row = Narration(*(values[name] for name in _FIELDS), *scores, bool(values.get("damaged")))
+        row = Narration(*(values[name] for name in _FIELDS), *scores)
+        row = replace(row, damaged=True) if values.get("damaged") is True else row
         return row if row.start >= 0 and span_key(row) >= 0 else None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
@@ -162,7 +163,8 @@ class Journal:
         self.done.settle()
         self._size = kept[-1][1] if kept else 0
         if len(kept) > 1 or (kept and kept[0][0] > 0):
-            return self._keep_only(kept)
+            self._keep_only(kept)
+            return
         if os.fstat(self._fd).st_size > self._size:
             os.ftruncate(self._fd, self._size)
         if found > index.WORTH:
@@ -220,6 +222,11 @@ class Journal:
         """Whether a clip is done."""
         clips = self.done.get(clip.video)
         return clips is not None and span_of(clip) in clips
+
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Those of a video's clips that are not done."""
+        done = self.done.get(video)
+        return iter(clips) if done is None else done.lacking(clips)
 
     def append(self, rows: list[Narration]) -> None:
         """Write a clip's sentences, all or none.

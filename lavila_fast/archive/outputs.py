@@ -7,10 +7,11 @@ Journals stay, so that a later run with more videos goes on from there.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, suffixes
 from lavila_fast.archive.journal import SUFFIX, Journal
 from lavila_fast.errors import InputError
-from lavila_fast.files import replacing, storage_error
+from lavila_fast.files import replacing, storage_error, write_bytes
 from lavila_fast.records import Clip, Narration
 
 
@@ -38,8 +39,8 @@ class Output:
 class Sink(Protocol):
     """Takes narrations, clip by clip."""
 
-    def has(self, clip: Clip) -> bool:
-        """Whether a clip is there already."""
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Those of a video's clips that are not there yet."""
         ...
 
     def count(self, video: str) -> int:
@@ -56,10 +57,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """The run is through."""
-        ...
-
-    def release(self) -> None:
-        """Let go of everything, also after an error."""
         ...
 
 
@@ -145,9 +142,9 @@ class Stream:
             self._file.write(data)
             self._file.flush()
 
-    def has(self, clip: Clip) -> bool:
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
-        return False
+        return iter(clips)
 
     def count(self, video: str) -> int:
         """See `Sink`."""
@@ -164,7 +161,7 @@ class Stream:
         """See `Sink`."""
 
     def release(self) -> None:
-        """See `Sink`."""
+        """Let go of a device."""
         if self._output.path:
             self._file.close()
 
@@ -181,6 +178,14 @@ def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite
     return Journal(path, run, samples, overwrite)
 
 
+def _holds(path: Path, content: memoryview) -> bool:
+    """Whether a file is there and is this."""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
+
+
 class Files:
     """A journal, and the files that are written from it."""
 
@@ -191,9 +196,9 @@ class Files:
         self._each = name_files(output.path, videos, output.format) if in_folder else {}
         self._all = None if in_folder or output.format == JSONL else output.path
 
-    def has(self, clip: Clip) -> bool:
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
-        return self.journal.has(clip)
+        return self.journal.lacking(video, clips)
 
     def count(self, video: str) -> int:
         """See `Sink`."""
@@ -206,7 +211,7 @@ class Files:
     def finish(self, video: str) -> None:
         """See `Sink`: write the video's own file."""
         if video in self._each and self.journal.done.get(video):
-            self._render(self._each[video], self.journal.rows(video))
+            self._render(self._each[video], self.journal.rows(video), as_it_is=True)
 
     def close(self) -> None:
         """See `Sink`: write the file of all videos, those of earlier runs first."""
@@ -214,10 +219,12 @@ class Files:
             order = dict.fromkeys([*self.journal.done, *self._videos])
             self._render(self._all, (rows for video in order for rows in self.journal.rows(video)))
 
-    def _render(self, path: Path, clips: Iterator[list[Narration]]) -> None:
+    def _render(self, path: Path, clips: Iterator[list[Narration]], as_it_is: bool = False) -> None:
+        if as_it_is:  # thousands of files that a run finds done are not written again
+            whole = io.BytesIO()
+            FORMATS[self._format].writer().write(clips, whole)
+            if not _holds(path, whole.getbuffer()):
+                write_bytes(path, whole.getbuffer())
+            return
         with replacing(path) as file:
             FORMATS[self._format].writer().write(clips, file)
-
-    def release(self) -> None:
-        """See `Sink`."""
-        self.journal.close()
