@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +25,11 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # W
 _NO_LOCKS = {errno.ENOLCK, errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
 _NO_SYNC = {errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# Where there is no flock at all, later versions of filelock take a lock's own file for the lock, and clear it away for
+# the next process, too; `locked` has a better way.
+_NEVER_SOFT: dict[str, Any] = {
+    name: False for name in inspect.signature(BaseFileLock.__init__).parameters if name == "fallback_to_soft"
+}
 
 
 @contextlib.contextmanager
@@ -94,11 +99,9 @@ def locked(path: Path, taken: LavilaError) -> Iterator[bool]:
     Raises:
         OSError: the lock cannot be made.
     """
-    lock: BaseFileLock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    lock: BaseFileLock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False, **_NEVER_SOFT)
     try:
-        with warnings.catch_warnings():  # filelock warns where it makes do with a file's presence
-            warnings.simplefilter("ignore")
-            lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         raise taken from None
     except (NotImplementedError, OSError) as error:
