@@ -23,6 +23,7 @@ from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.records import Narration
 from lavila_fast.video import probe
 from lavila_fast.video.content import content_id
+from lavila_fast.video.disk import disk_error
 
 OUT = "out.jsonl"
 TABLE = Path("out.jsonl.videos.jsonl")
@@ -125,7 +126,7 @@ def test_a_copy_gets_copied_rows(place: Path) -> None:
     shutil.copy("v/c.mp4", "v/e.mp4")
     summary, scribe = narrate("v", output=OUT, workers=3)
     assert sorted(scribe.read_of) == ["a.mp4", "b.mp4", "c.mp4"]
-    assert (scribe.written, summary.exit_code) == (9, 0)
+    assert (scribe.written, summary.exit_code, summary.copied) == (9, 0, 8)
     expected = fresh("v")
     assert sorted(rows(OUT)) == expected
     assert len(expected) == 17
@@ -309,6 +310,52 @@ def test_a_disk_that_fails_once(place: Path, suffix: str, number: int, capsys: p
     assert narrate(film, output=OUT)[0].exit_code == 0
     assert sorted(rows(OUT)) == fresh(film)
     assert len(rows(OUT)) == 8
+
+
+def test_a_file_that_cannot_be_read_now_keeps_its_rows_and_its_identity(place: Path) -> None:
+    narrate("v", output=OUT)
+    known = records()["v/a.mp4"]
+    whole = sorted(rows(OUT))
+    for change in ("gone", "changed and unreadable", "back"):
+        with pytest.MonkeyPatch.context() as patch:
+            if change == "gone":
+                Path("v/a.mp4").rename("a.mp4")
+            elif change == "changed and unreadable":
+                shutil.copy("v/c.mp4", "v/a.mp4")
+
+                def fail(path: Path, full: bool = False) -> str:
+                    raise disk_error(path, OSError(5, "Input/output error"))
+
+                patch.setattr("lavila_fast.archive.recognise.content_id", fail)
+            else:
+                Path("a.mp4").replace("v/a.mp4")
+            summary, scribe = narrate("v/a.mp4", "v/b.mp4", output=OUT)
+        assert (summary.exit_code, scribe.written) == (int(change != "back"), 0)
+        assert sorted(rows(OUT)) == whole
+        assert records()["v/a.mp4"].id == known.id
+    shutil.copy("v/c.mp4", "v/a.mp4")
+    assert narrate("v", output=OUT)[0].exit_code == 0
+    assert sorted(rows(OUT)) == fresh("v")
+
+
+def test_a_copy_on_a_better_disk_is_taken(place: Path) -> None:
+    noisy(Path("a.mp4"))
+    shutil.copy("a.mp4", "b.mp4")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(5, patch)
+        assert len(narrate("a.mp4", "b.mp4", output=OUT)[0].failed) == 2
+    _, scribe = narrate("a.mp4", "b.mp4", output=OUT)
+    assert scribe.read_of == ["b.mp4"]
+    assert sorted(rows(OUT)) == fresh("a.mp4", "b.mp4")
+
+
+def test_records_of_an_output_that_was_deleted_say_nothing(place: Path) -> None:
+    Path("v/text.mp4").write_text("no video\n" * 50)
+    narrate("v", output=OUT)
+    Path(OUT).unlink()
+    again, scribe = narrate("v", output=OUT)
+    assert scribe.written == 9
+    assert "as before" not in again.failed[0]
 
 
 # --- records ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from lavila_fast.archive.decoding import Ended
+from lavila_fast.archive.faults import DISK, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.recognise import Look, Recognised, Wishes
@@ -33,7 +34,11 @@ class _Work:
 
 
 class Books:
-    """Of one run with an output in files."""
+    """Of one run with an output in files.
+
+    Attributes:
+        copied: Clips whose rows were copied from a video of the same content.
+    """
 
     def __init__(self, journal: Journal, records: Records, known: Recognised, wishes: Wishes) -> None:
         self._journal, self._records, self._wishes = journal, records, wishes
@@ -41,13 +46,22 @@ class Books:
         self._first: dict[tuple[object, ...], str] = {}
         self._closed: dict[str, Ended] = {}
         self._lock = threading.Lock()
+        self.copied = 0
 
     def jobs(self) -> list[Job]:
-        """What is to be done, under the names that the videos have in the output."""
-        return [
+        """What is to be done, under the names that the videos have in the output.
+
+        Those that a disk did not give come last: a twin of one may lie on a better disk.
+        """
+        jobs = [
             replace(work.look.job, source=replace(work.look.job.source, name=name, content=work.look.id or ""))
             for name, work in self._work.items()
         ]
+        return sorted(jobs, key=lambda job: self._code(job) == DISK)
+
+    def _code(self, job: Job) -> str | None:
+        known = self._records.get(job.source.name)
+        return known.code if known else None
 
     def source(self, source: VideoSource) -> VideoSource:
         """A video with its identity, once that is known."""
@@ -106,18 +120,23 @@ class Books:
             if copied and span_of(copied[0]) not in self._journal.done.get(twin, ()):
                 self.begin(copied[0], 0)
                 self._journal.append(copied)
+                self.copied += 1
         failure = ended.failure and f"{work.look.job.source.path}: has the content of {ended.video}, which failed"
-        own = replace(ended, video=twin, failure=failure, seconds=0.0)
+        own = replace(ended, video=twin, failure=failure, code=failure and TWIN, seconds=0.0)
         self._close(own)
         return own
 
     def _close(self, ended: Ended) -> None:
         work, known = self._work[ended.video], self._records.get(ended.video)
         self._closed[ended.video] = ended
-        if known and known.status == DONE and work.look.id is None:
-            return  # it cannot be read now; what was done stays done
         clips = self._journal.done.get(ended.video)
         count = len(clips) if clips is not None else 0
+        if known and known.id and work.look.id is None:  # it cannot be read now; its rows stay, and what is known
+            if known.status != DONE:
+                status = PARTIAL if count else FAILED
+                said = replace(known, status=status, code=ended.code, error=ended.failure, stage=ended.stage)
+                self._records.put(said)
+            return
         mine = known if known and known.id == work.look.id else None
         before = mine.damaged if mine and not work.begun else 0
         status = (PARTIAL if count else FAILED) if ended.failure else (DONE if count else SKIPPED)

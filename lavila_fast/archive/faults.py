@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lavila_fast.errors import InputError, StorageError, VideoError
 
-DISK = "disk"
+DISK, TWIN = "disk", "twin"
 _WORDS = {  # what a `VideoError` says → the word; the first that is found counts
     "does not exist": "missing",
     "permission denied": "denied",

@@ -88,7 +88,7 @@ class Journal:
 
     Attributes:
         path: The file.
-        begun: Whether it held anything when it was opened.
+        begun: Whether it held anything when it was opened; `new`: whether there was no such file.
         done: Video → its clips.
     """
 
@@ -117,6 +117,7 @@ class Journal:
             taken = StorageError(f"{self.path}: another lavila-fast is writing it; {way_out}")
             if not undo.enter_context(locked(self.path, taken)):
                 print(f"{self.path}: this disk has no locks; a file beside it keeps other runs away", file=sys.stderr)
+            self.new = not self.path.exists()
             self._fd = _open(self.path)
             undo.callback(lambda: os.close(self._fd))
             if overwrite:

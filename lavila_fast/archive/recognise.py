@@ -10,7 +10,6 @@ leaves rows that no record speaks for, and those are made again. Never do they s
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -51,6 +50,7 @@ class Look:
     id: str | None = None
     full: str | None = None
     source: str | None = None
+    trouble: VideoError | None = None
 
     @property
     def listed(self) -> bool:
@@ -61,8 +61,10 @@ class Look:
         """Read what it takes to know the file.
 
         Raises:
-            VideoError: it cannot be read.
+            VideoError: it cannot be read, or could not be when its rows were settled.
         """
+        if self.trouble:
+            raise self.trouble
         path = self.job.source.path
         self.stamp = self.stamp or stamp(path)
         self.id = self.id or content_id(path)
@@ -76,7 +78,9 @@ class Look:
         return not full or (record.full == self.full if record.full else record.stamp == self.stamp)
 
     def noted(self, record: VideoRecord | None = None) -> VideoRecord:
-        """The record, or a new one, with what the file is now."""
+        """The record, or a new one, with what the file is now; as it was where nobody can tell."""
+        if record and record.id and self.id is None:
+            return record
         seen = self.stamp or Stamp(-1, 0, 0)
         record = record or VideoRecord(self.id, self.name, self.path)
         return replace(
@@ -146,62 +150,63 @@ class _Recogniser:
         seen.mine = self._records.get(seen.name) if seen.listed else self._by_path.get(seen.path)
         if seen.mine:
             seen.name = seen.mine.video
-        with contextlib.suppress(VideoError):  # reading it will say so
+        try:
             seen.stamp = stamp(job.source.path)
             if seen.mine and seen.mine.stamp == seen.stamp and not self._wishes.full:
                 seen.id = seen.mine.id
             if seen.id is None and (seen.mine or seen.stamp.size in self._sizes):
                 seen.identify(self._wishes.full)
+        except VideoError as error:  # said when its turn comes; until then its rows stay as they are
+            seen.trouble, seen.id = error, None
         return seen
 
     def settle(self, looks: list[Look]) -> Recognised:
         """See `recognise`."""
-        kept = self._kept(looks)
+        self._asked = {one.mine.video: one for one in looks if one.mine}
         for one in looks:
-            self._find_source(one, kept)
-        self._name(looks, kept)
-        self._move(looks, kept)
+            self._find_source(one)
+        self._name(looks)
+        self._move(looks)
         for one in looks:
             self._sort(one)
         return self._found
 
-    def _kept(self, looks: Iterable[Look]) -> set[str]:
-        """Names of the records whose videos still are where they were."""
-        asked = {one.mine.video: one for one in looks if one.mine}
-        return {
-            one.video
-            for one in self._records
-            if (self._same(asked[one.video], one) if one.video in asked else os.path.lexists(one.path))
-        }
+    def _kept(self, name: str) -> bool:
+        """Whether the video of a record still is where it was."""
+        record = self._records.get(name)
+        if record is None:
+            return False
+        return self._same(self._asked[name], record) if name in self._asked else os.path.lexists(record.path)
 
     def _same(self, look: Look, record: VideoRecord) -> bool:
         if look.id is None or record.id is None:  # unreadable now, or known by name only
             return look.mine is record
         return look.is_of(record, self._wishes.full)
 
-    def _find_source(self, look: Look, kept: set[str]) -> None:
-        if look.mine and look.mine.video in kept:
+    def _find_source(self, look: Look) -> None:
+        if look.mine and self._kept(look.mine.video):
             look.source = look.mine.video
         elif look.id and not look.listed:
             twins = [one.video for one in self._by_id.get(look.id, ()) if look.is_of(one, self._wishes.full)]
-            look.source = next((name for name in twins if name not in kept), twins[0] if twins else None)
+            look.source = next((name for name in twins if not self._kept(name)), twins[0] if twins else None)
         if look.mine and look.source is None:
             self._found.notes.append(f"{look.name}: has changed since it was narrated; its rows are made anew")
 
-    def _name(self, looks: Iterable[Look], kept: set[str]) -> None:
+    def _name(self, looks: Iterable[Look]) -> None:
         """A name that another video has in the output is not given twice: then it is the whole path."""
         for one in looks:
-            if one.mine is None and self._records.get(one.name) and (one.source != one.name or one.name in kept):
+            if one.mine is None and self._records.get(one.name) and (one.source != one.name or self._kept(one.name)):
                 whole = str(Path(one.job.source.path).absolute())
                 one.name = whole.encode("utf-8", "backslashreplace").decode()
 
-    def _move(self, looks: list[Look], kept: set[str]) -> None:
+    def _move(self, looks: list[Look]) -> None:
         names: dict[str, list[str]] = {}
         asked = {one.name for one in looks}
         for one in looks:
             if one.source:
                 names.setdefault(one.source, []).append(one.name)
-        for name in names.keys() & kept - asked:
+        stay = {name for name in names if name not in asked and self._kept(name)}  # copied from, and not of this run
+        for name in stay:
             names[name].insert(0, name)
         for one in looks:
             if one.mine:
@@ -211,7 +216,7 @@ class _Recogniser:
         moved = {name: new for name, new in names.items() if new != [name]}
         before = {name: self._records.get(name) for name in names}
         fresh = [one.noted(before[one.source]) for one in looks if one.source]
-        fresh += [record for name in moved if name in kept - asked and (record := before[name])]
+        fresh += [record for name in stay if (record := before[name])]
         sound = {one.source for one in looks if one.source and self._wants_sound(one, before[one.source])}
         if moved or sound:
             self._records.replace({*moved, *sound})
@@ -231,7 +236,7 @@ class _Recogniser:
     def _sort(self, look: Look) -> None:
         record = self._records.get(look.name) if look.source else None
         clips = self._journal.done.get(look.name, ())
-        if record is None or look.stamp is None or record.id is None:
+        if record is None or look.trouble or record.id is None:
             self._found.todo.append(look)
         elif look.job.clips is not None:
             left = any(True for _ in self._journal.lacking(look.name, look.job.clips))

@@ -107,7 +107,7 @@ class Request:
         with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
             held.callback(journal.close)
-            records = Records(records_path(journal.path), self.overwrite)
+            records = Records(records_path(journal.path), overwrite=self.overwrite or journal.new)
             held.callback(records.close)
             known = recognise(found, journal, records, self.wishes)
             for note in () if self.quiet else known.notes:

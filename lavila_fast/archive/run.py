@@ -37,6 +37,7 @@ class Summary:
     seconds: float = 0.0
     video_seconds: float = 0.0
     damaged: int = 0
+    copied: int = 0
     failed: list[str] = field(default_factory=list)
     stopped: int | None = None
     try_again: bool = False
@@ -48,7 +49,7 @@ class Summary:
         """
         if self.stopped is not None:
             return self.stopped
-        nothing = self.videos > 1 and not (self.clips or self.done_before or self.try_again)
+        nothing = self.videos > 1 and not (self.clips or self.copied or self.done_before or self.try_again)
         return 3 if self.failed and nothing else int(bool(self.failed))
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Summary:
             "clips": self.clips,
             "done_before": self.done_before,
             "damaged": self.damaged,
+            "copied": self.copied,
             "failed": self.failed,
             "stopped": self.stopped is not None,
             "seconds": round(self.seconds, 3),
@@ -69,7 +71,8 @@ class Summary:
         """The last line of a run, for people."""
         before = f" ({self.done_before} done before)" if self.done_before else ""
         damaged = f" ({self.damaged} of them damaged)" if self.damaged else ""
-        clips = f"{_many(self.clips, 'clip')}{damaged}{before}"
+        copied = f" ({self.copied} more copied)" if self.copied else ""
+        clips = f"{_many(self.clips, 'clip')}{damaged}{copied}{before}"
         counts = f"{_many(self.videos, 'video')}, {clips}, {len(self.failed)} failed"
         if self.stopped is not None:
             again = "" if output.kind == "stream" else "; run the same command again to go on"
@@ -124,6 +127,7 @@ class Run:
         finally:
             self.progress.close()
             self.summary.clips, self.summary.seconds = self.progress.clips, self.progress.elapsed
+            self.summary.copied = self.books.copied if self.books else 0
             self.summary.video_seconds = self.progress.video_seconds
         return self.summary
 
