@@ -134,6 +134,14 @@ def test_what_is_good_comes_before_the_error(narrator, tmp_path, batch):
     assert found[:-1] == whole[: len(found) - 1]  # the last may repeat its last readable frame
 
 
+def test_a_sentence_about_substitutes_says_so(narrator, video):
+    clips = list(narrator.read(VideoSource("v", video), [Clip("v", 0, 2), Clip("v", 2, 4), Clip("v", 4, 6)]))
+    clips[1] = replace(clips[1], damaged=True)
+    said = [rows[0] for rows in narrator.narrate_clips(clips, batch=2)]
+    assert [one.damaged for one in said] == [False, True, False]
+    assert [one.to_dict().get("damaged") for one in said] == [None, True, None]
+
+
 @pytest.mark.parametrize("content", [None, b"", b"This is not a video.\n" * 50])
 def test_no_video_at_all(narrator, tmp_path, content):
     path = tmp_path / "v.mp4"

@@ -81,6 +81,14 @@ class Look:
         """The record, or a new one, with what the file is now; as it was where nobody can tell."""
         if record and record.id and self.id is None:
             return record
+        same = record and (record.id, record.video, record.path, record.stamp) == (
+            self.id,
+            self.name,
+            self.path,
+            self.stamp,
+        )
+        if record and same and self.full in (None, record.full):
+            return record
         seen = self.stamp or Stamp(-1, 0, 0)
         record = record or VideoRecord(self.id, self.name, self.path)
         return replace(

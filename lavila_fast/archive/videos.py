@@ -136,10 +136,16 @@ class Records:
         self.path, self._all, self._lines = path, {}, 0
         with storage_error(path):
             self.known = path.is_file() and not overwrite
-            if self.known:
-                self._all = read_records(path)
-            self._write_all()
+            if not (self.known and self._read()):
+                self._write_all()
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+
+    def _read(self) -> bool:
+        """Whether the file holds a whole line for each video and nothing else."""
+        self._all = read_records(self.path)
+        with self.path.open("rb") as file:
+            lines = file.readlines()
+        return len(lines) == len(self._all) and all(line.endswith(b"\n") for line in lines[-1:])
 
     def __iter__(self) -> Iterator[VideoRecord]:
         """All of them."""
@@ -198,4 +204,4 @@ class Records:
 
 
 def _line(record: VideoRecord) -> bytes:
-    return json.dumps(dataclasses.asdict(record)).encode() + b"\n"
+    return json.dumps({name: getattr(record, name) for name in _FIELDS}).encode() + b"\n"
