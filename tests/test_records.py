@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -472,6 +476,51 @@ def test_hostile_records_are_no_records() -> None:
     for line in (b"", b"null", b"[1]", b"{}", b'{"id":1,"video":"v","path":"/v"}', b"\xff\xfe", b"[" * 100_000):
         assert parse(line) is None
     assert parse(b'{"id":null,"video":"v","path":null}') is None
+
+
+def test_a_stranger_s_table_is_not_overwritten(place: Path) -> None:
+    for content in (b"my notes\n", "{}\n".encode("utf-16")):
+        TABLE.write_bytes(content)
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="holds no records of videos"):
+                narrate("v", output=OUT, overwrite=overwrite)
+        assert TABLE.read_bytes() == content
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from scribe import narrate
+print("here", flush=True)
+narrate("v", output="out.jsonl", quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_while_videos_change_places(place: Path, films: Path, seed: int) -> None:
+    random = Random(seed)
+    for _ in range(12):
+        words = [sys.executable, "-c", KILLED, str(Path(__file__).parent)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(random.random() / 2)
+            process.kill()
+        here = sorted(Path("v").iterdir())
+        one, other = random.sample(here, 2)
+        change = random.choice(["swap", "replace", "rename", "copy"])
+        if change == "swap":
+            one.rename("x")
+            other.rename(one)
+            Path("x").rename(other)
+        elif change == "rename":
+            one.rename(f"v/{random.random()}.mp4")
+        else:
+            shutil.copy(other if change == "copy" else random.choice(sorted(films.iterdir())), one)
+    assert narrate("v", output=OUT)[0].exit_code == 0
+    now = {str(path) for path in Path("v").iterdir()}
+    assert sorted(row for row in rows(OUT) if row[0] in now) == fresh("v")
 
 
 def test_a_word_for_each_fault() -> None:

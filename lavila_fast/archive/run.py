@@ -163,7 +163,8 @@ class Run:
                     self.summary.try_again |= event.code == DISK
                     self._fail(event.failure)
                 self._ended[event.video] = event
-                self._finish(event.video)
+                with self.shield():
+                    self._finish(event.video)
             else:
                 self._in_flight[event.clip.video] += 1
                 self._frames[event.clip.video] = event.decoded

@@ -131,12 +131,16 @@ class Records:
         """Open the records, or begin some.
 
         Raises:
+            InputError: a file of that name holds something else.
             StorageError: they cannot be read or written.
         """
         self.path, self._all, self._lines = path, {}, 0
         with storage_error(path):
+            whole = path.is_file() and self._read()
             self.known = path.is_file() and not overwrite
-            if not (self.known and self._read()):
+            if not self.known:
+                self._all = {}
+            if not (self.known and whole):
                 self._write_all()
             self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
 
@@ -145,6 +149,9 @@ class Records:
         self._all = read_records(self.path)
         with self.path.open("rb") as file:
             lines = file.readlines()
+        if not self._all and any(line.endswith(b"\n") for line in lines):
+            what = "exists, but holds no records of videos"
+            raise InputError(f"{self.path}: {what}; move it away, or give another --output")
         return len(lines) == len(self._all) and all(line.endswith(b"\n") for line in lines[-1:])
 
     def __iter__(self) -> Iterator[VideoRecord]:
