@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
+import inspect
 import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from lavila_fast.errors import LavilaError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows' Python has no EDQUOT of old
 _NO_LOCKS = {errno.ENOLCK, errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
+_NO_SYNC = {errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+# Where there is no flock at all, later versions of filelock take a lock's own file for the lock, and clear it away for
+# the next process, too; `locked` has a better way.
+_NEVER_SOFT: dict[str, Any] = {
+    name: False for name in inspect.signature(BaseFileLock.__init__).parameters if name == "fallback_to_soft"
+}
 
 
 @contextlib.contextmanager
@@ -78,7 +87,7 @@ def new_file(path: Path, ending: str = "") -> Iterator[Path]:
         try:
             yield part
             with open(part, "rb+", opener=no_links) as file:
-                os.fsync(file.fileno())
+                sync(file.fileno())
             part.replace(path)
             sync_folder(path.parent)
         finally:
@@ -141,33 +150,63 @@ def _parts_left(folder: Path) -> dict[str, list[Path]]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, taken: LavilaError) -> Iterator[None]:
+def locked(path: Path, taken: LavilaError) -> Iterator[bool]:
     """Hold the lock on a file, which need not be there: the lock is ``.NAME.lock`` beside it, hidden and empty.
 
-    It outlives no process; the empty file that some systems leave means nothing. A file system without locks gives
-    none, and the block runs.
+    It outlives no process; the empty file that some systems leave means nothing. Where a file system has no locks,
+    ``.NAME.owner`` stands for one: it says which process made it, and one that is no more is passed over.
 
     Args:
         path: What nobody else shall write meanwhile.
         taken: Raised when somebody else holds the lock.
 
+    Yields:
+        Whether the system's own locks serve.
+
     Raises:
         OSError: the lock cannot be made.
     """
-    lock: FileLock | None = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+    lock: BaseFileLock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False, **_NEVER_SOFT)
     try:
-        lock.acquire(timeout=0)  # type: ignore[union-attr]
+        lock.acquire(timeout=0)
     except Timeout:
         raise taken from None
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
-        lock = None
+        lock = _owned(path, taken)
     try:
-        yield
+        yield not isinstance(lock, SoftFileLock)
     finally:
-        if lock is not None:
-            lock.release()
+        lock.release()
+
+
+def _owned(path: Path, taken: LavilaError) -> SoftFileLock:
+    lock = SoftFileLock(path.with_name(f".{path.name}.owner"), thread_local=False)
+    try:
+        lock.acquire(timeout=0.5, poll_interval=0.05)  # the first look may only clear away what a dead process left
+    except Timeout:
+        raise type(taken)(f"{taken}; if none is running, remove {lock.lock_file}") from None
+    return lock
+
+
+def sync(handle: int) -> None:
+    """Have the disk keep an open file; where its kind of file system cannot do that, this is said once.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+        _say_no_sync(error.strerror or str(error))
+
+
+@functools.cache
+def _say_no_sync(why: str) -> None:
+    print(f"this disk takes no fsync ({why.lower()}): a loss of power may cost the last rows", file=sys.stderr)
 
 
 def sha256(path: Path) -> str:

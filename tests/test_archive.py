@@ -217,6 +217,17 @@ def test_csv() -> None:
     assert rows[0]["perplexity"] == "12.3457"
 
 
+def test_damage_is_told_in_jsonl_and_leaves_csv_s_columns_alone() -> None:
+    clip = [[replace(row, damaged=True) for row in CLIPS[0]]]
+    values = json.loads(written("jsonl", clip).splitlines()[0])
+    assert list(values)[-1] == "damaged"
+    assert values["damaged"] is True
+    assert written("csv", clip) == written("csv", CLIPS[:1])
+    back = parse(written("jsonl", clip).splitlines(keepends=True)[0])
+    assert back is not None
+    assert back.damaged
+
+
 def test_srt_and_vtt() -> None:
     clip = [sentences("a", 3661.5, 2)]
     line = '#C C "cuts", é 3661.5 &<b>'

@@ -9,8 +9,8 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavila_fast.archive.formats import suffixes
@@ -196,24 +196,3 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
         except LavilaError as error:
             found.failed.append(str(error))
     return found
-
-
-def under_earlier_names(found: Found, done: Collection[str]) -> Found:
-    """The same videos, but one that stands in an output under another spelling of its path keeps the name it has there.
-
-    Else ``narrate /videos/a.mp4`` after ``narrate a.mp4`` would narrate it twice. Videos of a clip list are named by
-    the list and stay as they are.
-    """
-    if all(job.clips is not None or job.source.name in done for job in found.jobs):
-        return found
-    earlier: dict[str, str] = {}
-    for name in done:
-        earlier.setdefault(os.path.realpath(name), name)
-
-    def renamed(job: Job) -> Job:
-        if job.clips is not None or job.source.name in done:
-            return job
-        name = earlier.get(os.path.realpath(job.source.path), job.source.name)
-        return Job(replace(job.source, name=name))
-
-    return replace(found, jobs=[renamed(job) for job in found.jobs])

@@ -118,17 +118,21 @@ class OwnFiles:
         self._folder, self._overwrite = folder, overwrite
         self._record = journal.with_name(journal.name + RECORD)
         self._names: dict[tuple[str, str], str] = {}
+        self._owners: dict[str, tuple[str, str]] = {}
         self._digests: dict[str, set[str]] = {}
         with storage_error(self._record):
             rows = list(_rows(self._record))
-        self._unnamed = () if rows else earlier
+        self._earlier = frozenset(earlier)
+        self._unnamed = frozenset() if rows else self._earlier
         for row in rows:
             self._take(row)
 
     def _take(self, row: dict[str, Any]) -> None:
         match row:
             case {"file": str(name), "video": str(video), "suffix": str(suffix)}:
-                self._names[video, suffix] = name
+                if name in self._owners:  # its video goes by another name now
+                    self._names.pop(self._owners[name], None)
+                self._names[video, suffix], self._owners[name] = name, (video, suffix)
             case {"file": str(name), "sha256": str(digest)}:
                 known = self._digests.setdefault(name, set())
                 known.discard(ANY)
@@ -155,8 +159,9 @@ class OwnFiles:
             there = set(os.listdir(self._folder))  # noqa: PTH208  # names, not paths
         longest = _longest(self._folder)
         old = name_files([video for video in fresh if video in self._unnamed], suffix, (), longest)
-        taken = {*self._names.values(), *old.values()}
-        new = name_files([video for video in fresh if video not in old], suffix, {*taken, *there}, longest)
+        free = self._free(videos)
+        taken = {*self._names.values(), *old.values()} - free
+        new = name_files([video for video in fresh if video not in old], suffix, {*taken, *(there - free)}, longest)
         wished = name_files(list(new), suffix, taken, longest)
         for video, name in new.items():
             if name != wished[video]:
@@ -166,6 +171,15 @@ class OwnFiles:
         if rows:
             self._note(rows)
         return {video: self._folder / self._names[video, suffix] for video in videos}
+
+    def _free(self, videos: Sequence[str]) -> set[str]:
+        """Names of files of ours whose videos stand in the journal no longer: they were moved, or never got a row."""
+        if self._overwrite:  # the journal is empty, and says nothing of them
+            return set()
+        stay = {*self._earlier, *videos}
+        names = {name for (video, _), name in self._names.items() if video not in stay}
+        with storage_error(self._folder):
+            return {name for name in names if not self._is_foreign(self._folder / name)}
 
     def refused(self, path: Path) -> str | None:
         """Why a file may not be written, or None; one that is there from a version that noted nothing is adopted."""

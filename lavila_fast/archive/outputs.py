@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
@@ -51,8 +51,8 @@ class Sink(Protocol):
 
     notes: Sequence[str]
 
-    def has(self, clip: Clip) -> bool:
-        """Whether a clip is there already."""
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Those of a video's clips that are not there yet."""
         ...
 
     def count(self, video: str) -> int:
@@ -69,10 +69,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """The run is through."""
-        ...
-
-    def release(self) -> None:
-        """Let go of everything, also after an error."""
         ...
 
 
@@ -136,9 +132,9 @@ class Stream:
             self._file.write(data)
             self._file.flush()
 
-    def has(self, clip: Clip) -> bool:
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
-        return False
+        return iter(clips)
 
     def count(self, video: str) -> int:
         """See `Sink`."""
@@ -156,7 +152,7 @@ class Stream:
         """See `Sink`."""
 
     def release(self) -> None:
-        """See `Sink`."""
+        """Let go of a device."""
         if self._output.path:
             self._file.close()
 
@@ -195,9 +191,9 @@ class Files:
         elif self._all and (told := self._own.claim(self._all)):
             raise InputError(f"{told}, or --overwrite it")
 
-    def has(self, clip: Clip) -> bool:
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
-        return self.journal.has(clip)
+        return self.journal.lacking(video, clips)
 
     def count(self, video: str) -> int:
         """See `Sink`."""
@@ -226,7 +222,3 @@ class Files:
             order = dict.fromkeys([*self.journal.done, *self._videos])
             with self._own.replacing(self._all) as file:
                 self._output.writer().write((rows for video in order for rows in self.journal.rows(video)), file)
-
-    def release(self) -> None:
-        """See `Sink`."""
-        self.journal.close()

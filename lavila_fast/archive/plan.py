@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from lavila_fast.archive.books import Books
+from lavila_fast.archive.decoding import Ended
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
 from lavila_fast.records import Clip, Narration
@@ -20,20 +22,23 @@ class Windows:
     stride_seconds: float
     sink: Sink
     listed: bool = False
+    books: Books | None = None
 
     def __post_init__(self) -> None:
         """Check lengths."""
         next(windows(1.0, self.clip_seconds, self.stride_seconds), None)
 
-    def measure(self, job: Job) -> float:
+    def measure(self, job: Job) -> float | Ended:
         """See `Plan`."""
+        if self.books:
+            return self.books.measure(job)
         return duration(job.source) if job.clips is None else 0.0
 
     def clips(self, job: Job, seconds: float) -> Iterator[Clip]:
         """See `Plan`."""
         times = windows(seconds, self.clip_seconds, self.stride_seconds)
         everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
-        return (clip for clip in (job.clips or everything) if not self.sink.has(clip))
+        return self.sink.lacking(job.source.name, job.clips or everything)
 
     def covers(self, row: Narration) -> float:
         """Seconds of video that a clip stands for."""

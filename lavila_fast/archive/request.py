@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavila_fast.archive.books import Books
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
-from lavila_fast.archive.inputs import Found, find_clips, find_videos, under_earlier_names
-from lavila_fast.archive.outputs import Files, Output, Sink, Stream, choose_output, open_journal
+from lavila_fast.archive.inputs import Found, find_clips, find_videos
+from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
+from lavila_fast.archive.recognise import Wishes, recognise
 from lavila_fast.archive.run import Run, Summary
+from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 
@@ -39,6 +44,7 @@ class Request:
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
         csv_safe: No cell of a CSV shall be a formula.
+        wishes: What to do again, and how closely to look at files.
     """
 
     inputs: tuple[str, ...]
@@ -54,6 +60,7 @@ class Request:
     prints_summary: bool = False
     quiet: bool = False
     csv_safe: bool = False
+    wishes: Wishes = field(default_factory=Wishes)
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -97,27 +104,35 @@ class Request:
             StorageError: it cannot be written; what was written before is whole.
         """
         clip = self.clip_seconds or narrator.clip_seconds
-        stride = self.stride_seconds or clip
-        sink: Sink
+        lengths = clip, self.stride_seconds or clip
+        progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         if output.kind == "stream":
-            sink = Stream(output, sys.stdout.buffer)
-        else:
-            identity = self._identity(narrator, model, describe_windows(clip, stride))
-            journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
-            found = under_earlier_names(found, journal.done)
+            stream = Stream(output, sys.stdout.buffer)
             try:
-                sink = Files(output, journal, [job.source.name for job in found.jobs], self.overwrite)
-            except BaseException:
-                journal.close()
-                raise
-        try:
-            plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
-            progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-            for line in () if self.quiet else (*found.notes, *sink.notes):
-                progress.say(line)
-            return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(self.options)
-        finally:
-            sink.release()
+                self._note(progress, found.notes)
+                plan = Windows(*lengths, stream, listed=bool(self.clip_list))
+                return Run(narrator, found, stream, plan, progress, self.workers, self.batch).go(self.options)
+            finally:
+                stream.release()
+        identity = self._identity(narrator, model, describe_windows(*lengths))
+        with contextlib.ExitStack() as held:
+            journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
+            held.callback(journal.close)
+            records = Records(records_path(journal.path), overwrite=self.overwrite or journal.new)
+            held.callback(records.close)
+            known = recognise(found, journal, records, self.wishes)
+            books = Books(journal, records, known, self.wishes)
+            left = Found(books.jobs(), [*found.failed, *known.failed])
+            names = [*known.finished, *(job.source.name for job in left.jobs)]
+            sink = Files(output, journal, names, self.overwrite)
+            self._note(progress, [*found.notes, *known.notes, *sink.notes])
+            plan = Windows(*lengths, sink, bool(self.clip_list), books)
+            run = Run(narrator, left, sink, plan, progress, self.workers, self.batch, known.finished)
+            return run.go(self.options)
+
+    def _note(self, progress: Progress, lines: Sequence[str]) -> None:
+        for line in () if self.quiet else lines:
+            progress.say(line)
 
     def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
         decoder = None if narrator.device == "cpu" else narrator.decoder  # a GPU's differ by a few levels

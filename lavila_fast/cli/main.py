@@ -5,8 +5,8 @@
     lavila-fast narrate videos/ -o narrations.jsonl --samples 10
 
 Narrations and ``--json`` go to standard output, everything else to standard error. Exit codes: 0, 1 if a video or the
-output failed, 2 for a command that does not make sense, 130 and 143 after Ctrl-C and SIGTERM. A reader that has seen
-enough and closes our output is no failure.
+output failed, 3 if of several videos none could be narrated, 2 for a command that does not make sense, 130 and 143
+after Ctrl-C and SIGTERM. A reader that has seen enough and closes our output is no failure.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from lavila_fast.cli.export import export
 from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
 from lavila_fast.cli.parity import parity
+from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
 from lavila_fast.errors import LavilaError
 
@@ -63,13 +64,14 @@ def cli() -> None:
     \b
     lavila-fast demo                    see it work
     lavila-fast narrate holiday.mp4     print what happens in a video
+    lavila-fast status OUTPUT           what became of the videos of a run
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
     """  # noqa: D301
 
 
-for command in (demo, narrate, models, export, parity, bench, engines):
+for command in (demo, narrate, status, models, export, parity, bench, engines):
     cli.add_command(command)
 
 

@@ -74,6 +74,15 @@ _BATCH = 8
 )
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--workers", type=POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
+@click.option(
+    "--identity",
+    type=click.Choice(("fast", "full")),
+    default="fast",
+    show_default=True,
+    help="What a video is known by: its size and a hash of head, middle and tail, or of every byte.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed.")
+@click.option("--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
@@ -81,8 +90,10 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
     """Narrate videos: files, folders (with all below them), patterns in quotes, folders of 300-second chunks.
 
     Without -o, the narrations of a single video are printed; those of several go to narrations.jsonl. Rows are on disk
-    as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Results depend on
-    the clip, the model and the seed, never on --batch-size, --threads or --workers.
+    as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Videos are known by
+    their content: one that was moved or renamed is not narrated again, one that was replaced or has grown is. What
+    became of each is beside the output; `lavila-fast status` tells it. Results depend on the content, the model and
+    the seed, never on names, --batch-size, --threads or --workers.
 
     \b
     Examples:
@@ -120,6 +131,7 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
 
 
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
+    from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
 
     same = (
@@ -138,6 +150,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
         options_of(given),
         batch=given["batch_size"] or _BATCH,
         prints_summary=given["as_json"],
+        wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         **{name: given[name] for name in same},
     )
 

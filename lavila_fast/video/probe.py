@@ -18,6 +18,7 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.disk import DiskFile, disk_error, trouble_of
 
 _ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
 _TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
@@ -91,24 +92,43 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
     path = Path(path)
     _check_file(path)
     try:
-        # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
-        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-        container = av.open(f"file:{path}", metadata_errors="replace", options=options)
+        disk = DiskFile(path)
     except PermissionError:
         raise denied(path) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
+    with contextlib.closing(disk):
+        try:
+            with _container(path, disk) as container:
+                yield container, _pictures(path, container)
+        except (av.error.FFmpegError, OSError, VideoError) as error:
+            if disk.trouble is None:
+                raise
+            raise disk_error(path, disk.trouble) from error
+
+
+def _container(path: Path, disk: DiskFile) -> Any:
+    try:
+        # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
+        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+        return av.open(disk, metadata_errors="replace", options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
-    with container:
-        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not pictures:
-            what = "holds audio only" if container.streams.audio else "has no video stream"
-            raise VideoError(path, what, "leave it out or give the file with the pictures")
-        best = container.streams.best("video")
-        stream = best if best in pictures else pictures[0]
-        if stream.codec_context is None:
-            raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
-        yield container, stream
+
+
+def _pictures(path: Path, container: Any) -> Any:
+    """The video stream."""
+    pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not pictures:
+        what = "holds audio only" if container.streams.audio else "has no video stream"
+        raise VideoError(path, what, "leave it out or give the file with the pictures")
+    best = container.streams.best("video")
+    stream = best if best in pictures else pictures[0]
+    if stream.codec_context is None:
+        raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
+    return stream
 
 
 def _count(path: Path, index: int) -> tuple[int, float, float]:
@@ -209,6 +229,8 @@ def _packets(container: Any, stream: Any, failures: list[str]) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except (av.error.FFmpegError, OSError) as error:  # the container breaks off: flush what the decoder holds
+        if trouble_of(container):
+            raise  # not the file's fault: what follows would be guessed
         failures.append(error.strerror or str(error))
         yield None
 

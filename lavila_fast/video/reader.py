@@ -34,10 +34,20 @@ class DecodedClip:
     """A clip and its frames: uint8 RGB (T, H, W, 3), or what the transform makes of each, stacked.
 
     After a `FrameTransform` they are the model's input, normalised float32 (3, T, S, S).
+
+    Attributes:
+        clip: The clip.
+        frames: Its frames.
+        damaged: Some are substitutes for frames that cannot be read.
+        decoded: Frames of this video decoded so far.
+        content: Which video it is (see `content`); its random numbers are drawn by this. Empty: by its name.
     """
 
     clip: Clip
     frames: Image
+    damaged: bool = False
+    decoded: int = 0
+    content: str = ""
 
 
 def _whole_requests(info: VideoInfo, clips: Sequence[Clip], frames: int, health: Health) -> list[ClipRequest]:
@@ -193,7 +203,8 @@ def read_clips(
     serve = partial(reader.read, gate=FrameGate(transform), threads=threads, health=health)
     for collected in walk(source, clips, frames_per_clip, serve, health) if clips else ():
         if images := collected.give_out():
-            yield DecodedClip(collected.clip, reader.stack(images, axis=1 if resized else 0))
+            stacked = reader.stack(images, axis=1 if resized else 0)
+            yield DecodedClip(collected.clip, stacked, collected.damaged, health.frames)
         else:
             health.lost += 1
     _report(source, len(clips), health)

@@ -30,11 +30,15 @@ SEEK_MARGIN = 2.0  # seconds decoded before the first wanted frame, so that its 
 
 @dataclass(slots=True)
 class OpenClip:
-    """A clip whose frames are being collected; None where a frame turned out to be unreadable."""
+    """A clip whose frames are being collected; None where a frame turned out to be unreadable.
+
+    `damaged` says, once it is given out, that such a frame has a substitute.
+    """
 
     clip: Clip
     images: list[Any]
     left: int
+    damaged: bool = False
 
     @classmethod
     def empty(cls, clip: Clip, frames: int) -> OpenClip:
@@ -52,7 +56,9 @@ class OpenClip:
             return []
         shape, filled = last.shape, []
         for image in images:
-            last = last if image is None or image.shape != shape else image
+            good = image is not None and image.shape == shape
+            last = image if good else last
+            self.damaged |= not good
             filled.append(last)
         return filled
 
@@ -179,9 +185,13 @@ class RequestQueue:
 
 @dataclass(slots=True)
 class Health:
-    """What went wrong while reading a video: clips lost, undecodable pieces, and remarks on its length."""
+    """What went wrong while reading a video: clips lost, undecodable pieces, and remarks on its length.
+
+    `frames` counts those that were decoded.
+    """
 
     lost: int = 0
+    frames: int = 0
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -26,11 +26,12 @@ class VideoSource:
     """A video by the name it has in the output, and the file or chunk folder it is read from.
 
     It carries the facts about its files from whoever asked first to whoever decodes, as long as the files stay as they
-    are.
+    are. `content` is its identity (see `content.content_id`), where somebody has found that out already.
     """
 
     name: str
     path: Path
+    content: str = ""
     _infos: dict[tuple[Path, int, int], VideoInfo] = field(default_factory=dict, compare=False, repr=False)
 
     @contextlib.contextmanager

@@ -13,7 +13,7 @@ _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # full-width signs
 
 
 class Csv(Writer):
-    """The same columns as `JsonLines`.
+    """The same columns as `JsonLines`, but for `damaged`.
 
     Every line break in a cell is a newline, and what a terminal would obey is spelt out.
     """

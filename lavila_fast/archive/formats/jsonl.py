@@ -12,7 +12,7 @@ from lavila_fast.shown import OBEYED
 
 
 class JsonLines(Writer):
-    """One JSON object a sentence: video, start, end, sample, text, perplexity, logprob."""
+    """One JSON object a sentence: video, start, end, sample, text, perplexity, logprob; and damaged, where it is."""
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""

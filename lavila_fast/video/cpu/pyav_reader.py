@@ -80,6 +80,7 @@ class PyavReader:
         grid, show = Grid(file.info, file.stream), gate.before(_show(gate.transform))
         frames = _frames(file, grid, queue.waiting[0].ids[0], health.failures)
         for span in spans_of(frames, grid, health.failures):
+            health.frames += 1
             yield from queue.take(span, show)
             if not queue:
                 return
