@@ -134,7 +134,8 @@ class Records:
             InputError: a file of that name holds something else.
             StorageError: they cannot be read or written.
         """
-        self.path, self._all, self._lines = path, {}, 0
+        self.path, self._lines = path, 0
+        self._all: dict[str, VideoRecord] = {}
         with storage_error(path):
             whole = path.is_file() and self._read()
             self.known = path.is_file() and not overwrite
