@@ -78,6 +78,15 @@ def test_moved_and_renamed_videos_are_not_narrated_again(place: Path) -> None:
     assert Path(OUT).read_bytes() == whole
 
 
+def test_a_file_that_was_touched_or_copied_over_itself_is_the_same(place: Path) -> None:
+    narrate("v", output=OUT)
+    os.utime("v/a.mp4", (1, 1))
+    shutil.copy("v/b.mp4", "x")
+    Path("x").replace("v/b.mp4")
+    assert narrate("v", output=OUT)[1].read_of == []
+    assert records()["v/a.mp4"].mtime == 10**9  # looked at closely once
+
+
 def test_a_replaced_video_is_narrated_anew_and_no_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     narrate("v", output=OUT)
     shutil.copy("v/c.mp4", "v/a.mp4")
@@ -251,6 +260,14 @@ def test_a_list_s_names_stay_and_its_files_are_known(place: Path) -> None:
     _, scribe = narrate("w", output=OUT, clip_list=Path("list.csv"))
     assert scribe.written == 2
     assert sorted(rows(OUT)) == fresh("w", clip_list=Path("list.csv"))
+
+
+def test_a_list_s_failure_is_told_again(place: Path) -> None:
+    cut(Path("v/cut.mp4"))
+    Path("list.csv").write_text("video,start,end\na,0,2\ncut,0,2\ncut,10,13\n")
+    first, _ = narrate("v", output=OUT, clip_list=Path("list.csv"))
+    again, scribe = narrate("v", output=OUT, clip_list=Path("list.csv"))
+    assert (first.exit_code, again.exit_code, scribe.written) == (1, 1, 0)
 
 
 # --- damage and disks ------------------------------------------------------------------------------------------------

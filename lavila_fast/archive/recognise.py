@@ -242,20 +242,23 @@ class _Recogniser:
         return bool(record and look.stamp and record.mtime != look.stamp.mtime)
 
     def _sort(self, look: Look) -> None:
+        """Whether anything is to be done."""
         record = self._records.get(look.name) if look.source else None
-        clips = self._journal.done.get(look.name, ())
-        if record is None or look.trouble or record.id is None:
+        if record is None or look.trouble or record.id is None or not self._complete(look, record):
             self._found.todo.append(look)
-        elif look.job.clips is not None:
-            left = any(True for _ in self._journal.lacking(look.name, look.job.clips))
-            (self._found.todo.append(look) if left else self._found.finished.append(look.name))
-        elif record.status == DONE and record.clips == len(clips):
-            self._found.finished.append(look.name)
-        elif record.error and record.code in LASTING and record.clips == len(clips) and not self._retried(look):
+        elif record.error and record.code in LASTING and not self._retried(look):
             self._found.finished.append(look.name)
             self._found.failed.append(f"{record.error} (as before; --retry-failed tries again)")
+        elif record.status == DONE:
+            self._found.finished.append(look.name)
         else:
             self._found.todo.append(look)
+
+    def _complete(self, look: Look, record: VideoRecord) -> bool:
+        """Whether the journal has the clips that a list names, or as many as it had when the video was through."""
+        if look.job.clips is not None:
+            return not any(True for _ in self._journal.lacking(look.name, look.job.clips))
+        return record.clips == len(self._journal.done.get(look.name, ()))
 
     def _retried(self, look: Look) -> bool:
         before = look.mine
