@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import shutil
 import subprocess
@@ -96,6 +97,19 @@ def test_a_disk_without_fsync_is_told_once(
     monkeypatch.setattr(journal, "FSYNC_SECONDS", 0.0)
     fill(tmp_path / "out.jsonl")
     assert capsys.readouterr().err.count("no fsync") == 1
+
+
+def test_a_warning_never_goes_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dead(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for stderr in (None, Dead()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        files.warn("something")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

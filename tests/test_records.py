@@ -250,6 +250,23 @@ def test_a_crash_while_names_change_never_gives_rows_to_another_film(
     assert sorted(rows(OUT)) == fresh("v")
 
 
+def test_a_full_disk_while_names_change_costs_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrate("v", output=OUT)
+    before = Path(OUT).read_bytes()
+    Path("v/a.mp4").rename("v/x.mp4")
+    with monkeypatch.context() as patched:
+
+        def full(path: Path, todo: str | None = None) -> Any:
+            raise StorageError(f"{path}: cannot be written (no space left on device)")
+
+        patched.setattr("lavila_fast.archive.journal.replacing", full)
+        with pytest.raises(StorageError, match="no space"):
+            narrate("v", output=OUT)
+    assert Path(OUT).read_bytes() == before
+    assert narrate("v", output=OUT)[1].written == 0
+    assert sorted(rows(OUT)) == fresh("v")
+
+
 def test_a_list_s_names_stay_and_its_files_are_known(place: Path) -> None:
     Path("list.csv").write_text("video,start,end\na,0,2\nb,1,3\n")
     narrate("v", output=OUT, clip_list=Path("list.csv"))

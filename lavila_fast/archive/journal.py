@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from lavila_fast.archive.identity import difference
 from lavila_fast.archive.rows import parse, whole_clips
 from lavila_fast.archive.spans import Done, span_of
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.files import locked, replacing, storage_error, sync
+from lavila_fast.files import locked, replacing, storage_error, sync, warn
 from lavila_fast.records import Clip, Narration
 
 SUFFIX, SIDECAR = ".journal", ".run.json"
@@ -72,7 +71,7 @@ class Journal:
             way_out = "wait for it or give another --output"
             taken = StorageError(f"{self.path}: another lavila-fast is writing it; {way_out}")
             if not undo.enter_context(locked(self.path, taken)):
-                print(f"{self.path}: this disk has no locks; a file beside it keeps other runs away", file=sys.stderr)
+                warn(f"{self.path}: this disk has no locks; a file beside it keeps other runs away")
             self.new = not self.path.exists()
             self._fd = _open(self.path)
             undo.callback(lambda: os.close(self._fd))
@@ -169,11 +168,13 @@ class Journal:
             self._replace_by(blocks())
 
     def _replace_by(self, blocks: Iterator[bytes]) -> None:
-        with replacing(self.path) as new:
-            for block in blocks:
-                new.write(block)
-            self._reopen(Path(os.devnull))  # Windows replaces no open file
-        self._reopen(self.path)
+        try:
+            with replacing(self.path) as new:
+                for block in blocks:
+                    new.write(block)
+                self._reopen(Path(os.devnull))  # Windows replaces no open file
+        finally:
+            self._reopen(self.path)
         self._recover()
 
     def _reopen(self, path: Path) -> None:
