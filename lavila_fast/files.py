@@ -206,7 +206,14 @@ def sync(handle: int) -> None:
 
 @functools.cache
 def _say_no_sync(why: str) -> None:
-    print(f"this disk takes no fsync ({why.lower()}): a loss of power may cost the last rows", file=sys.stderr)
+    warn(f"this disk takes no fsync ({why.lower()}): a loss of power may cost the last rows")
+
+
+def warn(line: str) -> None:
+    """A line on standard error, if there is one that takes it."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def sha256(path: Path) -> str:

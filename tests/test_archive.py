@@ -22,9 +22,10 @@ from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
-from lavila_fast.archive.journal import Journal, parse
+from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.names import name_files
 from lavila_fast.archive.outputs import Output, choose_output
+from lavila_fast.archive.rows import parse
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration

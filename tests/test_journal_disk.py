@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ from test_archive import CLIPS, RUN, fill, open_journal, sentences
 
 from lavila_fast import files
 from lavila_fast.archive import index, journal
+from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.rows import parse
 from lavila_fast.archive.spans import Clips, Columns, Done, span_of
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.narrator import ASSETS
@@ -96,6 +99,19 @@ def test_a_disk_without_fsync_is_told_once(
     assert capsys.readouterr().err.count("no fsync") == 1
 
 
+def test_a_warning_never_goes_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dead(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    for stderr in (None, Dead()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        files.warn("something")
+    assert capsys.readouterr().out == ""
+
+
 def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out.jsonl"
     fill(path)
@@ -146,7 +162,7 @@ def test_two_runs_where_there_are_no_locks_lose_nothing(tmp_path: Path) -> None:
     if any("PTRACE" in one for one in said):
         pytest.skip("strace is not here: this system forbids it")
     lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
-    assert all(journal.parse(line) for line in lines)
+    assert all(parse(line) for line in lines)
     good = [one.returncode == 0 for one in runs]
     assert any(good)
     for name, ended in zip("ab", good, strict=True):
@@ -224,10 +240,10 @@ def test_a_journal_saved_by_an_editor_in_another_text_is_refused(tmp_path: Path,
 
 
 def test_lines_in_another_text_are_no_rows() -> None:
-    row = journal.JsonLines().clip(sentences("a", 0.0, 1)).decode()
-    assert journal.parse(row.encode())
+    row = JsonLines().clip(sentences("a", 0.0, 1)).decode()
+    assert parse(row.encode())
     for encoding in ("utf-16", "utf-16-le", "utf-32", "utf-8-sig"):
-        assert journal.parse(row.encode(encoding)) is None
+        assert parse(row.encode(encoding)) is None
 
 
 # --- the index -------------------------------------------------------------------------------------------------------

@@ -78,6 +78,15 @@ def test_moved_and_renamed_videos_are_not_narrated_again(place: Path) -> None:
     assert Path(OUT).read_bytes() == whole
 
 
+def test_a_file_that_was_touched_or_copied_over_itself_is_the_same(place: Path) -> None:
+    narrate("v", output=OUT)
+    os.utime("v/a.mp4", (1, 1))
+    shutil.copy("v/b.mp4", "x")
+    Path("x").replace("v/b.mp4")
+    assert narrate("v", output=OUT)[1].read_of == []
+    assert records()["v/a.mp4"].mtime == 10**9  # looked at closely once
+
+
 def test_a_replaced_video_is_narrated_anew_and_no_other(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     narrate("v", output=OUT)
     shutil.copy("v/c.mp4", "v/a.mp4")
@@ -241,6 +250,23 @@ def test_a_crash_while_names_change_never_gives_rows_to_another_film(
     assert sorted(rows(OUT)) == fresh("v")
 
 
+def test_a_full_disk_while_names_change_costs_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrate("v", output=OUT)
+    before = Path(OUT).read_bytes()
+    Path("v/a.mp4").rename("v/x.mp4")
+    with monkeypatch.context() as patched:
+
+        def full(path: Path, todo: str | None = None) -> Any:
+            raise StorageError(f"{path}: cannot be written (no space left on device)")
+
+        patched.setattr("lavila_fast.archive.journal.replacing", full)
+        with pytest.raises(StorageError, match="no space"):
+            narrate("v", output=OUT)
+    assert Path(OUT).read_bytes() == before
+    assert narrate("v", output=OUT)[1].written == 0
+    assert sorted(rows(OUT)) == fresh("v")
+
+
 def test_a_list_s_names_stay_and_its_files_are_known(place: Path) -> None:
     Path("list.csv").write_text("video,start,end\na,0,2\nb,1,3\n")
     narrate("v", output=OUT, clip_list=Path("list.csv"))
@@ -251,6 +277,14 @@ def test_a_list_s_names_stay_and_its_files_are_known(place: Path) -> None:
     _, scribe = narrate("w", output=OUT, clip_list=Path("list.csv"))
     assert scribe.written == 2
     assert sorted(rows(OUT)) == fresh("w", clip_list=Path("list.csv"))
+
+
+def test_a_list_s_failure_is_told_again(place: Path) -> None:
+    cut(Path("v/cut.mp4"))
+    Path("list.csv").write_text("video,start,end\na,0,2\ncut,0,2\ncut,10,13\n")
+    first, _ = narrate("v", output=OUT, clip_list=Path("list.csv"))
+    again, scribe = narrate("v", output=OUT, clip_list=Path("list.csv"))
+    assert (first.exit_code, again.exit_code, scribe.written) == (1, 1, 0)
 
 
 # --- damage and disks ------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavila_fast.archive.formats import suffixes
-from lavila_fast.archive.journal import SIDECAR, SUFFIX, span_key
+from lavila_fast.archive.journal import SIDECAR, SUFFIX
+from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
@@ -184,9 +185,9 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
     """
     if len(inputs) != 1 or not os.path.isdir(inputs[0]):  # noqa: PTH112  # Path's raises where a name is too long
         raise InputError(f"{inputs[0]}: with --clips give one INPUT, the folder that holds the videos of the list")
-    clips: dict[str, dict[int, Clip]] = {}
+    clips: dict[str, dict[Span, Clip]] = {}
     for clip in read_list(clip_list):
-        clips.setdefault(clip.video, {}).setdefault(span_key(clip), clip)
+        clips.setdefault(clip.video, {}).setdefault(span_of(clip), clip)
     if not clips:
         raise InputError(f"{clip_list}: holds no clips; write rows of video, start, end")
     found = Found()

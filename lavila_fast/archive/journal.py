@@ -15,72 +15,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lavila_fast.archive import index
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import difference
+from lavila_fast.archive.rows import parse, whole_clips
 from lavila_fast.archive.spans import Done, span_of
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.files import locked, replacing, storage_error, sync
+from lavila_fast.files import locked, replacing, storage_error, sync, warn
 from lavila_fast.records import Clip, Narration
 
 SUFFIX, SIDECAR = ".journal", ".run.json"
 """Of a journal that is not the output itself, and of what lies beside each."""
 FSYNC_SECONDS = 5.0
-_FIELDS: dict[str, Any] = {"video": str, "start": (int, float), "end": (int, float), "sample": int, "text": str}
-_SCORES = ("perplexity", "logprob")
 _OTHER_TEXT = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{")  # marks, UTF-16 and UTF-32
 _AGAIN = "rows may be lost: leave it alone and run the same command again"
 _WAY_OUT = "give another --output, or --overwrite to begin anew"
-
-
-def span_key(clip: Clip | Narration) -> int:
-    """Start and end in milliseconds as one number; it sorts by start, then end."""
-    return round(clip.start * 1000) << 40 | round(clip.end * 1000)
-
-
-def parse(line: bytes) -> Narration | None:
-    """A row of the journal, or None for anything else."""
-    try:
-        values = json.loads(line.decode())  # bytes it would also read in UTF-16
-        if not all(isinstance(values[name], kind) for name, kind in _FIELDS.items()):
-            return None
-        scores = [float("nan") if values[name] is None else float(values[name]) for name in _SCORES]
-        row = Narration(*(values[name] for name in _FIELDS), *scores)
-        row = replace(row, damaged=True) if values.get("damaged") is True else row
-        return row if row.start >= 0 and span_key(row) >= 0 else None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-
-
-def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple[int, int, list[Narration]]]:
-    """Clips that have all their `samples` lines one after the other: first byte, one past the last, rows.
-
-    The file is at byte `offset`.
-    """
-    rows: list[Narration] = []
-    begin = offset
-    for line in file:
-        row = parse(line) if line.endswith(b"\n") else None
-        if rows and (row is None or row.sample != len(rows) or (row.video, span_key(row)) != _name(rows[0])):
-            rows = []
-        if row is not None and row.sample == len(rows):
-            begin = begin if rows else offset
-            rows.append(row)
-        offset += len(line)
-        if len(rows) == samples:
-            yield begin, offset, rows
-            rows = []
-
-
-def _name(row: Narration) -> tuple[str, int]:
-    return row.video, span_key(row)
 
 
 class Journal:
@@ -110,13 +65,13 @@ class Journal:
         self.done = Done()
         self._writer = JsonLines()
         self._synced = time.monotonic()
-        self._lost = False
+        self._lost, self._indexed = False, 0
         with contextlib.ExitStack() as undo, storage_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             way_out = "wait for it or give another --output"
             taken = StorageError(f"{self.path}: another lavila-fast is writing it; {way_out}")
             if not undo.enter_context(locked(self.path, taken)):
-                print(f"{self.path}: this disk has no locks; a file beside it keeps other runs away", file=sys.stderr)
+                warn(f"{self.path}: this disk has no locks; a file beside it keeps other runs away")
             self.new = not self.path.exists()
             self._fd = _open(self.path)
             undo.callback(lambda: os.close(self._fd))
@@ -168,8 +123,13 @@ class Journal:
             return
         if os.fstat(self._fd).st_size > self._size:
             os.ftruncate(self._fd, self._size)
+        self._indexed = known
         if found > index.WORTH:
-            index.save(self.path, self._size, self.samples, self.done)
+            self._save_index()
+
+    def _save_index(self) -> None:
+        index.save(self.path, self._size, self.samples, self.done)
+        self._indexed = self._size
 
     def _keep_only(self, kept: list[tuple[int, int]]) -> None:
         """Rewrite the file without what lies between whole clips."""
@@ -208,11 +168,13 @@ class Journal:
             self._replace_by(blocks())
 
     def _replace_by(self, blocks: Iterator[bytes]) -> None:
-        with replacing(self.path) as new:
-            for block in blocks:
-                new.write(block)
-            self._reopen(Path(os.devnull))  # Windows replaces no open file
-        self._reopen(self.path)
+        try:
+            with replacing(self.path) as new:
+                for block in blocks:
+                    new.write(block)
+                self._reopen(Path(os.devnull))  # Windows replaces no open file
+        finally:
+            self._reopen(self.path)
         self._recover()
 
     def _reopen(self, path: Path) -> None:
@@ -292,7 +254,8 @@ class Journal:
             if not self._lost:
                 with storage_error(self.path):
                     self.sync()
-                index.save(self.path, self._size, self.samples, self.done)
+                if self._size != self._indexed:
+                    self._save_index()
         finally:
             self._held.close()
 

@@ -10,8 +10,9 @@ leaves rows that no record speaks for, and those are made again. Never do they s
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lavila_fast.archive.faults import LASTING
 from lavila_fast.archive.inputs import Found, Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.videos import DONE, Records, VideoRecord
-from lavila_fast.errors import VideoError
+from lavila_fast.errors import StorageError, VideoError
 from lavila_fast.video.content import Stamp, content_id, stamp
 
 
@@ -229,10 +230,21 @@ class _Recogniser:
         if moved or sound:
             self._records.replace({*moved, *sound})
             if any(name in self._journal.done for name in {*moved, *sound}):
-                self._journal.rewrite(moved, sound)
+                with self._put_back(one for one in before.values() if one):
+                    self._journal.rewrite(moved, sound)
             self._records.replace((), fresh)
         for record in fresh:
             self._records.put(record)
+
+    @contextlib.contextmanager
+    def _put_back(self, before: Iterable[VideoRecord]) -> Iterator[None]:
+        """A full disk changes nothing: the journal is the old one, and so are the records."""
+        try:
+            yield
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                self._records.replace((), before)
+            raise
 
     def _wants_sound(self, look: Look, record: VideoRecord | None) -> bool:
         return bool(record and record.damaged) and (self._wishes.retry_damaged or self._touched(look, record))
@@ -242,20 +254,23 @@ class _Recogniser:
         return bool(record and look.stamp and record.mtime != look.stamp.mtime)
 
     def _sort(self, look: Look) -> None:
+        """Whether anything is to be done."""
         record = self._records.get(look.name) if look.source else None
-        clips = self._journal.done.get(look.name, ())
-        if record is None or look.trouble or record.id is None:
+        if record is None or look.trouble or record.id is None or not self._complete(look, record):
             self._found.todo.append(look)
-        elif look.job.clips is not None:
-            left = any(True for _ in self._journal.lacking(look.name, look.job.clips))
-            (self._found.todo.append(look) if left else self._found.finished.append(look.name))
-        elif record.status == DONE and record.clips == len(clips):
-            self._found.finished.append(look.name)
-        elif record.error and record.code in LASTING and record.clips == len(clips) and not self._retried(look):
+        elif record.error and record.code in LASTING and not self._retried(look):
             self._found.finished.append(look.name)
             self._found.failed.append(f"{record.error} (as before; --retry-failed tries again)")
+        elif record.status == DONE:
+            self._found.finished.append(look.name)
         else:
             self._found.todo.append(look)
+
+    def _complete(self, look: Look, record: VideoRecord) -> bool:
+        """Whether the journal has the clips that a list names, or as many as it had when the video was through."""
+        if look.job.clips is not None:
+            return not any(True for _ in self._journal.lacking(look.name, look.job.clips))
+        return record.clips == len(self._journal.done.get(look.name, ()))
 
     def _retried(self, look: Look) -> bool:
         before = look.mine

@@ -181,7 +181,7 @@ class Done(Mapping[str, Clips]):
 
     def settle(self) -> None:
         """Make columns of all that was added."""
-        if found := self.settled():
+        if self._touched and (found := self.settled()):
             self._take(*found)
 
     def settled(self) -> tuple[list[str], list[int], Columns] | None:
