@@ -26,7 +26,7 @@ from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.rows import parse
 from lavila_fast.archive.spans import Clips, Columns, Done, span_of
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.narrator import ASSETS
+from lavila_fast.pretrained import ASSETS
 from lavila_fast.records import Clip, Narration
 
 STRACE = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not here")
