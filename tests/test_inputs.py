@@ -102,6 +102,15 @@ def test_pictures_that_move_are_films_and_stills_are_none() -> None:
     assert [name for name in names(found) if name != "cut.gif"] == ["moving.gif", "moving.webp"]
 
 
+def test_a_program_is_no_transport_stream() -> None:
+    touch("s/app.ts", content="// é\nexport const x = 1;\n".encode() * 100)
+    touch("s/cut.ts", content=("x" * 399 + "é").encode())
+    touch("s/damaged.ts", content=bytes(1000))
+    touch("s/empty.ts", content=b"")
+    write_video(Path("s/film.ts"), 10)
+    assert names(find_videos(["s"])) == ["s/damaged.ts", "s/empty.ts", "s/film.ts"]
+
+
 @pytest.mark.parametrize("name", ["v.mp4", "v.mkv", "v.avi", "v.ts", "v.flv", "v.mpg", "v.m2ts", "v.y4m"])
 def test_beginnings_of_videos(name: str) -> None:
     path = write_video(Path(name), 30) if name != "v.y4m" else Path(name)

@@ -87,6 +87,7 @@ def test_nothing_that_is_printed_is_obeyed(folder: Path, tmp_path: Path, capsys:
     assert run(["narrate", *model, f"{tmp_path}/missing\x1b[31m\r.mp4"]) == 2
     assert run(["narrate", "x.mp4", "--model", "no\x1b[31mmodel\x9b"]) == 2
     assert run(["models", "show", "narrator-base", "--dir", str(tmp_path / "d\x1b[31m")]) == 0
+    assert run(["status", str(tmp_path / "out.csv")]) == 1
     for text in capsys.readouterr():
         assert not [c for c in text if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c == "\u202e"]
     assert list(tmp_path.glob("out.csv"))

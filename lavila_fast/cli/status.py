@@ -15,7 +15,9 @@ from typing import Any
 import click
 
 from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, VideoRecord, find_records, read_records
+from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
+from lavila_fast.shown import shown
 
 WORST = 10
 
@@ -35,7 +37,10 @@ def status(output: str, as_json: bool) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give this user the right to read it") from error
     told = totals(records)
-    click.echo(json.dumps({**told, "videos": [asdict(one) for one in records]}) if as_json else "\n".join(_lines(told)))
+    if as_json:
+        click.echo(json.dumps({**told, "videos": [asdict(one) for one in records]}))
+    else:
+        tell("\n".join(map(shown, _lines(told))))
     click.get_current_context().exit(int(bool(told["failed"] or told["partial"])))
 
 

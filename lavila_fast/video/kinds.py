@@ -40,15 +40,16 @@ def has_video_suffix(name: str) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file in a folder is taken for a video: by its suffix; a GIF or WebP only if it moves."""
+    """Whether a file in a folder is taken for a video: by its suffix.
+
+    A GIF or WebP is one only if it moves, and a ``.ts`` not if it is a text, a program in TypeScript.
+    """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        return False
-    if suffix not in (".gif", ".webp"):
-        return True
+    if suffix not in (".gif", ".webp", ".ts"):
+        return suffix in SUFFIXES
     try:
         with path.open("rb") as file:
-            return _moves(file)
+            return _moves(file) if suffix != ".ts" else not _is_text(file.read(_FIRST_BYTES))
     except OSError:  # opening it as a video will say what is the matter
         return True
 
@@ -76,6 +77,18 @@ def begins_like_video(path: Path) -> bool:
             head.startswith(b"OggS") and b"theora" in head[:64],
         )
     )
+
+
+def _is_text(head: bytes) -> bool:
+    return bool(head) and min(head) >= 9 and _decodes(head)
+
+
+def _decodes(head: bytes) -> bool:
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 3  # cut off inside a character
+    return True
 
 
 def _moves(file: BinaryIO) -> bool:
