@@ -157,6 +157,8 @@ def test_copies_of_a_broken_video_fail_with_it(place: Path) -> None:
     assert len(summary.failed) == 2
     assert summary.exit_code == 1
     assert records()["v/y.mp4"].status == "failed"
+    assert [line.split(":")[0] for line in summary.failed] == ["v/x.mp4", "v/y.mp4"]
+    assert summary.failed[0].replace("x.mp4", "y.mp4") == summary.failed[1]
 
 
 def test_one_relative_name_in_two_folders_is_two_videos(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

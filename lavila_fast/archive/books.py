@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from lavila_fast.archive.decoding import Ended
-from lavila_fast.archive.faults import DISK, TWIN
+from lavila_fast.archive.faults import DISK, LASTING, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.recognise import Look, Recognised, Wishes
@@ -121,8 +121,13 @@ class Books:
                 self.begin(copied[0], 0)
                 self._journal.append(copied)
                 self.copied += 1
-        failure = ended.failure and f"{work.look.job.source.path}: has the content of {ended.video}, which failed"
-        own = replace(ended, video=twin, failure=failure, code=failure and TWIN, seconds=0.0)
+        failure, code = ended.failure, ended.code
+        if failure:
+            before, path = first.look.job.source.path, work.look.job.source.path
+            said = failure.startswith(f"{before}: ")
+            failure = f"{path}{failure[len(str(before)) :]}" if said else f"{path}: of the same content; {failure}"
+            code = code if code in LASTING else TWIN
+        own = replace(ended, video=twin, failure=failure, code=code, seconds=0.0)
         self._close(own)
         return own
 

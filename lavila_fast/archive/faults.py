@@ -13,6 +13,7 @@ _WORDS = {  # what a `VideoError` says → the word; the first that is found cou
     "cannot be read (": DISK,
     "cannot be listed": DISK,
     "is a folder": "not-a-video",
+    "a pipe or a device": "not-a-video",
     "not a video that can be opened": "not-a-video",
     "holds audio only": "not-a-video",
     "has no video stream": "not-a-video",
