@@ -281,6 +281,16 @@ def test_a_list_s_names_stay_and_its_files_are_known(place: Path) -> None:
     assert sorted(rows(OUT)) == fresh("w", clip_list=Path("list.csv"))
 
 
+def test_a_video_that_a_list_names_in_vain_has_a_record(place: Path) -> None:
+    Path("list.csv").write_text("video,start,end\na,0,2\ngone,0,2\n")
+    for _ in range(2):
+        assert narrate("v", output=OUT, clip_list=Path("list.csv"))[0].exit_code == 1
+        assert (records()["gone"].status, records()["gone"].code) == ("failed", "missing")
+    shutil.copy("v/c.mp4", "v/gone.mp4")
+    assert narrate("v", output=OUT, clip_list=Path("list.csv"))[0].exit_code == 0
+    assert records()["gone"].status == "done"
+
+
 def test_a_list_s_failure_is_told_again(place: Path) -> None:
     cut(Path("v/cut.mp4"))
     Path("list.csv").write_text("video,start,end\na,0,2\ncut,0,2\ncut,10,13\n")

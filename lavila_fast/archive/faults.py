@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from lavila_fast.errors import InputError, StorageError, VideoError
 
-DISK, TWIN = "disk", "twin"
+DISK, MISSING, TWIN = "disk", "missing", "twin"
 _WORDS = {  # what a `VideoError` says → the word; the first that is found counts
-    "does not exist": "missing",
+    "does not exist": MISSING,
     "permission denied": "denied",
     "is empty": "empty",
     "from the disk": DISK,

@@ -113,6 +113,7 @@ class Request:
             for note in () if self.quiet else known.notes:
                 progress.say(note)
             books = Books(journal, records, known, self.wishes)
+            books.miss(found.missing)
             left = Found(books.jobs(), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names)
