@@ -77,6 +77,13 @@ def test_what_is_not_there_is_a_line(tmp_path: Path) -> None:
             ask(tmp_path / "none.mp4")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this file system takes no such names")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "v.mp4")
+    with pytest.raises(VideoError, match="a pipe or a device"):
+        content_id(tmp_path / "v.mp4")
+
+
 # --- substitutes and disks -------------------------------------------------------------------------------------------
 
 

@@ -285,6 +285,20 @@ def test_an_index_says_what_the_journal_says(tmp_path: Path, worth_it: None, mon
     one.close()
 
 
+def test_a_killed_run_leaves_an_index(tmp_path: Path, worth_it: None) -> None:
+    path = tmp_path / "out.jsonl"
+    one = open_journal(path)
+    for start in range(15):
+        one.append(sentences("v", 2.0 * start))
+    one._held.close()
+    found = index.load(path, 2)
+    assert found is not None
+    assert 10 < len(found[0]["v"]) < 15
+    one = open_journal(path)
+    assert len(one.done["v"]) == 15
+    one.close()
+
+
 @pytest.mark.parametrize("change", ["bytes", "shorter", "index torn", "index of another", "index flipped", "samples"])
 def test_an_index_that_does_not_fit_is_not_believed(tmp_path: Path, worth_it: None, change: str) -> None:
     path, beside = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.index"

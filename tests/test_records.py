@@ -157,6 +157,8 @@ def test_copies_of_a_broken_video_fail_with_it(place: Path) -> None:
     assert len(summary.failed) == 2
     assert summary.exit_code == 1
     assert records()["v/y.mp4"].status == "failed"
+    assert [line.split(":")[0] for line in summary.failed] == ["v/x.mp4", "v/y.mp4"]
+    assert summary.failed[0].replace("x.mp4", "y.mp4") == summary.failed[1]
 
 
 def test_one_relative_name_in_two_folders_is_two_videos(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,6 +279,16 @@ def test_a_list_s_names_stay_and_its_files_are_known(place: Path) -> None:
     _, scribe = narrate("w", output=OUT, clip_list=Path("list.csv"))
     assert scribe.written == 2
     assert sorted(rows(OUT)) == fresh("w", clip_list=Path("list.csv"))
+
+
+def test_a_video_that_a_list_names_in_vain_has_a_record(place: Path) -> None:
+    Path("list.csv").write_text("video,start,end\na,0,2\ngone,0,2\n")
+    for _ in range(2):
+        assert narrate("v", output=OUT, clip_list=Path("list.csv"))[0].exit_code == 1
+        assert (records()["gone"].status, records()["gone"].code) == ("failed", "missing")
+    shutil.copy("v/c.mp4", "v/gone.mp4")
+    assert narrate("v", output=OUT, clip_list=Path("list.csv"))[0].exit_code == 0
+    assert records()["gone"].status == "done"
 
 
 def test_a_list_s_failure_is_told_again(place: Path) -> None:

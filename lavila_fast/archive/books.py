@@ -7,16 +7,16 @@ several files with one content the first is narrated; the others, its twins, get
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lavila_fast.archive.decoding import Ended
-from lavila_fast.archive.faults import DISK, TWIN
+from lavila_fast.archive.faults import DISK, LASTING, MISSING, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.recognise import Look, Recognised, Wishes
 from lavila_fast.archive.spans import span_of
-from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records
+from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
 from lavila_fast.records import Narration
 from lavila_fast.video.sources import VideoSource, duration
 
@@ -62,6 +62,13 @@ class Books:
     def _code(self, job: Job) -> str | None:
         known = self._records.get(job.source.name)
         return known.code if known else None
+
+    def miss(self, lines: Mapping[str, str]) -> None:
+        """Write down videos that a list names and nobody can find, by name."""
+        for video, line in lines.items():
+            known = self._records.get(video)
+            if known is None or known.status == FAILED:
+                self._records.put(VideoRecord(None, video, video, FAILED, MISSING, line, "open"))
 
     def source(self, source: VideoSource) -> VideoSource:
         """A video with its identity, once that is known."""
@@ -121,8 +128,13 @@ class Books:
                 self.begin(copied[0], 0)
                 self._journal.append(copied)
                 self.copied += 1
-        failure = ended.failure and f"{work.look.job.source.path}: has the content of {ended.video}, which failed"
-        own = replace(ended, video=twin, failure=failure, code=failure and TWIN, seconds=0.0)
+        failure, code = ended.failure, ended.code
+        if failure:
+            before, path = first.look.job.source.path, work.look.job.source.path
+            said = failure.startswith(f"{before}: ")
+            failure = f"{path}{failure[len(str(before)) :]}" if said else f"{path}: of the same content; {failure}"
+            code = code if code in LASTING else TWIN
+        own = replace(ended, video=twin, failure=failure, code=code, seconds=0.0)
         self._close(own)
         return own
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from lavila_fast.errors import InputError, StorageError, VideoError
 
-DISK, TWIN = "disk", "twin"
+DISK, MISSING, TWIN = "disk", "missing", "twin"
 _WORDS = {  # what a `VideoError` says → the word; the first that is found counts
-    "does not exist": "missing",
+    "does not exist": MISSING,
     "permission denied": "denied",
     "is empty": "empty",
     "from the disk": DISK,
     "cannot be read (": DISK,
     "cannot be listed": DISK,
     "is a folder": "not-a-video",
+    "a pipe or a device": "not-a-video",
     "not a video that can be opened": "not-a-video",
     "holds audio only": "not-a-video",
     "has no video stream": "not-a-video",

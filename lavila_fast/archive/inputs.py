@@ -34,10 +34,14 @@ class Job:
 
 @dataclass
 class Found:
-    """Jobs in the order they were named, one line for each input that is none, and what else is worth a line."""
+    """Jobs in the order they were named, one line for each input that is none, and what else is worth a line.
+
+    `missing` has those lines that are about a video a list names, by its name.
+    """
 
     jobs: list[Job] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -196,4 +200,5 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
             found.jobs.append(Job(locate(video, inputs[0]), tuple(wanted.values())))
         except LavilaError as error:
             found.failed.append(str(error))
+            found.missing[video] = str(error)
     return found

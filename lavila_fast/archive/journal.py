@@ -65,7 +65,7 @@ class Journal:
         self.done = Done()
         self._writer = JsonLines()
         self._synced = time.monotonic()
-        self._lost, self._indexed = False, 0
+        self._lost, self._indexed, self._new = False, 0, 0
         with contextlib.ExitStack() as undo, storage_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             way_out = "wait for it or give another --output"
@@ -108,10 +108,8 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(known)
             for begin, end, rows in whole_clips(file, self.samples, known):
-                span, video = span_of(rows[0]), rows[0].video
-                if video in self.done and span in self.done[video]:
+                if not self.done.add(rows[0].video, span_of(rows[0]), begin):
                     continue
-                self.done.add(video, span, begin)
                 found += 1
                 if kept and kept[-1][1] == begin:
                     begin = kept.pop()[0]
@@ -129,7 +127,7 @@ class Journal:
 
     def _save_index(self) -> None:
         index.save(self.path, self._size, self.samples, self.done)
-        self._indexed = self._size
+        self._indexed, self._new = self._size, 0
 
     def _keep_only(self, kept: list[tuple[int, int]]) -> None:
         """Rewrite the file without what lies between whole clips."""
@@ -211,7 +209,9 @@ class Journal:
             self._check(os.fstat(self._fd))
             if time.monotonic() - self._synced > FSYNC_SECONDS:
                 self.sync()
-        self.done.add(rows[0].video, span_of(rows[0]), begin)
+        self._new += self.done.add(rows[0].video, span_of(rows[0]), begin)
+        if self._new > 10 * index.WORTH:  # a run that is killed leaves the next one little to read
+            self._save_index()
 
     def _check(self, own: os.stat_result) -> None:
         if own.st_size != self._size:

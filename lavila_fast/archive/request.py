@@ -122,6 +122,7 @@ class Request:
             held.callback(records.close)
             known = recognise(found, journal, records, self.wishes)
             books = Books(journal, records, known, self.wishes)
+            books.miss(found.missing)
             left = Found(books.jobs(), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names, self.overwrite)

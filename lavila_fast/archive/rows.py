@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, BinaryIO
 
-from lavila_fast.archive.spans import Span, span_of
+from lavila_fast.archive.spans import span_of
 from lavila_fast.records import Narration
 
-_FIELDS: dict[str, Any] = {"video": str, "start": (int, float), "end": (int, float), "sample": int, "text": str}
-_SCORES = ("perplexity", "logprob")
+_decode = json.JSONDecoder().decode
 
 
 def parse(line: bytes) -> Narration | None:
     """A row of the journal, or None for anything else."""
     try:
-        values = json.loads(line.decode())  # bytes it would also read in UTF-16
-        if not all(isinstance(values[name], kind) for name, kind in _FIELDS.items()):
+        values = _decode(line.decode())  # bytes `json` would also read in UTF-16
+        video, start, end, sample, text = (values[name] for name in ("video", "start", "end", "sample", "text"))
+        numbers = isinstance(start, int | float) and isinstance(end, int | float) and isinstance(sample, int)
+        if not (numbers and isinstance(video, str) and isinstance(text, str) and start >= 0 and end >= 0):
             return None
-        scores = [float("nan") if values[name] is None else float(values[name]) for name in _SCORES]
-        row = Narration(*(values[name] for name in _FIELDS), *scores)
-        row = replace(row, damaged=True) if values.get("damaged") is True else row
-        start, length = span_of(row)
-        return row if start >= 0 and start + length >= 0 else None
+        perplexity, logprob = (_number(values[name]) for name in ("perplexity", "logprob"))
+        round((start + end) * 1000)  # neither infinite nor not a number
+        return Narration(video, start, end, sample, text, perplexity, logprob, values.get("damaged") is True)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple[int, int, list[Narration]]]:
@@ -38,7 +40,7 @@ def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple
     begin = offset
     for line in file:
         row = parse(line) if line.endswith(b"\n") else None
-        if rows and (row is None or row.sample != len(rows) or (row.video, span_of(row)) != _name(rows[0])):
+        if rows and (row is None or row.sample != len(rows) or not _one_clip(row, rows[0])):
             rows = []
         if row is not None and row.sample == len(rows):
             begin = begin if rows else offset
@@ -49,5 +51,6 @@ def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple
             rows = []
 
 
-def _name(row: Narration) -> tuple[str, Span]:
-    return row.video, span_of(row)
+def _one_clip(row: Narration, first: Narration) -> bool:
+    times = row.start == first.start and row.end == first.end
+    return row.video == first.video and (times or span_of(row) == span_of(first))

@@ -78,6 +78,7 @@ class Clips(Sized):
     base: Columns
     added: dict[Span, int] = field(default_factory=dict)
     odd: dict[Span, int] = field(default_factory=dict)
+    latest: Span | None = None
 
     def __len__(self) -> int:
         """How many."""
@@ -107,14 +108,22 @@ class Clips(Sized):
             at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
             yield from (some[i] for i in np.flatnonzero(keys[at] != asked))
 
-    def add(self, span: Span, offset: int) -> None:
-        """Take note of one more."""
+    def add(self, span: Span, offset: int) -> bool:
+        """Take note of one more, unless it is there already."""
+        if self.latest is None:
+            last = [(int(self.base.start[-1]), int(self.base.length[-1]))] if len(self.base) else []
+            self.latest = max([*last, *self.added, *self.odd], default=(-1, 0))
+        if span > self.latest:  # as nearly all are, and known as such at once
+            self.latest = span
+        elif span in self:
+            return False
         if not fits(span):
             self.odd[span] = offset
-            return
+            return True
         self.added[span] = offset
         if len(self.added) > max(_MANY, len(self.base) // 16):
             self.settle()
+        return True
 
     def settle(self) -> Columns:
         """All that fit, sorted."""
@@ -173,11 +182,11 @@ class Done(Mapping[str, Clips]):
         """How many videos."""
         return len(self._places) + sum(name not in self._places for name in self._touched)
 
-    def add(self, video: str, span: Span, offset: int) -> None:
-        """Take note of a clip."""
+    def add(self, video: str, span: Span, offset: int) -> bool:
+        """Take note of a clip, unless it is there already."""
         if video not in self._touched:
             self._touched[video] = Clips(self._columns.part(*self._places.get(video, (0, 0))))
-        self._touched[video].add(span, offset)
+        return self._touched[video].add(span, offset)
 
     def settle(self) -> None:
         """Make columns of all that was added."""

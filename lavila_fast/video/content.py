@@ -68,6 +68,8 @@ def content_id(path: Path, full: bool = False) -> str:
 
 def _file_id(path: Path, full: bool) -> str:
     try:
+        if not path.is_file() and path.exists():  # opening a pipe may wait for ever, and takes what is in it
+            raise VideoError(path, "is a pipe or a device, not a file", "write it to a file and give that")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             hashed = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
