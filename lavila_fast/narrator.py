@@ -32,6 +32,7 @@ from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.children.pool import SERVES, Children
+from lavila_fast.video.content import content_id
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
@@ -156,10 +157,14 @@ class Narrator:
         """
         vision = self.config.vision
         transform = FrameTransform(vision.img, vision.mean, vision.std)
+        content = source.content or content_id(source.path)
         if children:
-            return children.read(source, clips, vision.frames, transform, threads)
-        where = {"decoder": self.decoder, "device": self.device}
-        return read_clips(source, clips, vision.frames, transform, threads, **where)
+            decoded = children.read(source, clips, vision.frames, transform, threads)
+        else:
+            where = {"decoder": self.decoder, "device": self.device}
+            decoded = read_clips(source, clips, vision.frames, transform, threads, **where)
+        for one in decoded:
+            yield replace(one, content=content)
 
     @property
     def can_isolate(self) -> bool:
@@ -182,11 +187,11 @@ class Narrator:
         """
         options = options or Options()
         pending = (
-            PendingClip((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
+            PendingClip((n, one.clip, one.damaged), clip_key(options.seed, _drawn_by(one), one.clip.start), one.frames)
             for n, one in enumerate(decoded)
         )
-        for clip, sentences in _in_order(write(self.runtime, pending, options, batch)):
-            yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
+        for clip, damaged, sentences in _in_order(write(self.runtime, pending, options, batch)):
+            yield [self._narration(clip, i, one, damaged) for i, one in enumerate(sentences)]
 
     def narrate(
         self,
@@ -227,9 +232,14 @@ class Narrator:
         if trouble:
             raise trouble[0]
 
-    def _narration(self, clip: Clip, sample: int, one: Written) -> Narration:
+    def _narration(self, clip: Clip, sample: int, one: Written, damaged: bool) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
-        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob)
+        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob, damaged)
+
+
+def _drawn_by(one: DecodedClip) -> str:
+    """What a clip's random numbers go by: which video it is, or where nobody knows, the name it has."""
+    return one.content or one.clip.video
 
 
 def _fingerprint(bundle: Bundle) -> str:
@@ -239,12 +249,15 @@ def _fingerprint(bundle: Bundle) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iterator[tuple[Clip, list[Written]]]:
+Owner = tuple[int, Clip, bool]  # number, clip, whether it is damaged
+
+
+def _in_order(written: Iterator[tuple[Owner, list[Written]]]) -> Iterator[tuple[Clip, bool, list[Written]]]:
     """Clips finish in any order; give them out in that of their numbers."""
-    waiting: dict[int, tuple[Clip, list[Written]]] = {}
+    waiting: dict[int, tuple[Clip, bool, list[Written]]] = {}
     turn = 0
-    for (number, clip), sentences in written:
-        waiting[number] = clip, sentences
+    for (number, clip, damaged), sentences in written:
+        waiting[number] = clip, damaged, sentences
         while turn in waiting:
             yield waiting.pop(turn)
             turn += 1

@@ -9,10 +9,11 @@ Everything that opens a model asks here, so a name means the same to the narrato
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import cast
 
-from lavila_fast.download import cache_dir
+from lavila_fast.download import cache_dir, is_there, user_cache
 from lavila_fast.errors import InputError, ModelNotFoundError
 from lavila_fast.presets import CHECKPOINTS, hint
 from lavila_fast.text import Kind, Tokenizer, load_tokenizer
@@ -32,15 +33,16 @@ def find_model(model: str | Path) -> Path:
     """
     name, path = str(model), Path(model)
     shipped = ASSETS / name
-    if name == path.name and shipped.is_dir() and (isinstance(model, str) or not path.exists()):
+    exists = os.path.exists(path)  # noqa: PTH110  # Path's raises where a name is too long
+    if name == path.name and os.path.isdir(shipped) and (isinstance(model, str) or not exists):  # noqa: PTH112
         return shipped
-    if path.exists():
+    if exists:
         return path
     row = CHECKPOINTS.get(name)
     if row is None or not row.url:
         raise ModelNotFoundError(f"{model}: no such file or folder, nor a model's name; {hint(name)}")
     pulled = cache_dir() / row.relative
-    if not pulled.is_file():
+    if not is_there(pulled):
         raise ModelNotFoundError(f"{model}: not fetched yet ({pulled}); run: lavila-fast models pull {model}")
     return pulled
 
@@ -60,10 +62,11 @@ def find_vocabulary(checkpoint: Path, kind: str, context: int, given: str | Path
     """
     which = cast(Kind, kind)
     own = checkpoint.with_name(checkpoint.stem + ".tokenizer.json")
-    if given is not None or own.is_file():
+    if given is not None or is_there(own):
         return load_tokenizer(own if given is None else given, which, context)
     wrong: InputError | None = None
-    for folder in (checkpoint.parent, cache_dir() / "tokenizers" / kind):
+    cache = user_cache()
+    for folder in (checkpoint.parent, *((cache / "tokenizers" / kind,) if cache else ())):
         if holds_vocabulary(folder, which):
             try:
                 return load_tokenizer(folder, which, context)

@@ -35,6 +35,7 @@ class Narration:
             (sampling), or exp of minus the length-penalised beam score (beams). Lower is surer.
         logprob: Mean natural-log probability of the chosen tokens, end token included, under the unwarped
             distribution.
+        damaged: Some of the clip's frames could not be read, and their neighbours stand in for them.
     """
 
     video: str
@@ -44,7 +45,11 @@ class Narration:
     text: str
     perplexity: float
     logprob: float
+    damaged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as it is written, keys in the order of the fields."""
-        return asdict(self)
+        """The row as it is written, keys in the order of the fields; `damaged` only where it is."""
+        values = asdict(self)
+        if not self.damaged:
+            del values["damaged"]
+        return values

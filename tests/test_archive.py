@@ -22,8 +22,10 @@ from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
-from lavila_fast.archive.journal import Journal, parse
-from lavila_fast.archive.outputs import Output, choose_output, name_files
+from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.names import name_files
+from lavila_fast.archive.outputs import Output, choose_output
+from lavila_fast.archive.rows import parse
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
@@ -216,6 +218,17 @@ def test_csv() -> None:
     assert rows[0]["perplexity"] == "12.3457"
 
 
+def test_damage_is_told_in_jsonl_and_leaves_csv_s_columns_alone() -> None:
+    clip = [[replace(row, damaged=True) for row in CLIPS[0]]]
+    values = json.loads(written("jsonl", clip).splitlines()[0])
+    assert list(values)[-1] == "damaged"
+    assert values["damaged"] is True
+    assert written("csv", clip) == written("csv", CLIPS[:1])
+    back = parse(written("jsonl", clip).splitlines(keepends=True)[0])
+    assert back is not None
+    assert back.damaged
+
+
 def test_srt_and_vtt() -> None:
     clip = [sentences("a", 3661.5, 2)]
     line = '#C C "cuts", é 3661.5 &<b>'
@@ -331,12 +344,12 @@ def test_output_errors(output: str, format: str | None) -> None:
 
 def test_names_of_files_never_collide() -> None:
     videos = ["a/x.mp4", "a/x.mkv", "b/x.mp4", "y.mp4", "/a/x.mp4", "X.MKV.mp4"]
-    files = name_files(Path("out"), videos, "srt")
-    assert files["y.mp4"] == Path("out/y.srt")
-    assert files["X.MKV.mp4"] == Path("out/X.MKV.srt")
-    assert files["a/x.mkv"] == Path("out/a_x.mkv.srt")
-    assert files["b/x.mp4"] == Path("out/b_x.mp4.srt")
-    assert len({str(path).lower() for path in files.values()}) == len(files) == 6
+    files = name_files(videos, ".srt")
+    assert files["y.mp4"] == "y.srt"
+    assert files["X.MKV.mp4"] == "X.MKV.srt"
+    assert files["a/x.mkv"] == "a_x.mkv.srt"
+    assert files["b/x.mp4"] == "b_x.mp4.srt"
+    assert len({name.lower() for name in files.values()}) == len(files) == 6
 
 
 # --- decoding threads ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lavila_fast.errors import StorageError
-from lavila_fast.files import new_file, replacing, write_json, write_text
+from lavila_fast.files import new_file, no_links, replacing, write_json, write_text
 
 
 def test_a_crash_in_between_leaves_the_old_file_alone(tmp_path: Path) -> None:
@@ -30,6 +30,36 @@ def test_content_and_name_reach_the_disk_in_this_order(tmp_path: Path, monkeypat
     assert path.read_bytes() == "é".encode()
     assert [(name.is_dir(), there) for name, there in synced] == [(False, False), (True, True)]
     assert synced[1][0] == tmp_path
+
+
+def test_no_link_is_followed_and_no_name_foreseen(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    names = []
+    for _ in range(2):
+        with new_file(tmp_path / "a") as part:
+            names.append(part.name)
+            part.symlink_to(victim)
+            with pytest.raises(OSError, match="symbolic links"), open(part, "wb", opener=no_links):
+                pass
+            part.unlink()
+            part.write_text("new")
+    assert names[0] != names[1]
+    with pytest.raises(OSError, match="symbolic links"), new_file(tmp_path / "a") as part:
+        part.symlink_to(victim)
+    (tmp_path / "link").symlink_to(victim)
+    write_text(tmp_path / "link", "new")
+    assert not (tmp_path / "link").is_symlink()
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".srt", "é" * 125 + ".json", "🎬" * 63])
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path, name: str) -> None:
+    write_text(tmp_path / name, "a")
+    write_text(tmp_path / name, "b")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "b")]
+    with pytest.raises(StorageError, match="give a shorter name"):
+        write_text(tmp_path / (name + "xxxxx"), "a")
 
 
 def test_a_failed_rename_removes_the_part_and_says_what_to_do(tmp_path: Path) -> None:
@@ -53,7 +83,7 @@ def test_writers_that_open_files_themselves(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from lavila_fast.files import new_file
+from lavila_fast.files import new_file, no_links
 with new_file(Path(sys.argv[1])) as part:
     part.write_bytes(b"half")
     print(part.name, flush=True)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,9 +80,9 @@ def lines(capsys: pytest.CaptureFixture[str], what: str = "error:") -> list[str]
 def test_rows_are_what_the_narrator_says(narrate: Callable[..., int], bundle: Path, videos: Path) -> None:
     from lavila_fast.generate.options import Options
 
-    assert narrate(videos, "-o", "out.jsonl", "--samples", 2, "--seed", 5) == 0
-    narrator = Narrator.from_pretrained(bundle, threads=1)
-    said = [n for i in range(3) for n in narrator.narrate(videos / f"v{i}.mp4", options=Options(samples=2, seed=5))]
+    assert narrate(videos, "-o", "out.jsonl", "--samples", 2, "--seed", 5, "--temperature", 2) == 0
+    narrator, options = Narrator.from_pretrained(bundle, threads=1), Options(2, Warp(2.0, None, 0.95), seed=5)
+    said = [n for i in range(3) for n in narrator.narrate(videos / f"v{i}.mp4", options=options)]
     assert [row[:5] for row in rows(Path("out.jsonl"))] == [
         (str(n.video), n.start, n.end, n.sample, n.text) for n in said
     ]
@@ -242,6 +243,19 @@ def test_other_spellings_of_the_model_are_one_model(
     Path("model").symlink_to(bundle)
     assert run(["narrate", str(videos / "v2.mp4"), "--model", "model", "-o", "out.jsonl"]) == 0
     assert "0 clips (2 done before)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (NANO / "bundle.json").is_file(), reason="the small model is not in this checkout")
+def test_the_shipped_model_its_path_and_its_moved_bundle_are_one(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(NANO, "moved")
+    for model in ("nano", NANO, "moved", tmp_path / "moved"):
+        capsys.readouterr()
+        assert run(["narrate", str(videos / "v2.mp4"), "--model", str(model), "--threads", "1", "-o", "out.jsonl"]) == 0
+        if model != "nano":
+            assert "0 clips (2 done before)" in capsys.readouterr().err
 
 
 def wait_for(path: Path, size: int, process: subprocess.Popen[str]) -> None:
@@ -456,6 +470,9 @@ def test_every_command_ends_well_when_nobody_reads_on(words: tuple[str, ...]) ->
         (("nothing/*.mp4",), "matches no file"),
         (("v0.mp4", "-o", "x.txt"), "--format"),
         (("v0.mp4", "--model", "nonesuch"), "nonesuch"),
+        (("v0.mp4", "--model", "y" * 300), "no such file or folder"),
+        ((".", "--clips", "y" * 300 + ".csv"), "name too long"),
+        (("v0.mp4", "--csv-safe", "-o", "x.srt"), "--csv-safe: of no use to srt"),
         (("v0.mp4", "--beams", "4", "--groups", "3"), "multiple"),
         (("v0.mp4", "--top-p", "2"), "top_p"),
         (("v0.mp4", "--clips", "none.csv"), "folder"),

@@ -349,6 +349,23 @@ def test_chunk_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.opened == 6  # each header is read once to plan and once to decode
 
 
+def test_what_a_cut_chunk_lacks_is_reported(tmp_path: Path) -> None:
+    folder = write_chunks(tmp_path / "uid.mp4", 40, 600, 20)
+    clips = [Clip("uid", *span) for span in ((16, 18), (19, 21), (100, 102), (299, 301), (302, 304), (599, 601))]
+    read = read_clips(VideoSource("uid", folder), [*clips, Clip("uid", 615, 617)], 4)
+    found: dict[float, list[int]] = {}
+    with pytest.raises(VideoError) as caught:
+        found.update((decoded.clip.start, numbers(decoded.frames)) for decoded in read)
+    assert sorted(found) == [16, 19, 299, 302, 599]
+    assert found[16] == [32, 33, 34, 34]
+    assert found[19][-1] == 39  # the last that is there, for 40 and 41
+    assert min(found[299]) >= 600  # of the next chunk, which begins at 300 s
+    told = str(caught.value)
+    assert "0.mp4 ends at 20.0 s of 300" in told
+    assert "600.mp4, the last, ends at 10.0 s" in told
+    assert "2 of 7 clips could not be read" in told
+
+
 def test_chunks_of_different_rates(tmp_path: Path) -> None:
     """Frame n of the video carries n: 7,500 frames at 25 fps, then 500 at 50 fps."""
     folder = tmp_path / "uid.mp4"

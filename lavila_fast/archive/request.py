@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavila_fast.archive.books import Books
+from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
-from lavila_fast.archive.inputs import FoundInputs, find_clips, find_videos, under_earlier_names
-from lavila_fast.archive.outputs import Files, Output, Sink, Stream, choose_output, open_journal
+from lavila_fast.archive.inputs import FoundInputs, find_clips, find_videos
+from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
+from lavila_fast.archive.recognise import Wishes, recognise
 from lavila_fast.archive.run import Run, Summary
+from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.video.opening import MOST_PIXELS
@@ -41,6 +47,8 @@ class Request:
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
         max_pixels: Larger pictures are refused.
+        csv_safe: No cell of a CSV shall be a formula.
+        wishes: What to do again, and how closely to look at files.
     """
 
     inputs: tuple[str, ...]
@@ -56,6 +64,8 @@ class Request:
     prints_summary: bool = False
     quiet: bool = False
     max_pixels: int = MOST_PIXELS
+    csv_safe: bool = False
+    wishes: Wishes = field(default_factory=Wishes)
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -77,7 +87,13 @@ class Request:
         Raises:
             InputError: output, format and number of videos do not fit each other.
         """
-        one = len(self.inputs) == 1 and len(found.jobs) == 1 and found.jobs[0].source.path == Path(self.inputs[0])
+        output = self._choose_output(found)
+        if self.csv_safe and FORMATS[output.format].safe is None:
+            raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        return replace(output, safe=self.csv_safe)
+
+    def _choose_output(self, found: FoundInputs) -> Output:
+        one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
         output = choose_output(self.output, self.format, len(found.jobs), one)
         if not (self.prints_summary and output.kind == "stream" and output.path is None):
             return output
@@ -97,23 +113,37 @@ class Request:
             StorageError: it cannot be written; what was written before is whole.
         """
         clip = self.clip_seconds or narrator.clip_seconds
-        stride = self.stride_seconds or clip
-        sink: Sink
+        lengths = clip, self.stride_seconds or clip
+        progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         if output.kind == "stream":
-            sink = Stream(output, sys.stdout.buffer)
-        else:
-            identity = self._identity(narrator, model, describe_windows(clip, stride))
+            stream = Stream(output, sys.stdout.buffer)
+            try:
+                self._note(progress, found.notes)
+                plan = Windows(*lengths, stream, listed=bool(self.clip_list))
+                return Run(narrator, found, stream, plan, progress, self.workers, self.batch).go(self.options)
+            finally:
+                stream.release()
+        identity = self._identity(narrator, model, describe_windows(*lengths))
+        with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
-            found = under_earlier_names(found, journal.done)
-            sink = Files(output, journal, [job.source.name for job in found.jobs])
-        try:
-            plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
-            progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-            jobs = [replace(job, source=self._bounded(job.source, children)) for job in found.jobs]
-            found = replace(found, jobs=jobs)
-            return Run(narrator, found, sink, plan, progress, self.workers, self.batch, children).go(self.options)
-        finally:
-            sink.release()
+            held.callback(journal.close)
+            records = Records(records_path(journal.path), overwrite=self.overwrite or journal.new)
+            held.callback(records.close)
+            known = recognise(found, journal, records, self.wishes)
+            books = Books(journal, records, known, self.wishes)
+            books.miss(found.missing)
+            jobs = [replace(job, source=self._bounded(job.source, children)) for job in books.jobs()]
+            left = FoundInputs(jobs, [*found.failed, *known.failed])
+            names = [*known.finished, *(job.source.name for job in left.jobs)]
+            sink = Files(output, journal, names, self.overwrite)
+            self._note(progress, [*found.notes, *known.notes, *sink.notes])
+            plan = Windows(*lengths, sink, bool(self.clip_list), books)
+            run = Run(narrator, left, sink, plan, progress, self.workers, self.batch, known.finished, children)
+            return run.go(self.options)
+
+    def _note(self, progress: Progress, lines: Sequence[str]) -> None:
+        for line in () if self.quiet else lines:
+            progress.say(line)
 
     def _bounded(self, source: VideoSource, children: Children | None) -> VideoSource:
         return replace(source, most_pixels=self.max_pixels, look=children.look if children else None)

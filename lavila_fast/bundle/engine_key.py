@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.download import cache_dir
+from lavila_fast.download import cache_dir, is_there, user_cache
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
 from lavila_fast.files import sha256, write_json
 
@@ -195,7 +195,8 @@ def require_trust(engine: Path, key: EngineKey) -> None:
     Raises:
         BundleError: it was not built here by this user, and `ALLOW` does not allow it.
     """
-    if os.environ.get(ALLOW) != "1" and not (cache_dir() / "built" / key.engine).is_file():
+    cache = user_cache()
+    if os.environ.get(ALLOW) != "1" and not (cache and is_there(cache / "built" / key.engine)):
         raise BundleError(
             f"{engine}: code for this computer that was not built on it; {mend(engine)}, "
             f"or set {ALLOW}=1 if you trust its maker"

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError, StorageError
 
@@ -70,7 +71,7 @@ def bench(output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None
         raise InputError(f"{output}: give the name of a .json file; the page and the plot go beside it")
     setting = run.Setting(**given)
     command = shlex.join(["lavila-fast", *sys.argv[1:]])
-    result = run.measure_model(setting, command, lambda text: None if quiet else click.echo(text, err=True))
+    result = run.measure_model(setting, command, lambda text: None if quiet else tell(text, err=True))
     page = bench_page(result)
     if output is not None:
         _write(result, output, page)
@@ -85,6 +86,6 @@ def _write(result: dict[str, Any], output: Path, page: str) -> None:
         save(result, output, page)
         bench_plot(result, output.with_suffix(".svg"))
     except MissingExtraError as error:
-        click.echo(f"no plot: {error}", err=True)
+        tell(f"no plot: {error}", err=True)
     except OSError as error:
         raise StorageError(f"{output}: cannot be written ({error.strerror}); choose another place") from error

@@ -18,6 +18,7 @@ import click
 from lavila_fast.bundle.engine_key import AOT, BUILDERS, FOLDER, graph_hash, misfits, read_key, this_machine
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
 from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.errors import BundleError, InputError, LavilaError, MissingExtraError
 from lavila_fast.files import sha256
 
@@ -64,7 +65,7 @@ def build_engines_of(bundle: Path, **given: Any) -> None:
         if isinstance(error, LavilaError):
             raise
         raise MissingExtraError(error.name or "torch", "export") from error
-    click.echo(f"{bundle / FOLDER}: {len(keys)} engines")
+    tell(f"{bundle / FOLDER}: {len(keys)} engines")
 
 
 def _engines(opened: Bundle, builder: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def _axis(text: str) -> tuple[str, tuple[int, int, int]]:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    tell(line, err=True)
 
 
 @engines.command("show")
@@ -152,9 +153,9 @@ def show_engines(bundle: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        click.echo(f"{row['engine']}: {row['built_for']}: {row['state']}")
+        tell(f"{row['engine']}: {row['built_for']}: {row['state']}")
     if not rows:
-        click.echo(f"{bundle}: no engines; build them with: lavila-fast engines build {bundle}")
+        tell(f"{bundle}: no engines; build them with: lavila-fast engines build {bundle}")
 
 
 def _row(engine: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.quant.names import PRECISIONS, TARGETS
 
@@ -57,10 +58,10 @@ def export(model: str, output: Path, keep: tuple[str, ...], as_json: bool, quiet
         raise MissingExtraError(error.name or "onnx", "export") from error
 
     options = ExportOptions(model, output, keep=frozenset(keep), **given)
-    bundle = export_model(options, (lambda _: None) if quiet else (lambda line: click.echo(line, err=True)))
+    bundle = export_model(options, (lambda _: None) if quiet else (lambda line: tell(line, err=True)))
     size = sum(path.stat().st_size for path in bundle.folder.iterdir() if path.is_file())
     if as_json:
         told = {name: getattr(bundle, name) for name in ("name", "target", "precision", "engines", "parity")}
         click.echo(json.dumps({"output": str(output), "bytes": size, **told}))
     elif not quiet:
-        click.echo(f"{output}: {bundle.name}, {size / 1e6:.1f} MB", err=True)
+        tell(f"{output}: {bundle.name}, {size / 1e6:.1f} MB", err=True)

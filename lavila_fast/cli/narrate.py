@@ -12,6 +12,7 @@ import click
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import POSITIVE, LazyChoice
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES, engine_help, precisions
 from lavila_fast.errors import InputError
 from lavila_fast.video.names import DECODERS
@@ -32,6 +33,7 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are decode
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("-o", "--output", metavar="PATH", help="A file for all videos, a folder for one file a video, or -.")
 @click.option("--format", "format", type=LazyChoice(offered), help="Default: as in PATH.")
+@click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula.")
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]")
 @click.option(
@@ -109,6 +111,15 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are decode
     show_default=True,
     help="Larger pictures are refused before they are decoded.",
 )
+@click.option(
+    "--identity",
+    type=click.Choice(("fast", "full")),
+    default="fast",
+    show_default=True,
+    help="What a video is known by: its size and a hash of head, middle and tail, or of every byte.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed.")
+@click.option("--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
@@ -116,9 +127,11 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
     """Narrate videos: files, folders (with all below them), patterns in quotes, folders of 300-second chunks.
 
     Without -o, the narrations of a single video are printed; those of several go to narrations.jsonl. Rows are on disk
-    as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Results depend on
-    the clip, the model and the seed, never on --batch-size, --threads or --workers. (On a GPU --engine torch-cuda
-    rounds by --batch-size and GPU, so it goes on with a run of the same two alone.)
+    as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Videos are known by
+    their content: one that was moved or renamed is not narrated again, one that was replaced or has grown is. What
+    became of each is beside the output; `lavila-fast status` tells it. Results depend on the content, the model and
+    the seed, never on names, --batch-size, --threads or --workers. (On a GPU --engine torch-cuda rounds by --batch-size
+    and GPU, so it goes on with a run of the same two alone.)
 
     \b
     Examples:
@@ -148,14 +161,14 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
         shape = {"batch": given["batch_size"], "samples": given["samples"]}
         narrator = Narrator.from_pretrained(given["model"], **how, **shape)
         if narrator.note and not request.quiet:
-            click.echo(f"{given['model']}: {narrator.note}", err=True)
+            tell(f"{given['model']}: {narrator.note}", err=True)
         if given["isolate"] and not narrator.can_isolate:
             raise InputError(_NOT_ISOLATED)
         summary = request.run(narrator, given["model"], found, output, children if narrator.can_isolate else None)
     if request.prints_summary:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
     elif not request.quiet:
-        click.echo(summary.sentence(output), err=True)
+        tell(summary.sentence(output), err=True)
     return summary.exit_code
 
 
@@ -176,16 +189,28 @@ def _children(given: dict[str, Any]) -> Iterator[Children | None]:
 
 
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
+    from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
 
-    same = ("clip_list", "output", "format", "clip_seconds", "stride_seconds", "workers", "max_pixels")
+    same = (
+        "clip_list",
+        "output",
+        "format",
+        "clip_seconds",
+        "stride_seconds",
+        "workers",
+        "overwrite",
+        "quiet",
+        "csv_safe",
+        "max_pixels",
+    )
     return Request(
         inputs,
         options_of(given),
         batch=given["batch_size"] or _BATCH,
         overwrite=given["overwrite"],
         prints_summary=given["as_json"],
-        quiet=given["quiet"],
+        wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         **{name: given[name] for name in same},
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError
 
@@ -71,7 +72,7 @@ def parity(bundle: Path, **given: Any) -> None:
     )
     page = write_report(report, opened, given["output"])
     click.echo(json.dumps(report.to_dict(), indent=1) if given["as_json"] else _lines(report))
-    click.echo(f"{page}: the page to read", err=True)
+    tell(f"{page}: the page to read", err=True)
     click.get_current_context().exit(0 if report.passed else 1)
 
 

@@ -30,8 +30,9 @@ from lavila_fast.kitchen.film import film, ground_truth
 from lavila_fast.kitchen.scene import Scene, Split, make_scene
 from lavila_fast.kitchen.world import COLOURS, HANDS, OBJECTS, VERBS, Action
 from lavila_fast.records import Clip
+from lavila_fast.video.kinds import has_video_suffix
 from lavila_fast.video.reader import read_clips
-from lavila_fast.video.sources import SUFFIXES, VideoSource, expand_windows
+from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import preprocess
 
 UNSEEN_SPLITS: tuple[Split, ...] = ("unseen_seeds", "unseen_pairs")
@@ -208,7 +209,7 @@ class FolderClips:
     @cached_property
     def _windows(self) -> dict[Path, list[Clip]]:
         found = [self.folder] if self.folder.is_file() else sorted(self.folder.rglob("*"))
-        videos = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+        videos = [path for path in found if has_video_suffix(path.name) and path.is_file()]
         chosen = _in_turn([_spread(path, self.seconds, self.count) for path in videos], self.count)
         if not chosen:
             what = "no readable videos" if videos else "no videos"

@@ -19,7 +19,13 @@ _COUNTER = struct.Struct("<QQ")
 
 
 def clip_key(seed: int, video: str, start: float) -> bytes:
-    """The key of one clip: the video's file name without its folder, and the start rounded to milliseconds."""
+    """The key of one clip.
+
+    Args:
+        seed: Of the run.
+        video: The identity of the video's content (`video.content`); of frames from nowhere, a name without its folder.
+        start: First second of the clip, which counts in milliseconds.
+    """
     text = f"{seed}\0{PurePath(video).name}\0{round(start * 1000)}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
 

@@ -14,10 +14,20 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.disk import DiskFile, disk_error
 from lavila_fast.video.orientation import Orientation
 from lavila_fast.video.pulse import beat
 from lavila_fast.video.timeline import Repairs
 
+CONTAINERS = (
+    "mov,matroska,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,mxg,gxf,rm,wtv,ivf,nut,nsv,nuv,roq,smjpeg,mpjpeg,mjpeg,dv,"
+    "yuv4mpegpipe,mpegvideo,m4v,h261,h263,h264,hevc,evc,vvc,av1,obu,vc1,avs,avs2,avs3,dirac,dnxhd,ingenient,dhav,bink,"
+    "gif,apng,jpegxl_anim,gif_pipe,webp_pipe,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe,"
+    "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,ape,au,caf,tta,wv"  # only to be told that these hold audio only
+)
+"""FFmpeg's names of the formats that are read: such as are made of one file and lead to no other."""
+_LISTING = ("mov,mp4", "matroska", "avi")  # whose headers list all streams
+_LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
 REFETCH = "fetch the file again or re-encode it"
 MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
 
@@ -91,41 +101,80 @@ def denied(path: Path) -> VideoError:
 def open_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
+    Args:
+        path: The file.
+        most_pixels: The most that a picture may have, as coded; larger ones are refused before anything is decoded,
+            also where they come in the middle of a file. A decoder holds up to 17 pictures.
+
     Raises:
-        VideoError: the file is missing, forbidden, empty, not a video, or has no video stream; or its pictures have
-            more than `most_pixels`.
+        VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures; or
+            the disk does not give it.
     """
     path = Path(path)
     _check_file(path)
+    with contextlib.ExitStack() as held:
+        container = held.enter_context(_container(path))
+        if not _pictures(container) and not container.format.name.startswith(_LISTING):
+            held.close()
+            container = held.enter_context(_container(path, _LOOK_LONGER))
+        yield container, _stream(path, container, most_pixels)
+
+
+@contextlib.contextmanager
+def _container(path: Path, more: dict[str, str] | None = None) -> Iterator[Any]:
     try:
-        # Local files only: neither a name such as "http:x.mp4" nor a playlist inside a file leads to the network.
-        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        disk = DiskFile(path)
     except PermissionError:
         raise denied(path) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
+    with contextlib.closing(disk):
+        try:
+            with _opened(path, disk, more or {}) as container:
+                yield container
+        except MemoryError:
+            raise
+        except (av.error.FFmpegError, OSError, VideoError) as error:
+            if disk.trouble is None:
+                raise
+            raise disk_error(path, disk.trouble) from error
+
+
+def _opened(path: Path, disk: DiskFile, more: dict[str, str]) -> Any:
+    # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **more}
+    try:
+        return av.open(disk, metadata_errors="replace", options=options)
     except MemoryError:
         raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
-    with container:
-        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not pictures:
-            what = "holds audio only" if container.streams.audio else "has no video stream"
-            raise VideoError(path, what, "leave it out or give the file with the pictures")
-        best = container.streams.best("video")
-        stream = best if best in pictures else pictures[0]
-        if stream.codec_context is None:
-            raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
-        _bound(path, stream.codec_context, most_pixels)
-        yield container, stream
 
 
-def _bound(path: Path, codec: Any, most_pixels: int) -> None:
-    """Refuse pictures that are too large, those that come later as well."""
-    if codec.width * codec.height > most_pixels:
-        what = f"its pictures have {codec.width} x {codec.height} pixels, more than {most_pixels}"
-        raise VideoError(path, what, "make them smaller, or allow more: --max-pixels")
+def _pictures(container: Any) -> list[Any]:
+    """Video streams but covers."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+
+
+def _stream(path: Path, container: Any, most_pixels: int) -> Any:
+    """The video stream that is read."""
+    pictures = _pictures(container)
+    if not pictures:
+        what = "holds audio only" if container.streams.audio else "has no video stream"
+        raise VideoError(path, what, "leave it out or give the file with the pictures")
+    best = container.streams.best("video")
+    stream = best if best in pictures else pictures[0]
+    codec = stream.codec_context
+    if codec is None:
+        raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
+    width, height = max(codec.width, codec.coded_width), max(codec.height, codec.coded_height)
+    if width * height > most_pixels:
+        what = f"has pictures of {width}x{height} pixels, more than the {most_pixels} allowed"
+        raise VideoError(path, what, "allow them by --max-pixels where there is memory for 17 of them, or leave it out")
     codec.options = {**codec.options, "max_pixels": str(most_pixels)}
+    return stream
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.disk import disk_error, trouble_of
 from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video, packets
 from lavila_fast.video.orientation import orientation
 from lavila_fast.video.pulse import beat
@@ -100,7 +101,11 @@ class FrameDecoder:
         except MemoryError:
             raise  # of FFmpeg or of Python: no fault of the file's
         except (av.error.FFmpegError, OSError) as error:
+            if trouble_of(self.file.container):
+                raise  # not the file's fault: what follows would be guessed
             self.failures.append(error.strerror or str(error))
+        if trouble := trouble_of(self.file.container):  # which FFmpeg takes for the end of the file
+            raise disk_error(self.file.info.path, trouble)
 
     def feed(self, packet: Any) -> Iterator[Any]:
         """Decode a packet; frames come in the order in which they are shown, with `pts` like their packets'."""

@@ -14,6 +14,7 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.disk import disk_error, trouble_of
 from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
 from lavila_fast.video.pulse import beat
@@ -153,6 +154,8 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[
                 continue
             shown = not packet.is_discard and not (hides and not bytes(packet)[0] & _VP8_SHOWN)
             table.add(packet.dts, packet.pts, packet.duration or 0, packet.is_keyframe, shown)
+        if trouble := trouble_of(container):
+            raise disk_error(path, trouble)
     return reached, early > _FEW or others <= _FEW
 
 

@@ -1,24 +1,40 @@
-"""Comma-separated values with a header line."""
+"""Comma-separated values with a header line (RFC 4180, with a newline between rows)."""
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections.abc import Sequence
 
-from lavila_fast.archive.formats.writer import Writer, encode, short
+from lavila_fast.archive.formats.writer import Writer, encode, short, spelt_out
 from lavila_fast.records import Narration
+
+_QUOTED = re.compile(r'[,"\n]|^\s|\s$')
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # full-width signs count, too
 
 
 class Csv(Writer):
-    """The same columns as `JsonLines`."""
+    """The same columns as `JsonLines`, but for `damaged`.
+
+    Every line break in a cell is a newline, and what a terminal would obey is spelt out.
+    """
 
     header = b"video,start,end,sample,text,perplexity,logprob\n"
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        for row in rows:
-            lines.writerow([*list(row.to_dict().values())[:-2], short(row.perplexity), short(row.logprob)])
-        return encode(text.getvalue())
+        return b"".join(encode(",".join(self._cells(row)) + "\n") for row in rows)
+
+    def _cells(self, row: Narration) -> list[str]:
+        numbers = ["" if value is None else repr(value) for value in (short(row.perplexity), short(row.logprob))]
+        return [self._cell(row.video), repr(row.start), repr(row.end), str(row.sample), self._cell(row.text), *numbers]
+
+    def _cell(self, text: str) -> str:
+        text = spelt_out(text)
+        return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+class SafeCsv(Csv):
+    """`Csv` for spreadsheets: a name or sentence that begins like a formula has an apostrophe before it."""
+
+    def _cell(self, text: str) -> str:
+        return super()._cell(f"'{text}" if _FORMULA.match(text) else text)

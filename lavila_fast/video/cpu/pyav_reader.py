@@ -89,6 +89,7 @@ class PyavReader:
         clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
         frames = _frames(file, clock, Wants(queue.times(), clock.slack), health.failures)
         for span in spans_of(frames, clock, health.failures):
+            health.frames += 1
             yield from queue.take(span, show)
             if not queue:
                 return
