@@ -208,7 +208,6 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
         inputs,
         options_of(given),
         batch=given["batch_size"] or _BATCH,
-        overwrite=given["overwrite"],
         prints_summary=given["as_json"],
         wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         **{name: given[name] for name in same},
