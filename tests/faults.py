@@ -41,7 +41,7 @@ def plant():
     opened, shown, real_open, real = [""], [0], av.open, transforms.FrameTransform.of_file
 
     def open(file, *args, **kwargs):
-        opened[0], shown[0] = pathlib.Path(file).name.partition("-")[0], 0
+        opened[0], shown[0] = pathlib.Path(getattr(file, "name", file)).name.partition("-")[0], 0
         return real_open(file, *args, **kwargs)
 
     def of_file(self):
