@@ -216,13 +216,14 @@ def test_a_child_waits_until_its_clips_are_taken(tmp_path: Path, film: Path) -> 
 
 
 def test_a_reader_that_gives_up_costs_a_child(film: Path) -> None:
-    before = own()
+    before, held = own(), len(list(Path("/proc/self/fd").iterdir()))
     with Children() as children:
         clips = children.read(VideoSource("v", film), seconds(8), 1, SMALL)
         next(clips)
         del clips
         assert own() == before
         assert len(list(children.read(VideoSource("v", film), seconds(8), 1, SMALL))) == 8
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
 
 
 def test_large_pictures(tmp_path: Path) -> None:
