@@ -40,16 +40,6 @@ def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOS
         yield OpenFile(known or facts(path, container, stream), container, stream)
 
 
-def _until_it_breaks(container: Any, stream: Any, failures: list[str]) -> Iterator[Any]:
-    try:
-        yield from packets(container, stream)
-    except MemoryError:
-        raise
-    except (av.error.FFmpegError, OSError) as error:
-        failures.append(error.strerror or str(error))
-    yield None  # whatever happened: give out what the decoder holds
-
-
 class _Stamps:
     """Gives the packets of a file the times of its clock, and its frames those of containers that store none."""
 
@@ -87,28 +77,71 @@ class _Stamps:
             heapq.heapify(self._places)
 
 
+class FrameDecoder:
+    """Decodes the packets of an open file, in the order in which they are stored; all of them, or those it is fed.
+
+    Attributes:
+        file: The file.
+        failures: What could not be read or decoded.
+    """
+
+    def __init__(self, file: OpenFile, failures: list[str]) -> None:
+        self.file, self.failures = file, failures
+        self._stamps = _Stamps(file.info, file.stream)
+
+    def packets(self) -> Iterator[Any]:
+        """Packets with pictures, with `pts` on the file's clock, or None; until the container ends or breaks off."""
+        try:
+            for packet in packets(self.file.container, self.file.stream):
+                if packet.size:
+                    self._stamps.packet(packet)
+                    yield packet
+        except MemoryError:
+            raise  # of FFmpeg or of Python: no fault of the file's
+        except (av.error.FFmpegError, OSError) as error:
+            self.failures.append(error.strerror or str(error))
+
+    def feed(self, packet: Any) -> Iterator[Any]:
+        """Decode a packet; frames come in the order in which they are shown, with `pts` like their packets'."""
+        return self._decode(packet)
+
+    def skip(self, packet: Any) -> None:
+        """Leave a packet out."""
+        self._stamps.lost(packet)
+
+    def drain(self) -> Iterator[Any]:
+        """The frames that the decoder still holds."""
+        return self._decode(None)
+
+    def restart(self) -> None:
+        """Forget what was decoded: what follows begins anew."""
+        self.file.stream.codec_context.flush_buffers()
+
+    def _decode(self, packet: Any) -> Iterator[Any]:
+        try:
+            frames = self.file.stream.decode(packet)
+        except av.error.EOFError:  # drained before
+            return
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            self.failures.append(error.strerror or str(error))
+            self._stamps.lost(packet)
+            return
+        for frame in frames:
+            self._stamps.frame(frame)
+            yield frame
+
+
 def decoded(file: OpenFile, failures: list[str]) -> Iterator[Any]:
     """Frames from where the file stands, in the order in which they are shown, with `pts` on its clock, or None.
 
     What cannot be decoded is skipped and noted in `failures`.
     """
-    stamps = _Stamps(file.info, file.stream)
-    for packet in _until_it_breaks(file.container, file.stream, failures):
-        if packet is not None and packet.size:
-            stamps.packet(packet)
-        try:
-            frames = file.stream.decode(None) if packet is None else packet.decode()
-        except av.error.EOFError:  # flushed before
-            continue
-        except MemoryError:
-            raise  # of FFmpeg or of Python: no fault of the file's
-        except av.error.FFmpegError as error:
-            failures.append(error.strerror or str(error))
-            stamps.lost(packet)
-            continue
-        for frame in frames:
-            stamps.frame(frame)
-            yield frame
+    decoder = FrameDecoder(file, failures)
+    for packet in decoder.packets():
+        yield from decoder.feed(packet)
+    yield from decoder.drain()
 
 
 def first_frame(file: OpenFile) -> Any:
