@@ -33,7 +33,7 @@ class Scribe:
         self.read_of.append(source.path.name)
         content = source.content or content_id(source.path)
         for one in read_clips(source, clips, 4):
-            yield DecodedClip(one.clip, one.frames, one.damaged, one.decoded, content)
+            yield DecodedClip(one.clip, one.frames, one.times, one.damaged, one.decoded, content)
 
     def narrate_clips(self, decoded: Iterable[DecodedClip], options: Options, batch: int) -> Iterator[list[Narration]]:
         for one in decoded:

@@ -190,8 +190,19 @@ def test_large_pictures_are_refused(
 def test_isolation_that_cannot_be(
     videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "SERVES", False)
+    monkeypatch.setattr(pool, "serves", lambda: False)
     assert run(["narrate", str(videos / "a.mp4"), "--isolate"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: --isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
+        "error: --isolate: only frames that PyAV decodes for the CPU are, on Linux without `ulimit -f`"
     ]
+
+
+def test_where_files_are_limited_this_process_decodes(tmp_path: Path, videos: Path) -> None:
+    """Memory without a name counts as a file."""
+    words = [*NARRATE, str(videos / "a.mp4"), "-o", str(tmp_path / "out.jsonl")]
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]
+    for more, code in ((["--isolate"], 2), ([], 0)):
+        done = subprocess.run(
+            [*limited, *words, *more], env=plant(tmp_path / "planted"), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr
