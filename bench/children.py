@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from lavila_fast.bench.preprocess import encoded
+from lavila_fast.bench.preprocess import encoded_film
 from lavila_fast.bench.timing import Piece, in_turns, machine, medians, stamp
 from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.files import write_json
@@ -47,7 +47,7 @@ def measure(readers: int, repeats: int, cases: Sequence[tuple[int, int, int]] = 
         }
         for width, height, seconds in cases:
             path = Path(folder) / f"{height}.mp4"
-            path.write_bytes(encoded(width, height, 30 * seconds))
+            path.write_bytes(encoded_film(width, height, 30 * seconds))
             clips = [Clip("film", float(start), start + CLIP_SECONDS) for start in np.arange(0, seconds, CLIP_SECONDS)]
             for at_once in sorted({1, readers}):
                 work = {way: Piece(partial(_read, read, path, clips, at_once), repeats) for way, read in ways.items()}
