@@ -200,7 +200,7 @@ class Narrator:
             for clip, sentences in _in_order(write(self.runtime, pending, options, batch)):
                 yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
         except NotFiniteError as error:
-            if error.clip is None:
+            if not isinstance(error.clip, tuple):
                 raise
             clip = error.clip[1]
             raise error.of(f"{clip.video}, {clip.start:g} to {clip.end:g} s") from error

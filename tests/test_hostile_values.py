@@ -68,7 +68,7 @@ def test_the_clip_whose_scores_are_no_numbers_is_named():
     table.admit(0, "a good clip", b"")
     table.admit(1, "the clip at 4 s", b"")
     chosen = Chosen(np.array([3, 0]), np.zeros(2, np.float32), np.array([1.0, np.nan], np.float32))
-    with pytest.raises(NotFiniteError, match="the clip at 4 s: .* not all finite numbers"):
+    with pytest.raises(NotFiniteError, match=r"the clip at 4 s: .* not all finite numbers"):
         table.add(np.array([0, 1]), np.array([0, 0]), chosen)
 
 
@@ -184,13 +184,13 @@ def test_the_c_interface_checks_once_more():
     threads = Handle(library, "lv_threads_new", "lv_threads_free", 1)
     head = table, len(kept)
     for sizes in ((32, 32, 0, 5), (32, 32, 2, 0), (32, 32, 2**31 - 1, 5), (-1, 32, 2, 5), (32, 2**30, 2, 5)):
-        with pytest.raises(ValueError, match="makes? no sense"):
+        with pytest.raises(ValueError, match=r"makes? no sense"):
             Handle(library, "lv_pool_new", "lv_pool_free", *head, *sizes, threads.pointer)
     for wrong in ((0, 16, 32, 1, 2, 4, 1, 1, 0), (32, 16, 32, 1, 2, 4, 1, 9, 0), (2**30, 2**29, 32, 1, 2, 4, 1, 1, 0)):
-        with pytest.raises(ValueError, match="makes? no sense"):
+        with pytest.raises(ValueError, match=r"makes? no sense"):
             Handle(library, "lv_tsf_new", "lv_tsf_free", *head, b"visual.", *wrong, threads.pointer)
     for wrong in ((0, 3, 2, 258, 40, 2, 5), (32, 3, 5, 258, 40, 2, 5), (32, 3, 2, 258, 2**31 - 1, 2, 5)):
-        with pytest.raises(ValueError, match="makes no sense|no multiple"):
+        with pytest.raises(ValueError, match=r"makes no sense|no multiple"):
             Handle(library, "lv_decoder_new", "lv_decoder_free", *head, *wrong, threads.pointer)
     with pytest.raises(ctypes.ArgumentError, match="whole numbers of 31 bits"):
         library.lv_rows_select(None, np.zeros(1, np.int64), 2**32 + 1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.bundle.graph_names import WEIGHTS
-from lavila_fast.bundle.weights import Arrays, map_weights
+from lavila_fast.bundle.weights import Arrays, MappedFiles, map_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
 from lavila_fast.engines.host.native_library import Handle, last_error, open_library, tensor_table
 from lavila_fast.engines.host.state import require_finite, require_process
@@ -97,12 +97,14 @@ class NativeRuntime:
             BundleError: the weights are missing, damaged, or not of this narrator.
         """
         library = open_library()
+        self._files = MappedFiles(folder / WEIGHTS)
         self._build(library, map_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
 
     @classmethod
     def from_tensors(cls, arrays: Arrays, config: NarratorConfig, threads: int | None = None) -> NativeRuntime:
         """The same from arrays as a bundle holds them, named without ``narrator.``; see `bundle.weights`."""
         self = cls.__new__(cls)
+        self._files = MappedFiles()
         self._build(open_library(), arrays, config, threads, "weights")
         return self
 
@@ -149,6 +151,7 @@ class NativeRuntime:
         if not 1 <= frames <= vision.frames:
             raise InputError(f"video has {frames} frames; this model takes 1 to {vision.frames}")
         require_finite(video)
+        self._files.check()
         tokens = np.empty((1 + frames * vision.patches, vision.dim), np.float32)
         visual = np.empty((self.config.queries, self.config.text.n_embd), np.float32)
         self._call("lv_tsf_run", self._encoder.pointer, np.ascontiguousarray(video, np.float32), frames, tokens, 0)

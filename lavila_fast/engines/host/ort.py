@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from lavila_fast.arrays import F32
-from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, cross_names, past_names
+from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, WEIGHTS, cross_names, past_names
+from lavila_fast.bundle.weights import MappedFiles
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import BundleError
@@ -106,6 +107,7 @@ class OrtRuntime(HostRuntime):
         """Open the graphs of a bundle folder."""
         super().__init__(config)
         self.encoder, self.decoder = session(folder / ENCODER, threads), session(folder / DECODER, threads)
+        self._files = MappedFiles(folder / ENCODER, folder / DECODER, *sorted(folder.glob("*.data")), folder / WEIGHTS)
         self._past, self._cross = past_names(config.text.n_layer), cross_names(len(config.text.cross_layers))
         self._check(folder)
 
@@ -121,6 +123,7 @@ class OrtRuntime(HostRuntime):
         check_graph(folder / DECODER, self.decoder, step, ["logits", "new"])
 
     def _encode(self, video: F32) -> list[F32]:
+        self._files.check()
         return run_graph(self.encoder, self._cross, {"video": np.ascontiguousarray(video, np.float32)})
 
     def _step(self, inputs: StepInputs) -> tuple[F32, F32]:
