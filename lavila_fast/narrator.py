@@ -130,7 +130,7 @@ class Narrator:
     @classmethod
     def _from_bundle(cls, bundle: Bundle, how: dict[str, Any]) -> Narrator:
         config, told = bundle.narrator, bundle.tokenizer.get("narrator")
-        if not told:
+        if not told or not told.get("file") or not told.get("kind"):
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
         runtime = open_runtime(bundle, **how)

@@ -119,7 +119,7 @@ class Bundle:
         Raises:
             BundleError: naming the first file that is missing or different, or that engines would read unlisted.
         """
-        told = [one["file"] for one in self.tokenizer.values()]
+        told = [one.get("file") for one in self.tokenizer.values()]
         for path in sorted(self.folder.iterdir()):
             used = path.name in told or any(fnmatchcase(path.name, pattern) for pattern in USED)
             if used and path.name not in self.files and not path.name.startswith("."):
@@ -150,9 +150,9 @@ def _check_schema(bundle: Bundle) -> None:
         if not _all_of(getattr(bundle, name), str):
             raise ValueError(f"{name} is not names with texts")
     if not _all_of(bundle.tokenizer, dict) or not all(
-        isinstance(one.get("file"), str) and isinstance(one.get("kind"), str) for one in bundle.tokenizer.values()
+        isinstance(one.get(name, ""), str) for one in bundle.tokenizer.values() for name in ("file", "kind")
     ):
-        raise ValueError("tokenizer does not say a file and a kind of each model")
+        raise ValueError("tokenizer is not a file and a kind for each model")
     if not isinstance(bundle.parity, dict) or not isinstance(bundle.calibration, dict):
         raise ValueError("parity and calibration are not names with values")
     if not isinstance(bundle.native, bool):
