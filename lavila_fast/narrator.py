@@ -44,7 +44,10 @@ MOST_CLIPS = 1 << 16  # in flight
 
 @dataclass(frozen=True)
 class Narrator:
-    """A narrator ready to run.
+    """A narrator ready to run, in the process that opened it.
+
+    Its engine's threads do not follow a fork: a forked child that uses it gets an `InputError`. Pickled, as the spawn
+    method does, it is opened again where it goes.
 
     Attributes:
         runtime: The engine.
