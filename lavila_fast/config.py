@@ -5,7 +5,8 @@ No torch here: bundles carry these on machines that have none. A model variant i
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any, Literal
 
 from lavila_fast.errors import InputError
@@ -14,8 +15,63 @@ CLIP_MEAN, CLIP_STD = (108.3272985, 116.7460125, 104.09373615), (68.5005327, 66.
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
+# The most that a size may be: far above any model, and low enough that nothing made from a product of two overflows.
+MOST = {
+    **dict.fromkeys(("img", "frames", "max_tokens", "context"), 4096),
+    **dict.fromkeys(("depth", "n_layer", "layers", "freq"), 512),
+    **dict.fromkeys(("heads", "n_head", "pool_heads", "patch"), 1024),
+    **dict.fromkeys(("dim", "n_embd", "width", "embed", "queries"), 32768),
+    **dict.fromkeys(("hidden", "n_positions", "max_positions"), 131072),
+    **dict.fromkeys(("vocab", "num_classes"), 1 << 20),
+}
+_WORDS = {
+    "act": ("quick_gelu", "gelu"),
+    "head": ("plain", "egovlp"),
+    "kind": ("narrator", "dual_encoder", "classifier", "clip", "distilbert"),
+}
+
+
+def check_fields(config: Any) -> None:
+    """The schema of every config, whoever wrote it: whole numbers within `MOST`, colours, words, switches.
+
+    Raises:
+        InputError: naming the first field that has another type or makes no sense.
+    """
+    for one in fields(config):
+        name, value = one.name, getattr(config, one.name)
+        if name in MOST and name != "num_classes":
+            require_size(name, value, MOST[name])
+        elif name in ("mean", "std"):
+            object.__setattr__(config, name, _colours(name, value))
+        elif name in _WORDS and (not isinstance(value, str) or value not in _WORDS[name]):
+            raise InputError(f"{name} {value!r} is none of {', '.join(_WORDS[name])}")
+        elif one.type in ("bool", bool) and not isinstance(value, bool):
+            raise InputError(f"{name} must be true or false, not {value!r}")
+
+
+def require_size(name: str, value: object, most: int) -> None:
+    """Raise InputError unless a size is a whole number from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InputError(f"{name} must be a whole number from 1 to {most}, not {_short(value)}")
+
+
+def _colours(name: str, values: Any) -> tuple[float, float, float]:
+    good = isinstance(values, list | tuple) and len(values) == 3
+    if not good or not all(isinstance(v, int | float) and not isinstance(v, bool) and isfinite(v) for v in values):
+        raise InputError(f"{name} must be three numbers, one a colour, not {_short(values)}")
+    if name == "std" and min(values) <= 0:
+        raise InputError(f"std must be over 0 for every colour, not {_short(values)}")
+    red, green, blue = values
+    return red, green, blue
+
+
+def _short(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of very many digits"
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def _divides(name: str, whole: int, part: int) -> None:
-    if part <= 0 or whole <= 0 or whole % part:
+    if whole % part:
         raise InputError(f"{name}: {whole} is not a positive multiple of {part}")
 
 
@@ -48,14 +104,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self)
         _divides("vision: img / patch", self.img, self.patch)
         _divides("vision: dim / heads", self.dim, self.heads)
-        if self.frames < 1 or self.depth < 1:
-            raise InputError("vision: frames and depth must be at least 1")
-        if self.act not in ("quick_gelu", "gelu"):
-            raise InputError(f"vision: act {self.act!r} is neither quick_gelu nor gelu")
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
 
     @property
     def patches(self) -> int:
@@ -79,9 +130,8 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self)
         _divides("gpt2: n_embd / n_head", self.n_embd, self.n_head)
-        if self.freq < 1:
-            raise InputError("gpt2: freq must be at least 1")
 
     @property
     def cross_layers(self) -> tuple[int, ...]:
@@ -100,6 +150,12 @@ class NarratorConfig:
     max_tokens: int = 77
     kind: Literal["narrator"] = "narrator"
 
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        check_fields(self)
+        if self.max_tokens < 2:
+            raise InputError(f"max_tokens must be at least 2, begin and end, not {self.max_tokens}")
+
 
 @dataclass(frozen=True)
 class ClipTextConfig:
@@ -114,6 +170,7 @@ class ClipTextConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self)
         _divides("clip text: width / heads", self.width, self.heads)
 
 
@@ -131,6 +188,7 @@ class DistilBertConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self)
         _divides("distilbert: dim / heads", self.dim, self.heads)
 
 
@@ -147,6 +205,10 @@ class DualEncoderConfig:
     head: Literal["plain", "egovlp"] = "plain"
     kind: Literal["dual_encoder"] = "dual_encoder"
 
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        check_fields(self)
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
@@ -159,6 +221,11 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Check sizes."""
+        check_fields(self)
+        if not isinstance(self.num_classes, list | tuple) or not 1 <= len(self.num_classes) <= 64:
+            raise InputError(f"num_classes must be a list of one size a head, not {_short(self.num_classes)}")
+        for size in self.num_classes:
+            require_size("num_classes", size, MOST["num_classes"])
         object.__setattr__(self, "num_classes", tuple(self.num_classes))
         if len(self.num_classes) != 1 and not self.multi_head:
             raise InputError("classifier: several num_classes need multi_head")
@@ -172,7 +239,9 @@ def to_dict(config: ModelConfig) -> dict[str, Any]:
     return asdict(config)
 
 
-def _make(cls: type[Any], values: dict[str, Any]) -> Any:
+def _make(cls: type[Any], values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"{cls.__name__}: sizes must be names with numbers, not {_short(values)}")
     known = set(cls.__dataclass_fields__)
     unknown = sorted(set(values) - known)
     if unknown:
@@ -186,6 +255,8 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
     Raises:
         InputError: an unknown kind or field, or sizes that do not fit.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"a model's sizes must be names with numbers, not {_short(values)}")
     values = dict(values)
     kind = values.get("kind")
     values["vision"] = _make(VisionConfig, values.get("vision", {}))
@@ -194,8 +265,9 @@ def from_dict(values: dict[str, Any]) -> ModelConfig:
         return _make(NarratorConfig, values)  # type: ignore[no-any-return]
     if kind == "dual_encoder":
         text = values.get("text", {})
-        values["text"] = _make(DistilBertConfig if text.get("kind") == "distilbert" else ClipTextConfig, text)
+        bert = isinstance(text, dict) and text.get("kind") == "distilbert"
+        values["text"] = _make(DistilBertConfig if bert else ClipTextConfig, text)
         return _make(DualEncoderConfig, values)  # type: ignore[no-any-return]
     if kind == "classifier":
         return _make(ClassifierConfig, values)  # type: ignore[no-any-return]
-    raise InputError(f"unknown kind of model {kind!r}: expected narrator, dual_encoder or classifier")
+    raise InputError(f"unknown kind of model {_short(kind)}: expected narrator, dual_encoder or classifier")

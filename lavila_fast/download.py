@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ from lavila_fast.shown import shown
 CHUNK = 1 << 20
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
 ATTEMPTS = 3
+MOST_BYTES = 64 << 30  # of a file whose server does not say its length
+SLOWEST = 1 << 10  # bytes a second, over a whole run of `PATIENCE` seconds
+PATIENCE = 300.0
+LEAST_BYTES = 1 << 12  # that a try must bring to count as progress
+MAGIC = {".pth": (b"PK\x03\x04", b"\x80"), ".gz": (b"\x1f\x8b",)}  # how such files begin: an archive, a pickle
 _BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
 
@@ -88,6 +94,7 @@ def fetch(
     session: requests.Session | None = None,
     progress: bool = True,
     pause: float = 1.0,
+    size: int | None = None,
 ) -> Path:
     """Fetch `url` to `dest`, continuing an earlier try; a file that is there already is only checked.
 
@@ -98,13 +105,15 @@ def fetch(
         session: For proxies and headers; a plain one otherwise.
         progress: Show a bar on stderr.
         pause: Seconds to wait after a broken line, doubled with each try that brings nothing.
+        size: Bytes of the file, where known; no more are ever taken.
 
     Returns:
         `dest`.
 
     Raises:
-        DownloadError: unreachable, refused, or another checksum: what was fetched is removed, a file that was there
-            before may be the user's own and stays.
+        DownloadError: unreachable, refused, endless, far too slow, or not the file: another checksum or size, no bytes,
+            a web page, or another kind of file than its name says. What was fetched is removed then; a file that was
+            there before may be the user's own and stays.
         StorageError: the disk is full or the folder cannot be written.
     """
     dest = Path(dest)
@@ -112,18 +121,41 @@ def fetch(
     if not dest.exists():
         with _locked_part(dest) as part:
             with _opened(part) as file:
-                _fill(file, url, session or requests.Session(), progress, pause, by_hand)
+                _fill(file, url, session or requests.Session(), progress, pause, by_hand, size)
                 os.fsync(file.fileno())
-            if checksum and not checksum_fits(part, checksum):
+            if wrong := _misfit(part, dest.suffix, checksum, size):
                 part.unlink()
-                wrong = f"not the file it should be ({checksum} expected), removed"
-                raise DownloadError(f"{part}: {wrong}; fetch {url} again")
+                raise DownloadError(f"{part}: {wrong}, removed; fetch {url} again")
             part.replace(dest)
             sync_folder(dest.parent)
-    elif checksum and not checksum_fits(dest, checksum):
-        wrong = f"not the file it should be ({checksum} expected), left as it is"
+    elif wrong := _misfit(dest, dest.suffix, checksum, size):
+        wrong = f"{wrong}, left as it is"
         raise DownloadError(f"{dest}: {wrong}; move it away if you do not need it, then fetch {url} again")
     return dest
+
+
+def _misfit(path: Path, suffix: str, checksum: str | None, size: int | None) -> str:
+    """Why a file is not what it should be; empty if it may be it."""
+    have = path.stat().st_size
+    if size is not None and have != size:
+        return f"not the file it should be ({size} bytes expected, {have} there)"
+    if checksum and not checksum_fits(path, checksum):
+        return f"not the file it should be ({checksum} expected)"
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", start, re.IGNORECASE):
+        return "a web page (of a sign-in or an error, perhaps), not the file"
+    known = len((checksum or "").partition(":")[2]) >= 32  # a few digits can be met by trying
+    if not known and suffix in MAGIC and not start.startswith(MAGIC[suffix]):
+        return f"not a {suffix} file by its first bytes"
+    return ""
+
+
+def _tag_of(part: Path) -> Path:
+    """Where the server's name for this very version of the file is kept while it is fetched."""
+    return part.with_name(f".{part.name}.etag")
 
 
 @contextmanager
@@ -144,6 +176,8 @@ def _locked_part(dest: Path) -> Iterator[Path]:
         finally:
             if part.exists() and not part.stat().st_size:
                 part.unlink()
+            if not part.exists():
+                _tag_of(part).unlink(missing_ok=True)
 
 
 def _opened(part: Path) -> FileIO:
@@ -160,15 +194,19 @@ def _path(part: FileIO) -> Path:
     return Path(str(part.name))
 
 
-def _fill(part: FileIO, url: str, session: requests.Session, progress: bool, pause: float, by_hand: str) -> None:
-    """Try until the part is whole; a try that brought new bytes gives a fresh number of tries."""
-    left, most = ATTEMPTS, part.tell()
+def _fill(
+    part: FileIO, url: str, session: requests.Session, progress: bool, pause: float, by_hand: str, size: int | None
+) -> None:
+    """Try until the part is whole; a try that brought new bytes, and not too few, gives a fresh number of tries."""
+    left, most, begun, first = ATTEMPTS, part.tell(), time.monotonic(), part.tell()
     while True:
         try:
-            return _continue(part, url, session, progress, by_hand)
+            return _continue(part, url, session, progress, by_hand, size)
         except _BROKEN_LINE as error:
-            left, most = (ATTEMPTS if part.tell() > most else left - 1), max(most, part.tell())
-            if not left:
+            some = part.tell() - most >= LEAST_BYTES
+            left, most = (ATTEMPTS if some else left - 1), max(most, part.tell())
+            slow = time.monotonic() - begun > PATIENCE and most - first < SLOWEST * PATIENCE
+            if not left or slow:
                 what = f"{url}: no connection ({_reason(error)}); {part.tell()} bytes are kept"
                 raise DownloadError(f"{what}, run again to continue, {by_hand}") from error
             time.sleep(pause * 2 ** (ATTEMPTS - left))
@@ -185,10 +223,16 @@ def _reason(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).replace("\n", " ")[:120]
 
 
-def _continue(part: FileIO, url: str, session: requests.Session, progress: bool, by_hand: str) -> None:
-    """One request for what is missing, appended to the part."""
-    have = part.tell()
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+def _continue(
+    part: FileIO, url: str, session: requests.Session, progress: bool, by_hand: str, size: int | None
+) -> None:
+    """One request for what is missing, appended to the part; of another version of the file, all of it."""
+    have, tag = part.tell(), _tag_of(_path(part))
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if tag.is_file() and (known := tag.read_text(encoding="latin-1")[:256]):
+            headers["If-Range"] = known
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         code, (start, total) = response.status_code, _span(response)
         if code == 429 or code >= 500:
@@ -200,10 +244,24 @@ def _continue(part: FileIO, url: str, session: requests.Session, progress: bool,
         if start != have:
             part.seek(0)
             part.truncate()
+        _remember_tag(tag, response.headers.get("ETag", ""))
+        if size is not None and total is not None and total != size:
+            raise DownloadError(f"{url}: the server has {total} bytes, {size} are expected; {by_hand}")
         if code != 200 and start != have:
             raise requests.ConnectionError("the bytes fetched earlier do not fit this file and are dropped")
         _require_room(part, total)
-        _receive(part, response, total, progress)
+        _receive(part, response, total, progress, size if size is not None else total)
+
+
+def _remember_tag(path: Path, tag: str) -> None:
+    """Keep a strong tag for `If-Range`; a weak one promises nothing about bytes."""
+    try:
+        if re.fullmatch(r'"[\x21\x23-\x7e]{1,200}"', tag):
+            path.write_text(tag, encoding="latin-1")
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _span(response: requests.Response) -> tuple[int, int | None]:
@@ -223,12 +281,20 @@ def _require_room(part: FileIO, total: int | None) -> None:
         raise StorageError(f"{_path(part)}: not enough room ({need}); free some or choose another folder")
 
 
-def _receive(part: FileIO, response: requests.Response, total: int | None, progress: bool) -> None:
+def _receive(part: FileIO, response: requests.Response, total: int | None, progress: bool, bound: int | None) -> None:
     """Append the body as it was stored (never unpacked), and see that none of it is missing."""
     name = _path(part).name.removesuffix(".part")
     bar = tqdm(total=total, initial=part.tell(), desc=shown(name), unit="B", unit_scale=True, disable=not progress)
+    most, begun, first = MOST_BYTES if bound is None else bound, time.monotonic(), part.tell()
     with bar:
-        for block in response.raw.stream(CHUNK, decode_content=False):
+        while block := response.raw.read1(CHUNK, decode_content=False):  # what has come, without waiting for more
+            if part.tell() + len(block) > most:
+                part.seek(0)
+                part.truncate()
+                raise DownloadError(f"{response.url}: the server sends more than {most} bytes; what came is removed")
+            waited = time.monotonic() - begun
+            if waited > PATIENCE and part.tell() - first < SLOWEST * waited:
+                raise requests.ConnectionError(f"less than {SLOWEST} bytes a second")
             _write(part, block)
             bar.update(len(block))
     if total is not None and part.tell() < total:

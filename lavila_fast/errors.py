@@ -107,6 +107,25 @@ class ParityError(LavilaError):
     exit_code = 1
 
 
+class NotFiniteError(LavilaError):
+    """Values that are no finite numbers came out of a model: from damaged weights, or from damaged frames."""
+
+    exit_code = 1
+
+    def __init__(self, clip: object = None, where: str = "the scores of its next word") -> None:
+        """Say of which clip, where it is known; see `of`."""
+        name = "a clip" if clip is None else str(clip)
+        super().__init__(
+            f"{name}: {where} are not all finite numbers; the model's weights may be damaged, "
+            "so fetch or export them again, or try another engine"
+        )
+        self.clip, self.where = clip, where
+
+    def of(self, clip: object) -> NotFiniteError:
+        """The same of a clip that is known by now."""
+        return NotFiniteError(clip, self.where)
+
+
 class MissingExtraError(LavilaError, ImportError):
     """An optional dependency is not installed."""
 

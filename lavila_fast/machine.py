@@ -12,6 +12,9 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from lavila_fast.errors import InputError
+
+MOST_THREADS = 1024
 _UNLIMITED = 1 << 60  # version 1 writes about 2**63 bytes
 
 
@@ -47,6 +50,19 @@ def available_cpus(root: Path = Path("/")) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [math.ceil(quota) for group in _groups(root, "cpu") if (quota := _quota(group)) is not None]
     return max(min([affinity, *quotas]), 1)
+
+
+def thread_count(threads: int | None) -> int:
+    """Threads of an engine: as many as asked for; None or 0 takes `available_cpus`.
+
+    Raises:
+        InputError: fewer than none, or more than any machine has processors.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise InputError(f"threads must be a whole number, not {threads!r}")
+    if threads is not None and not 0 <= threads <= MOST_THREADS:
+        raise InputError(f"threads must be from 1 to {MOST_THREADS}, not {threads}")
+    return threads or available_cpus()
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import NarratorConfig, to_dict
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.errors import BundleError, InputError, VideoError
+from lavila_fast.errors import BundleError, InputError, NotFiniteError, VideoError
 from lavila_fast.files import sha256
 from lavila_fast.generate.ahead import PendingClip
 from lavila_fast.generate.options import Options, Written
@@ -39,11 +41,15 @@ from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
 ABOUT = ("MODEL_CARD.md", "parity.json", "parity.html")  # files of a bundle that only tell of it
+MOST_CLIPS = 1 << 16  # in flight
 
 
 @dataclass(frozen=True)
 class Narrator:
-    """A narrator ready to run.
+    """A narrator ready to run, in the process that opened it.
+
+    Its engine's threads do not follow a fork: a forked child that uses it gets an `InputError`. Pickled, as the spawn
+    method does, it is opened again where it goes.
 
     Attributes:
         runtime: The engine.
@@ -53,6 +59,7 @@ class Narrator:
             with one fingerprint can stand in one file.
         note: What a user should know before believing a word.
         decoder: What decodes video: one of `video.names.DECODERS`.
+        opened: What `from_pretrained` was called with; a narrator pickles by it, and is opened again where it goes.
     """
 
     runtime: NarratorRuntime
@@ -61,6 +68,7 @@ class Narrator:
     fingerprint: str = ""
     note: str = ""
     decoder: str = "auto"
+    opened: tuple[str, dict[str, Any]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the vocabulary is the model's."""
@@ -104,16 +112,30 @@ class Narrator:
         """
         how = {"engine": engine, "threads": threads, "precision": precision, "batch": batch, "samples": samples}
         path = find_model(source)
+        words = str(Path(tokenizer).absolute()) if tokenizer else None
+        told = str(path.absolute()), {**how, "tokenizer": words, "decoder": decoder}
         if not path.is_dir():
-            return cls._from_checkpoint(path, tokenizer, how)._with_decoder(decoder)
+            return replace(cls._from_checkpoint(path, tokenizer, how)._with_decoder(decoder), opened=told)
         if tokenizer:
             raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
-        return cls._from_bundle(open_bundle(path), how)._with_decoder(decoder)
+        return replace(cls._from_bundle(open_bundle(path), how)._with_decoder(decoder), opened=told)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what this was opened with: an engine's memory and threads belong to one process.
+
+        Raises:
+            pickle.PicklingError: it was made of an engine at hand, so nothing says how to open it again.
+        """
+        if self.opened is None:
+            raise pickle.PicklingError(
+                "only a narrator from Narrator.from_pretrained can be pickled; open one in the other process instead"
+            )
+        return _open_again, (*self.opened, self.fingerprint)
 
     @classmethod
     def _from_bundle(cls, bundle: Bundle, how: dict[str, Any]) -> Narrator:
         config, told = bundle.narrator, bundle.tokenizer.get("narrator")
-        if not told:
+        if not told or not told.get("file") or not told.get("kind"):
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
         runtime = open_runtime(bundle, **how)
@@ -182,16 +204,30 @@ class Narrator:
             batch: Clips in flight. It changes speed and memory, never a result; ``torch-cuda`` keeps the number it was
                 opened with.
 
-        Yields:
+        Returns:
             The sentences of each clip, in the order the clips came.
+
+        Raises:
+            InputError: a batch that makes no sense.
+            NotFiniteError: while sentences are taken: the scores of a clip are no numbers.
         """
         options = options or Options()
+        _require_batch(batch)
+        return self._narrate_clips(decoded, options, batch)
+
+    def _narrate_clips(self, decoded: Iterable[DecodedClip], options: Options, batch: int) -> Iterator[list[Narration]]:
         pending = (
             PendingClip((n, one.clip, one.damaged), clip_key(options.seed, _drawn_by(one), one.clip.start), one.frames)
             for n, one in enumerate(decoded)
         )
-        for clip, damaged, sentences in _in_order(write(self.runtime, pending, options, batch)):
-            yield [self._narration(clip, i, one, damaged) for i, one in enumerate(sentences)]
+        try:
+            for clip, damaged, sentences in _in_order(write(self.runtime, pending, options, batch)):
+                yield [self._narration(clip, i, one, damaged) for i, one in enumerate(sentences)]
+        except NotFiniteError as error:
+            if not isinstance(error.clip, tuple):
+                raise
+            clip = error.clip[1]
+            raise error.of(f"{clip.video}, {clip.start:g} to {clip.end:g} s") from error
 
     def narrate(
         self,
@@ -214,11 +250,26 @@ class Narrator:
             children: See `read`.
 
         Raises:
-            VideoError: the video cannot be read, or (after all that could be) not to its end.
+            InputError: lengths or a batch that make no sense.
+            VideoError: while narrations are taken: the video cannot be read, or (after all that could be) not to its
+                end.
         """
+        length = _seconds("clip_seconds", self.clip_seconds if clip_seconds is None else clip_seconds)
+        stride = _seconds("stride_seconds", length if stride_seconds is None else stride_seconds)
+        _require_batch(batch)
         source = VideoSource(str(path), Path(path), look=children.look if children else None)
-        length = clip_seconds or self.clip_seconds
-        clips = list(expand_windows(source, length, stride_seconds or length))
+        return self._narrate(source, length, stride, options, batch, children)
+
+    def _narrate(
+        self,
+        source: VideoSource,
+        length: float,
+        stride: float,
+        options: Options | None,
+        batch: int,
+        children: Children | None,
+    ) -> Iterator[Narration]:
+        clips = list(expand_windows(source, length, stride))
         trouble: list[VideoError] = []
 
         def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
@@ -242,6 +293,17 @@ def _drawn_by(one: DecodedClip) -> str:
     return one.content or one.clip.video
 
 
+def _require_batch(batch: object) -> None:
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_CLIPS:
+        raise InputError(f"batch must be a whole number from 1 to {MOST_CLIPS}, not {batch!r}")
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name} must be a number of seconds over 0, not {value!r}")
+    return float(value)
+
+
 def _fingerprint(bundle: Bundle) -> str:
     """Of all that a sentence depends on; a parity report or a card written later changes nothing."""
     files = {name: digest for name, digest in bundle.files.items() if name not in ABOUT}
@@ -250,6 +312,14 @@ def _fingerprint(bundle: Bundle) -> str:
 
 
 Owner = tuple[int, Clip, bool]  # number, clip, whether it is damaged
+
+
+def _open_again(source: str, how: dict[str, Any], fingerprint: str) -> Narrator:
+    """A pickled narrator, opened in another process."""
+    narrator = Narrator.from_pretrained(source, **how)
+    if narrator.fingerprint != fingerprint:
+        raise BundleError(f"{source}: not the model that was pickled: its files or its engine have changed since")
+    return narrator
 
 
 def _in_order(written: Iterator[tuple[Owner, list[Written]]]) -> Iterator[tuple[Clip, bool, list[Written]]]:

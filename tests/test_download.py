@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from threading import Thread
 
 import pytest
 
+from lavila_fast import download
 from lavila_fast.cli.main import run
 from lavila_fast.download import cache_dir, checksum_fits, fetch, user_cache
 from lavila_fast.errors import DownloadError, InputError, StorageError
@@ -32,6 +34,11 @@ class Behaviour:
     codes: list[int] = field(default_factory=list)  # answered first, once each
     claimed: int | None = None
     encoding: str | None = None
+    tag: str | None = None
+    body: bytes = BODY
+    lengthless: bool = False
+    dripping: float = 0  # seconds between bytes
+    conditions: list[str | None] = field(default_factory=list)
     asked: list[str | None] = field(default_factory=list)
 
 
@@ -44,25 +51,35 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         how: Behaviour = self.server.how
         how.asked.append(self.headers.get("Range"))
+        how.conditions.append(condition := self.headers.get("If-Range"))
+        if condition not in (None, how.tag):
+            how.asked[-1] = None
+        whole = how.body
         if how.codes or self.path == "/missing":
             self.send_error(how.codes.pop(0) if how.codes else 404)
             return
         start = int(match[1]) if how.ranges and (match := re.match(r"bytes=(\d+)-", how.asked[-1] or "")) else None
-        if start is not None and start >= len(BODY):
+        if start is not None and start >= len(whole):
             self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(BODY)}")
+            self.send_header("Content-Range", f"bytes */{len(whole)}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        body = BODY[start or 0 :]
+        body = whole[start or 0 :]
         self.send_response(200 if start is None else 206)
-        self.send_header("Content-Length", str(how.claimed or len(body)))
+        if how.tag:
+            self.send_header("ETag", how.tag)
+        if not how.lengthless:
+            self.send_header("Content-Length", str(how.claimed or len(body)))
         if start is not None:
-            self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
         if how.encoding:
             self.send_header("Content-Encoding", how.encoding)
         self.end_headers()
         with suppress(ConnectionError):  # the other side may leave first
+            for byte in body if how.dripping else b"":
+                self.wfile.write(bytes([byte]))
+                time.sleep(how.dripping)
             self.wfile.write(body[: how.cuts.pop(0)] if how.cuts else body)
         self.close_connection = True
 
@@ -286,3 +303,70 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, given: dict[str,
     assert run(["models", "show", "narrator-base"]) == 0
     assert run(["narrate", "x.mp4", "--model", "narrator-base"]) == 2
     assert run(["models", "pull", "narrator-base"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "empty"),
+        (b"\n <!DOCTYPE html><title>Sign in</title>", "a web page"),
+        (b"<HTML>busy</HTML>", "a web page"),
+        (b'{"error": "no such key"}', r"not a \.pth file by its first bytes"),
+    ],
+)
+def test_what_is_no_checkpoint_is_not_kept(site: Site, tmp_path: Path, body: bytes, told: str) -> None:
+    """Where the publisher gives no checksum."""
+    site.how.body = body
+    dest = tmp_path / "model.pth"
+    with pytest.raises(DownloadError, match=told):
+        get(site, dest, None)
+    assert not dest.exists()
+    assert not part_of(dest).exists()
+    dest.write_bytes(body)
+    with pytest.raises(DownloadError, match=f"{told}.* left as it is"):
+        get(site, dest, None)
+
+
+def test_a_known_size_bounds_what_is_taken(site: Site, tmp_path: Path) -> None:
+    dest = tmp_path / "m"
+    with pytest.raises(DownloadError, match=f"{len(BODY)} bytes, 1000 are expected"):
+        fetch(site.url, dest, MD5, progress=False, pause=0.01, size=1000)
+    site.how.lengthless = True
+    with pytest.raises(DownloadError, match="more than 1000 bytes"):
+        fetch(site.url, dest, MD5, progress=False, pause=0.01, size=1000)
+    assert not part_of(dest).exists()
+    assert fetch(site.url, dest, MD5, progress=False, pause=0.01, size=len(BODY)).read_bytes() == BODY
+
+
+def test_a_body_without_end_does_not_fill_the_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.how.lengthless = True
+    monkeypatch.setattr(download, "MOST_BYTES", 1 << 20)
+    with pytest.raises(DownloadError, match="more than 1048576 bytes"):
+        get(site, tmp_path / "m")
+    assert not part_of(tmp_path / "m").exists()
+
+
+def test_a_byte_a_request_does_not_go_on_for_ever(site: Site, tmp_path: Path) -> None:
+    site.how.cuts = [1] * 1000
+    with pytest.raises(DownloadError, match="run again to continue"):
+        get(site, tmp_path / "m")
+    assert len(site.how.asked) < 8
+
+
+def test_a_line_that_drips_is_given_up(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.how.dripping = 0.01
+    monkeypatch.setattr(download, "PATIENCE", 0.3)
+    with pytest.raises(DownloadError, match="bytes a second"):
+        get(site, tmp_path / "m")
+
+
+def test_another_version_of_the_file_is_not_appended(site: Site, tmp_path: Path) -> None:
+    """A tag of the server's says which version the part is of."""
+    site.how.tag, site.how.body, site.how.cuts = '"old"', b"an old version" * 200_000, [1_000_000, 0, 0, 0]
+    dest = tmp_path / "m"
+    with pytest.raises(DownloadError, match="bytes are kept"):
+        get(site, dest)
+    site.how.tag, site.how.body, site.how.cuts = '"new"', BODY, []
+    assert get(site, dest).read_bytes() == BODY
+    assert '"old"' in site.how.conditions
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith("etag")] == []

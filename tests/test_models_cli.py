@@ -114,7 +114,7 @@ def test_shipped_model_needs_no_fetch(home: Path) -> None:
 def test_pull_from_a_mirror(mirror: tuple[str, Path], tmp_path: Path) -> None:
     base, folder = mirror
     name = THIRD_PERSON.relative.removeprefix("checkpoints/")
-    put(folder, f"narrator/htm_aa/{name}", b"weights")
+    put(folder, f"narrator/htm_aa/{name}", b"PK\x03\x04 weights")
     for file in ("vocab.json", "merges.txt"):
         put(folder, f"tokenizers/gpt2/{file}", b"")
         shutil.copyfile(FILES / f"gpt2-{file}", folder / "tokenizers" / "gpt2" / file)
@@ -125,7 +125,7 @@ def test_pull_from_a_mirror(mirror: tuple[str, Path], tmp_path: Path) -> None:
         "tokenizers",
         "tokenizers",
     ]
-    assert paths[0].read_bytes() == b"weights"
+    assert paths[0].read_bytes() == b"PK\x03\x04 weights"
     assert "no checksum" in result.stderr
     assert json.loads(run("show", THIRD_PERSON.name, "--dir", str(tmp_path / "here"), "--json").stdout)["present"]
 

@@ -1,4 +1,5 @@
 // See decoder.h: reading the decoder's weights, and what it sees of a clip.
+#include <atomic>
 #include <cmath>
 #include <stdexcept>
 
@@ -8,6 +9,11 @@ namespace lavila {
 namespace {
 
 const char kRoot[] = "text_decoder.transformer.";
+
+uint64_t next_number() {
+    static std::atomic<uint64_t> last{0};
+    return ++last;
+}
 
 template <class T>
 void transpose(const void* from, int64_t rows, int64_t columns, std::vector<char>& to) {
@@ -84,9 +90,10 @@ void fill(const Model& m, const float* visual, Clip& clip) {
 }  // namespace
 
 Model::Model(const Tensors& t, int E, int layers, int heads, int V, int positions, int freq, int queries, Pool& pool)
-    : E(E), layers(layers), heads(heads), V(V), positions(positions), queries(queries), pool(pool) {
-    if (E < 1 || layers < 1 || heads < 1 || E % heads || V < 1 || positions < 1 || freq < 1 || queries < 1)
-        throw std::runtime_error("the decoder's sizes make no sense");
+    : E(E), layers(layers), heads(heads), V(V), positions(positions), queries(queries), number(next_number()),
+      pool(pool) {
+    require_sizes("the decoder", {E, layers, heads, V, positions, freq, queries});
+    if (E % heads) throw std::runtime_error("the decoder: its width is no multiple of its heads");
     const std::string root = kRoot;
     head = tied_head(t, E, V);
     words.kept = t.get(root + "wte.weight");
@@ -98,7 +105,9 @@ Model::Model(const Tensors& t, int E, int layers, int heads, int V, int position
     for (const Layer& l : layer) bytes = bytes || l.qkv.int8() || (l.cross && l.see_kv.int8());
 }
 
-Clip::Clip(const Model& m, const float* visual) {
+Clip::Clip(const Model& m, const float* visual) : model(m.number) {
+    const int64_t count = int64_t(m.queries) * m.E;
+    if (!all_finite(visual, count)) throw std::runtime_error("visual tokens: not all are finite numbers");
     m.bytes ? fill<int8_t>(m, visual, *this) : fill<float>(m, visual, *this);
 }
 

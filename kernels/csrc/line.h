@@ -125,6 +125,8 @@ class Line {
     float shifted(int64_t word) const { return logits_[word] - largest_; }
     double log_total() const { return std::log(total_); }
     double entropy() const { return std::log(total_) - moment_ / total_; }
+    // Whether every logit is a number, after `weigh`: the moment, which meets each, is none if one is not.
+    bool finite() const { return std::isfinite(moment_) && std::isfinite(largest_); }
 
     // Sums of the softmax; with `weights`, also those of exp(shifted · inverse). Meanwhile asks for the line at `next`.
     void weigh(bool weights, float inverse, const float* next) {
@@ -154,7 +156,7 @@ class Line {
 
     int64_t argmax() const {
         int i = 0;
-        while (i + kLanes <= vocab_ && !any_equal(load(logits_ + i), splat(largest_))) i += kLanes;
+        while (i + kLanes < vocab_ && !any_equal(load(logits_ + i), splat(largest_))) i += kLanes;
         while (i + 1 < vocab_ && logits_[i] != largest_) ++i;
         return i;
     }

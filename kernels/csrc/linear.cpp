@@ -136,6 +136,7 @@ void Linear::run(Pool& pool, const float* x, int64_t ldx, int64_t rows, float* y
         quantize(pool, x, ldx, rows, inputs(), quantized);
         return run(pool, quantized, y, ldy, act, add);
     }
+    if (rows < 1) return;  // no task could be cut
     const FloatMatrix& w = *packed_->floats;
     const Target to{y, ldy, w.outputs, w.bias.data(), act, add};
     const int panels = int(round_up(w.outputs, kPanel) / kPanel);
@@ -146,6 +147,7 @@ void Linear::run(Pool& pool, const float* x, int64_t ldx, int64_t rows, float* y
 }
 
 void Linear::run(Pool& pool, const QuantRows& x, float* y, int64_t ldy, Act act, bool add) const {
+    if (x.rows < 1) return;
     const Int8Matrix& w = *packed_->int8;
     const Target to{y, ldy, w.outputs, w.bias.data(), act, add};
     Int8Gemm& kernel = int8_kernel();
@@ -183,16 +185,16 @@ void quantize_row(const float* x, QuantRows& to, int64_t row) {
     vf top = splat(0.f), tops[4] = {top, top, top, top};  // four, for one would wait for itself
     int i = 0;
     for (; i + 4 * kLanes <= width; i += 4 * kLanes)
-        for (int j = 0; j < 4; ++j) tops[j] = vmax(tops[j], vabs(load(x + i + j * kLanes)));
-    for (const vf t : tops) top = vmax(top, t);
-    for (; i + kLanes <= width; i += kLanes) top = vmax(top, vabs(load(x + i)));
+        for (int j = 0; j < 4; ++j) tops[j] = vmax_positive(tops[j], vabs(load(x + i + j * kLanes)));
+    for (const vf t : tops) top = vmax_positive(top, t);
+    for (; i + kLanes <= width; i += kLanes) top = vmax_positive(top, vabs(load(x + i)));
     const Mask rest = mask_of(width - i);
-    if (i < width) top = vmax(top, vabs(load(x + i, rest)));
-    const float most = largest(top);
-    to.scale[size_t(row)] = most > 0.f ? most / 127.f : 1.f;
+    if (i < width) top = vmax_positive(top, vabs(load(x + i, rest)));
+    const float most = largest_positive(top);
+    to.scale[size_t(row)] = most == 0.f ? 1.f : most / 127.f;  // with a value that is no number, none either
     const vf factor = splat(most > 0.f ? 127.f / most : 1.f), limit = splat(127.f);
     const vi zero = splat_int(128);
-    const auto put = [&](vf v) {  // not a number becomes -127 and stays within its row
+    const auto put = [&](vf v) {  // not a number becomes -127: the row's scale says it
         return add_int(to_int(vmin(vmax(v * factor, splat(-127.f)), limit)), zero);
     };
     uint8_t* out = &to.data[to.at(row, 0)];

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <new>
@@ -23,6 +24,11 @@ class Tensors {
   private:
     std::map<std::string, const lv_tensor*> by_name_;
 };
+
+// Throws std::runtime_error unless every size is from 1 to 2^24, so that no product of two overflows.
+void require_sizes(const char* of, std::initializer_list<int> sizes);
+
+bool all_finite(const float* x, int64_t count);
 
 class Pool {
   public:

@@ -36,6 +36,7 @@ struct Words {
 
 struct Model {
     int E, layers, heads, V, positions, queries;
+    const uint64_t number;  // of all models of this process
     Pool& pool;
     Words words;
     std::vector<float> places;
@@ -52,6 +53,7 @@ struct Model {
 
 // What the decoder sees of one clip: keys and values of every gated block and head.
 struct Clip {
+    uint64_t model;           // whose shapes it has: its number
     std::vector<int64_t> at;  // where each block's begin
     Aligned<char> memory;
 

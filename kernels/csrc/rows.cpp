@@ -65,6 +65,8 @@ class Pages {
     std::vector<int> owners_, free_;
 };
 
+constexpr int64_t kMostRows = 1 << 20;
+
 struct Row {
     int64_t joined = 0;  // which of the clips that ever joined
     std::shared_ptr<const Clip> clip;
@@ -84,6 +86,10 @@ class Rows {
 
     void join(const std::vector<std::shared_ptr<const Clip>>& clips, int samples) {
         if (clips.empty() || samples < 1) throw std::runtime_error("join: no clips, or samples below 1");
+        for (const auto& clip : clips)
+            if (clip->model != m_.number) throw std::runtime_error("join: a clip of another narrator");
+        if (int64_t(rows_.size()) + int64_t(clips.size()) * samples > kMostRows)
+            throw std::runtime_error("join: more than " + std::to_string(kMostRows) + " rows");
         const int64_t first = rows_.empty() ? 0 : lines_;
         std::vector<Row> fresh(clips.size());
         for (size_t i = 0; i < clips.size(); ++i) fresh[i].joined = joined_++, fresh[i].clip = clips[i];
@@ -97,7 +103,8 @@ class Rows {
     }
 
     void step(const int64_t* tokens, int count) {
-        if (count != int(rows_.size())) throw std::runtime_error("step: not one token a row");
+        if (count < 0 || size_t(count) != rows_.size()) throw std::runtime_error("step: not one token a row");
+        if (!count) return;  // all rows have left
         for (int i = 0; i < count; ++i) {
             if (tokens[i] < 0 || tokens[i] >= m_.V) throw std::runtime_error("step: a token is not in the vocabulary");
             if (rows_[size_t(i)].length >= m_.positions) throw std::runtime_error("step: a row is full");
@@ -106,6 +113,7 @@ class Rows {
     }
 
     void select(const int64_t* which, int count) {
+        if (count < 0 || count > kMostRows) throw std::runtime_error("select: more rows than can be, or fewer");
         std::vector<Row> chosen;
         for (int i = 0; i < count; ++i) {
             if (which[i] < 0 || which[i] >= int64_t(rows_.size())) throw std::runtime_error("select: no such row");
@@ -316,6 +324,7 @@ int lv_rows_sample(const lv_rows* rows, double temperature, int64_t top_k, doubl
     return code([&] {
         const auto lines = lavila::lines_of(rows->rows);
         const auto& model = rows->rows.model();
+        lavila::require_warp(temperature, top_k, top_p);
         lavila::choose(model.pool, rows->rows.logits(), model.V, lines.data(), int64_t(lines.size()),
                        {temperature, top_k, top_p}, u, {tokens, logprob, entropy});
     });

@@ -1,7 +1,9 @@
 // See sampling.h: lines are shared out among the threads, and rows that read the same line share its work.
 #include "sampling.h"
 
+#include <cmath>
 #include <map>
+#include <stdexcept>
 
 #include "line.h"
 
@@ -40,12 +42,22 @@ void each_line(Pool& pool, const int64_t* source, int64_t rows, const F& body) {
 
 }  // namespace
 
+void require_warp(double temperature, int64_t top_k, double top_p) {
+    const bool fits = temperature == 0 || (temperature >= 1e-6 && std::isfinite(temperature));
+    if (!fits || top_k < 0 || !(top_p > 0 && top_p <= 1))
+        throw std::runtime_error("choose: temperature, top_k or top_p outside their ranges");
+}
+
 void choose(Pool& pool, const float* logits, int vocab, const int64_t* source, int64_t rows, const Warp& warp,
             const double* u, const Drawn& out) {
     const bool greedy = warp.temperature == 0 || warp.top_k == 1;
     each_line(pool, source, rows, [&](int64_t number, const std::vector<int64_t>& mine, int64_t next) {
         Line line(logits + number * vocab, vocab, scratch(vocab));
         line.weigh(!greedy, greedy ? 1.f : float(1 / warp.temperature), next < 0 ? nullptr : logits + next * vocab);
+        if (!line.finite()) {  // nothing can be chosen: scores that are no numbers say so
+            for (int64_t row : mine) out.token[row] = 0, out.logprob[row] = out.entropy[row] = NAN;
+            return;
+        }
         if (!greedy) {
             if (warp.top_k) line.keep_top(warp.top_k);
             if (warp.top_p < 1) line.keep_nucleus(warp.top_p);
@@ -63,7 +75,11 @@ void log_softmax(Pool& pool, const float* logits, int vocab, const int64_t* sour
     each_line(pool, source, rows, [&](int64_t number, const std::vector<int64_t>& mine, int64_t next) {
         Line line(logits + number * vocab, vocab, scratch(vocab));
         line.weigh(false, 1.f, next < 0 ? nullptr : logits + next * vocab);
-        for (int64_t row : mine) line.log_probabilities(out + row * vocab);
+        for (int64_t row : mine)
+            if (line.finite())
+                line.log_probabilities(out + row * vocab);
+            else
+                std::fill_n(out + row * vocab, vocab, NAN);
     });
 }
 
@@ -74,6 +90,8 @@ int lv_choose(lv_threads* threads, const float* logits, int vocab, const int64_t
               double temperature, int64_t top_k, double top_p, const double* u, int64_t* tokens, float* logprob,
               float* entropy) {
     return !lavila::guarded([&] {
+        if (vocab < 1 || rows < 0) throw std::runtime_error("choose: no words, or less than no rows");
+        lavila::require_warp(temperature, top_k, top_p);
         lavila::choose(threads->pool, logits, vocab, source, rows, {temperature, top_k, top_p}, u,
                        {tokens, logprob, entropy});
         return true;
@@ -83,6 +101,7 @@ int lv_choose(lv_threads* threads, const float* logits, int vocab, const int64_t
 int lv_log_softmax(lv_threads* threads, const float* logits, int vocab, const int64_t* source, int64_t rows,
                    float* out) {
     return !lavila::guarded([&] {
+        if (vocab < 1 || rows < 0) throw std::runtime_error("log_softmax: no words, or less than no rows");
         lavila::log_softmax(threads->pool, logits, vocab, source, rows, out);
         return true;
     });

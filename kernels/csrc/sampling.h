@@ -15,11 +15,15 @@ struct Drawn {
     float *logprob, *entropy;  // both of the unwarped distribution
 };
 
-// For each of `rows` rows, a word of logits line source[row], drawn with u[row] in [0, 1).
+// Throws unless a warp's numbers are in their ranges (engines/sampling.py checks them too).
+void require_warp(double temperature, int64_t top_k, double top_p);
+
+// For each of `rows` rows, a word of logits line source[row], drawn with u[row] in [0, 1). Where a
+// logit is no finite number, the word is 0 and its scores are NaN.
 void choose(Pool&, const float* logits, int vocab, const int64_t* source, int64_t rows, const Warp&, const double* u,
             const Drawn&);
 
-// out (rows, vocab): log-probabilities of line source[row].
+// out (rows, vocab): log-probabilities of line source[row]; all NaN where a logit is no finite number.
 void log_softmax(Pool&, const float* logits, int vocab, const int64_t* source, int64_t rows, float* out);
 
 }  // namespace lavila

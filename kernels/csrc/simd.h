@@ -37,6 +37,14 @@ inline void store_bytes(uint8_t* p, vi v) { _mm_storeu_si128((__m128i*)p, _mm512
 inline vi add_int(vi a, vi b) { return _mm512_add_epi32(a, b); }
 inline vi sub_int(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 inline vi splat_int(int32_t x) { return _mm512_set1_epi32(x); }
+// Of numbers without a sign, by their bits: among these, one that is no number is the largest.
+inline vf vmax_positive(vf a, vf b) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+inline float largest_positive(vf a) {
+    const int bits = _mm512_reduce_max_epi32(_mm512_castps_si512(a));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+}
 #else
 constexpr int kLanes = 8;
 typedef __m256 vf;
@@ -87,6 +95,15 @@ inline void store_bytes(uint8_t* p, vi v) {
 inline vi add_int(vi a, vi b) { return _mm256_add_epi32(a, b); }
 inline vi sub_int(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 inline vi splat_int(int32_t x) { return _mm256_set1_epi32(x); }
+inline vf vmax_positive(vf a, vf b) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+inline float largest_positive(vf a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    __m128i s = _mm_max_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1))));
+}
 #endif
 
 // e^x for x from -87.3 to 87, and what these give beyond (1.2e-38, 6e37); relative error below 2e-7. No subnormal

@@ -73,8 +73,30 @@ std::string& last_error() {
     return error;
 }
 
+void require_sizes(const char* of, std::initializer_list<int> sizes) {
+    for (const int size : sizes)
+        if (size < 1 || size > 1 << 24)
+            throw std::runtime_error(std::string(of) + ": a size of " + std::to_string(size) + " makes no sense");
+}
+
+bool all_finite(const float* x, int64_t count) {
+    constexpr uint32_t kExponent = 0x7f800000;  // all of its bits are set in no finite number
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, sizeof bits);
+        bad |= uint32_t((bits & kExponent) == kExponent);
+    }
+    return !bad;
+}
+
 Tensors::Tensors(const lv_tensor* tensors, int count) {
-    for (int i = 0; i < count; ++i) by_name_[tensors[i].name] = &tensors[i];
+    for (int i = 0; i < count; ++i) {
+        const lv_tensor& t = tensors[i];
+        if (!t.name || t.rank < 0 || t.rank > 4 || t.dtype < LV_F32 || t.dtype > LV_I8)
+            throw std::runtime_error("a tensor without a name, of an unknown type or of more than four axes");
+        by_name_[t.name] = &t;
+    }
 }
 
 bool Tensors::has(const std::string& name) const { return by_name_.count(name) != 0; }
@@ -95,12 +117,11 @@ std::vector<float> Tensors::floats(const std::string& name, std::vector<int64_t>
     if (t.dtype != LV_F32 && t.dtype != LV_F16)
         throw std::runtime_error("tensor '" + name + "' is of type int8; expected floats");
     std::vector<float> out(static_cast<size_t>(size));
-    if (t.dtype == LV_F32) {
+    if (t.dtype == LV_F32)
         std::memcpy(out.data(), t.data, sizeof(float) * out.size());
-        return out;
-    }
-    const auto* half = static_cast<const uint16_t*>(t.data);
-    for (size_t i = 0; i < out.size(); ++i) out[i] = _cvtsh_ss(half[i]);
+    else
+        for (size_t i = 0; i < out.size(); ++i) out[i] = _cvtsh_ss(static_cast<const uint16_t*>(t.data)[i]);
+    if (!all_finite(out.data(), size)) throw std::runtime_error("tensor '" + name + "' holds values that are no numbers");
     return out;
 }
 

@@ -10,7 +10,7 @@
 namespace lavila {
 namespace {
 
-constexpr int kPoolHead = 64;
+constexpr int kPoolHead = 64, kMostSide = 8192, kMostWidth = 1 << 16;  // no product of two sizes overflows
 
 struct Attention {
     Linear q, kv, out;
@@ -90,7 +90,9 @@ struct lv_tsf {
         patches(video, T);
         if (has_first) first.run(pool, x.data(), D, S, x.data(), D);
         for (size_t i = 0; i < blocks.size(); ++i) block(blocks[i], T, cls_only && i + 1 == blocks.size());
-        last.run(pool, x.data(), D, cls_only ? 1 : S, tokens, D);
+        const int64_t rows = cls_only ? 1 : S;
+        last.run(pool, x.data(), D, rows, tokens, D);
+        if (!all_finite(tokens, rows * D)) throw std::runtime_error("the video encoder: not all numbers are finite");
     }
 
     // x = patch embedding + positions; rows: CLS, then frame by frame.
@@ -169,8 +171,9 @@ struct lv_pool {
     lv_pool(const Tensors& t, int D, int E, int heads, int Q, Pool& pool)
         : pool(pool), D(D), E(E), heads(heads), Q(Q), context(scale_norm(t, "img_attn_pool.context_norm", D)),
           after(scale_norm(t, "img_attn_pool_norm", E)), kv(t, "img_attn_pool.to_kv", D, 2 * kPoolHead),
-          out(t, "img_attn_pool.to_out", heads * kPoolHead, E), q(size_t(Q) * size_t(heads) * kPoolHead) {
+          out(t, "img_attn_pool.to_out", heads * kPoolHead, E) {
         auto queries = t.floats("img_queries", {Q, E});
+        q.resize(size_t(Q) * size_t(heads) * kPoolHead);
         scale_norm(t, "img_attn_pool.norm", E).run(pool, queries.data(), E, Q, queries.data(), E);
         Linear(t, "img_attn_pool.to_q", E, heads * kPoolHead)
             .run(pool, queries.data(), E, Q, q.data(), heads * kPoolHead);
@@ -207,7 +210,8 @@ extern "C" {
 lv_tsf* lv_tsf_new(const lv_tensor* tensors, int count, const char* prefix, int img, int patch, int dim, int depth,
                    int heads, int frames, int ln_pre, int act, int gated, lv_threads* threads) {
     return guarded([&] {
-        if (img < 1 || patch < 1 || img % patch || dim < 1 || heads < 1 || dim % heads || depth < 1 || frames < 1)
+        require_sizes("timesformer", {img, patch, dim, depth, heads, frames});
+        if (img > kMostSide || dim > kMostWidth || img % patch || dim % heads || act < 1 || act > 2)
             throw std::runtime_error("timesformer: sizes that make no sense");
         if (frames > 256) throw std::runtime_error("timesformer: more than 256 frames");
         return new lv_tsf(Tensors(tensors, count), prefix, img, patch, dim, depth, heads, frames, ln_pre != 0,
@@ -226,11 +230,17 @@ void lv_tsf_free(lv_tsf* encoder) { delete encoder; }
 
 lv_pool* lv_pool_new(const lv_tensor* tensors, int count, int dim, int width, int heads, int queries,
                      lv_threads* threads) {
-    return guarded([&] { return new lv_pool(Tensors(tensors, count), dim, width, heads, queries, threads->pool); });
+    return guarded([&] {
+        require_sizes("the attention pool", {dim, width, heads, queries});
+        if (heads > kMostWidth / kPoolHead || dim > kMostWidth || width > kMostWidth)
+            throw std::runtime_error("the attention pool: sizes that make no sense");
+        return new lv_pool(Tensors(tensors, count), dim, width, heads, queries, threads->pool);
+    });
 }
 
 int lv_pool_run(lv_pool* pool, const float* tokens, int count, float* visual) {
     return guarded([&] {
+        if (count < 1) throw std::runtime_error("the attention pool: no tokens");
         pool->run(tokens, count, visual);
         return 1;
     }) - 1;

@@ -35,6 +35,9 @@ OURS = (
     "parity.html",
 )
 _LARGEST_MANIFEST = 4 << 20
+_LARGEST_FILE = 32 << 30  # three times the largest model's in float32
+USED = ("*.onnx", "*.data", "*.safetensors")  # what engines read: unlisted, nothing would vouch for it
+_LONGEST_CLIP = 3600.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,56 @@ class Bundle:
         """Compare every file with its hash, but for the plan of engines.
 
         Raises:
-            BundleError: naming the first file that is missing or different.
+            BundleError: naming the first file that is missing or different, or that engines would read unlisted.
         """
+        told = [one.get("file") for one in self.tokenizer.values()]
+        for path in sorted(self.folder.iterdir()):
+            used = path.name in told or any(fnmatchcase(path.name, pattern) for pattern in USED)
+            if used and path.name not in self.files and not path.name.startswith("."):
+                raise BundleError(
+                    f"{path}: not among the files that {MANIFEST} lists, so nothing says what it is; move it away, or "
+                    "export the bundle again"
+                )
         for name, wanted in self.files.items():
             if name == PLAN:
                 continue
             path = self.folder / name
             if not path.is_file():
                 raise BundleError(f"{path}: missing from the bundle; export or download it again")
+            if path.stat().st_size > _LARGEST_FILE:
+                raise BundleError(f"{path}: far larger than any model's file; export or download it again")
             if sha256(path) != wanted:
                 raise BundleError(
                     f"{path}: not the file {MANIFEST} describes (hash differs); export or download it again"
                 )
+
+
+def _check_schema(bundle: Bundle) -> None:
+    """Raise ValueError for the first value of ``bundle.json`` that has another type than it should."""
+    for name in ("name", "target", "note"):
+        if not isinstance(getattr(bundle, name), str):
+            raise ValueError(f"{name} is not a text")
+    for name in ("precision", "files", "built_with", "engines", "checkpoints"):
+        if not _all_of(getattr(bundle, name), str):
+            raise ValueError(f"{name} is not names with texts")
+    if not _all_of(bundle.tokenizer, dict) or not all(
+        isinstance(one.get(name, ""), str) for one in bundle.tokenizer.values() for name in ("file", "kind")
+    ):
+        raise ValueError("tokenizer is not a file and a kind for each model")
+    if not isinstance(bundle.parity, dict) or not isinstance(bundle.calibration, dict):
+        raise ValueError("parity and calibration are not names with values")
+    if not isinstance(bundle.native, bool):
+        raise ValueError("native is neither true nor false")
+    if isinstance(bundle.opset, bool) or not isinstance(bundle.opset, int):
+        raise ValueError("opset is not a whole number")
+    seconds = bundle.clip_seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _LONGEST_CLIP:
+        raise ValueError(f"clip_seconds is not a number over 0 and at most {_LONGEST_CLIP:g}")
+
+
+def _all_of(values: object, kind: type) -> bool:
+    """Whether it is a dictionary of names with values of one type."""
+    return isinstance(values, dict) and all(isinstance(k, str) and isinstance(v, kind) for k, v in values.items())
 
 
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:
@@ -142,7 +183,7 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
             raise ValueError("it is far too large")
         values = json.loads(path.read_text(encoding="utf-8"))
         number = values.pop("format")
-        if number < 1:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"format {number}")
         if number > FORMAT:
             raise BundleError(f"{path}: format {number} is newer than this lavila-fast reads ({FORMAT}); upgrade it")
@@ -151,6 +192,7 @@ def open_bundle(folder: Path, verify: bool = True) -> Bundle:
         if any(Path(name).name != name for name in values["files"]):
             raise ValueError("a file name leaves the folder")
         bundle = Bundle(folder=folder, **values)
+        _check_schema(bundle)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InputError) as error:
         raise BundleError(f"{path}: damaged ({error}); export or download the bundle again") from error
     if verify:

@@ -20,6 +20,31 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8}
 Arrays = dict[str, NDArray[Any]]
 
 
+class MappedFiles:
+    """Files that an engine reads in place: they must stay as they are, or a read fails the process or means nothing."""
+
+    def __init__(self, *paths: Path) -> None:
+        self._seen = {path: self._look(path) for path in paths if path.is_file()}
+
+    @staticmethod
+    def _look(path: Path) -> tuple[int, ...]:
+        try:
+            now = path.stat()
+        except OSError:  # removed: what is mapped stays
+            return ()
+        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise BundleError if one of them was changed in place since it was opened.
+
+        One that was removed or replaced by another file is still there for who has it open.
+        """
+        for path, before in self._seen.items():
+            now = self._look(path)
+            if now and now != before and now[:2] == before[:2]:
+                raise BundleError(f"{path}: changed while it is in use; export or download it again, and start anew")
+
+
 def map_weights(path: Path, prefix: str = "") -> Arrays:
     """The float32, float16 and int8 tensors whose names start with `prefix`, by the rest of their names; read-only.
 

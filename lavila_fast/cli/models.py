@@ -128,7 +128,7 @@ def pull(name: str, folder: Path | None, url_base: str | None) -> None:
     wanted = [(row.url, row.relative, f"md5:{row.md5_prefix}" if row.md5_prefix else None)]
     wanted += [(file.url, file.relative, f"sha256:{file.sha256}") for file in vocabulary_files(row.config)]
     if not row.md5_prefix:
-        tell(f"{name}: its publisher gives no checksum, so only its length is checked", err=True)
+        tell(f"{name}: its publisher gives no checksum, so only its length and its first bytes are checked", err=True)
     for url, relative, checksum in wanted:
         path = (folder or download.cache_dir()) / relative
         tell(str(download.fetch(_mirrored(url, relative, url_base), path, checksum)))

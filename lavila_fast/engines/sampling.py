@@ -66,10 +66,11 @@ def log_softmax(logits: F32) -> tuple[F32, F32]:
 
 def _softmax(row: F32) -> tuple[F32, F32, np.float32, np.float32]:
     """Of one row (V,): logits less the largest, their exponentials, the sum of those, and the entropy in nats."""
-    shifted = row - row.max()
-    weights = np.exp(shifted)
-    total = weights.sum()
-    return shifted, weights, total, np.log(total) - (weights * shifted).sum() / total
+    with np.errstate(invalid="ignore"):  # what is no number comes out as one in the entropy
+        shifted = row - row.max()
+        weights = np.exp(shifted)
+        total = weights.sum()
+        return shifted, weights, total, np.log(total) - (weights * shifted).sum() / total
 
 
 def choose_tokens(logits: F32, source: I64, warp: Warp, u: F64) -> Chosen:
@@ -80,12 +81,18 @@ def choose_tokens(logits: F32, source: I64, warp: Warp, u: F64) -> Chosen:
         source: (N,) line of `logits` that each row reads.
         warp: The distribution's shape.
         u: (N,) uniform numbers in [0, 1); not read when greedy.
+
+    Returns:
+        Where a logit is no finite number: token 0, its scores NaN. Whoever takes the token must look at them.
     """
     rows = len(source)
     chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
     for line in np.unique(source):
         mine = np.flatnonzero(source == line)
         shifted, weights, total, chosen.entropy[mine] = _softmax(logits[line])
+        if not np.isfinite(chosen.entropy[mine[0]]):  # it meets every logit, so one of them is no finite number
+            chosen.tokens[mine], chosen.logprob[mine], chosen.entropy[mine] = 0, np.nan, np.nan
+            continue
         if warp.greedy:
             tokens = np.full(len(mine), shifted.argmax())
         else:

@@ -18,6 +18,7 @@ import numpy as np
 from lavila_fast.arrays import F32, I64
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.engines.sampling import Warp, kept
+from lavila_fast.errors import NotFiniteError
 from lavila_fast.generate.options import Options, Owner, Written
 from lavila_fast.generate.randomness import uniform
 from lavila_fast.generate.scheduler import EncodedClip, end_token, token_limit
@@ -126,6 +127,8 @@ def _search_clip(runtime: NarratorRuntime, task: EncodedClip[Any], options: Opti
     last = token_limit(runtime, options) - 2
     for step in range(last + 1):
         lines = runtime.logprobs(state).reshape(len(live), options.beams, -1)
+        if not np.isfinite(lines.sum()):
+            raise NotFiniteError(task.owner)
         rows = []
         for place, (number, search) in enumerate(live):
             draws = None if grouped else _draws(task.key, number, step, 2 * options.beams)

@@ -13,6 +13,7 @@ import numpy as np
 
 from lavila_fast.arrays import I64, Mask
 from lavila_fast.engines.sampling import Chosen
+from lavila_fast.errors import NotFiniteError
 from lavila_fast.generate.options import Owner, Written
 
 
@@ -60,7 +61,13 @@ class SentenceTable(Generic[Owner]):
 
         Returns:
             (N,) rows whose sentence is complete: at its end token, or as long as it may be.
+
+        Raises:
+            NotFiniteError: naming the first clip whose scores are no numbers; a token chosen by such means nothing.
         """
+        if not np.isfinite(chosen.entropy).all():
+            bad = self.clips[int(slot[np.flatnonzero(~np.isfinite(chosen.entropy))[0]])]
+            raise NotFiniteError(bad and bad[0])
         place = self.counts[slot, row]
         self._ids[slot, row, place] = chosen.tokens
         self._logprob[slot, row] += chosen.logprob

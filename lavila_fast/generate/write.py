@@ -9,6 +9,7 @@ import numpy as np
 
 from lavila_fast.arrays import F32
 from lavila_fast.engines.protocol import NarratorRuntime
+from lavila_fast.errors import NotFiniteError
 from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.beams import write_beams
 from lavila_fast.generate.options import Options, Owner, Written
@@ -41,7 +42,11 @@ def write(
 
 def _encoded(runtime: NarratorRuntime, clips: Iterable[PendingClip[Owner]]) -> Iterator[EncodedClip[Owner]]:
     for clip in clips:
-        yield EncodedClip(clip.owner, clip.key, runtime.encode(_on_host(clip.frames)[np.newaxis]))
+        try:
+            context = runtime.encode(_on_host(clip.frames)[np.newaxis])
+        except NotFiniteError as error:
+            raise error.of(clip.owner) from error
+        yield EncodedClip(clip.owner, clip.key, context)
 
 
 def _on_host(frames: Any) -> F32:

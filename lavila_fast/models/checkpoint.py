@@ -41,6 +41,8 @@ TEMPORAL = ("visual.temporal_embed", "temporal_embed")
 # Weights do not say how many heads they make; in every released model and its parents a head is 64 wide.
 HEAD, RELEASED_WIDTHS = 64, (512, 768, 1024, 1600)
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 State = dict[str, Tensor]
 
 
@@ -114,7 +116,11 @@ def fit_frames(state: State, frames: int) -> State:
 
 
 def check_state(model: nn.Module, state: State, path: Path) -> None:
-    """Raise MismatchError unless `state` has exactly the keys and shapes of `model`."""
+    """Raise MismatchError unless `state` has exactly the keys and shapes of `model`.
+
+    Raises:
+        CheckpointError: also for a tensor that is not of floating point numbers in memory: no such weight can run.
+    """
     wanted = {key: tuple(t.shape) for key, t in model.state_dict().items()}
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -122,6 +128,10 @@ def check_state(model: nn.Module, state: State, path: Path) -> None:
     misshaped = {key: (wanted[key], shape) for key, shape in found.items() if shape != wanted[key]}
     if missing or unexpected or misshaped:
         raise MismatchError(path, missing, unexpected, misshaped)
+    for key, tensor in state.items():
+        if tensor.dtype not in FLOATS or tensor.is_meta:
+            kind = "without values (meta)" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: key {key} is {kind}, not floating point; save the model's own weights")
 
 
 def load_state(model: nn.Module, state: State, path: Path) -> None:

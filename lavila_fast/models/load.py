@@ -180,13 +180,18 @@ def _sizes(weights: Weights, state: dict[str, torch.Tensor], config: ConfigLike 
 
 def _beside(path: Path) -> ModelConfig | None:
     """The sizes in NAME.json beside NAME.pth; None if there is no such file or it is about something else."""
+    beside = path.with_suffix(".json")
     try:
-        values = json.loads(path.with_suffix(".json").read_bytes()[:_LARGEST_SIZES])
-    except (OSError, ValueError):
+        with beside.open("rb") as file:
+            values = json.loads(file.read(_LARGEST_SIZES))
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or (not {"kind", "vision"} <= set(values) and "img" not in values):
         return None
-    return from_dict(values) if "kind" in values else config_from_sizes(values)
+    try:
+        return from_dict(values) if "kind" in values else config_from_sizes(values)
+    except InputError as error:
+        raise CheckpointError(f"{beside}: {error}; mend it, or move it away from {path.name}") from error
 
 
 def _cast(state: Mapping[str, torch.Tensor], dtype: str | None) -> dict[str, torch.Tensor]:

@@ -45,7 +45,7 @@ def config_from_sizes(sizes: Mapping[str, Any]) -> ModelConfig:
         config = NarratorConfig(vision, GPT2Config(**_take(rest, GPT2_SIZES)), **_take(rest, ("queries", "pool_heads")))
     elif "num_classes" in rest:
         classes = rest.pop("num_classes")
-        several = not isinstance(classes, int)
+        several = isinstance(classes, list | tuple)
         config = ClassifierConfig(vision, tuple(classes) if several else (classes,), multi_head=several)
     elif "embed" in rest:
         config = DualEncoderConfig(vision, _text(rest), rest.pop("embed"), "egovlp" if egovlp else "plain")
@@ -58,7 +58,10 @@ def config_from_sizes(sizes: Mapping[str, Any]) -> ModelConfig:
 
 def _text(rest: dict[str, Any]) -> ClipTextConfig | DistilBertConfig:
     if "distilbert" in rest:
-        bert = dict(rest.pop("distilbert"))
+        given = rest.pop("distilbert")
+        if not isinstance(given, Mapping):
+            raise InputError("sizes: distilbert is not names with numbers")
+        bert = dict(given)
         config = DistilBertConfig(**_take(bert, ("dim", "heads", "layers", "hidden", "vocab", "max_positions")))
         if bert:
             raise InputError(f"sizes: {next(iter(bert))!r} is not a size of a DistilBERT")

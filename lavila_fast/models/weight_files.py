@@ -15,6 +15,7 @@ import os
 import pickletools
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from lavila_fast.files import new_file
 METADATA_KEY = "lavila_fast"
 ZIP_HEADER = b"PK\x03\x04"
 MOST_HEADER_BYTES = 100_000_000
+MOST_PICKLE_BYTES = 16 << 20  # a released checkpoint's is some hundred kilobytes
+_UNFOLDS = re.compile(rb"c(?:builtins|__builtin__)\n(bytearray|bytes)\n")  # with a number: as much memory as it says
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def _read_pickle(path: Path) -> Weights:
     with path.open("rb") as file:
         zipped = file.read(4) == ZIP_HEADER
     try:
+        _check_archive(path) if zipped else _check_pickle(path, path.open("rb").read(MOST_PICKLE_BYTES))
         with safe_globals([argparse.Namespace]):
             names = get_unsafe_globals_in_checkpoint(path) if zipped else []
         refused = sorted(name for name in names if not _is_inert(name))
@@ -140,6 +144,48 @@ def _read_pickle(path: Path) -> Weights:
     return _from_content(path, content)
 
 
+def _check_archive(path: Path) -> None:
+    """What a zip claims, before anything is unfolded or allocated: stored as it is, within the file, sums right.
+
+    PyTorch looks at none of the archive's checksums. It can be told to write none; then none of them is right.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:
+        return  # cut short: the loader fails, and `_damage` says where
+    with archive:
+        entries = archive.infolist()
+        if sum(one.file_size for one in entries) > path.stat().st_size or any(one.compress_type for one in entries):
+            raise CheckpointError(
+                f"{path}: refused, its parts are packed and unfold to more than the file; save it again"
+            )
+        for one in entries:
+            if one.filename.endswith(".pkl"):
+                _check_pickle(path, archive.read(one) if one.file_size <= MOST_PICKLE_BYTES else None)
+        wrong = [one.filename for one in entries if not _sum_is_right(archive, one)]
+    if wrong and len(wrong) < len(entries):
+        raise CheckpointError(f"{path}: damaged, the checksum of its part {wrong[0]} is not right; fetch it again")
+
+
+def _check_pickle(path: Path, content: bytes | None) -> None:
+    if content is None:
+        raise CheckpointError(
+            f"{path}: refused, its pickle is larger than {MOST_PICKLE_BYTES >> 20} MiB; save it again"
+        )
+    if unfolds := _UNFOLDS.search(content):
+        raise _refuse(path, f"builtins.{unfolds[1].decode()}")
+
+
+def _sum_is_right(archive: zipfile.ZipFile, one: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(one) as part:
+            while part.read(1 << 20):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
+
+
 def _from_content(path: Path, content: object) -> Weights:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict; give a model's checkpoint")
@@ -147,8 +193,14 @@ def _from_content(path: Path, content: object) -> Weights:
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path}: its state_dict is empty or not a dictionary; give a model's checkpoint")
     for name, value in state.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        if not isinstance(name, str) or not dense:
             raise CheckpointError(f"{path}: key {name!r} is a {type(value).__name__}, not a dense tensor")
+        if any(step == 0 and side > 1 for step, side in zip(value.stride(), value.shape, strict=True)):
+            raise CheckpointError(f"{path}: key {name} repeats few numbers to fill {tuple(value.shape)}; save it whole")
+    held = sum(t.numel() * t.itemsize for t in state.values() if not t.is_meta)
+    if held > 2 * path.stat().st_size:  # a tied embedding is there twice
+        raise CheckpointError(f"{path}: its tensors overlap and would unfold to {held >> 20} MiB; save them whole")
     return Weights(path, dict(state))
 
 

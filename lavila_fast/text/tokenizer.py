@@ -107,7 +107,8 @@ class Tokenizer:
         overlong sentence.
         """
         rules, words = _KINDS[self.kind], self.context - 2
-        found = self.backend.encode_batch([rules.clean(text) for text in texts], add_special_tokens=False)
+        with vocabularies.library_errors("the tokenizer"):
+            found = self.backend.encode_batch([rules.clean(text) for text in texts], add_special_tokens=False)
         kept = [one.ids[:words] if rules.keeps_end else one.ids for one in found]
         return [[self.begin, *ids, self.end][: self.context] for ids in kept]
 
@@ -137,7 +138,8 @@ class Tokenizer:
         row = [int(i) for i in ids]
         row = row[1:] if row[:1] == [self.begin] else row
         row = row[: row.index(self.end)] if self.end in row else row
-        text = self.backend.decode(row, skip_special_tokens=True)
+        with vocabularies.library_errors("the tokenizer"):
+            text: str = self.backend.decode(row, skip_special_tokens=True)
         if self.kind == "clip":
             text = text.replace("</w>", " ").strip()
         return close_spaces(text) if clean else text

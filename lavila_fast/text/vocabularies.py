@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from lavila_fast.errors import InputError
 
-MAX_BYTES = 64 << 20
+MAX_BYTES, MAX_JSON = 64 << 20, 16 << 20  # GPT-2's, the largest known, has 1.4 MB
+MOST_WORDS, MOST_REPLACED = 1 << 20, 16
+_TRIED = "#C C opens the 3rd drawer's caf\u00e9 \U0001f600\n"
 CLIP_MERGES = 49152 - 256 - 2
 PAD_TOKEN, BEGIN_TOKEN, END_TOKEN = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -25,34 +28,90 @@ _SUFFIX = "</w>"
 Merge = tuple[str, str]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, most: int = MAX_BYTES) -> str:
     """Text of a file of bounded size, unpacked if it is gzip."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             stream: Any = gzip.GzipFile(fileobj=file) if packed else file
-            data = bytes(stream.read(MAX_BYTES + 1))
+            data = bytes(stream.read(most + 1))
         text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8").read()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a vocabulary ({error}); fetch it again") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so it is no vocabulary")
+    if len(data) > most:
+        raise InputError(f"{path}: larger than {most >> 20} MiB, so it is no vocabulary")
     return text
 
 
-def _guarded(path: Path, build: Callable[[], Tokenizer]) -> Tokenizer:
-    """Call `build`; whatever the library says about a malformed file becomes one line with its path."""
+@contextmanager
+def library_errors(what: object) -> Iterator[None]:
+    """Turn whatever the `tokenizers` library raises into one line: bare Exception, or a panic, which is none.
+
+    Raises:
+        InputError: naming `what`.
+    """
     try:
-        return build()
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path}: not a vocabulary of this kind ({error}); fetch it again") from error
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of Rust's is a BaseException
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{what}: not a vocabulary of this kind ({reason}); fetch it again") from error
+
+
+def _guarded(path: Path, build: Callable[[], Tokenizer]) -> Tokenizer:
+    """Call `build` and try what it made; whatever the library says about it becomes one line with the file's path."""
+    with library_errors(path):
+        made = build()
+        made.decode(made.encode(_TRIED, add_special_tokens=False).ids, skip_special_tokens=True)
+        return made
 
 
 def whole_backend(path: Path) -> Tokenizer:
     """Splitter from one `tokenizer.json`."""
-    text = _read(path)
-    return _guarded(path, lambda: Tokenizer.from_str(text))
+    text = _read(path, MAX_JSON)
+    return _guarded(path, lambda: Tokenizer.from_str(json.dumps(_bounded(json.loads(text)))))
+
+
+def _bounded(values: Any) -> Any:
+    """The file's values without what is not used (padding, truncation, templates), if its numbers make sense.
+
+    Raises:
+        ValueError: ids that are no ids, for which the library would make room.
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+        raise ValueError("it holds no model")
+    values |= dict.fromkeys(("padding", "truncation", "post_processor"))
+    words, model = values["model"].get("vocab"), values["model"]
+    if not isinstance(words, dict):
+        raise ValueError("its vocabulary is not words with ids")
+    added = values.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(one, dict) for one in added):
+        raise ValueError("its added tokens are no list of tokens")
+    for number in [*words.values(), *(one.get("id") for one in added)]:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MOST_WORDS:
+            raise ValueError(f"an id is not a whole number below {MOST_WORDS}")
+    longest = model.get("max_input_chars_per_word", 100)
+    if isinstance(longest, bool) or not isinstance(longest, int) or not 0 < longest <= MOST_WORDS:
+        raise ValueError("max_input_chars_per_word makes no sense")
+    _require_plain(values)
+    return values
+
+
+def _require_plain(values: Any) -> None:
+    """Raise ValueError for a step with a count or a text that can make much of little, wherever it is."""
+    todo = [values.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+    while todo:
+        step = todo.pop()
+        if isinstance(step, list):
+            todo += step
+        elif isinstance(step, dict):
+            todo += step.values()
+            if isinstance(step.get("content"), str) and len(step["content"]) > MOST_REPLACED:
+                raise ValueError("a step puts in a long text")
+        elif isinstance(step, int) and not isinstance(step, bool) and not 0 <= step <= 1000:
+            raise ValueError("a step has a number that makes no sense")
 
 
 def _merges(lines: Iterable[str]) -> list[Merge]:

@@ -24,7 +24,7 @@ from lavila_fast.engines.device.memory import CudaMemory, DeviceArray, HostMemor
 from lavila_fast.engines.device.ort_plugin import plugin_devices, plugin_options, profile_options
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.errors import BundleError, InputError
-from lavila_fast.machine import available_cpus
+from lavila_fast.machine import thread_count
 
 Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
 INPLACE_DECODER = "decoder_inplace.onnx"
@@ -199,7 +199,7 @@ def _providers(
 
 def _session_options(threads: int | None) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_cpus()
+    options.intra_op_num_threads = thread_count(threads)
     options.log_severity_level = 3
     return options
 

@@ -8,6 +8,7 @@ past by number, so `select` copies nothing.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Sequence
 from ctypes import c_void_p
@@ -19,13 +20,14 @@ import numpy as np
 
 from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.bundle.graph_names import WEIGHTS
-from lavila_fast.bundle.weights import Arrays, map_weights
+from lavila_fast.bundle.weights import Arrays, MappedFiles, map_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
 from lavila_fast.engines.host.native_library import Handle, last_error, open_library, tensor_table
+from lavila_fast.engines.host.state import require_finite, require_process
 from lavila_fast.engines.protocol import ClipContext, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
-from lavila_fast.errors import BundleError, InputError
-from lavila_fast.machine import available_cpus
+from lavila_fast.errors import BundleError, InputError, LavilaError, NotFiniteError
+from lavila_fast.machine import thread_count
 
 _ACTS = {"quick_gelu": 1, "gelu": 2}  # `lavila::Act`
 
@@ -95,12 +97,14 @@ class NativeRuntime:
             BundleError: the weights are missing, damaged, or not of this narrator.
         """
         library = open_library()
+        self._files = MappedFiles(folder / WEIGHTS)
         self._build(library, map_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
 
     @classmethod
     def from_tensors(cls, arrays: Arrays, config: NarratorConfig, threads: int | None = None) -> NativeRuntime:
         """The same from arrays as a bundle holds them, named without ``narrator.``; see `bundle.weights`."""
         self = cls.__new__(cls)
+        self._files = MappedFiles()
         self._build(open_library(), arrays, config, threads, "weights")
         return self
 
@@ -110,8 +114,8 @@ class NativeRuntime:
         self.config, self._library = config, library
         self.identity = native_identity(library.lv_isa().decode(), arrays)
         text, vision = config.text, config.vision
-        count = threads or available_cpus()
-        self._lock = threading.Lock()
+        count = thread_count(threads)
+        self._lock, self._process = threading.Lock(), os.getpid()
         try:
             table, kept = tensor_table(arrays)
             self._threads = Handle(library, "lv_threads_new", "lv_threads_free", count)
@@ -129,14 +133,25 @@ class NativeRuntime:
         self._words = [array for name, array in kept if name.endswith(b"wte.weight")]
 
     def _call(self, name: str, *arguments: Any) -> None:
-        with self._lock:
-            failed = getattr(self._library, name)(*arguments)
+        require_process(self._process)
+        try:
+            with self._lock:
+                failed = getattr(self._library, name)(*arguments)
+        except ctypes.ArgumentError as error:
+            raise InputError(f"{name}: {error}") from error
         if failed:
-            raise InputError(last_error(self._library))
+            raise _fault(last_error(self._library))
 
     def visual_tokens(self, video: F32) -> F32:
         """What the decoder sees of one clip: normalised float32 video (3, T, H, W) → (Q, E)."""
-        vision, frames = self.config.vision, video.shape[1]
+        vision = self.config.vision
+        if video.ndim != 4 or video.shape[::2] != (3, vision.img) or video.shape[3] != vision.img:
+            raise InputError(f"video has shape {video.shape}; expected (3, T, {vision.img}, {vision.img})")
+        frames = video.shape[1]
+        if not 1 <= frames <= vision.frames:
+            raise InputError(f"video has {frames} frames; this model takes 1 to {vision.frames}")
+        require_finite(video)
+        self._files.check()
         tokens = np.empty((1 + frames * vision.patches, vision.dim), np.float32)
         visual = np.empty((self.config.queries, self.config.text.n_embd), np.float32)
         self._call("lv_tsf_run", self._encoder.pointer, np.ascontiguousarray(video, np.float32), frames, tokens, 0)
@@ -151,8 +166,12 @@ class NativeRuntime:
         return NativeContext(tuple(self._clip(np.ascontiguousarray(one, np.float32)) for one in visual_BQE))
 
     def _clip(self, visual_QE: F32) -> Handle:
-        with self._lock:
-            return Handle(self._library, "lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
+        require_process(self._process)
+        try:
+            with self._lock:
+                return Handle(self._library, "lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
+        except ValueError as error:
+            raise _fault(str(error)) from error
 
     def encode(self, video: F32) -> NativeContext:
         """See `NarratorRuntime.encode`. One clip at a time, so that a result cannot depend on its neighbours.
@@ -177,7 +196,8 @@ class NativeRuntime:
 
     def join(self, state: NativeState, context: ClipContext, samples: int) -> None:
         """See `NarratorRuntime.join`."""
-        assert isinstance(context, NativeContext)
+        if not isinstance(context, NativeContext):
+            raise InputError("join: these clips were encoded by another kind of engine")
         clips = (c_void_p * len(context))(*(clip.pointer for clip in context.clips))
         self._call("lv_rows_join", state.pointer, clips, len(clips), samples)
 
@@ -230,8 +250,15 @@ def native_identity(instructions: str, arrays: Arrays) -> str:
     return "native avx2" if instructions == "avx2" else "native avx512"
 
 
+def _fault(reason: str) -> LavilaError:
+    where, _, what = reason.partition(":")
+    return NotFiniteError(None, f"the numbers of {where}") if "finite" in what else InputError(reason)
+
+
 def native_choose(logits: F32, source: I64, warp: Warp, u: F64, threads: int = 1) -> Chosen:
     """`sampling.choose_tokens` by the native library; its threads live for this call only."""
+    if len(source) and not 0 <= source.min() <= source.max() < len(logits):
+        raise InputError("choose: a row reads a line that is not there")
     library = open_library()
     rows, pool = len(source), Handle(library, "lv_threads_new", "lv_threads_free", threads)
     chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
+from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
 from typing import Any
 
@@ -15,29 +17,42 @@ from lavila_fast.kernels import native
 
 _TENSOR_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 _FLOATS, _INTS, _DOUBLES = (np.ctypeslib.ndpointer(t, flags="C_CONTIGUOUS") for t in (np.float32, np.int64, np.float64))
+
+
+class _Int(c_int):
+    """An int of C's. ctypes would cut off the upper bits of one that is too large, and pass 2^32 + 1 as 1."""
+
+    @classmethod
+    def from_param(cls, value: Any) -> c_int:
+        """Raises InputError for what is no int or too large."""
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not -(2**31) <= value < 2**31:
+            raise InputError(f"the native engine takes whole numbers of 31 bits, not {value!r}")
+        return c_int(int(value))
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "lv_tsf_new": (c_void_p, [POINTER(native.Tensor), c_int, c_char_p, *[c_int] * 9, c_void_p]),
-    "lv_tsf_run": (c_int, [c_void_p, _FLOATS, c_int, _FLOATS, c_int]),
+    "lv_tsf_new": (c_void_p, [POINTER(native.Tensor), _Int, c_char_p, *[_Int] * 9, c_void_p]),
+    "lv_tsf_run": (c_int, [c_void_p, _FLOATS, _Int, _FLOATS, _Int]),
     "lv_tsf_free": (None, [c_void_p]),
-    "lv_pool_new": (c_void_p, [POINTER(native.Tensor), *[c_int] * 5, c_void_p]),
-    "lv_pool_run": (c_int, [c_void_p, _FLOATS, c_int, _FLOATS]),
+    "lv_pool_new": (c_void_p, [POINTER(native.Tensor), *[_Int] * 5, c_void_p]),
+    "lv_pool_run": (c_int, [c_void_p, _FLOATS, _Int, _FLOATS]),
     "lv_pool_free": (None, [c_void_p]),
-    "lv_decoder_new": (c_void_p, [POINTER(native.Tensor), *[c_int] * 8, c_void_p]),
+    "lv_decoder_new": (c_void_p, [POINTER(native.Tensor), *[_Int] * 8, c_void_p]),
     "lv_decoder_free": (None, [c_void_p]),
     "lv_decoder_clip": (c_void_p, [c_void_p, _FLOATS]),
     "lv_clip_free": (None, [c_void_p]),
     "lv_rows_new": (c_void_p, [c_void_p]),
     "lv_rows_free": (None, [c_void_p]),
-    "lv_rows_join": (c_int, [c_void_p, POINTER(c_void_p), c_int, c_int]),
-    "lv_rows_step": (c_int, [c_void_p, _INTS, c_int]),
-    "lv_rows_select": (c_int, [c_void_p, _INTS, c_int]),
+    "lv_rows_join": (c_int, [c_void_p, POINTER(c_void_p), _Int, _Int]),
+    "lv_rows_step": (c_int, [c_void_p, _INTS, _Int]),
+    "lv_rows_select": (c_int, [c_void_p, _INTS, _Int]),
     "lv_rows_count": (c_int, [c_void_p]),
     "lv_rows_slots": (None, [c_void_p, _INTS]),
     "lv_rows_logits": (c_int, [c_void_p, _FLOATS]),
     "lv_rows_logprobs": (c_int, [c_void_p, _FLOATS]),
     "lv_choose": (
         c_int,
-        [c_void_p, _FLOATS, c_int, _INTS, c_int64, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS],
+        [c_void_p, _FLOATS, _Int, _INTS, c_int64, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS],
     ),
     "lv_rows_sample": (c_int, [c_void_p, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS]),
 }
@@ -71,7 +86,14 @@ class Handle:
         self.pointer = getattr(library, make)(*arguments)
         if not self.pointer:
             raise ValueError(last_error(library))
-        weakref.finalize(self, getattr(library, free), self.pointer)
+        # Not when the process ends: a thread may still be inside, and the system takes all memory back. Nor in a child
+        # made by fork, which has none of the threads that freeing would wait for.
+        weakref.finalize(self, _free, getattr(library, free), self.pointer, os.getpid()).atexit = False
+
+
+def _free(free: Callable[[int], None], pointer: int, process: int) -> None:
+    if os.getpid() == process:
+        free(pointer)
 
 
 def tensor_table(arrays: Arrays) -> tuple[Any, list[Any]]:

@@ -11,11 +11,12 @@ import numpy as np
 import onnxruntime as ort
 
 from lavila_fast.arrays import F32
-from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, cross_names, past_names
+from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, WEIGHTS, cross_names, past_names
+from lavila_fast.bundle.weights import MappedFiles
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import BundleError
-from lavila_fast.machine import available_cpus
+from lavila_fast.machine import thread_count
 
 # Without VNNI the fast INT8 product adds pairs in 16 bits, which overflow; with this, a slower one is exact.
 EXACT = "session.x64quantprecision"
@@ -40,7 +41,7 @@ def session(
         BundleError: the file is not a graph ONNX Runtime can run.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_cpus()
+    options.intra_op_num_threads = thread_count(threads)
     options.log_severity_level = 3
     if not dequantizes(path):
         options.add_session_config_entry(EXACT, "1")
@@ -83,6 +84,20 @@ def check_graph(path: Path, graph: ort.InferenceSession, inputs: Shapes, outputs
             )
 
 
+def run_graph(graph: ort.InferenceSession, outputs: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[F32]:
+    """What a graph computes.
+
+    Raises:
+        BundleError: ONNX Runtime cannot: a graph of other shapes, or no memory for it.
+    """
+    try:
+        results: list[F32] = graph.run(list(outputs), dict(feed))
+    except Exception as error:  # onnxruntime raises its own unrelated classes, one a failure
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise BundleError(f"ONNX Runtime cannot run this model's graph ({reason}); export it again") from error
+    return results
+
+
 class OrtRuntime(HostRuntime):
     """Two sessions: ``encoder.onnx`` (video → cross-attention keys and values) and ``decoder.onnx`` (one step)."""
 
@@ -92,6 +107,7 @@ class OrtRuntime(HostRuntime):
         """Open the graphs of a bundle folder."""
         super().__init__(config)
         self.encoder, self.decoder = session(folder / ENCODER, threads), session(folder / DECODER, threads)
+        self._files = MappedFiles(folder / ENCODER, folder / DECODER, *sorted(folder.glob("*.data")), folder / WEIGHTS)
         self._past, self._cross = past_names(config.text.n_layer), cross_names(len(config.text.cross_layers))
         self._check(folder)
 
@@ -107,8 +123,8 @@ class OrtRuntime(HostRuntime):
         check_graph(folder / DECODER, self.decoder, step, ["logits", "new"])
 
     def _encode(self, video: F32) -> list[F32]:
-        outputs: list[F32] = self.encoder.run(self._cross, {"video": np.ascontiguousarray(video, np.float32)})
-        return outputs
+        self._files.check()
+        return run_graph(self.encoder, self._cross, {"video": np.ascontiguousarray(video, np.float32)})
 
     def _step(self, inputs: StepInputs) -> tuple[F32, F32]:
         feed: dict[str, np.ndarray] = {
@@ -119,5 +135,12 @@ class OrtRuntime(HostRuntime):
         }
         feed.update(zip(self._past, inputs.past, strict=True))
         feed.update(zip(self._cross, inputs.cross, strict=True))
-        logits, new = self.decoder.run(["logits", "new"], feed)
+        logits, new = run_graph(self.decoder, ["logits", "new"], feed)
+        text, rows = self.config.text, len(inputs.ids)
+        shape = 2 * text.n_layer, rows, text.n_head, text.n_embd // text.n_head
+        if logits.shape != (rows, text.vocab) or new.shape != shape:
+            raise BundleError(
+                f"the decoder's graph gives {logits.shape} and {new.shape}, not {(rows, text.vocab)} and {shape} as "
+                "the model sizes in bundle.json say; export it again"
+            )
         return logits, new

@@ -9,6 +9,7 @@ Axes: N rows, B clips, R rows a clip, h heads, d head size, C capacity in tokens
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.protocol import ClipContext, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp, choose_tokens, log_softmax
+from lavila_fast.errors import InputError, NotFiniteError
 
 PAGE = 16  # the cache grows by this many tokens
 # A product with one row takes another path in most libraries and rounds differently. No product here ever has fewer
@@ -116,6 +118,21 @@ def grid_of(slot: I64, clips: int) -> tuple[I64, I64]:
     return grid, slot * grid.shape[1] + nth
 
 
+def require_finite(values: F32, where: str = "the values of its frames") -> None:
+    """Raise NotFiniteError unless all are finite numbers: integer products would make ordinary ones of them."""
+    if not np.isfinite(values.sum()):  # where one is not, no sum with it is
+        raise NotFiniteError(None, where)
+
+
+def require_process(process: int) -> None:
+    """Raise InputError in a child made by fork: it has none of the engine's threads, and locks as they were."""
+    if os.getpid() != process:
+        raise InputError(
+            "this narrator was opened before the process was forked, and its threads stayed behind; open one in the "
+            "child (a narrator that is pickled is opened again), or start processes with the spawn method"
+        )
+
+
 class HostRuntime(ABC):
     """`NarratorRuntime` over two graphs that a subclass runs. Frames are wanted in the host's memory."""
 
@@ -124,7 +141,7 @@ class HostRuntime(ABC):
     writer: WriterKind = "steps"
 
     def __init__(self, config: NarratorConfig) -> None:
-        self.config = config
+        self.config, self._process = config, os.getpid()
 
     @abstractmethod
     def _encode(self, video: F32) -> list[F32]:
@@ -136,7 +153,16 @@ class HostRuntime(ABC):
 
     def encode(self, video: F32) -> HostContext:
         """See `NarratorRuntime.encode`. One clip at a time: a CPU gains nothing from more, and results cannot vary."""
+        require_process(self._process)
+        vision = self.config.vision
+        if video.ndim != 5 or video.shape[1] != 3 or video.shape[3:] != (vision.img, vision.img) or not len(video):
+            raise InputError(f"video has shape {video.shape}; expected (B, 3, T, {vision.img}, {vision.img})")
+        if not 1 <= video.shape[2] <= vision.frames:
+            raise InputError(f"video has {video.shape[2]} frames; this model takes 1 to {vision.frames}")
+        require_finite(video)
         parts = [self._encode(video[i : i + 1]) for i in range(len(video))]
+        for layer in (layer for part in parts for layer in part):
+            require_finite(layer, "the numbers of the video encoder")
         return HostContext(tuple(np.concatenate(layer) for layer in zip(*parts, strict=True)))
 
     def merge(self, contexts: Sequence[HostContext]) -> HostContext:
@@ -152,7 +178,12 @@ class HostRuntime(ABC):
 
     def join(self, state: HostState, context: ClipContext, samples: int) -> None:
         """See `NarratorRuntime.join`."""
-        assert isinstance(context, HostContext)
+        require_process(self._process)
+        if not isinstance(context, HostContext):
+            raise InputError("join: these clips were encoded by another kind of engine")
+        self._require_shapes(context.cross)
+        if samples < 1:
+            raise InputError(f"join: samples must be at least 1, not {samples}")
         old, clips, first_clip = state.rows, len(context), state.clips
         one = np.arange(clips)
         if not old:  # nobody reads these lines any more
@@ -166,6 +197,14 @@ class HostRuntime(ABC):
         state.lengths = np.concatenate([state.lengths, np.ones(clips * samples, np.int64)])
         state.source = np.concatenate([state.source, len(state.logits) + np.repeat(one, samples)])
         state.logits = np.concatenate([state.logits, logits])
+
+    def _require_shapes(self, cross: Sequence[F32]) -> None:
+        """Raise InputError for the clips of another narrator, as far as shapes can tell."""
+        text, queries = self.config.text, self.config.queries
+        heads, size = text.n_head, text.n_embd // text.n_head
+        wanted = [(heads, size, queries), (heads, queries, size)] * len(text.cross_layers)
+        if [layer.shape[1:] for layer in cross] != wanted:
+            raise InputError("join: a clip of another narrator")
 
     def _forward(
         self, state: HostState, first: int, ids: I64, lengths: I64, slot: I64, cross: list[F32]
@@ -190,6 +229,11 @@ class HostRuntime(ABC):
 
     def step(self, state: HostState, tokens: I64) -> None:
         """See `NarratorRuntime.step`."""
+        require_process(self._process)
+        if len(tokens) != state.rows:
+            raise InputError(f"step: {len(tokens)} tokens for {state.rows} rows")
+        if not state.rows:
+            return
         cross = [layer[: state.clips] for layer in state.cross]
         state.logits, new = self._forward(state, 0, tokens, state.lengths, state.slot, cross)
         state.kv[:, np.arange(state.rows), :, state.lengths] = new.transpose(1, 0, 2, 3)
