@@ -27,6 +27,8 @@ _FAR = 10.0  # seconds; and as many times the longest pause that is confirmed: f
 _EXCURSION = 512  # frames: a cluster of Matroska shares one stamp
 _LACKS = 4.5  # frames that a constant rate may lack, in all
 _MISSING = 0.02  # or this share of them
+_NEAR = 0.25  # of a frame: this near to their places are the frames of a constant rate, beside rounding to ticks
+_MOST = 0.9  # at least this share of them
 _NONE = np.iinfo(np.int64).min
 Ticks = NDArray[np.int64]
 
@@ -259,11 +261,26 @@ def _constant(
         if not 0 < rate * spread < len(usable) + allowed:
             continue
         places = np.rint(since * rate).astype(np.int64)
-        alone = np.bincount(places)[places] == 1
-        lacking = int(places.max()) + 1 - int(alone.sum())
+        near = np.abs(since * rate - places) < _NEAR + tick * rate
+        if near.mean() < _MOST:
+            continue
+        held = np.bincount(places)
+        astray = _strayed(held)[places]
+        lacking = len(held) - int((held > 0).sum()) + int((held[places] > 1).sum())
         if lacking < best[0]:
-            best = lacking, rate, int(places.max()) + 1, usable[~alone]
+            best = lacking, rate, len(held), usable[astray]
     return best[1:] if best[0] <= allowed else (0.0, 0, none)
+
+
+def _strayed(held: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Places that hold more than one frame where an empty one is so near that one of them may belong there.
+
+    Without one the file says twice the same, and what is shown first stays.
+    """
+    empty = np.concatenate([[0], np.cumsum(held == 0)])
+    at = np.arange(len(held))
+    around = empty[np.minimum(at + _REORDERED, len(held))] - empty[np.maximum(at - _REORDERED, 0)]
+    return np.asarray((held > 1) & (around > 0))
 
 
 def _changes(shift: Ticks) -> tuple[tuple[int, int], ...]:
