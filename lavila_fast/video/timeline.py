@@ -128,7 +128,7 @@ class Timeline:
         shift, denied = _Judge(decode, step, table.tick).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
         if table.stored:
-            denied |= _denied_by_order(given, decode, shift, step, table.tick)
+            denied |= _denied_by_order(given + shift, _believed(decode + shift, denied), step, table.tick)
         times, first = given + shift, int(np.argmax(key)) if key.any() else 0
         usable = shown & ~denied & (np.arange(len(times)) >= first)
         if not denied[first] and table.stored:
@@ -234,16 +234,19 @@ class _Judge:
         return None
 
 
-def _denied_by_order(given: Ticks, decode: Ticks, shift: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
+def _believed(stamps: Ticks, denied: NDArray[np.bool_]) -> Ticks:
+    """Stamps in which a denied one repeats the one before, or the first good one."""
+    return stamps if denied.all() else _risen(np.where(denied, _NONE, stamps), 0)
+
+
+def _denied_by_order(shown: Ticks, decoded: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
     """Presentation stamps that the decoding order rules out: before they are decoded, or far beyond what follows."""
-    count, slack = len(decode), max(_REORDERED * step, int(_PAUSE / tick))
-    decoded = decode + shift
+    count, slack = len(decoded), max(_REORDERED * step, int(_PAUSE / tick))
     later = np.minimum(np.arange(count) + _REORDERED, count - 1)
     highest = np.maximum.accumulate(decoded)[later] + slack
     tail = np.arange(count) + _REORDERED >= count
     longest = int(np.diff(decoded).max(initial=0))
     highest[tail] = np.maximum(highest[tail], decoded[-1] + max(_FAR / tick, _FAR * longest))
-    shown = given + shift
     return np.asarray((shown > highest) | (shown < decoded - slack))
 
 
