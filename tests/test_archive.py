@@ -353,6 +353,9 @@ class Plan:
     def clips(self, job: Job, seconds: float) -> list[Clip]:
         return [] if "done" in job.source.name else [Clip(job.source.name, i, i + 1) for i in range(int(seconds))]
 
+    def count(self, job: Job, seconds: float) -> int:
+        return len(self.clips(job, seconds))
+
 
 def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
     for clip in clips:

@@ -29,7 +29,9 @@ class Packet:
     shown: bool = True
 
 
-def film(count: int, b: int = 0, begin: int = 0, pauses: Iterable[tuple[int, int]] = (), group: int = 12) -> list[Packet]:
+def film(
+    count: int, b: int = 0, begin: int = 0, pauses: Iterable[tuple[int, int]] = (), group: int = 12
+) -> list[Packet]:
     """Packets in the order of decoding, `b` pictures between references; ``(n, ticks)``: from picture n on, later."""
     times = [begin + n * STEP + sum(ticks for at, ticks in pauses if n >= at) for n in range(count)]
     order: list[int] = []
@@ -113,7 +115,7 @@ FAR = st.one_of(st.integers(30 * SECOND, 1 << 33), st.integers(-(1 << 33), -30 *
 
 
 @given(COUNTS, ORDERS, st.sampled_from(["both", "pts", "dts"]), FAR, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_one_damaged_stamp(count: int, b: int, what: str, ticks: int, data: st.DataObject) -> None:
     at = data.draw(st.one_of(st.sampled_from([0, 1, 2, count - 1, count - 2]), st.integers(0, count - 1)))
     packets = film(count, b, 20 * SECOND)
@@ -122,20 +124,35 @@ def test_one_damaged_stamp(count: int, b: int, what: str, ticks: int, data: st.D
     assert found.rate == 25.0
 
 
+@given(COUNTS, ORDERS, st.sampled_from(["both", "pts", "dts"]), st.integers(-30 * SECOND, 30 * SECOND), st.data())
+@settings(max_examples=60, deadline=None)
+def test_one_stamp_that_is_off_by_little(count: int, b: int, what: str, ticks: int, data: st.DataObject) -> None:
+    """It may take another frame's place, which leaves both out, but never moves any other."""
+    at = data.draw(st.integers(20, count - 20))
+    packets = film(count, b, 40 * SECOND)
+    found = timeline(harmed(packets, at, ticks, what))
+    seen = set(found.times.tolist())
+    assert len(set(true_times(packets)) - seen) <= 2
+    assert len(seen - set(true_times(packets))) <= 1
+    assert len(found.repairs.shifts) == 0
+    assert abs(found.stop - (40 * SECOND + count * STEP)) <= 1.5 * STEP
+
+
 @given(COUNTS, ORDERS, st.sampled_from(["both", "pts"]), FAR, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_one_damaged_stamp_beside_a_pause(count: int, b: int, what: str, ticks: int, data: st.DataObject) -> None:
     pause = data.draw(st.integers(25, count - 25))
     packets = film(count, b, 20 * SECOND, [(pause, 40 * SECOND)])
     at = pause + data.draw(st.integers(-4, 4))
-    assume(abs(ticks) > 41 * SECOND)  # else it may lie in the pause, where nothing denies it
+    assume(abs(ticks) > 45 * SECOND)  # else it may lie in the pause, where nothing denies it
     holds(timeline(harmed(packets, at, ticks, what)), packets, [at])
 
 
 @given(ORDERS, st.sampled_from(["both", "pts"]), FAR, st.integers(-4, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_one_damaged_stamp_beside_another_recording(b: int, what: str, ticks: int, beside: int) -> None:
     one, two = film(72, b, 60 * SECOND), film(72, b, 20 * SECOND)
+    assume(abs(abs(ticks) - 42 * SECOND) > 15 * SECOND)  # else it belongs to the other one as well
     last = max(packet.true for packet in one)
     joined = one + [dataclasses.replace(p, true=last + STEP + p.true - 20 * SECOND) for p in two]
     at = 72 + beside
@@ -143,7 +160,7 @@ def test_one_damaged_stamp_beside_another_recording(b: int, what: str, ticks: in
 
 
 @given(COUNTS, ORDERS, FAR, st.integers(2, 16), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_cluster_of_damaged_stamps(count: int, b: int, ticks: int, length: int, data: st.DataObject) -> None:
     """All of a cluster are off by as much; what follows is right again."""
     packets = film(count, b, 20 * SECOND)
@@ -155,7 +172,7 @@ def test_a_cluster_of_damaged_stamps(count: int, b: int, ticks: int, length: int
 
 
 @given(COUNTS, ORDERS, st.lists(st.tuples(st.integers(0, 10_000), FAR), min_size=2, max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_several_damaged_stamps(count: int, b: int, harm: list[tuple[int, int]]) -> None:
     packets = film(count, b, 20 * SECOND)
     bad, places = packets, {}

@@ -44,6 +44,10 @@ class Plan(Protocol):
         """The clips of a video that lasts like this which are not done yet."""
         ...
 
+    def count(self, job: Job, seen: Extent) -> int:
+        """How many they are, about; 0 only if there is none."""
+        ...
+
 
 Read = Callable[[VideoSource, Sequence[Clip]], Iterator[DecodedClip]]
 
@@ -124,7 +128,7 @@ class Decoders:
 
     def _measure(self, job: Job) -> None:
         seen = self._plan.measure(job)
-        count = sum(1 for _ in self._plan.clips(job, seen))
+        count = self._plan.count(job, seen)
         self.total += count
         if count:
             self._measured.put((job, seen))
