@@ -150,7 +150,12 @@ class Narrator:
         yield from read_clips(source, clips, vision.frames, transform, threads, **where)
 
     def narrate_clips(
-        self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8
+        self,
+        decoded: Iterable[DecodedClip],
+        options: Options | None = None,
+        batch: int = 8,
+        *,
+        frame_times: bool = False,
     ) -> Iterator[list[Narration]]:
         """Narrate clips as they come.
 
@@ -158,17 +163,22 @@ class Narrator:
             decoded: Clips from `read`, taken lazily, at most `batch` ahead of what has been written.
             options: How to write.
             batch: Clips in flight. It changes speed and memory, never a result.
+            frame_times: Say when the frames that were seen are shown (`Narration.frames`).
 
         Yields:
             The sentences of each clip, in the order the clips came.
         """
         options = options or Options()
         pending = (
-            PendingClip((n, one.clip), clip_key(options.seed, one.clip.video, one.clip.start), one.frames)
+            PendingClip(
+                (n, one.clip, _frames(one) if frame_times else None),
+                clip_key(options.seed, one.clip.video, one.clip.start),
+                one.frames,
+            )
             for n, one in enumerate(decoded)
         )
-        for clip, sentences in _in_order(write(self.runtime, pending, options, batch)):
-            yield [self._narration(clip, i, one) for i, one in enumerate(sentences)]
+        for clip, frames, sentences in _in_order(write(self.runtime, pending, options, batch)):
+            yield [self._narration(clip, i, one, frames) for i, one in enumerate(sentences)]
 
     def narrate(
         self,
@@ -178,6 +188,7 @@ class Narrator:
         stride_seconds: float | None = None,
         options: Options | None = None,
         batch: int = 8,
+        frame_times: bool = False,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
 
@@ -187,6 +198,7 @@ class Narrator:
             stride_seconds: From one window's start to the next; None takes `clip_seconds`.
             options: How to write.
             batch: See `narrate_clips`.
+            frame_times: See `narrate_clips`.
 
         Raises:
             VideoError: the video cannot be read, or (after all that could be) not to its end.
@@ -202,14 +214,19 @@ class Narrator:
             except VideoError as error:
                 trouble.append(error)
 
-        for sentences in self.narrate_clips(good(), options, batch):
+        for sentences in self.narrate_clips(good(), options, batch, frame_times=frame_times):
             yield from sentences
         if trouble:
             raise trouble[0]
 
-    def _narration(self, clip: Clip, sample: int, one: Written) -> Narration:
+    def _narration(self, clip: Clip, sample: int, one: Written, frames: tuple[float, ...] | None) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
-        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob)
+        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob, frames)
+
+
+def _frames(one: DecodedClip) -> tuple[float, ...]:
+    """When its frames are shown, to the millisecond."""
+    return tuple(round(time, 3) for time in one.times)
 
 
 def _fingerprint(bundle: Bundle) -> str:
@@ -219,12 +236,17 @@ def _fingerprint(bundle: Bundle) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _in_order(written: Iterator[tuple[tuple[int, Clip], list[Written]]]) -> Iterator[tuple[Clip, list[Written]]]:
+Times = tuple[float, ...] | None
+
+
+def _in_order(
+    written: Iterator[tuple[tuple[int, Clip, Times], list[Written]]],
+) -> Iterator[tuple[Clip, Times, list[Written]]]:
     """Clips finish in any order; give them out in that of their numbers."""
-    waiting: dict[int, tuple[Clip, list[Written]]] = {}
+    waiting: dict[int, tuple[Clip, Times, list[Written]]] = {}
     turn = 0
-    for (number, clip), sentences in written:
-        waiting[number] = clip, sentences
+    for (number, clip, frames), sentences in written:
+        waiting[number] = clip, frames, sentences
         while turn in waiting:
             yield waiting.pop(turn)
             turn += 1

@@ -35,6 +35,7 @@ class Narration:
             (sampling), or exp of minus the length-penalised beam score (beams). Lower is surer.
         logprob: Mean natural-log probability of the chosen tokens, end token included, under the unwarped
             distribution.
+        frames: Second, on the video's clock, from which each frame that the model saw is shown; None if nobody asked.
     """
 
     video: str
@@ -44,7 +45,11 @@ class Narration:
     text: str
     perplexity: float
     logprob: float
+    frames: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as it is written, keys in the order of the fields."""
-        return asdict(self)
+        """The row as it is written, keys in the order of the fields; `frames` only where it is known."""
+        values = asdict(self)
+        if self.frames is None:
+            del values["frames"]
+        return values

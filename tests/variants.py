@@ -10,9 +10,9 @@ from typing import Any
 
 import av
 import numpy as np
+from test_video_coded import coded, number_of
 
 from lavila_fast.video.clips import whole_file_indices
-from tests.test_video_coded import coded, number_of
 
 SIZE = (64, 32)
 MEMORY = 10  # pictures

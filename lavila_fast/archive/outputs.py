@@ -11,11 +11,12 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, suffixes
+from lavila_fast.archive.formats.writer import Writer
 from lavila_fast.archive.journal import SUFFIX, Journal
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, storage_error
@@ -24,11 +25,30 @@ from lavila_fast.records import Clip, Narration
 
 @dataclass(frozen=True)
 class Output:
-    """What to write and where; `path` None is standard output."""
+    """What to write and where; `path` None is standard output; `frame_times`: with the times of frames."""
 
     format: str
     kind: Literal["stream", "file", "folder"]
     path: Path | None = None
+    frame_times: bool = False
+
+    def with_frame_times(self) -> Output:
+        """The same, with the times of frames.
+
+        Raises:
+            InputError: the format has no room for them.
+        """
+        if not FORMATS[self.format].frame_times:
+            able = " or ".join(name for name, row in FORMATS.items() if row.frame_times)
+            raise InputError(f"--frame-times: {self.format} has no room for them; give --format {able}")
+        return replace(self, frame_times=True)
+
+    def writer(self) -> Writer:
+        """A new one for each file."""
+        writer = FORMATS[self.format].writer()
+        if self.frame_times:
+            writer.add_frame_times()
+        return writer
 
     def __str__(self) -> str:
         """For messages."""
@@ -137,7 +157,7 @@ class Stream:
     def __init__(self, output: Output, stdout: BinaryIO) -> None:
         with storage_error(str(output)):
             self._file = output.path.open("wb", buffering=0) if output.path else stdout
-        self._output, self._writer = output, FORMATS[output.format].writer()
+        self._output, self._writer = output, output.writer()
         self._put(self._writer.header)
 
     def _put(self, data: bytes) -> None:
@@ -186,7 +206,7 @@ class Files:
 
     def __init__(self, output: Output, journal: Journal, videos: Sequence[str]) -> None:
         assert output.path is not None
-        self.journal, self._format, self._videos = journal, output.format, list(videos)
+        self.journal, self._output, self._videos = journal, output, list(videos)
         in_folder = output.kind == "folder"
         self._each = name_files(output.path, videos, output.format) if in_folder else {}
         self._all = None if in_folder or output.format == JSONL else output.path
@@ -216,7 +236,7 @@ class Files:
 
     def _render(self, path: Path, clips: Iterator[list[Narration]]) -> None:
         with replacing(path) as file:
-            FORMATS[self._format].writer().write(clips, file)
+            self._output.writer().write(clips, file)
 
     def release(self) -> None:
         """See `Sink`."""

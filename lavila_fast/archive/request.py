@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ class Request:
         stride_seconds: From one window's start to the next; None takes `clip_seconds`.
         batch: Clips narrated together.
         workers: Videos decoded at once.
+        frame_times: Rows say when the frames that the model saw are shown.
+        max_pixels: The most that a picture may have; None takes what is usual.
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
@@ -48,6 +50,8 @@ class Request:
     stride_seconds: float | None = None
     batch: int = 8
     workers: int = 1
+    frame_times: bool = False
+    max_pixels: int | None = None
     overwrite: bool = False
     prints_summary: bool = False
     quiet: bool = False
@@ -64,7 +68,11 @@ class Request:
         Raises:
             InputError: there are none.
         """
-        return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
+        found = find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
+        if self.max_pixels is None:
+            return found
+        jobs = [replace(job, source=replace(job.source, max_pixels=self.max_pixels)) for job in found.jobs]
+        return replace(found, jobs=jobs)
 
     def choose_output(self, found: Found) -> Output:
         """Where the narrations of these videos go.
@@ -73,7 +81,11 @@ class Request:
             InputError: output, format and number of videos do not fit each other.
         """
         one = len(self.inputs) == 1 and len(found.jobs) == 1 and found.jobs[0].source.path == Path(self.inputs[0])
-        output = choose_output(self.output, self.format, len(found.jobs), one)
+        output = self._off_standard(choose_output(self.output, self.format, len(found.jobs), one))
+        return output.with_frame_times() if self.frame_times else output
+
+    def _off_standard(self, output: Output) -> Output:
+        """The same, or a file where standard output is for the summary."""
         if not (self.prints_summary and output.kind == "stream" and output.path is None):
             return output
         if self.output == "-":
@@ -100,7 +112,9 @@ class Request:
         try:
             plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
             progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-            return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(self.options)
+            return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(
+                self.options, self.frame_times
+            )
         finally:
             sink.release()
 

@@ -84,15 +84,15 @@ class Run:
         self._in_flight: Counter[str] = Counter()
         self._ended: set[str] = set()
 
-    def go(self, options: Options) -> Summary:
-        """Narrate everything.
+    def go(self, options: Options, frame_times: bool = False) -> Summary:
+        """Narrate everything; with `frame_times` rows say when the frames that were seen are shown.
 
         Raises:
             StorageError: the output cannot be written; what was written before is whole.
         """
         try:
             with self.shield.installed():
-                self._narrate(options)
+                self._narrate(options, frame_times)
         except Stopped as stop:
             self.summary.stopped = stop.exit_code
         finally:
@@ -101,12 +101,12 @@ class Run:
             self.summary.video_seconds = self.progress.video_seconds
         return self.summary
 
-    def _narrate(self, options: Options) -> None:
+    def _narrate(self, options: Options, frame_times: bool) -> None:
         stop: Stopped | None = None
         try:
             for line in self._early:
                 self._fail(line)
-            for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch):
+            for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch, frame_times=frame_times):
                 with self.shield():
                     self.sink.write(rows)
                     self._count(rows[0])

@@ -72,6 +72,12 @@ _BATCH = 8
 )
 @click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--workers", type=_POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
+@click.option("--frame-times", is_flag=True, help="Rows say when the frames that the model saw are shown, in seconds.")
+@click.option(
+    "--max-pixels",
+    type=_POSITIVE,
+    help="Refuse videos whose pictures have more, width times height.  [default: 8192x8192]",
+)
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
@@ -120,7 +126,18 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
     from lavila_fast.archive.request import Request
 
-    same = ("clip_list", "output", "format", "clip_seconds", "stride_seconds", "workers", "overwrite", "quiet")
+    same = (
+        "clip_list",
+        "output",
+        "format",
+        "clip_seconds",
+        "stride_seconds",
+        "workers",
+        "frame_times",
+        "max_pixels",
+        "overwrite",
+        "quiet",
+    )
     return Request(
         inputs,
         options_of(given),

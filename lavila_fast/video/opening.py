@@ -17,6 +17,10 @@ from lavila_fast.errors import VideoError
 from lavila_fast.video.orientation import Orientation
 from lavila_fast.video.timeline import Repairs
 
+MAX_PIXELS = 8192 * 8192
+"""Of a picture, unless more are asked for: with 16 references 1.8 GB in 8 bits."""
+_LISTING = ("mov,mp4", "matroska", "avi")  # whose headers list all streams
+_LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
 REFETCH = "fetch the file again or re-encode it"
 
 
@@ -86,24 +90,25 @@ def denied(path: Path) -> VideoError:
 
 
 @contextlib.contextmanager
-def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
+def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
+    Args:
+        path: The file.
+        max_pixels: The most that a picture may have, as coded; larger ones are refused before anything is decoded, also
+            where they come in the middle of a file. A decoder holds up to 17 pictures.
+
     Raises:
-        VideoError: the file is missing, forbidden, empty, not a video, or has no video stream.
+        VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures.
     """
     path = Path(path)
     _check_file(path)
-    try:
-        # Local files only: neither a name such as "http:x.mp4" nor a playlist inside a file leads to the network.
-        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
-    except PermissionError:
-        raise denied(path) from None
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
-    with container:
-        pictures = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    with contextlib.ExitStack() as closing:
+        container = closing.enter_context(_container(path, max_pixels))
+        if not _pictures(container) and not container.format.name.startswith(_LISTING):
+            closing.close()
+            container = closing.enter_context(_container(path, max_pixels, _LOOK_LONGER))
+        pictures = _pictures(container)
         if not pictures:
             what = "holds audio only" if container.streams.audio else "has no video stream"
             raise VideoError(path, what, "leave it out or give the file with the pictures")
@@ -111,7 +116,33 @@ def open_video(path: str | Path) -> Iterator[tuple[Any, Any]]:
         stream = best if best in pictures else pictures[0]
         if stream.codec_context is None:
             raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
+        _check_size(path, stream.codec_context, max_pixels)
         yield container, stream
+
+
+def _container(path: Path, max_pixels: int, more: dict[str, str] | None = None) -> Any:
+    # Local files only: neither a name such as "http:x.mp4" nor a playlist inside a file leads to the network.
+    options = {"protocol_whitelist": "file", "max_pixels": str(max_pixels)} | (more or {})
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace", options=options)
+    except PermissionError:
+        raise denied(path) from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
+
+
+def _pictures(container: Any) -> list[Any]:
+    """Video streams but covers."""
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+
+
+def _check_size(path: Path, codec: Any, max_pixels: int) -> None:
+    width, height = max(codec.width, codec.coded_width), max(codec.height, codec.coded_height)
+    if width * height > max_pixels:
+        what = f"has pictures of {width}x{height} pixels, more than the {max_pixels} allowed"
+        raise VideoError(path, what, "allow them by --max-pixels where there is memory for 17 of them, or leave it out")
+    codec.options = {"max_pixels": str(max_pixels)}
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:

@@ -15,29 +15,30 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.opening import REFETCH, VideoInfo, open_video, packets
+from lavila_fast.video.opening import MAX_PIXELS, REFETCH, VideoInfo, open_video, packets
 from lavila_fast.video.orientation import orientation
 from lavila_fast.video.walk import facts
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is open at its beginning, PyAV's container and video stream, with its facts."""
+    """A file that is open at its beginning, PyAV's container and video stream, with its facts and the limit it met."""
 
     info: VideoInfo
     container: Any
     stream: Any
+    max_pixels: int = MAX_PIXELS
 
 
 @contextlib.contextmanager
-def open_file(path: Path, known: VideoInfo | None = None) -> Iterator[OpenFile]:
-    """Open a file, and find out its facts unless they are `known`.
+def open_file(path: Path, known: VideoInfo | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[OpenFile]:
+    """Open a file, and find out its facts unless they are `known`; for `max_pixels` see `open_video`.
 
     Raises:
         VideoError: see `open_video` and `walk.facts`.
     """
-    with open_video(path) as (container, stream):
-        yield OpenFile(known or facts(path, container, stream), container, stream)
+    with open_video(path, max_pixels) as (container, stream):
+        yield OpenFile(known or facts(path, container, stream, max_pixels), container, stream, max_pixels)
 
 
 def _until_it_breaks(container: Any, stream: Any, failures: list[str]) -> Iterator[Any]:

@@ -38,7 +38,7 @@ def promise(path: Path, container: Any, reached: float, zero: float) -> float:
     size, end = path.stat().st_size, _end(path, name)
     if end is None or end <= size:
         return 0.0
-    return min(claim, (reached + _SHORT) * _GENEROUS * end / max(size, 1))
+    return min(float(claim), (reached + _SHORT) * _GENEROUS * end / max(size, 1))
 
 
 def _end(path: Path, name: str) -> int | None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import windows
-from lavila_fast.video.opening import VideoInfo, denied
+from lavila_fast.video.opening import MAX_PIXELS, VideoInfo, denied
 from lavila_fast.video.probe import OpenFile, open_file
 
 SUFFIXES = frozenset(
@@ -46,10 +46,16 @@ class VideoSource:
 
     It carries the facts about its files from whoever asked first to whoever decodes, as long as the files stay as they
     are.
+
+    Attributes:
+        name: In the output.
+        path: Where it lies.
+        max_pixels: The most that a picture may have; see `open_video`.
     """
 
     name: str
     path: Path
+    max_pixels: int = MAX_PIXELS
     _infos: dict[tuple[Path, int, int], VideoInfo] = field(default_factory=dict, compare=False, repr=False)
 
     @contextlib.contextmanager
@@ -60,7 +66,7 @@ class VideoSource:
             VideoError: it cannot be opened, or there is not a single frame.
         """
         key = _state(path)
-        with open_file(path, self._infos.get(key) if key else None) as file:
+        with open_file(path, self._infos.get(key) if key else None, self.max_pixels) as file:
             if key:
                 self._infos[key] = file.info
             yield file

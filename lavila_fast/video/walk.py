@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
+from lavila_fast.video.opening import MAX_PIXELS, REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
 from lavila_fast.video.promise import promise
 from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
@@ -64,13 +64,13 @@ def same_rate(one: float, other: float, seconds: float) -> bool:
     return abs(one - other) * seconds <= _ONE_FRAME
 
 
-def facts(path: Path, container: Any, stream: Any) -> VideoInfo:
+def facts(path: Path, container: Any, stream: Any, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Facts that need no decoding: its orientation is not known yet, and width and height are the coded ones.
 
     Raises:
         VideoError: there is not a single frame.
     """
-    found = _header(container, stream) or _walk(path, container, stream)
+    found = _header(container, stream) or _walk(path, container, stream, max_pixels)
     stored = found.stored and container.format.name.startswith(STORING)
     tick, codec = float(stream.time_base), stream.codec_context
     begin = found.first * tick
@@ -124,12 +124,12 @@ def _start(container: Any, stream: Any) -> float:
     return float(container.start_time / av.time_base)
 
 
-def _walk(path: Path, container: Any, stream: Any) -> _Found:
+def _walk(path: Path, container: Any, stream: Any, max_pixels: int) -> _Found:
     """Go over all packets of a file, in a container of its own."""
     tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
     table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
     zero = _start(container, stream)
-    reached, supported = _collect(path, stream, table, zero)
+    reached, supported = _collect(path, stream, table, zero, max_pixels)
     rates = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
     timeline = Timeline.of(table, rates)
     times, count = timeline.times, len(timeline.times)
@@ -172,7 +172,7 @@ def _numbered(path: Path, table: PacketTable, rates: list[float]) -> _Found:
     return _Found(0, round(frames / rate / table.tick), frames, rate, rate, 0.0, everything, stored=False)
 
 
-def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[float, bool]:
+def _collect(path: Path, stream: Any, table: PacketTable, zero: float, max_pixels: int) -> tuple[float, bool]:
     """Fill the table.
 
     Returns:
@@ -181,7 +181,7 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[
     """
     reached, early, others = 0.0, 0, 0
     hides = stream.codec_context.codec.canonical_name == "vp8"
-    with open_video(path) as (container, own), contextlib.suppress(av.error.FFmpegError, IndexError):
+    with open_video(path, max_pixels) as (container, own), contextlib.suppress(av.error.FFmpegError, IndexError):
         for packet in container.demux():
             if packet.pts is not None:
                 time = float(packet.pts * packet.time_base)

@@ -33,6 +33,7 @@ class Format:
         one_video: It cannot say which video a line is about, so each video has its own file.
         printable: It can be written clip by clip to a pipe or terminal.
         offered: ``--format`` takes it.
+        frame_times: It can say when the frames that the model saw are shown.
     """
 
     writer: type[Writer]
@@ -40,11 +41,12 @@ class Format:
     one_video: bool = False
     printable: bool = False
     offered: bool = True
+    frame_times: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    JSONL: Format(JsonLines, ".jsonl", printable=True),
-    "csv": Format(Csv, ".csv", printable=True),
+    JSONL: Format(JsonLines, ".jsonl", printable=True, frame_times=True),
+    "csv": Format(Csv, ".csv", printable=True, frame_times=True),
     "srt": Format(SubRip, ".srt", one_video=True),
     "vtt": Format(WebVtt, ".vtt", one_video=True),
     "pkl": Format(Pickle, ".pkl"),

@@ -11,7 +11,7 @@ from lavila_fast.records import Narration
 
 
 class JsonLines(Writer):
-    """One JSON object a sentence: video, start, end, sample, text, perplexity, logprob."""
+    """One JSON object a sentence: video, start, end, sample, text, perplexity, logprob; frames if asked for."""
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""
