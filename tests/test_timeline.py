@@ -91,7 +91,7 @@ def test_a_sound_film_is_left_alone(count: int, b: int, begin: int) -> None:
 @given(COUNTS, ORDERS, st.data())
 @settings(max_examples=60, deadline=None)
 def test_pauses_are_time(count: int, b: int, data: st.DataObject) -> None:
-    at = data.draw(st.lists(st.integers(4, count - 20), min_size=1, max_size=4, unique=True))
+    at = data.draw(st.lists(st.integers(4, count - 40), min_size=1, max_size=4, unique=True))
     pauses = [(n, data.draw(st.integers(SECOND // 3, 4000 * SECOND))) for n in at]
     packets = film(count, b, 0, pauses)
     found = timeline(packets)
@@ -277,3 +277,24 @@ def test_stamps_are_mended_in_order_of_packets() -> None:
     found = timeline(one + two)
     changes = list(itertools.islice(found.repairs.stamps(), 80))
     assert changes == [0] * 40 + [100 * SECOND + 40 * STEP] * 40
+
+
+def test_an_end_of_few_frames_beyond_what_the_header_says_is_damage() -> None:
+    packets = film(100, 2)
+    bad = list(packets)
+    for i in range(88, 100):
+        bad = harmed(bad, i, 40 * SECOND)
+    table = PacketTable(TICK, True, STEP)
+    for packet in bad:
+        table.add(packet.dts, packet.pts, STEP, packet.key, packet.shown)
+    assert set(Timeline.of(table, (25.0,), 4 * SECOND).times.tolist()) <= set(true_times(packets))
+    assert Timeline.of(table, (25.0,)).times.tolist()[-1] > 40 * SECOND  # it may be a pause
+
+
+def test_frames_that_go_back_and_leave_their_own_gap_are_damage() -> None:
+    """A fragment of MP4 whose one stamp is harmed."""
+    packets = film(150, 2)
+    bad = list(packets)
+    for i in range(48, 72):
+        bad = harmed(bad, i, -32 * STEP)
+    holds(timeline(bad), packets, range(48, 72))

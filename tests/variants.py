@@ -24,9 +24,9 @@ CODECS = {
     "webm": ("libvpx", "libvpx-vp9", "libsvtav1"),
     "ts": ("libx264", "libx265", "mpeg4", "mpeg2video"),
     "mpg": ("mpeg2video", "mpeg1video"),
-    "avi": ("libx264", "mpeg4", "mjpeg", "msmpeg4", "ffv1"),
+    "avi": ("libx264", "mpeg4", "mjpeg", "ffv1"),
     "flv": ("libx264", "flv"),
-    "wmv": ("wmv2", "msmpeg4"),
+    "wmv": ("wmv2",),
     "mxf": ("mpeg2video", "libx264"),
     "nut": ("libx264", "mpeg4", "mpeg2video", "libvpx"),
 }
@@ -34,7 +34,7 @@ MUXERS = {"fragmented": "mp4", "ts": "mpegts", "mkv": "matroska", "mpg": "mpeg",
 STEADY = ("mxf", "mpg")  # whose muxers know one rate only
 SILENT = ("mxf", "nut", "webm")  # without AAC or MP2
 SLOW = ("mpg", "mxf", "mpeg2video", "mpeg1video")  # that know the rates of television only
-PLAIN = ("mpeg4", "mpeg2video", "mpeg1video", "msmpeg4", "wmv2", "flv", "mjpeg", "libvpx", "libvpx-vp9")
+PLAIN = ("mpeg4", "mpeg2video", "mpeg1video", "wmv2", "flv", "mjpeg", "libvpx", "libvpx-vp9")
 REORDERS = ("libx264", "libx265", "mpeg4", "mpeg2video", "mpeg1video")
 
 
@@ -112,7 +112,7 @@ class Film:
             stream.set_display_rotation(self.turn)
         steady = not self.pauses
         stream.codec_context.time_base = 1 / self.rate if steady else Fraction(1, 1000)
-        if self.codec in ("mpeg2video", "mpeg1video", "mpeg4", "msmpeg4", "wmv2", "flv", "libx265"):
+        if self.codec in ("mpeg2video", "mpeg1video", "mpeg4", "wmv2", "flv", "libx265"):
             stream.codec_context.time_base = 1 / self.rate
         return stream
 
@@ -190,15 +190,13 @@ class Truth:
         """By decoding all frames; where the container stores no times for them, by how it was made."""
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            zero, tick = (container.start_time or 0) / av.time_base, float(stream.time_base)
+            tick, begin = float(stream.time_base), container.start_time
             frames = [(frame.pts, number_of(upright(frame, film.turn))) for frame in container.decode(stream)]
         if film.container == "avi":
             with av.open(str(path)) as container:
                 stamps = sorted(packet.dts for packet in container.demux(video=0) if packet.size)
             frames = [(stamp, number) for stamp, (_, number) in zip(stamps, frames, strict=True)]
-        elif film.container == "wmv":
-            begin, written = round((zero if zero > 0 else 0) / tick), film.times()
-            frames = [(begin + round(float(written[number]) / tick), number) for _, number in frames]
+        zero = min(frames)[0] * tick if begin is None else begin / av.time_base
         times = [stamp * tick - zero for stamp, _ in sorted(frames)]
         rate = float(film.rate)
         steady = all(abs((time - times[0]) * rate - i) < 0.3 for i, time in enumerate(times))

@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,8 +44,9 @@ def parse(line: bytes) -> Narration | None:
         if not all(isinstance(values[name], kind) for name, kind in _FIELDS.items()):
             return None
         scores = [float("nan") if values[name] is None else float(values[name]) for name in _SCORES]
-        frames = None if values.get("frames") is None else tuple(float(time) for time in values["frames"])
-        row = Narration(*(values[name] for name in _FIELDS), *scores, frames=frames)
+        row = Narration(*(values[name] for name in _FIELDS), *scores)
+        if values.get("frames") is not None:
+            row = replace(row, frames=tuple(float(time) for time in values["frames"]))
         return row if row.start >= 0 and span_key(row) >= 0 else None
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

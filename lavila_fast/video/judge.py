@@ -6,6 +6,7 @@ shift, denied = Judge(decode, step, tick).verdict()
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,7 @@ REORDERED = 17  # decoders hold 16 pictures at most: one more, and what was to b
 PAUSE = 1.0  # seconds: a longer jump of the stamps is looked at
 FAR = 10.0  # seconds; and as many times the longest pause that is confirmed: farther, a tail is not believed
 _TAIL = 3  # frames that are too few to confirm a jump
-_LAST = 32  # frames that are too few to confirm a jump of more than an hour
-_HOUR = 3600.0  # seconds
+_LAST, _BLINK, _LONG = 32, 2.0, 60.0  # frames and their seconds that are too few to confirm a jump of so many seconds
 _ANEW = 3.5  # frames that must speak for a clock that starts anew
 _AWAY = 2  # frames that an excursion costs
 _DOUBT = 0.1  # frames that a far jump ahead costs
@@ -31,11 +31,18 @@ class Judge:
 
     Between jumps lie runs of stamps that agree with each other. The runs that are believed are those that keep the most
     frames, where a clock that begins anew costs `_ANEW` of them, and what goes away and comes back `_AWAY` a run.
+
+    Attributes:
+        decode: The stamps, in order of decoding.
+        step: Ticks of a frame.
+        tick: Seconds.
+        until: Tick at which the header says that the file ends: few frames beyond it are not believed.
     """
 
     decode: Ticks
     step: int
     tick: float
+    until: float = math.inf
 
     def verdict(self) -> tuple[Ticks, NDArray[np.bool_]]:
         """Ticks to add to each stamp, and which stamps are damage."""
@@ -93,19 +100,29 @@ class Judge:
         left = int(self.decode[runs[i + 1][0]])
         went_and_came = left < top or begin < int(self.decode[runs[j][0] - 1])
         near = begin <= top + max(PAUSE / self.tick, REORDERED * self.step) + 3 * between * self.step
-        # A longer excursion that began by going back is a recording.
-        limit = REORDERED if left < top else _EXCURSION
+        # A longer excursion that began by going back is a recording, unless it leaves a gap that it fills to the frame.
+        fills = abs(begin - top - (between + 1) * self.step) <= 2 * self.step
+        limit = REORDERED if left < top and not fills else _EXCURSION
         excursion = went_and_came and near and 0 < between <= limit
         return (max(between - _AWAY * (j - i - 1), 0) if excursion else 0) - _DOUBT * (begin - top > self._far)
 
     def _but_ends(self, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The runs of a recording but few frames at its beginning or end that a far jump parts from all others."""
         jumps = [int(self.decode[two[0]]) - int(self.decode[one[1] - 1]) for one, two in itertools.pairwise(runs)]
-        last = runs[-1][1] - runs[-1][0]
-        if jumps and last <= _LAST:
-            usual = FAR * max([*jumps[:-1], self.step])
-            if jumps[-1] > max((FAR if last <= _TAIL else _HOUR) / self.tick, usual):
-                runs, jumps = runs[:-1], jumps[:-1]
+        if jumps and self._denied_end(runs[-1], jumps):
+            runs, jumps = runs[:-1], jumps[:-1]
         rest = sum(stop - begin for begin, stop in runs[1:])
         few = runs[0][1] - runs[0][0] <= _TAIL and rest > REORDERED
         return runs[1:] if jumps and few and jumps[0] > self._far else runs
+
+    def _denied_end(self, last: tuple[int, int], jumps: list[int]) -> bool:
+        """Whether the last of `jumps` is too far for the few frames after it."""
+        frames, jump = last[1] - last[0], jumps[-1]
+        begin, end = (int(self.decode[at]) for at in (last[0], last[1] - 1))
+        if frames <= _EXCURSION and jump * self.tick > PAUSE and begin > self.until:
+            return True
+        few = frames <= _LAST and (end - begin) * self.tick <= _BLINK
+        if frames > _TAIL and not few:
+            return False
+        far = FAR if frames <= _TAIL else _LONG
+        return jump > max(far / self.tick, FAR * max([*jumps[:-1], self.step]))

@@ -12,6 +12,7 @@ back beyond what reordering explains is another recording, which follows the one
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -107,12 +108,13 @@ class Timeline:
     places: int = 0
 
     @classmethod
-    def of(cls, table: PacketTable, rates: Sequence[float] = ()) -> Timeline:
+    def of(cls, table: PacketTable, rates: Sequence[float] = (), until: float = math.inf) -> Timeline:
         """Work out the clock of a file; `times` is empty if no picture is shown.
 
         Args:
             table: All its packets.
             rates: Frames a second that its header names.
+            until: Tick at which its header says that it ends.
         """
         if not table.dts:
             return cls(np.zeros(0, np.int64), 0, SOUND)
@@ -120,7 +122,7 @@ class Timeline:
         dts, pts, lasts = (np.array(values, np.int64) for values in (table.dts, table.pts, table.duration))
         decode = _risen(np.where(dts != _NONE, dts, pts), table.usual)
         step = _step(decode, lasts)
-        shift, denied = Judge(decode, step, table.tick).verdict()
+        shift, denied = Judge(decode, step, table.tick, until).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
         if table.stored:
             denied |= _denied_by_order(given + shift, _believed(decode + shift, denied), step, table.tick)

@@ -7,6 +7,7 @@ with open_video(path) as (container, stream):
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
 _COUNTED = "mov,mp4"
+_TELLING = ("matroska", "flv", "asf")  # whose headers tell the duration, which else is what the last stamp says
 _ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
 _TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
 _SAME = 1e-5  # seconds: a container's start is rounded to microseconds
@@ -131,7 +133,7 @@ def _walk(path: Path, container: Any, stream: Any, max_pixels: int) -> _Found:
     zero = _start(container, stream)
     reached, supported = _collect(path, stream, table, zero, max_pixels)
     rates = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
-    timeline = Timeline.of(table, rates)
+    timeline = Timeline.of(table, rates, _until(container, zero) / tick)
     times, count = timeline.times, len(timeline.times)
     if not count:
         raise VideoError(path, "holds no frames (zero duration)", REFETCH)
@@ -145,10 +147,17 @@ def _walk(path: Path, container: Any, stream: Any, max_pixels: int) -> _Found:
         return _numbered(path, table, [sum(table.shown) / listed, *rates] if listed else rates)
     if timeline.places > count:  # some are missing: the clock says which
         fps, count = timeline.rate, timeline.places
-    zero = zero if supported else int(times[0]) * tick
+    zero = zero if supported and container.start_time is not None else int(times[0]) * tick
     promised = promise(path, container, reached - zero, zero)
     stop = max(timeline.stop, int((promised + zero) / tick)) if promised else timeline.stop
     return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs)
+
+
+def _until(container: Any, zero: float) -> float:
+    """Time stamp, seconds, at which a header says that the file ends, however it counts; else infinity."""
+    if not container.format.name.startswith(_TELLING) or not container.duration:
+        return math.inf
+    return float(container.duration / av.time_base) + max(zero, 0.0)
 
 
 def _listed(container: Any, stream: Any, packets: int) -> float:
