@@ -24,6 +24,7 @@ from lavila_fast.archive.identity import LISTED, Identity, difference, windows
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal, parse
 from lavila_fast.archive.outputs import Output, choose_output, name_files
+from lavila_fast.archive.request import Request
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
@@ -337,6 +338,12 @@ def test_names_of_files_never_collide() -> None:
     assert files["a/x.mkv"] == Path("out/a_x.mkv.srt")
     assert files["b/x.mp4"] == Path("out/b_x.mp4.srt")
     assert len({str(path).lower() for path in files.values()}) == len(files) == 6
+
+
+def test_a_limit_on_pixels_reaches_each_video(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    found = Request((str(tmp_path),), Options(), max_pixels=5).find()
+    assert [job.source.max_pixels for job in found.jobs] == [5]
 
 
 # --- decoding threads ------------------------------------------------------------------------------------------------

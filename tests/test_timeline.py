@@ -183,7 +183,7 @@ def test_several_damaged_stamps(count: int, b: int, harm: list[tuple[int, int]])
     holds(timeline(bad), packets, places)
 
 
-@given(COUNTS, ORDERS, st.integers(0, 100 * SECOND))
+@given(st.integers(70, 200), ORDERS, st.integers(0, 100 * SECOND))
 @settings(max_examples=20, deadline=None)
 def test_a_container_that_tells_the_order_only(count: int, b: int, pause: int) -> None:
     """AVI: pictures are shown in order, at the times in which they are decoded."""
@@ -298,3 +298,16 @@ def test_frames_that_go_back_and_leave_their_own_gap_are_damage() -> None:
     for i in range(48, 72):
         bad = harmed(bad, i, -32 * STEP)
     holds(timeline(bad), packets, range(48, 72))
+
+
+def test_a_still_at_the_beginning_or_end_is_believed_where_the_header_agrees() -> None:
+    """One frame shown for 45 s, then film; or film, and then its last frame 45 s later."""
+    for at in (1, 99):
+        packets = film(100, 0, 0, [(at, 45 * SECOND)])
+        table = PacketTable(TICK, True, STEP)
+        for packet in packets:
+            table.add(packet.dts, packet.pts, STEP, packet.key, packet.shown)
+        assert Timeline.of(table, (25.0,), 49.0 * SECOND).times.tolist() == true_times(packets)
+        short = Timeline.of(table, (25.0,), 4.0 * SECOND)
+        assert short.times[-1] - short.times[0] < 4 * SECOND
+        assert len(short.times) >= 99

@@ -199,7 +199,7 @@ class Truth:
         zero = min(frames)[0] * tick if begin is None else begin / av.time_base
         times = [stamp * tick - zero for stamp, _ in sorted(frames)]
         rate = float(film.rate)
-        steady = all(abs((time - times[0]) * rate - i) < 0.3 for i, time in enumerate(times))
+        steady = all(abs((time - times[0]) * rate - i) < 0.2 for i, time in enumerate(times))
         return cls([number for _, number in sorted(frames)], times, times[-1] + 1 / rate, steady, rate)
 
     def at(self, start: float, end: float, count: int = 4) -> list[int]:

@@ -100,8 +100,8 @@ class Judge:
         left = int(self.decode[runs[i + 1][0]])
         went_and_came = left < top or begin < int(self.decode[runs[j][0] - 1])
         near = begin <= top + max(PAUSE / self.tick, REORDERED * self.step) + 3 * between * self.step
-        # A longer excursion that began by going back is a recording, unless it leaves a gap that it fills to the frame.
-        fills = abs(begin - top - (between + 1) * self.step) <= 2 * self.step
+        # A longer excursion that began by going back is a recording, unless what follows leaves just the gap it fills.
+        fills = -self.step <= begin - top <= (between + 3) * self.step
         limit = REORDERED if left < top and not fills else _EXCURSION
         excursion = went_and_came and near and 0 < between <= limit
         return (max(between - _AWAY * (j - i - 1), 0) if excursion else 0) - _DOUBT * (begin - top > self._far)
@@ -109,20 +109,24 @@ class Judge:
     def _but_ends(self, runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The runs of a recording but few frames at its beginning or end that a far jump parts from all others."""
         jumps = [int(self.decode[two[0]]) - int(self.decode[one[1] - 1]) for one, two in itertools.pairwise(runs)]
-        if jumps and self._denied_end(runs[-1], jumps):
+        if jumps and self._denied_end(runs, jumps):
             runs, jumps = runs[:-1], jumps[:-1]
         rest = sum(stop - begin for begin, stop in runs[1:])
         few = runs[0][1] - runs[0][0] <= _TAIL and rest > REORDERED
-        return runs[1:] if jumps and few and jumps[0] > self._far else runs
+        far = jumps and few and jumps[0] > self._far
+        if far and self.until < math.inf:  # counted from a beginning that is damage, the end comes too late
+            far = int(self.decode[runs[-1][1] - 1]) > self.until + PAUSE / self.tick
+        return runs[1:] if far else runs
 
-    def _denied_end(self, last: tuple[int, int], jumps: list[int]) -> bool:
+    def _denied_end(self, runs: list[tuple[int, int]], jumps: list[int]) -> bool:
         """Whether the last of `jumps` is too far for the few frames after it."""
-        frames, jump = last[1] - last[0], jumps[-1]
+        last, jump = runs[-1], jumps[-1]
+        frames, before = (sum(stop - begin for begin, stop in part) for part in (runs[-1:], runs[:-1]))
         begin, end = (int(self.decode[at]) for at in (last[0], last[1] - 1))
-        if frames <= _EXCURSION and jump * self.tick > PAUSE and begin > self.until:
-            return True
+        if self.until < math.inf and frames <= min(_EXCURSION, before):
+            return jump * self.tick > PAUSE and begin > self.until
         few = frames <= _LAST and (end - begin) * self.tick <= _BLINK
         if frames > _TAIL and not few:
             return False
-        far = FAR if frames <= _TAIL else _LONG
-        return jump > max(far / self.tick, FAR * max([*jumps[:-1], self.step]))
+        far = self._far if frames <= _TAIL else max(_LONG / self.tick, self._far)
+        return jump > max(far, FAR * max(jumps[:-1], default=0))
