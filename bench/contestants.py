@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
+from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate_videos
 from lavila_fast.bench.timing import Piece
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, uncached_work
 from lavila_fast.bundle.manifest import open_bundle
@@ -23,18 +24,18 @@ from lavila_fast.engines.choose import open_runtime
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.generate.options import Options
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 Video = NDArray[np.float32]
-PRECISIONS = ("fp32", "int8")
-CASES = {"77": TOKENS - 1, "12": 12}  # tokens chosen a sentence, on average
+BUNDLE_PRECISIONS = ("fp32", "int8")
+SENTENCE_TOKENS = {"77": TOKENS - 1, "12": 12}  # tokens chosen a sentence, on average
 ROUNDS = {"77": 1, "12": 3}  # times the clips in flight that are narrated; equal lengths need no more
-GROUPS = ("uncached", "torch", "onnxruntime", "native", "huggingface", "openvino", "parity")
+CONTESTANTS = ("uncached", "torch", "onnxruntime", "native", "huggingface", "openvino", "parity")
 PEER_CLIPS = 4  # Hugging Face keeps a clip's keys and values once a sample
 
 
 @dataclass(frozen=True)
-class Run:
+class TimedRun:
     """One narration that is timed: who, which case, how many clips in flight and in all, and where the time went."""
 
     engine: str
@@ -65,12 +66,12 @@ class Contest:
         work: The pieces.
     """
 
-    model: Narrator
+    model: NarratorModel
     video: Video
     threads: int
     engines: dict[str, NarratorRuntime] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, TimedRun] = field(default_factory=dict)
     encoders: dict[str, tuple[int, str]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     work: dict[str, Piece] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class Contest:
         self.encoders[name] = clips, kind
         self.work[f"encode, {name}"] = Piece(run, repeats)
 
-    def add_run(self, run: Run, work: Callable[[], Any], repeats: int, warm_up: Callable[[], Any]) -> None:
+    def add_run(self, run: TimedRun, work: Callable[[], Any], repeats: int, warm_up: Callable[[], Any]) -> None:
         """A narration to time."""
         self.runs[run.name] = run
         self.work[run.name] = Piece(work, repeats, warm_up)
@@ -105,11 +106,11 @@ def narration(
 ) -> Callable[[], tuple[int, dict[str, float]]]:
     """Narrate clips with sentences of controlled lengths; gives how many tokens there were and where the time went."""
     clips = batch * (rounds or ROUNDS[case])
-    lengths = draw_lengths(clips * SAMPLES, CASES[case], TOKENS - 1).tolist()
+    lengths = draw_lengths(clips * SAMPLES, SENTENCE_TOKENS[case], TOKENS - 1).tolist()
 
     def run() -> tuple[int, dict[str, float]]:
         watched = Watched(runtime)
-        count, tokens = narrate(
+        count, tokens = narrate_videos(
             Controlled(watched, lengths), repeat(video, clips), Options(samples=SAMPLES, warp=WARP), batch
         )
         assert (count, tokens) == (clips, sum(lengths))
@@ -133,45 +134,44 @@ def add_uncached(contest: Contest, repeats: int) -> None:
     contest.notes["uncached"] = f"steps timed at prefixes {PREFIXES} and interpolated; always 76 of them"
 
 
+def _open_engine(folder: Path, engine: str, threads: int) -> NarratorRuntime:
+    return open_runtime(open_bundle(folder, verify=False), engine, threads)
+
+
 def open_engines(contest: Contest, bundles: dict[str, Path], groups: Sequence[str]) -> None:
     """Our own engines: PyTorch, ONNX Runtime and native, of each precision whose bundle is there."""
     if "torch" in groups:
         contest.engines["torch fp32"] = TorchRuntime(contest.model, contest.threads)
     for engine in ("onnxruntime", "native"):
-        for precision in PRECISIONS if engine in groups else ():
+        for precision in BUNDLE_PRECISIONS if engine in groups else ():
             name = f"{engine} {precision}"
             if precision not in bundles:
                 contest.missing[name] = contest.missing.get(f"bundle {precision}", "no bundle")
                 continue
-            folder = bundles[precision]
-
-            def make(engine: str = engine, folder: Path = folder) -> NarratorRuntime:
-                return open_runtime(open_bundle(folder, verify=False), engine, contest.threads)
-
-            runtime = contest.attempt(name, make)
+            runtime = contest.attempt(name, partial(_open_engine, bundles[precision], engine, contest.threads))
             if runtime is not None:
                 contest.engines[name] = runtime
 
 
-def plan(contest: Contest, batch: int, repeats: int) -> Iterator[tuple[Run, int]]:
+def plan(contest: Contest, batch: int, repeats: int) -> Iterator[tuple[TimedRun, int]]:
     """Which of our engines narrate what, and how often. The slow ones are timed less; quick ones at one clip too."""
     for name in contest.engines:
         quick = name.endswith("int8")
         many = batch if name.startswith("native") else 4 if name.startswith("torch") else 8
         often = repeats if quick else max(1, repeats - 1)
-        for case in CASES:
+        for case in SENTENCE_TOKENS:
             if name.startswith("torch") and case != "77":
                 continue
-            yield Run(name, case, many, many * ROUNDS[case]), often
+            yield TimedRun(name, case, many, many * ROUNDS[case]), often
             if case == "77" or quick:
-                yield Run(name, case, 1, ROUNDS[case]), often
+                yield TimedRun(name, case, 1, ROUNDS[case]), often
 
 
 def add_engines(contest: Contest, batch: int, repeats: int) -> None:
     """Our engines' pieces: encoding, and narrating in both cases."""
     for name, runtime in contest.engines.items():
         kind = name.split()[1]
-        contest.add_encoder(name, lambda r=runtime: r.encode(contest.video), repeats + 2, kind)  # type: ignore[misc]
+        contest.add_encoder(name, partial(runtime.encode, contest.video), repeats + 2, kind)
     warm: set[str] = set()
     for run, often in plan(contest, batch, repeats):
         runtime = contest.engines[run.engine]
@@ -180,7 +180,7 @@ def add_engines(contest: Contest, batch: int, repeats: int) -> None:
         first = run.engine not in warm
         warm.add(run.engine)
 
-        def timed(run: Run = run, narrated: Callable[[], Any] = narrated) -> None:
+        def timed(run: TimedRun = run, narrated: Callable[[], Any] = narrated) -> None:
             run.spent.append(narrated()[1])
 
         contest.add_run(run, timed, often, short if first else lambda: None)
@@ -191,13 +191,13 @@ def add_peers(contest: Contest, encoder: Path | None, groups: Sequence[str], rep
     from lavila_fast.bench import peers
 
     if "huggingface" in groups:
-        make = lambda: peers.HuggingFace(contest.model, SAMPLES, WARP.temperature, WARP.top_p)  # noqa: E731
+        make = partial(peers.HuggingFace, contest.model, SAMPLES, WARP.temperature, WARP.top_p)
         other = contest.attempt("huggingface", make)
         for clips in (PEER_CLIPS, 1) if other else ():
             videos = [contest.video] * clips
             contest.add_run(
-                Run("huggingface fp32", "77", clips, clips),
-                lambda videos=videos: other.narrate(videos, TOKENS - 1),  # type: ignore[misc]
+                TimedRun("huggingface fp32", "77", clips, clips),
+                partial(other.narrate, videos, TOKENS - 1),
                 1,
                 lambda: other.narrate([contest.video], 2),
             )
@@ -215,11 +215,11 @@ def _add_openvino(contest: Contest, encoder: Path, repeats: int) -> None:
     videos = [random.standard_normal(contest.video.shape, np.float32) for _ in range(4)]
     for kind in ("fp32", "bf16", "int8"):
         name = f"openvino {kind}"
-        other = contest.attempt(name, lambda kind=kind: peers.OpenVino(encoder, kind, contest.threads, videos))  # type: ignore[misc]
+        other = contest.attempt(name, partial(peers.OpenVino, encoder, kind, contest.threads, videos))
         if other is None:
             continue
         clips = 2 * max(1, other.streams)
-        contest.add_encoder(f"{name}, latency", lambda o=other: o.latency(contest.video), repeats + 2, kind)  # type: ignore[misc]
-        many = lambda o=other, n=clips: o.throughput(contest.video, n)  # type: ignore[misc]  # noqa: E731
+        contest.add_encoder(f"{name}, latency", partial(other.latency, contest.video), repeats + 2, kind)
+        many = partial(other.throughput, contest.video, clips)
         contest.add_encoder(f"{name}, throughput", many, repeats, kind, clips)
         contest.notes[name] = f"{peers.OPENVINO_NOTE}; inference precision {other.precision}, {other.streams} streams"

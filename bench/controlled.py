@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.arrays import I64
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.protocol import ClipContext, NarratorRuntime, Writer
+from lavila_fast.engines.protocol import ClipContext, NarratorRuntime, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 
-I64 = NDArray[np.int64]
 SHORTEST = 5
 
 
@@ -71,7 +71,7 @@ class Controlled:
         self.runtime, self.lengths = runtime, iter(lengths)
         self.config: NarratorConfig = runtime.config
         self.device, self.identity = runtime.device, runtime.identity
-        self.writer: Writer = "steps"  # lengths are kept step by step
+        self.writer: WriterKind = "steps"  # lengths are kept step by step
 
     def encode(self, video: NDArray[np.float32]) -> ClipContext:
         """See `NarratorRuntime`, here and below."""
@@ -120,7 +120,7 @@ class Watched:
         self.runtime = runtime
         self.config: NarratorConfig = runtime.config
         self.device, self.identity = str(runtime.device), str(runtime.identity)
-        self.writer: Writer = runtime.writer
+        self.writer: WriterKind = runtime.writer
         self.spent: dict[str, list[float]] = {}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -136,7 +136,9 @@ class Watched:
         return timed
 
 
-def narrate(runtime: Any, videos: Iterable[NDArray[np.float32]], options: Options, batch: int) -> tuple[int, int]:
+def narrate_videos(
+    runtime: Any, videos: Iterable[NDArray[np.float32]], options: Options, batch: int
+) -> tuple[int, int]:
     """Encode and narrate clips, `batch` in flight: how many there were, and how many tokens were chosen.
 
     Args:
@@ -146,12 +148,12 @@ def narrate(runtime: Any, videos: Iterable[NDArray[np.float32]], options: Option
         batch: The most clips in flight.
     """
     clips = tokens = 0
-    for _, written in write_samples(runtime, _tasks(runtime, videos), options, batch):
+    for _, written in write_samples(runtime, _clip_tasks(runtime, videos), options, batch):
         clips += 1
         tokens += sum(len(one.ids) - 1 for one in written)
     return clips, tokens
 
 
-def _tasks(runtime: Any, videos: Iterable[NDArray[np.float32]]) -> Iterator[Task[int]]:
+def _clip_tasks(runtime: Any, videos: Iterable[NDArray[np.float32]]) -> Iterator[EncodedClip[int]]:
     for number, video in enumerate(videos):
-        yield Task(number, number.to_bytes(8, "little"), runtime.encode(video))
+        yield EncodedClip(number, number.to_bytes(8, "little"), runtime.encode(video))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.bench import flops
-from lavila_fast.bench.contestants import CASES, Contest, Run
+from lavila_fast.bench.contestants import SENTENCE_TOKENS, Contest, TimedRun
 from lavila_fast.bench.controlled import draw_lengths
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS
 
@@ -40,9 +40,9 @@ def uncached(seconds: dict[str, float]) -> dict[str, Any] | None:
     return {"encode_s": encode, "clip_s": encode + every, "step_s_at_prefix": at}
 
 
-def decode_flops(contest: Contest, run: Run) -> float:
+def decode_flops(contest: Contest, run: TimedRun) -> float:
     """Of one clip of a run, averaged over its sentences' lengths."""
-    lengths = draw_lengths(run.clips * SAMPLES, CASES[run.case], TOKENS - 1).tolist()
+    lengths = draw_lengths(run.clips * SAMPLES, SENTENCE_TOKENS[run.case], TOKENS - 1).tolist()
     first = flops.step(contest.config, 0)
     return float(first + sum(flops.decode(contest.config, n) - first for n in lengths) / run.clips)
 
@@ -62,7 +62,7 @@ def narrations(contest: Contest, times: dict[str, list[float]], peaks: dict[str,
         row |= {"speedup": base["clip_s"] / clip if base else None}
         peak = peaks[kind]["gflops"]
         if peak:
-            row["limit_s"] = (flops.encode(contest.config) + work) / peak / 1e9
+            row["limit_s"] = (flops.encode_clip(contest.config) + work) / peak / 1e9
             row["percent_of_limit"] = 100 * row["limit_s"] / clip
         if run.spent:
             row["seconds_a_clip"] = breakdown(run)
@@ -72,7 +72,7 @@ def narrations(contest: Contest, times: dict[str, list[float]], peaks: dict[str,
     return rows
 
 
-def breakdown(run: Run) -> dict[str, float]:
+def breakdown(run: TimedRun) -> dict[str, float]:
     """Seconds a clip of the engine's calls, medians over the repeats."""
     names = ("encode", "join", "step", "sample", "select")
     return {n: statistics.median(spent.get(n, 0.0) for spent in run.spent) / run.clips for n in names}
@@ -80,7 +80,7 @@ def breakdown(run: Run) -> dict[str, float]:
 
 def encoders(contest: Contest, times: dict[str, list[float]], peaks: dict[str, Any]) -> list[dict[str, Any]]:
     """A row an encoder: seconds a clip, GFLOP/s and share of the peak of its type."""
-    rows, work = [], flops.encode(contest.config)
+    rows, work = [], flops.encode_clip(contest.config)
     for name, (clips, kind) in contest.encoders.items():
         if not times.get(f"encode, {name}"):
             continue
@@ -95,7 +95,7 @@ def _fastest(rows: list[dict[str, Any]], prefixes: tuple[str, ...]) -> dict[str,
     return min((row for row in rows if row["engine"].startswith(prefixes)), key=lambda row: row["clip_s"], default=None)
 
 
-def headline(
+def engines_headline(
     narrated: list[dict[str, Any]], encoded: list[dict[str, Any]], parity: dict[str, Any], missing: dict[str, str]
 ) -> dict[str, Any]:
     """The figures that are quoted. Ours is the better of the native engine and ONNX Runtime, and both are given."""

@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 
 from lavila_fast.bench import engine_figures as figures
 from lavila_fast.bench.contestants import (
-    GROUPS,
+    CONTESTANTS,
     Contest,
     add_engines,
     add_peers,
@@ -34,14 +35,15 @@ from lavila_fast.bench.contestants import (
     open_engines,
 )
 from lavila_fast.bench.pages import engines_page, engines_plot, save
-from lavila_fast.bench.peak import KINDS, limits
+from lavila_fast.bench.peak import GEMM_TYPES, machine_peaks
 from lavila_fast.bench.timing import ROOT, cores, in_turns, machine, medians, seconds
 from lavila_fast.bench.uncached import SAMPLES, random_narrator
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.export.build import ExportOptions, export_model
+from lavila_fast.export.build import export_model
+from lavila_fast.export.options import ExportOptions
 from lavila_fast.models.load import save_checkpoint
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import train_bpe
 
 BATCHES = (8, 16)  # of which the native INT8 engine takes the faster
@@ -62,13 +64,13 @@ def make_bundles(contest: Contest, folder: Path, precisions: tuple[str, ...]) ->
         output = folder / precision
         if not (output / "bundle.json").is_file():
             say(f"exporting {precision} …")
-            contest.attempt(f"bundle {precision}", lambda p=precision, o=output: _export(contest.model, folder, p, o))  # type: ignore[misc]
+            contest.attempt(f"bundle {precision}", partial(_export_random, contest.model, folder, precision, output))
         if (output / "bundle.json").is_file():
             found[precision] = output
     return found
 
 
-def _export(model: Narrator, folder: Path, precision: str, output: Path) -> None:
+def _export_random(model: NarratorModel, folder: Path, precision: str, output: Path) -> None:
     weights = folder / "random.safetensors"
     if not weights.is_file():
         save_checkpoint(model, weights)
@@ -79,22 +81,22 @@ def _export(model: Narrator, folder: Path, precision: str, output: Path) -> None
 
 def higher(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The better of two measurements of the machine's limits: a peak is what it can do at its best."""
-    best = {kind: max(first[kind], second[kind], key=lambda peak: peak["gflops"] or 0) for kind in KINDS}
+    best = {kind: max(first[kind], second[kind], key=lambda peak: peak["gflops"] or 0) for kind in GEMM_TYPES}
     bandwidth = max((one["read_gb_per_s"] or 0 for one in (first, second)), default=0) or None
     return {**best, "read_gb_per_s": bandwidth}
 
 
-def run(
+def run_contest(
     threads: int, groups: tuple[str, ...], repeats: int, minutes: float, work: Path, films: Path, clips: int
 ) -> Any:
     """Measure; see the command's options. Returns the whole result, JSON-ready."""
     torch.set_num_threads(threads)
     began, stamp = time.monotonic(), machine()
     say("the machine's limits …")
-    peaks = limits(threads)
+    peaks = machine_peaks(threads)
     model = random_narrator()
-    contest = Contest(model, _clip(model.config.vision), threads)
-    contest.missing |= {group: "not asked for (--only)" for group in GROUPS if group not in groups}
+    contest = Contest(model, _random_clip(model.config.vision), threads)
+    contest.missing |= {group: "not asked for (--only)" for group in CONTESTANTS if group not in groups}
     lost, rows = quality(contest, work, films, clips) if "parity" in groups else ({}, [])
     wanted = {"onnxruntime", "native", "openvino"} & set(groups)
     precisions = () if not wanted else ("fp32",) if wanted == {"openvino"} else ("fp32", "int8")
@@ -112,7 +114,7 @@ def run(
     say("warming up …")
     torch.set_num_threads(threads)
     times = in_turns(contest.work, began + 60 * minutes, say)
-    peaks = higher(peaks, limits(threads))
+    peaks = higher(peaks, machine_peaks(threads))
     narrated, encoded = (make(contest, times, peaks) for make in (figures.narrations, figures.encoders))
     return {
         "what": f"TSF-B + GPT-2, one set of random weights, {SAMPLES} samples a clip, {threads} threads",
@@ -125,7 +127,7 @@ def run(
         "notes": contest.notes,
         "missing": contest.missing,
         "seconds": round(time.monotonic() - began),
-        "headline": figures.headline(narrated, encoded, lost, contest.missing),
+        "headline": figures.engines_headline(narrated, encoded, lost, contest.missing),
     }
 
 
@@ -138,14 +140,17 @@ def quality(contest: Contest, work: Path, films: Path, clips: int) -> tuple[dict
     return lost or {}, one.rows if one else []
 
 
-def _clip(vision: VisionConfig) -> np.ndarray:
+def _random_clip(vision: VisionConfig) -> np.ndarray:
     shape = 1, 3, vision.frames, vision.img, vision.img
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()  # type: ignore[no-any-return]
+    noise: np.ndarray = torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
+    return noise
 
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="Of every engine.  [default: all cores]")
-@click.option("--only", multiple=True, type=click.Choice(GROUPS), help="Take part; may be repeated.  [default: all]")
+@click.option(
+    "--only", multiple=True, type=click.Choice(CONTESTANTS), help="Take part; may be repeated.  [default: all]"
+)
 @click.option(
     "--repeats", default=3, show_default=True, type=click.IntRange(min=1), help="Turns; slow pieces take less."
 )
@@ -159,7 +164,7 @@ def main(only: tuple[str, ...], work: Path | None, output: Path | None, threads:
     with tempfile.TemporaryDirectory() as scratch:
         if work:
             work.mkdir(parents=True, exist_ok=True)
-        measured = run(threads or cores(), only or GROUPS, work=work or Path(scratch), **given)
+        measured = run_contest(threads or cores(), only or CONTESTANTS, work=work or Path(scratch), **given)
     command = " ".join(["python -m lavila_fast.bench.engines", *sys.argv[1:]])
     result = {"what": measured.pop("what"), "command": command, **measured}
     page = engines_page(result)

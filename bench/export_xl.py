@@ -21,8 +21,10 @@ import click
 import torch
 
 from lavila_fast.bench.timing import machine
+from lavila_fast.config import NarratorConfig
 from lavila_fast.files import write_json
-from lavila_fast.models.load import CLASSES, save_checkpoint
+from lavila_fast.models.load import save_checkpoint
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.presets import config_for
 from lavila_fast.text import train_bpe
 
@@ -32,8 +34,10 @@ VARIANT = "VCLM_OPENAI_TIMESFORMER_LARGE_336PX_GPT2_XL"
 def write_random(variant: str, path: Path) -> int:
     """Write a half-precision checkpoint of a variant with small random weights; the number of its parameters."""
     config = config_for(variant)
+    if not isinstance(config, NarratorConfig):
+        raise click.BadParameter(f"{variant} is no narrator")
     with torch.device("meta"):
-        model = CLASSES[type(config)](config).half()  # type: ignore[arg-type]
+        model = NarratorModel(config).half()
     model = model.to_empty(device="cpu")
     noise = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     with torch.no_grad():
@@ -47,8 +51,9 @@ def write_random(variant: str, path: Path) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _export(checkpoint: Path, words: Path, output: Path, target: str, precision: str) -> None:
-    from lavila_fast.export.build import ExportOptions, export_model
+def _export_timed(checkpoint: Path, words: Path, output: Path, target: str, precision: str) -> None:
+    from lavila_fast.export.build import export_model
+    from lavila_fast.export.options import ExportOptions
 
     options = ExportOptions(checkpoint, output, target, precision, tokenizer=words, parity=False)
     start = time.perf_counter()
@@ -68,7 +73,7 @@ def main(variant: str, target: str, precision: str, output: Path | None) -> None
         words = train_bpe([], 258, 77).save(folder / "words.json")
         start = time.perf_counter()
         arguments = folder / "narrator.safetensors", words, folder / "bundle", target, precision
-        child = multiprocessing.get_context("spawn").Process(target=_export, args=arguments)
+        child = multiprocessing.get_context("spawn").Process(target=_export_timed, args=arguments)
         child.start()
         child.join()
         if child.exitcode:

@@ -42,7 +42,7 @@ def cross_keys_values(config: NarratorConfig) -> int:
     return len(config.text.cross_layers) * 2 * config.queries * width * (2 * width)
 
 
-def encode(config: NarratorConfig) -> int:
+def encode_clip(config: NarratorConfig) -> int:
     """All that is done once a clip: encoder, pool, keys and values."""
     return timesformer(config.vision) + pool(config) + cross_keys_values(config)
 

@@ -22,18 +22,18 @@ from lavila_fast.bench import preprocess
 from lavila_fast.bench.timing import machine, stamp
 from lavila_fast.files import write_json, write_text
 from lavila_fast.kernels import cuda_build
-from lavila_fast.kernels.aot import ARCHITECTURES, Resources, table
+from lavila_fast.kernels.aot import ARCHITECTURES, Resources, triton_resources
 
-COMMAND = "python -m lavila_fast.bench.kernels"
+KERNELS_COMMAND = "python -m lavila_fast.bench.kernels"
 
 
-def resources() -> list[Resources]:
+def all_resources() -> list[Resources]:
     """Of all kernels, Triton's and CUDA's.
 
     Raises:
         KernelError: one does not compile, or there is no nvcc.
     """
-    return [*table(), *cuda_build.resources()]
+    return [*triton_resources(), *cuda_build.cuda_resources()]
 
 
 KNOWN_SPILLS = {("decode/sample-top_p", 80): 2, ("decode/sample-top_k-top_p", 80): 2}  # one store and load a row
@@ -52,20 +52,20 @@ def resource_table(rows: Sequence[Resources]) -> str:
     lines = [f"| kernel | {names} | tensor cores |", "|---|" + "---|" * (len(ARCHITECTURES) + 1)]
     for name in dict.fromkeys(row.name for row in rows):
         mine = {row.architecture: row for row in rows if row.name == name}
-        cells = [_cell(mine.get(architecture)) for architecture in ARCHITECTURES]
+        cells = [_resource_cell(mine.get(architecture)) for architecture in ARCHITECTURES]
         used = sorted({one.split(".")[0] for row in mine.values() for one in row.tensor_cores})
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {', '.join(used) or '–'} |")
     return "\n".join(lines)
 
 
-def _cell(row: Resources | None) -> str:
+def _resource_cell(row: Resources | None) -> str:
     if row is None:
         return "–"
     spills = f", **{row.spills} spills**" if row.spills else ""
     return f"{row.registers} / {row.shared / 1024:.1f}{spills}"
 
 
-def page(result: dict[str, Any], rows: Sequence[Resources]) -> str:
+def kernels_page(result: dict[str, Any], rows: Sequence[Resources]) -> str:
     """The results as Markdown."""
     return "\n\n".join(
         [
@@ -73,7 +73,7 @@ def page(result: dict[str, Any], rows: Sequence[Resources]) -> str:
             "Registers a thread / KiB of shared memory a block. None of these has run on a GPU yet.",
             resource_table(rows),
             "# Preprocessing on one core",
-            preprocess.page(result["preprocess"]),
+            preprocess.preprocess_page(result["preprocess"]),
             f"{stamp(result['machine'])}. `{result['command']}`",
         ]
     )
@@ -83,20 +83,20 @@ def page(result: dict[str, Any], rows: Sequence[Resources]) -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON here and a page beside it.")
 def main(output: Path | None) -> None:
     """Compile everything, time preprocessing; the last line is JSON."""
-    rows = resources()
+    rows = all_resources()
     wrong = problems(rows)
     result: dict[str, Any] = {
-        "command": " ".join([COMMAND, *sys.argv[1:]]),
+        "command": " ".join([KERNELS_COMMAND, *sys.argv[1:]]),
         "machine": machine(),
         "architectures": [f"sm_{one}" for one in ARCHITECTURES],
         "problems": wrong,
         "preprocess": preprocess.measure(),
         "resources": [asdict(row) for row in rows],
     }
-    click.echo(page(result, rows))
+    click.echo(kernels_page(result, rows))
     if output:
         write_json(output, result)
-        write_text(output.with_suffix(".md"), page(result, rows) + "\n")
+        write_text(output.with_suffix(".md"), kernels_page(result, rows) + "\n")
     for line in wrong:
         click.echo(f"error: {line}", err=True)
     told = {

@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ import torch
 from torch import Tensor
 
 from lavila_fast.bench.timing import Piece, in_turns, machine, medians, stamp
-from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_step, uncached_work
+from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_work
 from lavila_fast.engines.host.ort import OrtRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.export.graphs.to_onnx import export_narrator
 from lavila_fast.files import write_json, write_text
 from lavila_fast.generate.options import Options
-from lavila_fast.generate.scheduler import Task, write_samples
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
+from lavila_fast.models.narrator import NarratorModel
 
 CLIPS = (8, 1)  # at once; the first gives the figure that is quoted
 
@@ -43,41 +44,38 @@ def our_work(runtime: NarratorRuntime, video: np.ndarray) -> dict[str, Callable[
     options = Options(samples=SAMPLES, warp=WARP)
 
     def narrate(clips: int) -> None:
-        tasks = (Task(i, bytes([i]), runtime.encode(video)) for i in range(clips))
+        tasks = (EncodedClip(i, bytes([i]), runtime.encode(video)) for i in range(clips))
         for _, written in write_samples(runtime, tasks, options, clips):
             assert min(len(w.ids) for w in written) > 1
 
-    return {"encode": lambda: runtime.encode(video), **{f"{n} clips": lambda n=n: narrate(n) for n in CLIPS}}  # type: ignore[misc]
+    return {"encode": lambda: runtime.encode(video), **{f"{n} clips": partial(narrate, n) for n in CLIPS}}
 
 
-def figures(seconds: dict[str, float]) -> dict[str, Any]:
+def loop_figures(seconds: dict[str, float]) -> dict[str, Any]:
     """Seconds a clip of both loops, and the ratios."""
     steps = [seconds[f"step {n}"] for n in PREFIXES]
     every = float(np.interp(np.arange(1, TOKENS), PREFIXES, steps).sum())
-    uncached = {"encode_s": seconds["uncached encode"], "clip_s": seconds["uncached encode"] + every}
-    uncached["step_s_at_prefix"] = dict(zip(map(str, PREFIXES), steps, strict=True))  # type: ignore[assignment]
+    uncached: dict[str, Any] = {
+        "encode_s": seconds["uncached encode"],
+        "clip_s": seconds["uncached encode"] + every,
+        "step_s_at_prefix": dict(zip(map(str, PREFIXES), steps, strict=True)),
+    }
     ours = [{"clips": n, "encode_s": seconds["encode"], "clip_s": seconds[f"{n} clips"] / n} for n in CLIPS]
     ratios = [uncached["clip_s"] / row["clip_s"] for row in ours]
     names = ["speedup_vs_uncached", *(f"speedup_vs_uncached_{n}_clips" for n in CLIPS[1:])]
     return {"uncached": uncached, "ours": ours, **dict(zip(names, ratios, strict=True))}
 
 
-def same_greedy(model: Narrator, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
+def same_greedy(model: NarratorModel, runtime: NarratorRuntime, video: Tensor, tokens: int) -> bool:
     """Whether the first `tokens` greedy ids of both loops are equal."""
     with torch.inference_mode():
-        seen = model.visual_tokens(video)
-        ids = torch.full((1, 1), 50256)
-        for _ in range(tokens):
-            ids = torch.cat([ids, uncached_step(model, seen, ids, greedy=True)], 1)
-    task = Task(0, b"", runtime.encode(video.numpy()))
+        expected = model.greedy_ids(model.visual_tokens(video), tokens)[0].tolist()
+    task = EncodedClip(0, b"", runtime.encode(video.numpy()))
     ((_, (written,)),) = write_samples(runtime, [task], Options(warp=Warp(top_k=1), max_tokens=tokens + 1), 1)
-    expected = ids[0].tolist()
-    if 50256 in expected[1:]:
-        expected = expected[: expected.index(50256, 1) + 1]
     return list(written.ids) == expected
 
 
-def table(result: dict[str, Any]) -> str:
+def loops_table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     base = result["uncached"]["clip_s"]
     rows = ["| loop | clips at once | encode, s | a clip, s | speed-up |", "|---|---|---|---|---|"]
@@ -111,14 +109,14 @@ def main(threads: int, repeats: int, greedy_tokens: int, output: Path | None) ->
         "machine": machine(),
         "note": f"uncached steps timed at prefixes {PREFIXES} and interpolated over all 76; medians of {repeats} turns",
         "greedy_ids_equal": same_greedy(model, runtime, video, greedy_tokens),
-        **figures(seconds),
+        **loop_figures(seconds),
     }
-    click.echo(table(result))
+    click.echo(loops_table(result))
     if output:
         write_json(output, result)
         paragraphs = [
             result["what"],
-            table(result),
+            loops_table(result),
             f"{result['note']}. {stamp(result['machine'])}. `{result['command']}`",
         ]
         write_text(output.with_suffix(".md"), "\n\n".join(paragraphs) + "\n")

@@ -28,7 +28,7 @@ def time_of(value: float) -> str:
 
 
 def bench_page(result: dict[str, Any]) -> str:
-    """What `bench.run.bench` measured, as Markdown."""
+    """What `bench.run.measure_model` measured, as Markdown."""
     names = {
         "encode": "encode",
         "first_token": "to the first token",

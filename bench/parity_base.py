@@ -19,7 +19,8 @@ import torch
 from lavila_fast.bench.uncached import random_narrator
 from lavila_fast.config import DualEncoderConfig
 from lavila_fast.evaluate.clips import KitchenClips
-from lavila_fast.export.build import ExportOptions, export_model
+from lavila_fast.export.build import export_model
+from lavila_fast.export.options import ExportOptions
 from lavila_fast.export.parity.report import write_report
 from lavila_fast.export.parity.run import run_parity
 from lavila_fast.files import write_json

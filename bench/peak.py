@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from lavila_fast.bench.timing import cores, seconds
 
-SIZES = ((1024, 1024, 1024), (785, 768, 3072), (2048, 2048, 2048), (3140, 3072, 768))  # rows, inputs, outputs
-GPU_SIZES = ((4096, 4096, 4096), (8192, 8192, 8192))
-KINDS = ("fp32", "int8", "bf16")
+GEMM_SIZES = ((1024, 1024, 1024), (785, 768, 3072), (2048, 2048, 2048), (3140, 3072, 768))  # rows, inputs, outputs
+GPU_GEMM_SIZES = ((4096, 4096, 4096), (8192, 8192, 8192))
+GEMM_TYPES = ("fp32", "int8", "bf16")
 
 
 def gemm_peak(kind: str, threads: int, repeats: int = 7, device: str = "cpu") -> dict[str, Any]:
@@ -68,9 +70,9 @@ def _by_torch(kind: str, threads: int, device: str) -> Iterator[Product]:
         if gpu:
             torch.cuda.synchronize()
 
-    for m, k, n in GPU_SIZES if gpu else SIZES:
+    for m, k, n in GPU_GEMM_SIZES if gpu else GEMM_SIZES:
         x, y = (torch.randint(-127, 128, shape).to(device, dtype) for shape in ((m, k), (k, n)))
-        yield name, (m, k, n), lambda x=x, y=y: run(x, y)  # type: ignore[misc]
+        yield name, (m, k, n), partial(run, x, y)
 
 
 def _by_onnxruntime(kind: str, threads: int) -> Iterator[Product]:
@@ -81,13 +83,15 @@ def _by_onnxruntime(kind: str, threads: int) -> Iterator[Product]:
     if kind not in ("fp32", "int8"):
         return
     random = np.random.default_rng(0)
-    for m, k, n in SIZES:
+    for m, k, n in GEMM_SIZES:
+        a: NDArray[Any]
+        b: NDArray[Any]
         if kind == "int8":
             a, b = random.integers(0, 256, (m, k), np.uint8), random.integers(-127, 128, (k, n), np.int8)
         else:
-            a, b = (random.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))  # type: ignore[assignment]
+            a, b = (random.standard_normal(shape, np.float32) for shape in ((m, k), (k, n)))
         session = _product_session(b, kind, threads)
-        yield "onnxruntime", (m, k, n), lambda s=session, a=a: s.run(None, {"a": a})  # type: ignore[misc]
+        yield "onnxruntime", (m, k, n), partial(session.run, None, {"a": a})
 
 
 def _product_session(weight: Any, kind: str, threads: int) -> Any:
@@ -120,7 +124,7 @@ def read_bandwidth(threads: int, repeats: int = 5) -> float | None:
     return block.numel() * 4 / 1e9 / float(statistics.median([seconds(block.sum) for _ in range(repeats)]))
 
 
-def limits(threads: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
+def machine_peaks(threads: int, kinds: tuple[str, ...] = GEMM_TYPES) -> dict[str, Any]:
     """`gemm_peak` of each kind, and `read_bandwidth`."""
     return {**{kind: gemm_peak(kind, threads) for kind in kinds}, "read_gb_per_s": read_bandwidth(threads)}
 
@@ -129,7 +133,7 @@ def limits(threads: int, kinds: tuple[str, ...] = KINDS) -> dict[str, Any]:
 @click.option("--threads", type=int, help="Default: all cores.")
 def main(threads: int | None) -> None:
     """Print this machine's limits as JSON."""
-    click.echo(json.dumps(limits(threads or cores())))
+    click.echo(json.dumps(machine_peaks(threads or cores())))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 HF_NOTE = (
     "the encoder is ours, eager; the decoder is transformers' GPT2LMHeadModel with add_cross_attention and KV cache, "
@@ -35,7 +35,7 @@ class HuggingFace:
 
     def __init__(
         self,
-        narrator: Narrator,
+        narrator: NarratorModel,
         samples: int,
         temperature: float,
         top_p: float,
@@ -106,7 +106,7 @@ class OpenVino:
         """
         try:
             os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
-            import openvino as ov  # type: ignore[import-untyped]
+            import openvino as ov
             from openvino import properties
         except ImportError as error:
             raise MissingExtraError("openvino", "peers") from error
@@ -143,7 +143,7 @@ class OpenVino:
 def _quantized(model: Any, videos: list[NDArray[np.float32]]) -> Any:
     """Weights and activations to INT8 by NNCF's post-training quantization for transformers."""
     try:
-        import nncf  # type: ignore[import-untyped]
+        import nncf
     except ImportError as error:
         raise MissingExtraError("nncf", "peers") from error
     nncf.set_log_level(logging.ERROR)

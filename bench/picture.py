@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.generate.options import Options
-from lavila_fast.narrator import ASSETS, Narrator
+from lavila_fast.narrator import Narrator
+from lavila_fast.pretrained import ASSETS
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 

@@ -33,14 +33,15 @@ from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.errors import KernelError
 from lavila_fast.files import write_json
 from lavila_fast.kernels import native
+from lavila_fast.kernels.preprocess.native import ModelInput
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.transforms import FrameTransform, normalise, preprocess, upright
 
-COMMAND = "python -m lavila_fast.bench.preprocess"
+PREPROCESS_COMMAND = "python -m lavila_fast.bench.preprocess"
 FILM = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets" / "kitchen.mp4"
 SIZE = 224
-CASES = (
+FRAME_CASES = (
     ("yuv420p", 1920, 1080),
     ("yuv420p", 1280, 720),
     ("yuv420p", 512, 288),
@@ -49,11 +50,10 @@ CASES = (
     ("p010le", 1920, 1080),
 )
 FRAMES = 6  # different ones, so that none stays in the nearest cache from turn to turn
-Image = NDArray[np.float32]
-Way = Callable[[Any], Any]
+Conversion = Callable[[Any], Any]
 
 
-def encoded(width: int, height: int, frames: int, rate: int = 30) -> bytes:
+def encoded_film(width: int, height: int, frames: int, rate: int = 30) -> bytes:
     """The kitchen's film, scaled, as H.264 in MP4."""
     file = io.BytesIO()
     with av.open(str(FILM)) as source, av.open(file, "w", format="mp4") as target:
@@ -68,13 +68,13 @@ def encoded(width: int, height: int, frames: int, rate: int = 30) -> bytes:
     return file.getvalue()
 
 
-def decoded(pixels: str, width: int, height: int) -> list[Any]:
+def decoded_frames(pixels: str, width: int, height: int) -> list[Any]:
     """Some frames as a decoder gives them; other formats than its own are converted before the clock starts."""
-    with av.open(io.BytesIO(encoded(width, height, FRAMES))) as container:
+    with av.open(io.BytesIO(encoded_film(width, height, FRAMES))) as container:
         return [frame.reformat(format=pixels) for frame in container.decode(video=0)]
 
 
-def torch_ways(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Way]:
+def torch_ways(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Conversion]:
     """PyAV's RGB through torch: to float at once or channels first before; normalised after the crop, or before."""
     import torch
 
@@ -89,7 +89,7 @@ def torch_ways(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[s
         top, left = (round((side - size) / 2.0) for side in target)
         return image[:, :, top : top + size, left : left + size]
 
-    def way(layout: Callable[[torch.Tensor], torch.Tensor]) -> Way:
+    def way(layout: Callable[[torch.Tensor], torch.Tensor]) -> Conversion:
         def run(frame: Any) -> Any:
             rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
             return ((resized(layout(rgb.permute(2, 0, 1)[None])) - shift) / scale).contiguous()[0]
@@ -103,7 +103,7 @@ def torch_ways(size: int, mean: Sequence[float], std: Sequence[float]) -> dict[s
     }
 
 
-def measure(repeats: int = 25, cases: Sequence[tuple[str, int, int]] = CASES, seconds: int = 4) -> dict[str, Any]:
+def measure(repeats: int = 25, cases: Sequence[tuple[str, int, int]] = FRAME_CASES, seconds: int = 4) -> dict[str, Any]:
     """Time all ways on all cases, and reading a 1080p file with the numpy and the native way.
 
     Args:
@@ -119,13 +119,13 @@ def measure(repeats: int = 25, cases: Sequence[tuple[str, int, int]] = CASES, se
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:
-        rows = [_row(*case, repeats) for case in cases]
+        rows = [_frame_row(*case, repeats) for case in cases]
         reading = _reading(seconds) if seconds else None
     finally:
         os.sched_setaffinity(0, before)
     return {
         "what": f"one frame to {SIZE}x{SIZE}, normalised, microseconds on one core (medians of {repeats})",
-        "isa": native.library().lv_isa().decode(),  # type: ignore[union-attr]
+        "isa": native.isa(),
         "rows": rows,
         "preprocess_speedup_per_core": min(row["speedup"] for row in rows),
         "max_difference_levels": max(row["max_levels"] for row in rows),
@@ -133,11 +133,11 @@ def measure(repeats: int = 25, cases: Sequence[tuple[str, int, int]] = CASES, se
     }
 
 
-def _row(pixels: str, width: int, height: int, repeats: int) -> dict[str, Any]:
-    frames = decoded(pixels, width, height)
+def _frame_row(pixels: str, width: int, height: int, repeats: int) -> dict[str, Any]:
+    frames = decoded_frames(pixels, width, height)
     transform = FrameTransform(SIZE, CLIP_MEAN, CLIP_STD)
     fused, by_torch = transform.of_file(), torch_ways(SIZE, CLIP_MEAN, CLIP_STD)
-    ways: dict[str, Way] = {**by_torch, "numpy": lambda frame: transform(upright(frame)), "native": fused}
+    ways: dict[str, Conversion] = {**by_torch, "numpy": lambda frame: transform(upright(frame)), "native": fused}
     times = {name: statistics.median(row) * 1e6 for name, row in _in_turns(ways, frames, repeats).items()}
     fastest = min(by_torch, key=lambda name: times[name])
     apart = np.stack([_apart(fused(frame), by_torch[fastest](frame).numpy()) for frame in frames])
@@ -157,7 +157,7 @@ def _row(pixels: str, width: int, height: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _in_turns(ways: dict[str, Way], frames: Sequence[Any], repeats: int) -> dict[str, list[float]]:
+def _in_turns(ways: dict[str, Conversion], frames: Sequence[Any], repeats: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for run in ways.values():
         run(frames[0])
@@ -170,7 +170,7 @@ def _in_turns(ways: dict[str, Way], frames: Sequence[Any], repeats: int) -> dict
     return times
 
 
-def _apart(one: Image, other: Image) -> NDArray[np.float64]:
+def _apart(one: ModelInput, other: ModelInput) -> NDArray[np.float64]:
     """Differences in levels of 255, before normalisation."""
     return np.asarray(np.abs(one.astype(np.float64) - other) * np.asarray(CLIP_STD)[:, None, None])
 
@@ -179,10 +179,10 @@ def _reading(seconds: int) -> dict[str, float]:
     """Seconds of one core to read all clips of a 1080p file, 4 frames of every 2 seconds; decoding is most of it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        path.write_bytes(encoded(1920, 1080, 30 * seconds))
+        path.write_bytes(encoded_film(1920, 1080, 30 * seconds))
         clips = [Clip("film", start, start + 2.0) for start in np.arange(0.0, seconds - 1, 2.0)]
 
-        def by_numpy(frame_HW3: NDArray[np.uint8]) -> Image:
+        def by_numpy(frame_HW3: NDArray[np.uint8]) -> ModelInput:
             return normalise(preprocess(frame_HW3, SIZE)[np.newaxis], CLIP_MEAN, CLIP_STD)
 
         times = {"numpy": np.inf, "native": np.inf}
@@ -194,12 +194,12 @@ def _reading(seconds: int) -> dict[str, float]:
         return {"seconds": seconds, "clips": count, **{f"{name}_s": took for name, took in times.items()}}
 
 
-def page(result: dict[str, Any]) -> str:
+def preprocess_page(result: dict[str, Any]) -> str:
     """The results as Markdown."""
-    return "\n".join(_lines(result))
+    return "\n".join(_page_lines(result))
 
 
-def _lines(result: dict[str, Any]) -> Iterator[str]:
+def _page_lines(result: dict[str, Any]) -> Iterator[str]:
     yield f"{result['what'].capitalize()}; native library: {result['isa']}."
     yield ""
     yield "| frame | PyAV + torch | PyAV + numpy | native | speed-up over torch | largest difference, levels of 255 |"
@@ -219,8 +219,8 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
 @click.option("--repeats", default=51, show_default=True, help="Turns.")
 def main(output: Path | None, repeats: int) -> None:
     """Time preprocessing on one core."""
-    result = {"command": " ".join([COMMAND, *sys.argv[1:]]), "machine": machine(), **measure(repeats)}
-    click.echo(page(result))
+    result = {"command": " ".join([PREPROCESS_COMMAND, *sys.argv[1:]]), "machine": machine(), **measure(repeats)}
+    click.echo(preprocess_page(result))
     click.echo(stamp(result["machine"]))
     if output:
         write_json(output, result)

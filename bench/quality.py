@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32
 from lavila_fast.bench.timing import ROOT
 from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig
@@ -22,17 +23,17 @@ from lavila_fast.engines.device.ort import OrtSlotRuntime
 from lavila_fast.engines.embed import DualEncoderRuntime
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
+from lavila_fast.evaluate.clips import UNSEEN_SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import distinct_sentences, retrieval_items, sentence_items, write_greedily
-from lavila_fast.export.build import ExportOptions, export_model
+from lavila_fast.export.build import export_model
+from lavila_fast.export.options import ExportOptions
 from lavila_fast.models.load import load_dual_encoder, load_narrator
-from lavila_fast.narrator import ASSETS
+from lavila_fast.pretrained import ASSETS
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
-F32 = NDArray[np.float32]
-NANO = ROOT / "tests" / "data" / "nano"
-TARGETS = {"int8": "cpu", "fp16": "cuda"}  # fp16: the strongly typed graphs, run on the CPU
+NANO_WEIGHTS = ROOT / "tests" / "data" / "nano"
+TARGET_OF_PRECISION = {"int8": "cpu", "fp16": "cuda"}  # fp16: the strongly typed graphs, run on the CPU
 RETRIEVAL = ("video_to_text_map", "text_to_video_map", "video_to_text_ndcg", "text_to_video_ndcg")
 Attempt = Callable[[str, Callable[[], Any]], Any]
 
@@ -57,24 +58,24 @@ class Quality:
 
     def __post_init__(self) -> None:
         """Open what is compared with."""
-        self.narrator = load_narrator(NANO / "narrator.safetensors")
-        self.dual = load_dual_encoder(NANO / "dual_encoder.safetensors")
-        self.words = load_tokenizer(NANO / "narrator_tokenizer.json", "gpt2", self.narrator.config.max_tokens)
-        self.texts: Tokenizer = load_tokenizer(NANO / "text_tokenizer.json", "clip", _context(self.dual.config))
+        self.narrator = load_narrator(NANO_WEIGHTS / "narrator.safetensors")
+        self.dual = load_dual_encoder(NANO_WEIGHTS / "dual_encoder.safetensors")
+        self.words = load_tokenizer(NANO_WEIGHTS / "narrator_tokenizer.json", "gpt2", self.narrator.config.max_tokens)
+        self.texts: Tokenizer = load_tokenizer(NANO_WEIGHTS / "text_tokenizer.json", "clip", _context(self.dual.config))
 
     def measure(self, scratch: Path, say: Callable[[str], None]) -> dict[str, Any]:
         """Export both precisions and compare them on both splits; the worst losses, by the names of the last line."""
         engines: dict[str, NarratorRuntime] = {}
         duals: dict[str, DualEncoderRuntime] = {}
-        for precision, target in TARGETS.items():
+        for precision, target in TARGET_OF_PRECISION.items():
             say(f"shipped model, {precision} for {target} …")
-            bundle = self.attempt(f"nano {precision}", lambda p=precision, t=target: self._export(scratch, p, t))  # type: ignore[misc]
+            bundle = self.attempt(f"nano {precision}", partial(self._export, scratch, precision, target))
             if bundle is not None:
                 engines |= self._engines(bundle, precision)
-                dual = self.attempt(f"nano {precision} dual encoder", lambda b=bundle: self._dual(b))  # type: ignore[misc]
+                dual = self.attempt(f"nano {precision} dual encoder", partial(self._dual, bundle))
                 duals |= {precision: dual} if dual else {}
         vision = self.narrator.config.vision
-        for split in SPLITS:
+        for split in UNSEEN_SPLITS:
             say(f"{self.clips} kitchen clips, {split} …")
             shown = filmed_clips(split, self.clips, self.films, vision.frames, vision.img)
             self._sentences(split, shown, engines)
@@ -87,13 +88,13 @@ class Quality:
             return shipped
         bundle: Bundle = export_model(
             ExportOptions(
-                NANO / "narrator.safetensors",
+                NANO_WEIGHTS / "narrator.safetensors",
                 scratch / f"nano_{precision}",
                 target,
                 precision,
-                tokenizer=NANO / "narrator_tokenizer.json",
-                dual_encoder=NANO / "dual_encoder.safetensors",
-                text_tokenizer=NANO / "text_tokenizer.json",
+                tokenizer=NANO_WEIGHTS / "narrator_tokenizer.json",
+                dual_encoder=NANO_WEIGHTS / "dual_encoder.safetensors",
+                text_tokenizer=NANO_WEIGHTS / "text_tokenizer.json",
                 parity=False,
             )
         )
@@ -123,7 +124,7 @@ class Quality:
 
         reference = right(TorchRuntime(self.narrator))
         for name, runtime in engines.items():
-            mine = self.attempt(f"nano {name}, sentences", lambda r=runtime: right(r))  # type: ignore[misc]
+            mine = self.attempt(f"nano {name}, sentences", partial(right, runtime))
             self._note(split, name, len(videos), "sentence", reference, mine)
 
     def _retrieval(self, split: str, shown: Clips, duals: dict[str, DualEncoderRuntime]) -> None:
@@ -138,15 +139,15 @@ class Quality:
             items = retrieval_items(video, text, shown.labels, different)
             return {name: 100 * float(items[name].mean()) for name in RETRIEVAL}
 
+        def measured(dual: DualEncoderRuntime) -> dict[str, float]:
+            return ranked(dual.video(videos), dual.text(ids))
+
         with torch.inference_mode():
             seen = [self.dual.embed_video(torch.from_numpy(videos[i : i + 8])) for i in range(0, len(videos), 8)]
             reference = ranked(torch.cat(seen).numpy(), self.dual.embed_text(torch.from_numpy(ids)).numpy())
         for precision, dual in duals.items():
             name = f"{precision} onnxruntime"
-            made = self.attempt(
-                f"nano {precision}, retrieval",
-                lambda d=dual: ranked(d.video(videos), d.text(ids)),  # type: ignore[misc]
-            )
+            made = self.attempt(f"nano {precision}, retrieval", partial(measured, dual))
             for figure in RETRIEVAL if made else ():
                 self._note(split, name, len(videos), figure, reference[figure], made[figure])
 
@@ -157,7 +158,7 @@ class Quality:
 
     def _worst(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for precision in TARGETS:
+        for precision in TARGET_OF_PRECISION:
             for key, figures in (("sentence", ("sentence",)), ("retrieval", RETRIEVAL)):
                 lost = [
                     row["points_lost"]

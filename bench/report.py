@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.bench.gpu.page import target_table
+from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -65,7 +66,7 @@ def nano_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-ROWS = {  # of the README's table: what the results call them → what people do
+ENGINE_LABELS = {  # of the README's table: what the results call them → what people do
     "huggingface fp32": "Hugging Face GPT-2 with KV cache, eager encoder",
     "torch fp32": "lavila_fast, PyTorch",
     "onnxruntime fp32": "lavila_fast, ONNX Runtime, FP32",
@@ -87,8 +88,8 @@ def engines_table(result: dict[str, Any]) -> str:
     base = result["uncached"]["clip_s"] if result["uncached"] else None
     if base:
         rows.append(f"| uncached loop (always 76 steps) | {base:.1f} | 1× | {base:.1f} | 1× |")
-    for name, said in ROWS.items():
-        cells = [_fastest(result["narration"], name, case) for case in ("77", "12")]
+    for name, said in ENGINE_LABELS.items():
+        cells = [_fastest_narration(result["narration"], name, case) for case in ("77", "12")]
         if any(cells):
             rows.append(f"| {said} | " + " | ".join(_time(cell) for cell in cells) + " |")
     rows += ["", "| encoder, pool, keys and values | ms a clip | share of the GEMM peak |", "|---|---|---|"]
@@ -98,7 +99,7 @@ def engines_table(result: dict[str, Any]) -> str:
     return "\n".join([*rows, "", _engines_note(result)])
 
 
-def _fastest(rows: list[dict[str, Any]], name: str, case: str) -> dict[str, Any] | None:
+def _fastest_narration(rows: list[dict[str, Any]], name: str, case: str) -> dict[str, Any] | None:
     mine = (row for row in rows if row["engine"] == name and row["case"] == case)
     return min(mine, key=lambda row: float(row["clip_s"]), default=None)
 
@@ -147,7 +148,7 @@ def gpu_table() -> str:
     return table
 
 
-BLOCKS = {
+PAGE_BLOCKS = {
     "narrate": narrate_table,
     "nano": nano_table,
     "engines": engines_table,
@@ -162,16 +163,16 @@ FILES = {
 GPU = "h200"  # whose figures stand in the README
 
 
-def filled(text: str) -> str:
+def filled_page(text: str) -> str:
     """`text` with every block made anew from its results file; a block without one says so."""
-    for name, table in BLOCKS.items():
+    for name, table in PAGE_BLOCKS.items():
         path = RESULTS / FILES[name]
         body = table(json.loads(path.read_text())) if path.is_file() else "Not measured yet."
-        text = _between(text, name, body)
-    return _between(text, "gpu", gpu_table())
+        text = _between_marks(text, name, body)
+    return _between_marks(text, "gpu", gpu_table())
 
 
-def _between(text: str, name: str, body: str) -> str:
+def _between_marks(text: str, name: str, body: str) -> str:
     pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     return pattern.sub(lambda m: f"{m[1]}{body}\n{m[2]}", text)
 
@@ -179,7 +180,7 @@ def _between(text: str, name: str, body: str) -> str:
 def main() -> None:
     """Rewrite the pages."""
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        write_text(page, filled_page(page.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -21,19 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.bench import flops
-from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
+from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate_videos
 from lavila_fast.bench.peak import gemm_peak
 from lavila_fast.bench.timing import cores, in_subprocess, machine, percentiles, seconds
-from lavila_fast.bundle.manifest import MANIFEST, open_bundle
+from lavila_fast.bundle.manifest import open_bundle
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.scheduler import token_limit
-from lavila_fast.narrator import ASSETS, Narrator
+from lavila_fast.narrator import Narrator
+from lavila_fast.pretrained import ASSETS, find_model
 from lavila_fast.video.sources import VideoSource, expand_windows
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Subject:
         """Narrate clips of noise: where the time went, and how many clips and tokens there were."""
         watched = Watched(self.narrator.runtime)
         runtime = Controlled(watched, self.lengths(clips, seed))
-        counts = narrate(runtime, repeat(self.video(), clips), Options(samples=self.setting.samples), batch)
+        counts = narrate_videos(runtime, repeat(self.video(), clips), Options(samples=self.setting.samples), batch)
         return watched, counts
 
 
@@ -133,7 +132,7 @@ def latency(subject: Subject) -> dict[str, dict[str, float]]:
     return {name: percentiles(row) for name, row in rows.items() if row}
 
 
-def throughput(subject: Subject, say: Say) -> list[dict[str, Any]]:
+def narrating_throughput(subject: Subject, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Clips and tokens a second with each number of clips in flight, encoding included; and where the time goes."""
     rows = []
     for batch in subject.setting.batches:
@@ -182,8 +181,7 @@ def end_to_end(subject: Subject) -> dict[str, Any]:
 
 def arithmetic(setting: Setting) -> tuple[dict[str, str], str]:
     """The type in which encoder and decoder multiply (``fp32``, ``fp16``, ``bf16``, ``int8``), and on which device."""
-    shipped = ASSETS / setting.model
-    folder = shipped if (shipped / MANIFEST).is_file() else Path(setting.model)
+    folder = find_model(setting.model)
     if not folder.is_dir():
         return {"encoder": "fp32", "decoder": "fp32"}, "cpu"
     bundle = open_bundle(folder, verify=False)
@@ -197,7 +195,7 @@ def shares(subject: Subject, rows: list[dict[str, Any]], peaks: dict[str, Any]) 
     """FLOP/s of encoder and decoder at the best throughput, as shares of the peak of their type."""
     config, best = subject.config, max(rows, key=lambda row: float(row["clips_per_s"]))
     kinds, spent = arithmetic(subject.setting)[0], best["seconds_a_clip"]
-    work = {"encoder": flops.encode(config), "decoder": _decode_flops(subject, best["clips"])}
+    work = {"encoder": flops.encode_clip(config), "decoder": _decode_flops(subject, best["clips"])}
     took = {"encoder": spent["encode"], "decoder": spent["join"] + spent.get("step", 0.0)}
     result: dict[str, Any] = {"batch": best["batch"]}
     for part, operations in work.items():
@@ -220,7 +218,7 @@ def _decode_flops(subject: Subject, clips: int) -> float:
     return float(first + sum(flops.decode(subject.config, n) - first for n in chosen) / clips)
 
 
-def bench(setting: Setting, command: str, say: Say) -> dict[str, Any]:
+def measure_model(setting: Setting, command: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all of it.
 
     Args:
@@ -245,7 +243,7 @@ def bench(setting: Setting, command: str, say: Say) -> dict[str, Any]:
         "precision": precision,
         "tokens": subject.tokens,
         "latency": latency(subject),
-        "throughput": throughput(subject, say),
+        "throughput": narrating_throughput(subject, say),
         "peaks": peaks,
     }
     result["share"] = shares(subject, result["throughput"], peaks)

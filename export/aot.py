@@ -16,17 +16,16 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lavila_fast.bundle.engine_key import AOT, EngineKey, Machine, check_engine, engine_path, require_trust, trust
-from lavila_fast.bundle.manifest import sha256
 from lavila_fast.engines.host.compiled import aot_machine
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.graphs.specs import Spec, narrator_specs
-from lavila_fast.files import new_file
+from lavila_fast.files import new_file, sha256
 from lavila_fast.models.checkpoint import weights_digest
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 
 def build_packages(
-    model: Narrator,
+    model: NarratorModel,
     folder: Path,
     device: str = "cpu",
     force: bool = False,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,86 +27,28 @@ from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError
-from lavila_fast.export.engines import EngineOptions, axes_for, build_engines, read_plan, write_plan
-from lavila_fast.export.graphs.specs import Model, Spec, specs_for
-from lavila_fast.export.graphs.to_onnx import OPSET, CannotRun, GraphError, check_declaration, validate, write_graph
+from lavila_fast.export.engine_axes import axes_for, read_plan, write_plan
+from lavila_fast.export.engines import EngineOptions, build_engines
+from lavila_fast.export.graphs.specs import Spec, specs_for
+from lavila_fast.export.graphs.to_onnx import OPSET, write_graph
 from lavila_fast.export.graphs.translations import TRANSLATIONS
+from lavila_fast.export.graphs.validate import CannotRun, GraphError, check_declaration, validate
 from lavila_fast.export.graphs.weights import WeightFile, named_weights
-from lavila_fast.export.recipe import complete, needs_clips
-from lavila_fast.export.sources import find_checkpoint, require_memory, vocabulary
+from lavila_fast.export.options import ExportOptions
+from lavila_fast.export.recipe import complete
+from lavila_fast.export.sources import find_checkpoint, require_memory
 from lavila_fast.models.checkpoint import weights_digest
-from lavila_fast.models.load import load_dual_encoder, load_model
-from lavila_fast.models.narrator import Narrator
-from lavila_fast.quant.scheme import PRECISIONS, TARGETS, Scheme, layers, quantize
+from lavila_fast.models.load import Model, load_dual_encoder, load_model
+from lavila_fast.models.narrator import NarratorModel
+from lavila_fast.presets import CLIP_SECONDS, tokenizer_kind
+from lavila_fast.pretrained import find_vocabulary
+from lavila_fast.quant.scheme import Scheme, layers, quantize
 
-CLIP_SECONDS = 2.0
 PARITY_CLIPS = 32
 TOKENIZERS = {"narrator": "narrator_tokenizer.json", "dual_encoder": "text_tokenizer.json"}
 # An engine may round a float16 product or an int8 level to the other side; float32 has no such excuse.
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "mixed": 0.25}
 HALF_TOLERANCE = 0.1
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to make of what.
-
-    Attributes:
-        model: A checkpoint (narrator, dual encoder or classifier), or the name of one that was pulled.
-        output: Folder to make; an old bundle there is replaced once the new one is complete.
-        target: ``cpu``, ``cuda``, ``tensorrt``, ``jetson`` or ``rtx``.
-        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``mixed``. On the CPU fp16 is how weights are stored.
-        tokenizer: The model's vocabulary; None looks beside the checkpoint and where `models pull` puts it.
-        dual_encoder: Checkpoint of a dual encoder to put beside a narrator, and `text_tokenizer` its vocabulary.
-        text_tokenizer: See `dual_encoder`.
-        card: A model card in Markdown.
-        name: Short name of the bundle; None takes the output's.
-        note: One line about it.
-        calibration: Folder of videos to measure ranges, sensitivity and parity on.
-        max_drop: Points of quality that ``mixed`` may cost.
-        keep: Layers that stay in higher precision.
-        parity: Compare the finished bundle with the checkpoint.
-        force: Keep the bundle even if parity fails.
-        threads: Of PyTorch and the engine while checking; None takes all cores.
-    """
-
-    model: str | Path
-    output: Path
-    target: str = "cpu"
-    precision: str = "fp32"
-    tokenizer: Path | None = None
-    dual_encoder: Path | None = None
-    text_tokenizer: Path | None = None
-    card: Path | None = None
-    name: str | None = None
-    note: str = ""
-    calibration: Path | None = None
-    max_drop: float | None = None
-    keep: frozenset[str] = frozenset()
-    parity: bool = True
-    force: bool = False
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check what can be checked without reading anything."""
-        for what, value, known in (("precision", self.precision, PRECISIONS), ("target", self.target, TARGETS)):
-            if value not in known:
-                raise InputError(f"{what} {value!r} is none of {', '.join(known)}")
-        if needs_clips(self.precision, self.target, self.keep) and self.calibration is None:
-            raise InputError(f"{self.precision} for {self.target} needs clips; give a folder: --calibration VIDEOS")
-        if self.target == "cpu" and self.precision == "bf16":
-            raise InputError("bf16 is for GPU targets; on the CPU take fp16 (half the file) or int8 (faster too)")
-        if self.max_drop is not None and self.precision != "mixed":
-            raise InputError("max_drop is for precision mixed, which keeps layers until it holds")
-        for path in (self.dual_encoder, self.card, self.tokenizer, self.text_tokenizer, self.calibration):
-            if path is not None and not path.exists():
-                raise InputError(f"{path}: no such file or folder")
-        if self.output.exists() and not _may_replace(self.output):
-            raise InputError(f"{self.output}: not empty and not a bundle; choose another folder")
-
-
-def _may_replace(output: Path) -> bool:
-    return output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file())
 
 
 Say = Callable[[str], None]
@@ -123,7 +65,7 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         InputError: options, names or files that make no sense; too little memory.
         CheckpointError: weights that cannot be read, or a vocabulary that is nowhere.
         ExportError: a graph is not what it should be.
-        LavilaError: parity failed (see `export.parity.run`).
+        LavilaError: parity failed (see `export.parity.bundle`).
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -200,7 +142,7 @@ class _Build:
         self.say(f"loading {self.checkpoint}")
         first = load_model(self.checkpoint)
         found = {first.config.kind: (first, self.checkpoint, options.tokenizer)}
-        if options.dual_encoder is not None and isinstance(first, Narrator):
+        if options.dual_encoder is not None and isinstance(first, NarratorModel):
             dual = load_dual_encoder(options.dual_encoder)
             found["dual_encoder"] = (dual, options.dual_encoder, options.text_tokenizer)
         elif options.dual_encoder is not None:
@@ -211,10 +153,10 @@ class _Build:
         models: dict[str, Model] = {}
         for kind, (model, path, given) in found.items():
             models[kind] = model
-            told = vocabulary(path, model.config, given, getattr(model.config, "max_tokens", 77))
-            if told:
-                told[1].save(self.folder / TOKENIZERS[kind])
-                words[kind] = {"kind": told[0], "file": TOKENIZERS[kind]}
+            if speaks := tokenizer_kind(model.config):
+                context = getattr(model.config, "max_tokens", 77)
+                find_vocabulary(path, speaks, context, given).save(self.folder / TOKENIZERS[kind])
+                words[kind] = {"kind": speaks, "file": TOKENIZERS[kind]}
         if options.card:
             shutil.copyfile(options.card, self.folder / "MODEL_CARD.md")
         return models, words
@@ -287,7 +229,7 @@ class _Build:
 
     def _parity(self, references: dict[str, Model]) -> Bundle:
         from lavila_fast.evaluate.clips import FolderClips
-        from lavila_fast.export.parity.run import check_bundle
+        from lavila_fast.export.parity.bundle import check_bundle
 
         self.say("parity: comparing the bundle with the checkpoint")
         folder, page = self.options.calibration, find_spec("matplotlib") is not None
@@ -302,11 +244,11 @@ class _Build:
 def graphs_for(model: Model, target: str) -> list[Spec]:
     """The graphs of a model for a target: the GPU's decoder keeps its caches in place."""
     specs: list[Spec] = specs_for(model)
-    if target == "cpu" or not isinstance(model, Narrator):
+    if target == "cpu" or not isinstance(model, NarratorModel):
         return specs
-    from lavila_fast.export.graphs.inplace import Way, inplace_spec
+    from lavila_fast.export.graphs.inplace import Update, inplace_spec
 
-    way: Way = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
+    way: Update = "tensor_scatter" if target in ("tensorrt", "rtx") else "scatter_nd"
     return [specs[0], inplace_spec(model, way=way)]
 
 

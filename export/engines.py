@@ -13,7 +13,6 @@ from the graph. Refitting is never allowed. What ranges an axis may take is said
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,23 +31,12 @@ from lavila_fast.bundle.engine_key import (
     this_machine,
     trust,
 )
-from lavila_fast.bundle.manifest import PLAN, sha256
-from lavila_fast.config import ClipTextConfig, DualEncoderConfig, ModelConfig
 from lavila_fast.errors import BundleError, InputError
+from lavila_fast.export.engine_axes import AXES, Range, check_axes, shape_range
 from lavila_fast.export.graphs.specs import Spec
-from lavila_fast.files import write_bytes, write_json
+from lavila_fast.files import sha256, write_bytes
 
-Range = tuple[int, int, int]
-AXES: dict[str, Range] = {
-    "clips": (1, 4, 8),
-    "rows_a_clip": (2, 10, 16),
-    "rows": (2, 40, 128),
-    "capacity": (16, 48, 96),
-    "texts": (1, 8, 64),
-    "tokens": (2, 77, 77),
-}
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
-_LARGEST_PLAN = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -77,9 +65,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name, (least, likely, most) in self.axes.items():
-            if not 0 < least <= likely <= most:
-                raise InputError(f"axis {name}: {least}, {likely}, {most} is not smallest ≤ likeliest ≤ largest")
+        check_axes(self.axes)
         if self.builder not in BUILDERS:
             raise InputError(f"no builder {self.builder!r}; choose {', '.join(BUILDERS)}")
         if self.builder == "tensorrt_rtx" and (self.version_compatible or self.hardware_compatible):
@@ -94,25 +80,6 @@ class EngineOptions:
         if not self.weights:  # engines built from graphs keep the keys they had
             del values["weights"]
         return dict(json.loads(json.dumps(values)))
-
-
-def shape_range(sizes: Sequence[int], names: Sequence[str | None], axes: Mapping[str, Range], what: str) -> Any:
-    """Smallest, likeliest and largest shape of an input; an axis is named ``rows`` or, a multiple of it, ``12*rows``.
-
-    Raises:
-        InputError: a dynamic axis (size -1) has a name without a range.
-    """
-
-    def sized(size: int, name: str | None) -> Sequence[int]:
-        if size >= 0:
-            return (size,) * 3
-        match = re.fullmatch(r"(?:(\d+)\*)?(\w+)", name or "")
-        if not match or match[2] not in axes:
-            raise InputError(f"{what}: axis {name!r} has no range; name it in {PLAN} or with --axis NAME=MIN,OPT,MAX")
-        return tuple(int(match[1] or 1) * size for size in axes[match[2]])
-
-    ranges = [sized(size, name) for size, name in zip(sizes, names, strict=True)]
-    return tuple(tuple(one[i] for one in ranges) for i in range(3))
 
 
 def build_engine(graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
@@ -131,7 +98,7 @@ def build_engine(graph: Path, engine: Path, options: EngineOptions) -> EngineKey
     if options.builder == "torch_tensorrt":
         raise InputError("torch_tensorrt builds from a checkpoint, not from a graph; use build_with_torch_tensorrt")
     trt = load_builder(options.builder)
-    log = _log(trt)
+    log = _trt_logger(trt)
     builder = trt.Builder(log)
     strongly = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
@@ -147,10 +114,10 @@ def build_engine(graph: Path, engine: Path, options: EngineOptions) -> EngineKey
         why = log.errors[-1] if log.errors else "no reason given"
         raise BundleError(f"{graph}: {options.builder} cannot build an engine of this graph ({_line(why)})")
     _keep_timings(config, options)
-    return _write(memoryview(serialized), graph, engine, options)
+    return _write_engine(memoryview(serialized), graph, engine, options)
 
 
-def _log(trt: Any) -> Any:
+def _trt_logger(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         """Keeps what went wrong instead of printing it."""
 
@@ -209,7 +176,7 @@ def _keep_timings(config: Any, options: EngineOptions) -> None:
         write_bytes(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
 
 
-def _write(content: memoryview | bytes, graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
+def _write_engine(content: memoryview | bytes, graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
     runs = "tensorrt" if options.builder == "torch_tensorrt" else options.builder
     version, gpu, capabilities = str(load_builder(runs).__version__), "", options.capabilities
     if runs == "tensorrt":
@@ -269,45 +236,6 @@ def still_good(engine: Path, graph: Path, options: EngineOptions) -> EngineKey |
     return None if wrong or key.options != options.key() or sha256(engine) != key.engine else key
 
 
-def write_plan(folder: Path, axes: Mapping[str, Range] = AXES) -> Path:
-    """Write the ranges of a bundle's axes (see `axes_for`), for its user to edit."""
-    path = folder / PLAN
-    write_json(path, {"axes": dict(axes)})
-    return path
-
-
-def axes_for(models: Mapping[str, ModelConfig]) -> dict[str, Range]:
-    """The usual ranges, texts as long as the models' text towers take them."""
-    axes = dict(AXES)
-    for config in models.values():
-        if isinstance(config, DualEncoderConfig):
-            text = config.text
-            most = text.context if isinstance(text, ClipTextConfig) else text.max_positions
-            axes["tokens"] = (2, min(axes["tokens"][1], most), most)
-    return axes
-
-
-def read_plan(folder: Path, models: Mapping[str, ModelConfig] | None = None) -> dict[str, Range]:
-    """The ranges of a bundle's axes; the usual ones for its models where it names none.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
-    path = folder / PLAN
-    usual = axes_for(models or {})
-    if not path.is_file():
-        return usual
-    try:
-        if path.stat().st_size > _LARGEST_PLAN:
-            raise ValueError("far too large")
-        axes = json.loads(path.read_text(encoding="utf-8"))["axes"]
-        least_likely_most = {str(name): tuple(int(n) for n in sizes) for name, sizes in axes.items()}
-        EngineOptions(axes=least_likely_most)  # type: ignore[arg-type]
-        return {**usual, **least_likely_most}  # type: ignore[dict-item]
-    except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise BundleError(f"{path}: damaged ({error}); export the bundle again") from error
-
-
 def build_with_torch_tensorrt(spec: Spec, graph: Path, engine: Path, options: EngineOptions) -> EngineKey:
     """Another way to an engine: straight from the module, by Torch-TensorRT's converters. Never run.
 
@@ -346,4 +274,4 @@ def build_with_torch_tensorrt(spec: Spec, graph: Path, engine: Path, options: En
         require_full_compilation=True,
         **({"timing_cache_path": str(options.timing_cache)} if options.timing_cache else {}),
     )
-    return _write(content, graph, engine, options)
+    return _write_engine(content, graph, engine, options)

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from lavila_fast.errors import InputError
-from lavila_fast.export.graphs.specs import Model
 from lavila_fast.export.quantize.calibrate import calibrate, calibration_clips, state_key
 from lavila_fast.export.quantize.sensitivity import Reference, by_block, by_layer, mixed, save_report, sensitivity
 from lavila_fast.export.quantize.smooth import smooth
+from lavila_fast.models.load import Model
 from lavila_fast.quant.scheme import Scheme, layers
 
 SMOOTH_CLIPS, TRIED_CLIPS = 32, 32

@@ -2,7 +2,8 @@
 
 Each kernel module says in `variants()` with which types and block sizes it is launched; this compiles all of them for
 all architectures and reads registers, shared memory, spills and tensor-core instructions from the machine code. It
-must run without Triton's interpreter, which replaces the kernels; `table` therefore starts processes of its own.
+must run without Triton's interpreter, which replaces the kernels; `triton_resources` therefore starts processes of its
+own.
 
     python -m lavila_fast.kernels.aot            # a table for people
     python -m lavila_fast.kernels.aot --json     # for scripts
@@ -167,7 +168,7 @@ def compile_all(names: Sequence[str] = (), architectures: Sequence[int] = ARCHIT
                     yield compile_variant(variant, architecture)
 
 
-def table(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2) -> list[Resources]:
+def triton_resources(architectures: Sequence[int] = ARCHITECTURES, processes: int = 2) -> list[Resources]:
     """Compile everything in processes without the interpreter.
 
     Raises:

@@ -14,14 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lavila_fast.kernels import native
+from lavila_fast.kernels.libraries import compiler_flags, sources_key
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES, OUT = ROOT / "kernels" / "csrc", ROOT / "kernels" / "_build"
-FLAGS = "flags.txt"  # of the compiler: a word, then what it stands for; CMakeLists.txt reads it too
 
 
-def build(out: Path = OUT) -> list[Path]:
+def build_native(out: Path = OUT) -> list[Path]:
     """Compile the libraries into `out`, and give their paths.
 
     Raises:
@@ -40,19 +39,18 @@ def _with_cmake(out: Path, compiler: str) -> None:
     maker = ["-G", "Ninja"] if shutil.which("ninja") else []
     folder = out / "cmake"
     options = [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out}", f"-DCMAKE_CXX_COMPILER={compiler}"]
-    _run(["cmake", "-S", str(ROOT), "-B", str(folder), *maker, *options])
-    _run(["cmake", "--build", str(folder), "--parallel"])
+    _run_command(["cmake", "-S", str(ROOT), "-B", str(folder), *maker, *options])
+    _run_command(["cmake", "--build", str(folder), "--parallel"])
 
 
 def _plainly(out: Path, compiler: str) -> None:
-    lines = (SOURCES / FLAGS).read_text().splitlines()
-    flags = {name: words for name, *words in map(str.split, lines)}
-    common = ["-fPIC", "-shared", *flags.pop("common"), f'-DLAVILA_SOURCES="{native.sources_key(SOURCES)}"']
+    flags = compiler_flags(SOURCES)
+    common = ["-fPIC", "-shared", *flags.pop("common"), f'-DLAVILA_SOURCES="{sources_key(SOURCES)}"']
     sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
     for width, own in flags.items():
         library = out / f"liblavila_native_{width}.so"
-        fresh = library.with_suffix(f".{os.getpid()}")
-        _run(
+        fresh = library.with_suffix(f".{os.getpid()}")  # by hand: here nothing of `files` may be installed yet
+        _run_command(
             [
                 compiler,
                 *common,
@@ -67,12 +65,12 @@ def _plainly(out: Path, compiler: str) -> None:
         fresh.replace(library)  # a process that has the old one open keeps it
 
 
-def _run(command: list[str]) -> None:
+def _run_command(command: list[str]) -> None:
     subprocess.run(command, check=True)  # noqa: S603 - our own arguments, no shell
 
 
 if __name__ == "__main__":
     try:
-        print(*build(), sep="\n")
+        print(*build_native(), sep="\n")
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         sys.exit(f"kernels were not built: {error}")

@@ -14,13 +14,11 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 from lavila_fast.errors import KernelError
-
-_LOG = logging.getLogger("lavila_fast.kernels")
+from lavila_fast.log import log_once
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Op:
         for one in self.implementations.values():
             reason = one.why_not(*arguments, asked=False)
             if not reason:
-                _log_once(self.name, one.name, "; ".join(reasons))
+                _tell(self.name, one.name, "; ".join(reasons))
                 return one
             reasons.append(f"{one.name}: {reason}")
         raise KernelError(f"{self.name}: nothing can compute this ({'; '.join(reasons)})")
@@ -82,15 +80,10 @@ class Op:
         return one
 
 
-@cache
-def _once(line: str) -> None:
-    _LOG.info(line)
-
-
-def _log_once(op: str, taken: str, reasons: str) -> None:
+def _tell(op: str, taken: str, reasons: str) -> None:
     torch = sys.modules.get("torch")  # ops of the narrating road come without it
     if torch is None or not torch.compiler.is_compiling():
-        _once(f"{op}: {taken}" + (f" ({reasons})" if reasons else ""))
+        log_once("kernels", logging.INFO, f"{op}: {taken}" + (f" ({reasons})" if reasons else ""))
 
 
 def always(*_: Any, asked: bool) -> str:

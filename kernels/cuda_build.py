@@ -23,13 +23,11 @@ from pathlib import Path
 
 from lavila_fast.errors import KernelError
 from lavila_fast.kernels.aot import Resources
+from lavila_fast.kernels.libraries import CUDA_LIBRARY, CUDA_SOURCES, HERE, compiler_flags, sources_key
 
-HERE = Path(__file__).resolve().parent
-SOURCES, OUT = HERE / "csrc" / "cuda", HERE / "_build"
-LIBRARY = "liblavila_cuda.so"
-ARCHITECTURES = ("80", "87", "89", "90a", "100")
+SOURCES, OUT = CUDA_SOURCES, HERE / "_build"
 _WAY_OUT = 'run: pip install "lavila-fast[cuda-build]", or set CUDA_HOME'
-_FLAGS = "-std=c++17 -O3 -shared -cudart static -Xcompiler -fPIC,-fvisibility=hidden -Xlinker --exclude-libs,ALL"
+_LINK = "-shared -cudart static -Xcompiler -fPIC -Xlinker --exclude-libs,ALL"
 _ROW = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<sm>\d+)a?'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -62,38 +60,38 @@ def _places() -> Iterator[Path]:
             yield from sorted(Path(folder).glob("cu*/bin"), reverse=True)
 
 
-def build(out: Path = OUT, nvcc: Path | None = None) -> Path:
+def build_cuda(out: Path = OUT, nvcc: Path | None = None) -> Path:
     """Compile what changed into `out`, and give the library's path; beside it lies what ptxas said.
 
     Raises:
         KernelError: there is no nvcc, or it failed.
     """
-    library, sources = out / LIBRARY, sorted(SOURCES.iterdir())
-    if not sources:
+    library, key = out / CUDA_LIBRARY, sources_key(SOURCES)
+    if not key:
         raise KernelError(f"{SOURCES}: holds no CUDA sources; take a complete checkout or package")
-    newest = max(path.stat().st_mtime for path in sources)
-    made = [path.stat().st_mtime for path in (library, _log(library)) if path.is_file()]
-    if nvcc is None and len(made) == 2 and min(made) >= newest:
+    made = library.is_file() and _ptxas_log(library).is_file() and key.encode() in library.read_bytes()
+    if nvcc is None and made:
         return library
     nvcc = nvcc or find_nvcc()
     out.mkdir(parents=True, exist_ok=True)
-    fresh = library.with_suffix(f".{os.getpid()}")
-    command = [str(nvcc), *_FLAGS.split(), *_targets(nvcc), "-Xptxas", "-v", "--threads", "0", "-o", str(fresh)]
-    command += [str(path) for path in sources if path.suffix == ".cu"]
+    fresh = library.with_suffix(f".{os.getpid()}")  # by hand: kernels stand on the floor of `files`
+    flags = [*compiler_flags(SOURCES)["common"], f"-DLAVILA_CUDA_SOURCES={key}", *_LINK.split()]
+    command = [str(nvcc), *flags, *_targets(nvcc), "-Xptxas", "-v", "--threads", "0", "-o", str(fresh)]
+    command += map(str, sorted(SOURCES.glob("*.cu")))
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
     if done.returncode:
         fresh.unlink(missing_ok=True)
-        raise KernelError(f"{nvcc} failed: {_reason(done.stdout + done.stderr)}; {_WAY_OUT}")
+        raise KernelError(f"{nvcc} failed: {_nvcc_error(done.stdout + done.stderr)}; {_WAY_OUT}")
     fresh.replace(library)  # a process that has the old one open keeps it
-    _log(library).write_text(done.stdout + done.stderr)
+    _ptxas_log(library).write_text(done.stdout + done.stderr)
     return library
 
 
-def _log(library: Path) -> Path:
+def _ptxas_log(library: Path) -> Path:
     return library.with_suffix(".ptxas")
 
 
-def _reason(told: str) -> str:
+def _nvcc_error(told: str) -> str:
     lines = [line for line in told.splitlines() if line.strip()]
     return next((line for line in lines if "error" in line), lines[-1] if lines else "it said nothing")
 
@@ -101,20 +99,21 @@ def _reason(told: str) -> str:
 def _targets(nvcc: Path) -> list[str]:
     """Options for the architectures that this nvcc knows."""
     asked = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False)  # noqa: S603
-    known = [name for name in ARCHITECTURES if f"sm_{name.removesuffix('a')}" in asked.stdout.split()]
+    wanted = compiler_flags(SOURCES)["architectures"]
+    known = [name for name in wanted if f"sm_{name.removesuffix('a')}" in asked.stdout.split()]
     if not known:
-        raise KernelError(f"{nvcc}: knows none of sm_{', sm_'.join(ARCHITECTURES)}; it must be of CUDA 11.8 or newer")
+        raise KernelError(f"{nvcc}: knows none of sm_{', sm_'.join(wanted)}; it must be of CUDA 11.8 or newer")
     code = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in known]
     return [*code, f"-gencode=arch=compute_{known[-1]},code=compute_{known[-1]}"]
 
 
-def resources(out: Path = OUT) -> list[Resources]:
+def cuda_resources(out: Path = OUT) -> list[Resources]:
     """What each kernel takes on each architecture, compiled first where need be; spills in registers.
 
     Raises:
         KernelError: it cannot be compiled.
     """
-    told = _log(build(out)).read_text()
+    told = _ptxas_log(build_cuda(out)).read_text()
     rows = [
         Resources(
             f"cuda/{found['name']}",
@@ -134,7 +133,7 @@ def resources(out: Path = OUT) -> list[Resources]:
 def main(words: list[str]) -> int:
     """Of ``python -m lavila_fast.kernels.cuda_build``."""
     try:
-        rows = resources()
+        rows = cuda_resources()
     except KernelError as error:
         print(error, file=sys.stderr)
         return error.exit_code

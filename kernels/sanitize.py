@@ -35,7 +35,7 @@ _OPTIONS = {
 }
 
 
-def why_not() -> str:
+def missing_tools() -> str:
     """Why nothing can be sanitized here, or an empty string."""
     missing = [tool for tool in ("cmake", "g++") if shutil.which(tool) is None]
     if missing:
@@ -55,13 +55,13 @@ def widths() -> list[str]:
     return ["avx512", "avx2"] if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= native.cpu_flags() else ["avx2"]
 
 
-def build(sanitizer: str, width: str) -> Path:
+def build_sanitized(sanitizer: str, width: str) -> Path:
     """Compile library and program with a key of `SANITIZERS`; the folder that holds them.
 
     Raises:
         KernelError: it cannot be compiled here.
     """
-    if reason := why_not():
+    if reason := missing_tools():
         raise KernelError(reason)
     folder = OUT / sanitizer
     maker = ["-G", "Ninja"] if shutil.which("ninja") else []
@@ -96,10 +96,10 @@ def check_program(sanitizer: str, width: str, isa: str = "") -> str:
     Raises:
         KernelError: the sanitizer found something.
     """
-    return run(build(sanitizer, width) / f"lavila_check_{width}", {"LAVILA_ISA": isa} if isa else {})
+    return run_program(build_sanitized(sanitizer, width) / f"lavila_check_{width}", {"LAVILA_ISA": isa} if isa else {})
 
 
-def run(program: Path, environment: Mapping[str, str] | None = None) -> str:
+def run_program(program: Path, environment: Mapping[str, str] | None = None) -> str:
     """`judge` a sanitized program, at fixed addresses where its thread sanitizer cannot live with random ones."""
     try:
         return judge([str(program)], environment)
@@ -115,7 +115,7 @@ def check_tests(width: str, isa: str = "", tests: Sequence[str] = TESTS) -> str:
     Raises:
         KernelError: a test failed, or a sanitizer found something.
     """
-    folder = build("address", width)
+    folder = build_sanitized("address", width)
     files = [str(path) for name in tests if (path := ROOT / "tests" / name).is_file()]
     environment = {
         "LAVILA_NATIVE": str(folder),

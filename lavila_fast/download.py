@@ -23,7 +23,8 @@ import urllib3
 from tqdm import tqdm
 
 from lavila_fast.errors import DownloadError, InputError, StorageError
-from lavila_fast.files import locked, sync_folder
+from lavila_fast.files import locked, no_links, sync_folder
+from lavila_fast.shown import shown
 
 CHUNK = 1 << 20
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
@@ -31,10 +32,33 @@ ATTEMPTS = 3
 _BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
 
+def user_cache() -> Path | None:
+    """Where fetched files would live; None for a user without a home folder, who may not need any."""
+    given = os.environ.get("LAVILA_FAST_HOME")
+    try:
+        folder = os.path.expanduser(given or platformdirs.user_cache_dir("lavila_fast"))  # noqa: PTH111  # Path's raises
+    except RuntimeError:  # newer ones of platformdirs
+        return None
+    if folder.startswith("~") or not (given or os.path.isabs(folder)):  # noqa: PTH117
+        return None
+    return Path(folder)
+
+
 def cache_dir() -> Path:
-    """Where fetched files live: ``LAVILA_FAST_HOME``, or the user's cache folder."""
-    home = os.environ.get("LAVILA_FAST_HOME")
-    return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("lavila_fast"))
+    """Where fetched files live: ``LAVILA_FAST_HOME``, or the user's cache folder.
+
+    Raises:
+        InputError: there is no such place.
+    """
+    folder = user_cache()
+    if folder is None:
+        raise InputError("this user has no home folder to keep models in; set LAVILA_FAST_HOME to a folder for them")
+    return folder
+
+
+def is_there(path: Path | None) -> bool:
+    """Whether a file of the cache is there and may be looked at."""
+    return path is not None and os.path.isfile(path)  # noqa: PTH113  # Path's raises where a folder may not be entered
 
 
 def checksum_fits(path: Path, checksum: str) -> bool:
@@ -125,7 +149,7 @@ def _locked_part(dest: Path) -> Iterator[Path]:
 def _opened(part: Path) -> FileIO:
     """The part, positioned at its end."""
     try:
-        file = part.open("ab", buffering=0)
+        file = FileIO(part, "ab", opener=no_links)
     except OSError as error:
         raise StorageError(f"{part}: cannot be written ({error.strerror}); choose another folder") from error
     file.seek(0, os.SEEK_END)
@@ -202,7 +226,7 @@ def _require_room(part: FileIO, total: int | None) -> None:
 def _receive(part: FileIO, response: requests.Response, total: int | None, progress: bool) -> None:
     """Append the body as it was stored (never unpacked), and see that none of it is missing."""
     name = _path(part).name.removesuffix(".part")
-    bar = tqdm(total=total, initial=part.tell(), desc=name, unit="B", unit_scale=True, disable=not progress)
+    bar = tqdm(total=total, initial=part.tell(), desc=shown(name), unit="B", unit_scale=True, disable=not progress)
     with bar:
         for block in response.raw.stream(CHUNK, decode_content=False):
             _write(part, block)

@@ -7,6 +7,10 @@ ours.
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 
 class LavilaError(Exception):
     """Base of all errors that speak to a user."""
@@ -18,6 +22,16 @@ class InputError(LavilaError, ValueError):
     """An argument, option or list file that does not make sense."""
 
     exit_code = 2
+
+
+@contextlib.contextmanager
+def exit_with_line() -> Iterator[None]:
+    """For programs beside the command line: a `LavilaError` becomes its line and its exit code."""
+    try:
+        yield
+    except LavilaError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 class VideoError(LavilaError):
@@ -35,6 +49,10 @@ class CheckpointError(LavilaError):
     """Weights that are truncated, of another model, or not safe to load."""
 
     exit_code = 2
+
+
+class ModelNotFoundError(InputError, CheckpointError):
+    """A model or its vocabulary that is nowhere: a bad argument to some who ask, a bad checkpoint to others."""
 
 
 class BundleError(LavilaError):

@@ -15,27 +15,29 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
+from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import NarratorConfig, to_dict
-from lavila_fast.download import cache_dir
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
+from lavila_fast.errors import BundleError, InputError, VideoError
+from lavila_fast.files import sha256
 from lavila_fast.generate.ahead import PendingClip
 from lavila_fast.generate.options import Options, Written
 from lavila_fast.generate.randomness import clip_key
 from lavila_fast.generate.write import write
-from lavila_fast.presets import CHECKPOINTS
+from lavila_fast.presets import CLIP_SECONDS
+from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
+from lavila_fast.video.children.pool import SERVES, Children
+from lavila_fast.video.content import content_id
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
-ASSETS = Path(__file__).resolve().parent / "assets"
-CLIP_SECONDS = 2.0
 ABOUT = ("MODEL_CARD.md", "parity.json", "parity.html")  # files of a bundle that only tell of it
 
 
@@ -50,7 +52,7 @@ class Narrator:
         fingerprint: Changes when weights, graphs, vocabulary or the engine's identity do; narrations of two narrators
             with one fingerprint can stand in one file.
         note: What a user should know before believing a word.
-        decoder: What decodes video: one of `video.decoders.DECODERS`.
+        decoder: What decodes video: one of `video.names.DECODERS`.
     """
 
     runtime: NarratorRuntime
@@ -78,6 +80,8 @@ class Narrator:
         engine: str = "auto",
         precision: str | None = None,
         decoder: str = "auto",
+        batch: int | None = None,
+        samples: int | None = None,
     ) -> Narrator:
         """Open a narrator.
 
@@ -91,38 +95,37 @@ class Narrator:
             precision: Of ``torch-cuda``, one of `quant.low_bit.CHOICES`; None is ``bf16``.
             decoder: What decodes video: ``auto``, ``pyav``, ``dali``, ``pynvvideocodec`` or ``torchcodec``; ``auto`` is
                 the GPU's where the narrator runs on one and its decoder serves the file.
+            batch: Clips in flight, for an engine whose shape is fixed from the start (``torch-cuda``); None lets it
+                follow from the size of the GPU. The shape is part of the fingerprint.
+            samples: A clip, for the same; None is 10.
 
         Raises:
             InputError, BundleError, CheckpointError: with what to do.
         """
-        folder = ASSETS / source if isinstance(source, str) and (ASSETS / source / MANIFEST).is_file() else Path(source)
-        if folder.is_dir():
-            if tokenizer:
-                raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
-            return cls._from_bundle(open_bundle(folder), threads, engine, precision)._with_decoder(decoder)
-        row = CHECKPOINTS.get(str(source))
-        path = cache_dir() / row.relative if row and row.url else folder
-        if not path.is_file():
-            raise InputError(_not_found(str(source), path))
-        return cls._from_checkpoint(path, threads, tokenizer, engine, precision)._with_decoder(decoder)
+        how = {"engine": engine, "threads": threads, "precision": precision, "batch": batch, "samples": samples}
+        path = find_model(source)
+        if not path.is_dir():
+            return cls._from_checkpoint(path, tokenizer, how)._with_decoder(decoder)
+        if tokenizer:
+            raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
+        return cls._from_bundle(open_bundle(path), how)._with_decoder(decoder)
 
     @classmethod
-    def _from_bundle(cls, bundle: Bundle, threads: int | None, engine: str, precision: str | None) -> Narrator:
+    def _from_bundle(cls, bundle: Bundle, how: dict[str, Any]) -> Narrator:
         config, told = bundle.narrator, bundle.tokenizer.get("narrator")
         if not told:
             raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
         tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
-        runtime = open_runtime(bundle, engine, threads, precision)
+        runtime = open_runtime(bundle, **how)
         fingerprint = f"{_fingerprint(bundle)}, {runtime.identity}"
         return cls(runtime, tokenizer, bundle.clip_seconds, fingerprint, bundle.note)
 
     @classmethod
-    def _from_checkpoint(
-        cls, path: Path, threads: int | None, tokenizer: str | Path | None, engine: str, precision: str | None
-    ) -> Narrator:
-        runtime = open_checkpoint(path, engine, threads, precision)
-        words = load_tokenizer(tokenizer or _vocabulary_beside(path), "gpt2", runtime.config.max_tokens)
-        return cls(runtime, words, CLIP_SECONDS, f"{sha256(path)[:16]}, {runtime.identity}")
+    def _from_checkpoint(cls, path: Path, tokenizer: str | Path | None, how: dict[str, Any]) -> Narrator:
+        runtime = open_checkpoint(path, **how)
+        words = find_vocabulary(path, "gpt2", runtime.config.max_tokens, tokenizer or None)
+        both = hashlib.sha256(f"{sha256(path)} {words.digest}".encode()).hexdigest()[:16]
+        return cls(runtime, words, CLIP_SECONDS, f"{both}, {runtime.identity}")
 
     def _with_decoder(self, decoder: str) -> Narrator:
         file_reader(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
@@ -138,16 +141,35 @@ class Narrator:
         """Where frames are wanted: ``cpu``, or the GPU of an engine that takes them there."""
         return self.runtime.device
 
-    def read(self, source: VideoSource, clips: Sequence[Clip], threads: int = 1) -> Iterator[DecodedClip]:
+    def read(
+        self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: Children | None = None
+    ) -> Iterator[DecodedClip]:
         """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
+
+        Args:
+            source: The video.
+            clips: Clips of it.
+            threads: See `video.reader.read_clips`.
+            children: Processes that decode; None decodes in this one.
 
         Raises:
             VideoError: see `video.reader.read_clips`.
         """
         vision = self.config.vision
         transform = FrameTransform(vision.img, vision.mean, vision.std)
-        where = {"decoder": self.decoder, "device": self.device}
-        yield from read_clips(source, clips, vision.frames, transform, threads, **where)
+        content = source.content or content_id(source.path)
+        if children:
+            decoded = children.read(source, clips, vision.frames, transform, threads)
+        else:
+            where = {"decoder": self.decoder, "device": self.device}
+            decoded = read_clips(source, clips, vision.frames, transform, threads, **where)
+        for one in decoded:
+            yield replace(one, content=content)
+
+    @property
+    def can_isolate(self) -> bool:
+        """Whether its videos are such that `Children` decode them: by PyAV, for the CPU."""
+        return self.device == "cpu" and self.decoder in ("auto", "pyav") and SERVES
 
     def narrate_clips(
         self,
@@ -162,7 +184,8 @@ class Narrator:
         Args:
             decoded: Clips from `read`, taken lazily, at most `batch` ahead of what has been written.
             options: How to write.
-            batch: Clips in flight. It changes speed and memory, never a result.
+            batch: Clips in flight. It changes speed and memory, never a result; ``torch-cuda`` keeps the number it was
+                opened with.
             frame_times: Say when the frames that were seen are shown (`Narration.frames`).
 
         Yields:
@@ -171,14 +194,14 @@ class Narrator:
         options = options or Options()
         pending = (
             PendingClip(
-                (n, one.clip, _frames(one) if frame_times else None),
-                clip_key(options.seed, one.clip.video, one.clip.start),
+                (n, one.clip, _Seen(one.damaged, _frames(one) if frame_times else None)),
+                clip_key(options.seed, _drawn_by(one), one.clip.start),
                 one.frames,
             )
             for n, one in enumerate(decoded)
         )
-        for clip, frames, sentences in _in_order(write(self.runtime, pending, options, batch)):
-            yield [self._narration(clip, i, one, frames) for i, one in enumerate(sentences)]
+        for clip, seen, sentences in _in_order(write(self.runtime, pending, options, batch)):
+            yield [self._narration(clip, i, one, seen) for i, one in enumerate(sentences)]
 
     def narrate(
         self,
@@ -189,6 +212,7 @@ class Narrator:
         options: Options | None = None,
         batch: int = 8,
         frame_times: bool = False,
+        children: Children | None = None,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
 
@@ -199,18 +223,19 @@ class Narrator:
             options: How to write.
             batch: See `narrate_clips`.
             frame_times: See `narrate_clips`.
+            children: See `read`.
 
         Raises:
             VideoError: the video cannot be read, or (after all that could be) not to its end.
         """
-        source = VideoSource(str(path), Path(path))
+        source = VideoSource(str(path), Path(path), look=children.look if children else None)
         length = clip_seconds or self.clip_seconds
         clips = list(expand_windows(source, length, stride_seconds or length))
         trouble: list[VideoError] = []
 
         def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
             try:
-                yield from self.read(source, clips)
+                yield from self.read(source, clips, children=children)
             except VideoError as error:
                 trouble.append(error)
 
@@ -219,14 +244,27 @@ class Narrator:
         if trouble:
             raise trouble[0]
 
-    def _narration(self, clip: Clip, sample: int, one: Written, frames: tuple[float, ...] | None) -> Narration:
+    def _narration(self, clip: Clip, sample: int, one: Written, seen: _Seen) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
-        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob, frames)
+        scores = one.perplexity, one.logprob
+        return Narration(clip.video, clip.start, clip.end, sample, text, *scores, seen.damaged, seen.frames)
+
+
+class _Seen(NamedTuple):
+    """What is told of a clip's frames: whether substitutes stand among them, and if asked for, when they are shown."""
+
+    damaged: bool
+    frames: tuple[float, ...] | None
 
 
 def _frames(one: DecodedClip) -> tuple[float, ...]:
     """When its frames are shown, to the millisecond."""
-    return tuple(round(time, 3) for time in one.times)
+    return tuple(round(float(time), 3) for time in one.times)
+
+
+def _drawn_by(one: DecodedClip) -> str:
+    """What a clip's random numbers go by: which video it is, or where nobody knows, the name it has."""
+    return one.content or one.clip.video
 
 
 def _fingerprint(bundle: Bundle) -> str:
@@ -236,38 +274,15 @@ def _fingerprint(bundle: Bundle) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-Times = tuple[float, ...] | None
+Owner = tuple[int, Clip, _Seen]
 
 
-def _in_order(
-    written: Iterator[tuple[tuple[int, Clip, Times], list[Written]]],
-) -> Iterator[tuple[Clip, Times, list[Written]]]:
+def _in_order(written: Iterator[tuple[Owner, list[Written]]]) -> Iterator[tuple[Clip, _Seen, list[Written]]]:
     """Clips finish in any order; give them out in that of their numbers."""
-    waiting: dict[int, tuple[Clip, Times, list[Written]]] = {}
+    waiting: dict[int, tuple[Clip, _Seen, list[Written]]] = {}
     turn = 0
-    for (number, clip, frames), sentences in written:
-        waiting[number] = clip, frames, sentences
+    for (number, clip, seen), sentences in written:
+        waiting[number] = clip, seen, sentences
         while turn in waiting:
             yield waiting.pop(turn)
             turn += 1
-
-
-def _not_found(source: str, path: Path) -> str:
-    row = CHECKPOINTS.get(source)
-    if row and row.url:
-        return f"{source}: not fetched yet ({path}); run: lavila-fast models pull {source}"
-    return f"{source}: neither a model's name nor a bundle folder or checkpoint; see: lavila-fast models list"
-
-
-def _vocabulary_beside(path: Path) -> Path:
-    """Where a checkpoint's GPT-2 vocabulary is: beside it, or in the cache."""
-    own = path.with_name(path.stem + ".tokenizer.json")
-    if own.is_file():
-        return own
-    for folder in (path.parent, cache_dir() / "tokenizers" / "gpt2"):
-        if list(folder.glob("*vocab.json")) and list(folder.glob("*merges.txt")):
-            return folder
-    raise CheckpointError(
-        f"{path}: no vocabulary beside it; give --tokenizer FOLDER (with vocab.json and merges.txt), "
-        "or fetch one: lavila-fast models pull narrator-base"
-    )

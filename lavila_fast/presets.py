@@ -29,6 +29,7 @@ from lavila_fast.config import (
 )
 from lavila_fast.errors import InputError
 
+CLIP_SECONDS = 2.0  # that every released checkpoint was trained on, about
 BASE = VisionConfig()
 LARGE = VisionConfig(patch=14, dim=1024, depth=24, heads=16)
 LARGE_336 = replace(LARGE, img=336)
@@ -334,6 +335,12 @@ def vocabulary_files(config: ModelConfig) -> tuple[VocabularyFile, ...]:
     return tuple(row for row in _VOCABULARY_FILES if row.kind == tokenizer_kind(config))
 
 
+def hint(name: str) -> str:
+    """What somebody may have meant who wrote a name that no model has."""
+    near = get_close_matches(name, [*CHECKPOINTS, *VARIANTS], 3, 0.4)
+    return f"did you mean {' or '.join(near)}?" if near else "`lavila-fast models list` has them all"
+
+
 def config_for(name: str, frames: int | None = None) -> ModelConfig:
     """Sizes of a checkpoint or variant.
 
@@ -345,8 +352,6 @@ def config_for(name: str, frames: int | None = None) -> ModelConfig:
         InputError: no such name.
     """
     if name not in CHECKPOINTS and name not in VARIANTS:
-        near = get_close_matches(name, [*CHECKPOINTS, *VARIANTS], 3, 0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`lavila-fast models list` has them all"
-        raise InputError(f"no model is called {name!r}; {hint}")
+        raise InputError(f"no model is called {name!r}; {hint(name)}")
     config = CHECKPOINTS[name].config if name in CHECKPOINTS else VARIANTS[name]
     return config if frames is None else replace(config, vision=replace(config.vision, frames=frames))

@@ -56,7 +56,8 @@ def tiny_bundle(tmp_path_factory, tiny_model):
     pytest.importorskip("onnxscript")
     from tiny import tokenizer
 
-    from lavila_fast.export.build import ExportOptions, export_model
+    from lavila_fast.export.build import export_model
+    from lavila_fast.export.options import ExportOptions
     from lavila_fast.models.load import save_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny")

@@ -15,14 +15,14 @@ import pytest
 pytest.importorskip("triton")
 
 from lavila_fast.bench.kernels import problems, resource_table
-from lavila_fast.kernels.aot import ARCHITECTURES, MODULES, Resources, table, variants
+from lavila_fast.kernels.aot import ARCHITECTURES, MODULES, Resources, triton_resources, variants
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Resources]:
-    return table()
+    return triton_resources()
 
 
 @pytest.mark.timeout(900)

@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scribe import narrate
+from test_video_coded import write_video
 
-from lavila_fast.archive.decoding import Decoders, Ended
+from lavila_fast.archive.decoding import Decoders, EndOfVideo
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
-from lavila_fast.archive.identity import LISTED, Identity, difference, windows
+from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
 from lavila_fast.archive.inputs import Job, find_clips, find_videos
-from lavila_fast.archive.journal import Journal, parse
-from lavila_fast.archive.outputs import Output, choose_output, name_files
-from lavila_fast.archive.request import Request
+from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.names import name_files
+from lavila_fast.archive.outputs import Output, choose_output
+from lavila_fast.archive.rows import parse
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
@@ -119,7 +122,7 @@ OLD = {
 
 
 def identity(**changes: Any) -> dict[str, Any]:
-    same = Identity("nano", "0123456789abcdef", Options(samples=2), windows(2, 2))
+    same = Identity("nano", "0123456789abcdef", Options(samples=2), describe_windows(2, 2))
     return replace(same, **changes).settings()
 
 
@@ -215,6 +218,17 @@ def test_csv() -> None:
         (one.video, one.start, one.sample, one.text) for clip in CLIPS for one in clip
     ]
     assert rows[0]["perplexity"] == "12.3457"
+
+
+def test_damage_is_told_in_jsonl_and_leaves_csv_s_columns_alone() -> None:
+    clip = [[replace(row, damaged=True) for row in CLIPS[0]]]
+    values = json.loads(written("jsonl", clip).splitlines()[0])
+    assert list(values)[-1] == "damaged"
+    assert values["damaged"] is True
+    assert written("csv", clip) == written("csv", CLIPS[:1])
+    back = parse(written("jsonl", clip).splitlines(keepends=True)[0])
+    assert back is not None
+    assert back.damaged
 
 
 def test_srt_and_vtt() -> None:
@@ -332,18 +346,36 @@ def test_output_errors(output: str, format: str | None) -> None:
 
 def test_names_of_files_never_collide() -> None:
     videos = ["a/x.mp4", "a/x.mkv", "b/x.mp4", "y.mp4", "/a/x.mp4", "X.MKV.mp4"]
-    files = name_files(Path("out"), videos, "srt")
-    assert files["y.mp4"] == Path("out/y.srt")
-    assert files["X.MKV.mp4"] == Path("out/X.MKV.srt")
-    assert files["a/x.mkv"] == Path("out/a_x.mkv.srt")
-    assert files["b/x.mp4"] == Path("out/b_x.mp4.srt")
-    assert len({str(path).lower() for path in files.values()}) == len(files) == 6
+    files = name_files(videos, ".srt")
+    assert files["y.mp4"] == "y.srt"
+    assert files["X.MKV.mp4"] == "X.MKV.srt"
+    assert files["a/x.mkv"] == "a_x.mkv.srt"
+    assert files["b/x.mp4"] == "b_x.mp4.srt"
+    assert len({name.lower() for name in files.values()}) == len(files) == 6
 
 
-def test_a_limit_on_pixels_reaches_each_video(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"x")
-    found = Request((str(tmp_path),), Options(), max_pixels=5).find()
-    assert [job.source.max_pixels for job in found.jobs] == [5]
+@pytest.mark.parametrize("output", ["-", "out.jsonl"])
+def test_a_limit_on_pixels_reaches_each_video(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("v.mp4"), 10, size=(64, 32))
+    allowed, _ = narrate("v.mp4", output=output, max_pixels=64 * 32, overwrite=True)
+    assert (allowed.clips, allowed.failed) == (1, [])
+    refused, _ = narrate("v.mp4", output=output, max_pixels=64 * 32 - 1, overwrite=True)
+    assert "more than the 2047 allowed" in refused.failed[0]
+
+
+def test_copied_and_renamed_rows_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("a.mp4"), 100, size=(64, 32))
+    Path("b.mp4").write_bytes(Path("a.mp4").read_bytes())
+    told = [0.24, 0.72, 1.2, 1.72]
+    for names in (["a.mp4", "b.mp4"], ["moved.mp4", "b.mp4"]):
+        if "moved.mp4" in names:
+            Path("a.mp4").rename("moved.mp4")
+        narrate(*names, output="out.jsonl", frame_times=True)
+        found = [parse(line) for line in Path("out.jsonl").read_bytes().splitlines(keepends=True)]
+        assert {row.video for row in found if row} == set(names)
+        assert [row.frames for row in found if row and row.start == 0] == [pytest.approx(told)] * 2
 
 
 # --- decoding threads ------------------------------------------------------------------------------------------------
@@ -373,7 +405,7 @@ def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
         yield DecodedClip(clip, np.zeros(1))
 
 
-def events(videos: Sequence[str], workers: int) -> list[DecodedClip | Ended]:
+def events(videos: Sequence[str], workers: int) -> list[DecodedClip | EndOfVideo]:
     jobs = [Job(VideoSource(name, Path(name))) for name in videos]
     decoders = Decoders(jobs, Plan(), read, workers, room=2)
     try:
@@ -386,16 +418,16 @@ def events(videos: Sequence[str], workers: int) -> list[DecodedClip | Ended]:
 def test_every_video_ends_once_after_its_clips(workers: int) -> None:
     videos = ["a", "bug", "done", "unmeasurable", "b", "c"]
     seen = events(videos, workers)
-    ends = {e.video: e.failure for e in seen if isinstance(e, Ended)}
+    ends = {e.video: e.failure for e in seen if isinstance(e, EndOfVideo)}
     assert set(ends) == set(videos)
     assert len(seen) == len(videos) + 3 * 3 + 1
     assert ends["a"] is ends["done"] is None
     assert "bug: unexpected ZeroDivisionError: oh" in (ends["bug"] or "")
     assert "is odd" in (ends["unmeasurable"] or "")
     for video in "abc":
-        mine = [e for e in seen if (e.video if isinstance(e, Ended) else e.clip.video) == video]
+        mine = [e for e in seen if (e.video if isinstance(e, EndOfVideo) else e.clip.video) == video]
         assert [e.clip.start for e in mine[:-1] if isinstance(e, DecodedClip)] == [0, 1, 2]
-        assert isinstance(mine[-1], Ended)
+        assert isinstance(mine[-1], EndOfVideo)
 
 
 def test_running_out_of_memory_ends_the_run() -> None:

@@ -16,9 +16,9 @@ from tiny import LIMIT, config, tasks, videos
 from tiny import narrator as tiny_narrator
 
 from lavila_fast.bench import flops
-from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate
+from lavila_fast.bench.controlled import Controlled, Watched, draw_lengths, narrate_videos
 from lavila_fast.bench.peak import gemm_peak
-from lavila_fast.bench.run import Setting, Subject, bench
+from lavila_fast.bench.run import Setting, Subject, measure_model
 from lavila_fast.bench.timing import Piece, in_subprocess, in_turns, machine, medians, peak_rss, percentiles, stamp
 from lavila_fast.cli.bench import bench as command
 from lavila_fast.cli.main import run
@@ -31,7 +31,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
 from lavila_fast.bench import engine_figures as figures  # noqa: E402  # these need torch
-from lavila_fast.bench.contestants import GROUPS, PREFIXES, Contest, Run  # noqa: E402
+from lavila_fast.bench.contestants import CONTESTANTS, PREFIXES, Contest, TimedRun  # noqa: E402
 from lavila_fast.bench.engines import main as engines_command  # noqa: E402
 from lavila_fast.bench.report import engines_table  # noqa: E402
 
@@ -48,7 +48,7 @@ ODD = NarratorConfig(
 def small_products():
     """A peak is not what is tested here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lavila_fast.bench.peak.SIZES", ((64, 256, 256), (256, 256, 256)))
+        patch.setattr("lavila_fast.bench.peak.GEMM_SIZES", ((64, 256, 256), (256, 256, 256)))
         yield
 
 
@@ -64,9 +64,9 @@ def counted(work):
 
 @pytest.fixture(scope="module")
 def odd_model():
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
-    return Narrator(ODD).eval()
+    return NarratorModel(ODD).eval()
 
 
 def test_encoder_operations_are_those_pytorch_counts(odd_model):
@@ -80,7 +80,7 @@ def test_encoder_operations_are_those_pytorch_counts(odd_model):
     assert flops.timesformer(ODD.vision) + flops.pool(ODD) == seen - folded
     tokens = torch.zeros(1, ODD.queries, ODD.text.n_embd)
     assert flops.cross_keys_values(ODD) == counted(lambda: odd_model.text_decoder.keys_values(tokens))
-    assert flops.encode(ODD) == seen - folded + flops.cross_keys_values(ODD)
+    assert flops.encode_clip(ODD) == seen - folded + flops.cross_keys_values(ODD)
 
 
 @pytest.mark.parametrize("past", [1, 9])
@@ -111,7 +111,7 @@ def test_uncached_operations_are_those_pytorch_counts(odd_model):
 def test_operations_of_the_real_size_are_known():
     """The figures that the design was made with: 0.18 TFLOP a clip, 0.39 GFLOP a token."""
     base = NarratorConfig()
-    assert flops.encode(base) == pytest.approx(0.18e12, rel=0.1)
+    assert flops.encode_clip(base) == pytest.approx(0.18e12, rel=0.1)
     assert flops.step(base, 12) == pytest.approx(0.39e9, rel=0.1)
 
 
@@ -178,7 +178,7 @@ def test_sentences_get_the_lengths_they_were_given(tiny_engines):
 
 def test_narrate_counts_clips_and_tokens(tiny_engines):
     runtime = Controlled(tiny_engines["torch"], [4] * 4)
-    assert narrate(runtime, iter(videos(2)[:, None]), Options(samples=2), 2) == (2, 16)
+    assert narrate_videos(runtime, iter(videos(2)[:, None]), Options(samples=2), 2) == (2, 16)
 
 
 def test_machine_stamp_names_what_matters():
@@ -214,7 +214,7 @@ def test_gemm_peak_is_what_a_product_takes():
 @pytest.fixture(scope="module")
 def result(tiny_bundle):
     setting = Setting(str(tiny_bundle), threads=1, batches=(1, 3), samples=4, tokens=6, repeats=3)
-    return bench(setting, "lavila-fast bench tiny", lambda _: None)
+    return measure_model(setting, "lavila-fast bench tiny", lambda _: None)
 
 
 def test_bench_figures_fit_together(result):
@@ -235,9 +235,9 @@ def test_bench_shares_are_those_of_the_seconds(result):
     best = max(result["throughput"], key=lambda row: row["clips_per_s"])
     share, spent = result["share"], best["seconds_a_clip"]
     peak = result["peaks"]["fp32"]["gflops"]
-    assert share["encoder"]["gflop"] == pytest.approx(flops.encode(config()) / 1e9)
+    assert share["encoder"]["gflop"] == pytest.approx(flops.encode_clip(config()) / 1e9)
     assert share["encoder"]["percent_of_peak"] == pytest.approx(
-        100 * flops.encode(config()) / spent["encode"] / 1e9 / peak
+        100 * flops.encode_clip(config()) / spent["encode"] / 1e9 / peak
     )
     assert 0 < share["decoder"]["percent_of_peak"] < 100
 
@@ -299,7 +299,7 @@ def rows_of(times):
     """What the figures make of a few engines' seconds: rows of narrations and of encoders."""
     contest = Contest(SimpleNamespace(config=NarratorConfig()), None, 1)
     for engine in ("native int8", "onnxruntime int8", "native fp32", "huggingface fp32"):
-        run = Run(engine, "77", 2, 2, [{"encode": 0.2, "join": 0.02, "step": 0.5, "sample": 0.1}])
+        run = TimedRun(engine, "77", 2, 2, [{"encode": 0.2, "join": 0.02, "step": 0.5, "sample": 0.1}])
         contest.runs[f"{engine} run"] = run
         contest.encoders[engine] = 1, engine.split()[1]
     contest.encoders["openvino int8, throughput"] = 4, "int8"
@@ -313,7 +313,7 @@ def test_headline_follows_from_the_seconds():
     times |= {"huggingface fp32 run": [20.0], "encode, native int8": [0.5], "encode, native fp32": [2.0]}
     times |= {"encode, openvino int8, throughput": [2.4]}
     narrated, encoded = rows_of(times)
-    told = figures.headline(narrated, encoded, {"parity_int8_sentence_points": 0.2}, {"why": "not"})
+    told = figures.engines_headline(narrated, encoded, {"parity_int8_sentence_points": 0.2}, {"why": "not"})
     assert told["speedup_int8_77_tokens"] == pytest.approx(77 / (1.5 / 2))
     assert told["speedup_int8_77_tokens_onnxruntime"] == pytest.approx(77 / 2)
     assert told["speedup_fp32_77_tokens"] == pytest.approx(77 / 2.5)
@@ -321,7 +321,7 @@ def test_headline_follows_from_the_seconds():
     assert told["speedup_int8_12_tokens"] is None  # not measured
     assert told["encoder_int8_vs_fp32"] == pytest.approx(4)
     assert told["encoder_int8_vs_openvino_int8"] == pytest.approx(0.6 / 0.5)
-    operations = flops.encode(NarratorConfig())
+    operations = flops.encode_clip(NarratorConfig())
     assert told["encoder_int8_percent_of_peak"] == pytest.approx(100 * operations / 0.5 / 400e9)
     assert (told["parity_int8_sentence_points"], told["parity_fp16_sentence_points"]) == (0.2, None)
     assert told["missing"] == {"why": "not"}
@@ -336,7 +336,7 @@ def test_readme_table_is_of_the_result():
     narrated, encoded = rows_of(times)
     result = {"what": "sizes", "machine": {"cpu": "2 × CPU", "isa": ["avx2", "amx_int8"]}, "uncached": {"clip_s": 77.0}}
     result |= {"narration": narrated, "encoder": encoded, "peaks": {"int8": {"gflops": 400.0}}}
-    table = engines_table({**result, "headline": figures.headline(narrated, encoded, {}, {})})
+    table = engines_table({**result, "headline": figures.engines_headline(narrated, encoded, {}, {})})
     assert "| lavila_fast, native engine, INT8 | 0.75 | 103× | – | – |" in table
     assert "ONNX Runtime" not in table  # not measured
     assert "(AMX-INT8)" in table
@@ -344,7 +344,7 @@ def test_readme_table_is_of_the_result():
 
 
 def test_nothing_is_invented_where_nothing_was_measured():
-    told = figures.headline([], [], {}, {"native int8": "no compiler"})
+    told = figures.engines_headline([], [], {}, {"native int8": "no compiler"})
     assert {told[key] for key in figures.HEADLINES} == {None}
 
 
@@ -358,7 +358,7 @@ def test_all_engines_run_side_by_side(monkeypatch, tmp_path):
     monkeypatch.setattr("lavila_fast.bench.engines.random_narrator", lambda: model)
     out = tmp_path / "engines.json"
     arguments = ["--threads", "1", "--repeats", "1", "--clips", "50", "-o", str(out)]
-    groups = [word for group in GROUPS if group != "parity" for word in ("--only", group)]
+    groups = [word for group in CONTESTANTS if group != "parity" for word in ("--only", group)]
     told = CliRunner().invoke(engines_command, [*arguments, *groups], catch_exceptions=False)
     assert told.exit_code == 0
     last = json.loads(told.stdout.strip().splitlines()[-1])

@@ -199,7 +199,7 @@ def test_a_truncated_file(bundle, tiny_model, name):
 
 
 def test_a_folder_of_ones_own_is_not_overwritten(tmp_path, tiny_bundle):
-    from lavila_fast.export.build import ExportOptions
+    from lavila_fast.export.options import ExportOptions
 
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not a bundle"):

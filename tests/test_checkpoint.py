@@ -44,7 +44,7 @@ from lavila_fast.models.load import (  # noqa: E402
     load_narrator,
     save_checkpoint,
 )
-from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.models.text_towers import DistilBert  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
 from lavila_fast.presets import VARIANTS  # noqa: E402
@@ -81,7 +81,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_released_layout_and_bare_state_dict(tmp_path, prefix):
-    model = Narrator(NARRATOR)
+    model = NarratorModel(NARRATOR)
     loaded = load_narrator(released(model, tmp_path / "a.pth", prefix), NARRATOR)
     assert same(loaded, model)
     assert not loaded.training
@@ -97,7 +97,7 @@ def test_legacy_file_that_is_no_zip(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_float32(tmp_path, dtype):
-    model = Narrator(NARRATOR)
+    model = NarratorModel(NARRATOR)
     path = released(model.to(dtype), tmp_path / "half.pth")
     loaded = load_narrator(path, NARRATOR)
     assert {t.dtype for t in loaded.state_dict().values()} == {torch.float32}
@@ -105,7 +105,7 @@ def test_other_precisions_become_float32(tmp_path, dtype):
 
 
 def test_buffers_without_information_and_tied_head_are_not_needed(tmp_path):
-    model = Narrator(NARRATOR)
+    model = NarratorModel(NARRATOR)
     mask = torch.ones(1, 1, 12, 12).tril()
     extra = {f"text_decoder__transformer__h__{i}__attn__bias": mask for i in range(3)}
     extra["text_decoder__transformer__h__0__crossattention__masked_bias"] = torch.tensor(-1e4)
@@ -259,7 +259,7 @@ def test_own_format_round_trip_in_a_bundle(tmp_path, config):
 
 
 def test_convert_keeps_half_precision_and_is_strict(tmp_path):
-    model = Narrator(NARRATOR).half()
+    model = NarratorModel(NARRATOR).half()
     source = released(model, tmp_path / "half.pth")
     output = convert_checkpoint(source, tmp_path / "n.safetensors", NARRATOR)
     assert {t.dtype for t in read_weights(output).tensors.values()} == {torch.float16}

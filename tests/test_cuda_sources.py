@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 
@@ -12,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lavila_fast.errors import KernelError  # noqa: E402
-from lavila_fast.kernels import cuda_build  # noqa: E402
+from lavila_fast.kernels import cuda_build, libraries  # noqa: E402
 from lavila_fast.kernels.preprocess import check_cuda, cuda  # noqa: E402
 from lavila_fast.kernels.preprocess.check_cuda import MEAN, STD  # noqa: E402
 from lavila_fast.kernels.preprocess.cuda import Surface  # noqa: E402
@@ -52,7 +53,7 @@ def compiled():
         cuda_build.find_nvcc()
     except KernelError as error:
         pytest.skip(str(error))
-    return cuda_build.build()
+    return cuda_build.build_cuda()
 
 
 def flat(surfaces, places):
@@ -63,7 +64,7 @@ def flat(surfaces, places):
 
 @pytest.mark.parametrize("size", [16, 33])
 def test_arithmetic_is_the_references(on_host, size):
-    assert on_host.frame_bytes() == ctypes.sizeof(cuda.Frame)
+    assert on_host.frame_bytes() == ctypes.sizeof(cuda.FrameDescriptor)
     surfaces = list(check_cuda.cases(((64, 48), (50, 120), (8, 8), (130, 66))))
     places = [(i // 4, (i + 1) % 4) for i in range(len(surfaces))]
     wanted = torch.zeros(len(surfaces) // 4, 3, 4, size, size)
@@ -127,7 +128,7 @@ def test_ten_bit_rows_begin_at_even_addresses():
 
 
 def test_compiles_for_all_architectures_without_spills(compiled):
-    rows = cuda_build.resources()
+    rows = cuda_build.cuda_resources()
     names = {"cuda/preprocess_f32", "cuda/preprocess_f16", "cuda/preprocess_bf16"}
     assert {(row.name, row.architecture) for row in rows} == {(n, a) for n in names for a in (80, 87, 89, 90, 100)}
     assert len(rows) == 15
@@ -135,14 +136,35 @@ def test_compiles_for_all_architectures_without_spills(compiled):
         assert row.spills == row.stack == row.shared == 0
         assert 16 < row.registers <= 64  # 8 blocks of 128 threads find room on a multiprocessor
     before = compiled.stat().st_mtime_ns
-    assert cuda_build.build().stat().st_mtime_ns == before  # nothing changed, nothing is compiled
+    assert cuda_build.build_cuda().stat().st_mtime_ns == before  # nothing changed, nothing is compiled
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_library_loads_and_says_that_there_is_no_device(compiled):
-    cuda._load.cache_clear()  # it may have been looked for before it was compiled
+    cuda._load_cuda.cache_clear()  # it may have been looked for before it was compiled
     assert cuda.why_not().startswith("CUDA finds no device here: ")
     assert "\n" not in cuda.why_not()
+
+
+def test_a_library_of_other_sources_is_left_alone_and_compiled_anew(compiled, tmp_path, monkeypatch):
+    """Their age says nothing: a checkout gives old sources a new time, a copy of a folder new sources an old one."""
+    key = libraries.sources_key(libraries.CUDA_SOURCES)
+    found, reason = libraries.open_library(compiled, "lv_cuda", cuda.INTERFACE, key, "it")
+    assert (found.lv_cuda_sources().decode(), reason) == (key, "")
+    changed = tmp_path / "cuda"
+    shutil.copytree(libraries.CUDA_SOURCES, changed)
+    (changed / "pixel.h").write_text((changed / "pixel.h").read_text() + "\n")
+    for path in changed.iterdir():
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(cuda, "CUDA_SOURCES", changed)
+    monkeypatch.setattr(cuda, "library_folders", lambda: [compiled.parent])
+    monkeypatch.setattr(cuda_build, "SOURCES", changed)
+    monkeypatch.setattr(cuda_build, "find_nvcc", lambda: tmp_path / "nvcc")
+    cuda._load_cuda.cache_clear()
+    assert cuda.why_not().endswith("was compiled from other sources than are here; run: " + cuda._BUILD_COMMAND)
+    cuda._load_cuda.cache_clear()
+    with pytest.raises(FileNotFoundError):  # it sets out to compile: there is no such nvcc
+        cuda_build.build_cuda(compiled.parent)
 
 
 def test_ways_to_fail_say_a_way_out(tmp_path, monkeypatch):
@@ -156,13 +178,13 @@ def test_ways_to_fail_say_a_way_out(tmp_path, monkeypatch):
     nvcc.chmod(0o755)
     assert cuda_build.find_nvcc() == nvcc
     with pytest.raises(KernelError, match="error: too old"):
-        cuda_build.build(tmp_path / "out")
+        cuda_build.build_cuda(tmp_path / "out")
     nvcc.write_text("#!/bin/sh\necho sm_35")
     with pytest.raises(KernelError, match="newer"):
-        cuda_build.build(tmp_path / "out")
+        cuda_build.build_cuda(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_is_the_reference(compiled):
-    assert check_cuda.check()["good"]
+    assert check_cuda.check_preprocess()["good"]

@@ -22,8 +22,10 @@ from lavila_fast.evaluate.clips import action_of  # noqa: E402
 from lavila_fast.kitchen.world import all_actions  # noqa: E402
 from lavila_fast.records import Clip  # noqa: E402
 from lavila_fast.train.dali_data import ListBatches, ListConfig, _Draws, open_list, read_sentences  # noqa: E402
-from lavila_fast.train.loop import Run  # noqa: E402
+from lavila_fast.train.loop import TrainingRun  # noqa: E402
 from lavila_fast.train.recipes import Recipe  # noqa: E402
+from lavila_fast.video import sources  # noqa: E402
+from lavila_fast.video.facts import read_facts  # noqa: E402
 from lavila_fast.video.reader import read_clips  # noqa: E402
 from lavila_fast.video.transforms import preprocess  # noqa: E402
 
@@ -48,7 +50,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(videos: Path, size: int = 6, seed: int = 0, **changed: object) -> ListBatches:
-    config = replace(STILL, list=str(videos / "list.jsonl"), root=str(videos), **changed)  # type: ignore[arg-type]
+    config = replace(STILL, list=str(videos / "list.jsonl"), root=str(videos), **changed)
     return open_list(config, size, seed)
 
 
@@ -92,6 +94,23 @@ def test_a_batch_depends_on_seed_and_step_alone(videos: Path) -> None:
     assert not np.array_equal(whole[0][1], whole[2][1])  # another epoch, another order
     other = opened(videos, seed=1, **drawn).at(0)
     assert not np.array_equal(other[1], whole[0][1])
+
+
+def test_facts_of_a_file_are_read_once_and_anew_where_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reads = tmp_path / "a.mp4", []
+    write_video(path, 150, size=(64, 64))
+    monkeypatch.setattr(sources, "read_facts", lambda file: (reads.append(file), read_facts(file))[1])
+    clips = [Clip(str(path), start, 9.0) for start in (0.0, 0.5, 1.0)]
+    batches = ListBatches(clips, np.zeros((3, 4), np.int64), replace(STILL, img=64), 3, ahead=0)
+    assert number_of(batches.at(0)[0][0, -1]) > 100
+    batches.at(1)
+    before = len(reads)
+    assert 1 <= before <= 3  # threads may ask at the same time
+    write_video(path, 50, size=(64, 64))
+    assert number_of(batches.at(2)[0][0, -1]) < 50
+    assert before < len(reads) <= 2 * 3
 
 
 def test_jitter_stays_within_its_segment(videos: Path) -> None:
@@ -159,14 +178,14 @@ def test_a_recipe_trains_from_files_and_resumes(videos: Path, tmp_path: Path) ->
     data = replace(STILL, img=16, list=str(videos / "list.jsonl"), root=str(videos), area=(0.5, 1.0), jitter=True)
     model = NarratorConfig(vision, text, queries=2, pool_heads=1)
     recipe = Recipe("files", model, data, steps=4, batch_size=4, warmup=1, bfloat16=False)
-    run = Run(recipe, open_list(data, 4))
+    run = TrainingRun(recipe, open_list(data, 4))
     losses = [row["loss"] for row in run.steps()]
-    first = Run(recipe, open_list(data, 4))
+    first = TrainingRun(recipe, open_list(data, 4))
     before = [row["loss"] for _, row in zip(range(2), first.steps(), strict=False)]
     first.save(tmp_path)
-    second = Run(recipe, open_list(data, 4))
+    second = TrainingRun(recipe, open_list(data, 4))
     assert second.resume(tmp_path)
     assert before + [row["loss"] for row in second.steps()] == losses
     assert len(losses) == 4
     with pytest.raises(InputError, match="own batch size"):
-        Run(recipe, open_list(data, 3))
+        TrainingRun(recipe, open_list(data, 3))

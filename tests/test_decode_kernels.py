@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from lavila_fast.engines.sampling import Warp, choose  # noqa: E402
+from lavila_fast.engines.sampling import Warp, choose_tokens  # noqa: E402
 from lavila_fast.errors import KernelError  # noqa: E402
 from lavila_fast.kernels.decode import reference, triton_cached, triton_cross, triton_sampling  # noqa: E402
 from lavila_fast.kernels.decode.ops import cached_attention, cross_attention, sample  # noqa: E402
@@ -151,7 +151,7 @@ def check_sample(V, warp, greedy, seed, implementation):
     x, u = rows(V, seed)
     got = chosen(x, u, warp, greedy, implementation)
     with np.errstate(invalid="ignore"):
-        want = choose(x, np.arange(len(x)), Warp(0.0) if greedy else Warp(*warp), u)
+        want = choose_tokens(x, np.arange(len(x)), Warp(0.0) if greedy else Warp(*warp), u)
     shifted = x.astype(np.float64) - x.max(1, keepdims=True)
     weights, at = np.exp(shifted), (np.arange(len(x)), got[0])
     moment = np.where(weights > 0, weights * np.maximum(shifted, -1e9), 0).sum(1)
@@ -201,7 +201,7 @@ def test_a_nucleus_off_by_one_word_would_show(implementation, warp):
         row[noise.choice(1100, 12, replace=False)] = noise.standard_normal(12) / 2
     u = noise.random(20)
     with np.errstate(invalid="ignore"):
-        want = choose(x, np.arange(20), Warp(*warp), u).tokens
+        want = choose_tokens(x, np.arange(20), Warp(*warp), u).tokens
     assert chosen(x, u, warp, False, implementation)[0].tolist() == want.tolist()
 
 
@@ -220,7 +220,7 @@ def test_sample_reads_rows_of_padded_16_bit_logits(implementation):
     padded[:, :1000] = torch.from_numpy(x)
     got = sample(padded[:, :1000], torch.from_numpy(u).to(DEVICE), 0.8, None, 0.9, False, implementation=implementation)
     with np.errstate(invalid="ignore"):
-        want = choose(padded[:, :1000].float().cpu().numpy(), np.arange(8), Warp(0.8, None, 0.9), u)
+        want = choose_tokens(padded[:, :1000].float().cpu().numpy(), np.arange(8), Warp(0.8, None, 0.9), u)
     assert got[0].tolist() == want.tokens.tolist()
 
 

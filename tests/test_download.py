@@ -17,7 +17,8 @@ from threading import Thread
 
 import pytest
 
-from lavila_fast.download import cache_dir, checksum_fits, fetch
+from lavila_fast.cli.main import run
+from lavila_fast.download import cache_dir, checksum_fits, fetch, user_cache
 from lavila_fast.errors import DownloadError, InputError, StorageError
 
 BODY = hashlib.shake_128(b"weights").digest(3_000_017)
@@ -41,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        how: Behaviour = self.server.how  # type: ignore[attr-defined]
+        how: Behaviour = self.server.how
         how.asked.append(self.headers.get("Range"))
         if how.codes or self.path == "/missing":
             self.send_error(how.codes.pop(0) if how.codes else 404)
@@ -79,7 +80,7 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    how = server.how = Behaviour()  # type: ignore[attr-defined]
+    how = server.how = Behaviour()
     Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield Site(f"http://127.0.0.1:{server.server_port}", how)
     server.shutdown()
@@ -262,3 +263,26 @@ def test_cache_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_dir() == tmp_path / "home"
     monkeypatch.delenv("LAVILA_FAST_HOME")
     assert cache_dir().name == "lavila_fast"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LAVILA_FAST_HOME", "~/models")
+    assert cache_dir() == tmp_path / "models"
+
+
+@pytest.mark.parametrize("given", [{}, {"HOME": "home"}, {"LAVILA_FAST_HOME": "~/models"}])
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name in ("HOME", "LAVILA_FAST_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def unknown(_: object) -> None:
+        raise KeyError
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert user_cache() is None
+    with pytest.raises(InputError, match="set LAVILA_FAST_HOME"):
+        cache_dir()
+    assert run(["models", "list"]) == 0
+    assert run(["models", "show", "narrator-base"]) == 0
+    assert run(["narrate", "x.mp4", "--model", "narrator-base"]) == 2
+    assert run(["models", "pull", "narrator-base"]) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,14 +115,58 @@ def test_threads_are_not_passed_over_in_silence(tiny_bundle, engine):
         Narrator.from_pretrained(tiny_bundle, engine=engine, threads=2)
 
 
+def test_batch_and_samples_reach_the_engine_that_fixes_its_shape(tiny_bundle, tmp_path, monkeypatch):
+    """From the command line too."""
+    asked = []
+
+    def notes(opening):
+        asked.append((opening.batch, opening.samples))
+        raise InputError("enough")
+
+    for name in ("toy", "torch-cuda"):
+        monkeypatch.setitem(ENGINES, name, Engine(name, "a toy", ("cpu", "checkpoint"), notes))
+    weights = tiny_bundle.parent / "narrator.safetensors"
+    for source, shape in ((tiny_bundle, {"batch": 4, "samples": 2}), (weights, {"batch": 5}), (weights, {})):
+        with pytest.raises(InputError, match="enough"):
+            Narrator.from_pretrained(source, engine="toy", **shape)
+    assert asked == [(4, 2), (5, None), (None, None)]
+    film = tiny.film(tmp_path / "kitchen.mp4", seconds=1)
+    command = [str(film), "--model", str(tiny_bundle), "--engine", "torch-cuda", "--batch-size", "6", "--samples", "3"]
+    assert isinstance(CliRunner().invoke(narrate, command).exception, InputError)
+    assert asked[3:] == [(6, 3)]
+
+
 def test_a_precision_that_nobody_has(tiny_bundle):
     with pytest.raises(InputError, match="no precision 'int3'; choose bf16, fp16"):
         Narrator.from_pretrained(tiny_bundle, engine="torch-cuda", precision="int3")
 
 
-def test_the_command_line_takes_every_decoder():
+def test_the_command_line_takes_every_decoder_target_and_precision():
+    from lavila_fast.cli.export import export
     from lavila_fast.cli.narrate import narrate
-    from lavila_fast.video.decoders import DECODERS
+    from lavila_fast.quant import names
+    from lavila_fast.video.decoders import _DECODERS
+    from lavila_fast.video.names import DECODERS
 
-    (option,) = (one for one in narrate.params if one.name == "decoder")
-    assert tuple(option.type.choices) == DECODERS  # spelt out there: help should not wait for numpy
+    choices = {one.name: one.type.choices for one in [*narrate.params, *export.params] if hasattr(one.type, "choices")}
+    assert tuple(choices["decoder"]) == DECODERS == ("auto", "pyav", *_DECODERS)
+    assert [made.name for made in _DECODERS.values()] == list(_DECODERS)
+    assert tuple(choices["target"]) == names.TARGETS
+    assert tuple(choices["precision"]) == names.PRECISIONS
+
+
+def test_help_waits_for_nothing_heavy():
+    program = "import sys, lavila_fast.cli.main; print({'numpy', 'torch', 'av', 'tokenizers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_auto_takes_the_plug_in_where_there_is_no_cuda_provider(tiny_bundle, monkeypatch):
+    from lavila_fast.bundle.manifest import open_bundle
+    from lavila_fast.engines.device import ort
+
+    bundle, providers = open_bundle(tiny_bundle), ["CPUExecutionProvider"]
+    monkeypatch.setattr(ort.ort, "get_available_providers", lambda: providers)
+    assert choose._automatic("cuda", bundle).name == "onnxruntime-rtx"
+    providers.append("CUDAExecutionProvider")
+    assert choose._automatic("cuda", bundle).name == "cuda"

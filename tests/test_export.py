@@ -29,7 +29,7 @@ from lavila_fast.errors import (  # noqa: E402
     InputError,
 )
 from lavila_fast.export.graphs.specs import decoder_spec, encoder_spec  # noqa: E402
-from lavila_fast.export.graphs.to_onnx import check_declaration, validate  # noqa: E402
+from lavila_fast.export.graphs.validate import check_declaration, validate  # noqa: E402
 
 BLOCKED = ["torch", "transformers", "onnx", "onnxscript", "PIL", "deepspeed"]
 
@@ -268,7 +268,8 @@ def test_no_random_stray_inputs():
 
 def test_memory_is_asked_for_first(tiny_bundle, monkeypatch, tmp_path):
     from lavila_fast.export import sources
-    from lavila_fast.export.build import ExportOptions, export_model
+    from lavila_fast.export.build import export_model
+    from lavila_fast.export.options import ExportOptions
 
     weights = tiny_bundle.parent / "narrator.safetensors"
     assert sources._parameters(weights) == pytest.approx(weights.stat().st_size / 4, rel=0.1)

@@ -26,10 +26,12 @@ from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # n
 from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
 from lavila_fast.export import recipe  # noqa: E402
-from lavila_fast.export.build import ExportOptions, export_model  # noqa: E402
+from lavila_fast.export.build import export_model  # noqa: E402
 from lavila_fast.export.graphs import to_onnx  # noqa: E402
 from lavila_fast.export.graphs.specs import specs_for  # noqa: E402
-from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
+from lavila_fast.export.graphs.validate import validate  # noqa: E402
+from lavila_fast.export.options import ExportOptions  # noqa: E402
 from lavila_fast.export.quantize.calibrate import Ranges, calibrate  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_model, load_narrator  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
@@ -103,7 +105,7 @@ def test_distilbert_with_a_mask_and_weights_beside(tmp_path, monkeypatch):
     model = load_dual_encoder(path)
     text = specs_for(model)[1]
     assert text.inputs == ["ids", "mask"]
-    monkeypatch.setattr(to_onnx, "_LARGEST_INLINE", 1 << 10)
+    monkeypatch.setattr(to_onnx, "LARGEST_INLINE", 1 << 10)
     write_graph(text, tmp_path / DUAL_TEXT)
     assert validate(text, tmp_path / DUAL_TEXT).relative < 1e-5
     weights = sum(p.numel() for p in model.textual.parameters()) * 4
@@ -280,7 +282,7 @@ def test_what_makes_no_sense(tmp_path, tiny_bundle):
     assert "--calibration" in refused(weights, out, precision="mixed")
     assert "max_drop" in refused(weights, out, precision="int8", max_drop=1.0)
     assert "no such file" in refused(weights, out, card=tmp_path / "card.md")
-    assert "no such checkpoint" in refused(tmp_path / "none.pth", out)
+    assert "none.pth: no such file" in refused(tmp_path / "none.pth", out)
     assert "did you mean narrator-base" in refused("narrator-bas", out)
     assert "no gpt2 vocabulary" in refused(weights, out)
     assert "layer 'attn' is not in this model" in refused(
@@ -290,8 +292,7 @@ def test_what_makes_no_sense(tmp_path, tiny_bundle):
 
 
 def test_a_name_that_was_not_pulled(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAVILA_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("lavila_fast.export.sources.cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path / "cache"))
     assert "lavila-fast models pull narrator-base" in refused("narrator-base", tmp_path / "out")
 
 

@@ -14,11 +14,14 @@ from test_sampling import warped
 
 torch = pytest.importorskip("torch")
 
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.host.ort import OrtRuntime  # noqa: E402
-from lavila_fast.engines.sampling import Warp  # noqa: E402
-from lavila_fast.generate.options import Options  # noqa: E402
+from lavila_fast.engines.sampling import Chosen, Warp  # noqa: E402
+from lavila_fast.evaluate.kitchen import write_greedily  # noqa: E402
+from lavila_fast.generate.options import Options, Written  # noqa: E402
 from lavila_fast.generate.randomness import clip_key, uniform  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
+from lavila_fast.generate.sentences import SentenceTable  # noqa: E402
 
 ENGINES = ["torch", "onnxruntime"]
 END = tiny.VOCAB - 1
@@ -173,3 +176,40 @@ def test_clips_are_taken_when_a_place_falls_free(tiny_engines):
 
 def test_nothing_to_write(tiny_engines):
     assert list(write_samples(tiny_engines["onnxruntime"], [], Options(), 4)) == []
+
+
+def test_the_reference_models_greedy_sentences_are_the_engines(tiny_model):
+    videos = tiny.videos(3)
+    with torch.inference_mode():
+        ids = tiny_model.greedy_ids(tiny_model.visual_tokens(torch.from_numpy(videos)), tiny.LIMIT - 1)
+    runtime = TorchRuntime(tiny_model)
+    written = write_greedily(runtime, (runtime.encode(video[None]) for video in videos))
+    for row, one in zip(ids.tolist(), written, strict=True):
+        assert tuple(row[: len(one.ids)]) == one.ids
+        assert tiny.VOCAB - 1 not in row[1 : len(one.ids) - 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_table_of_sentences_is_what_lists_would_hold(seed):
+    random = np.random.default_rng(seed)
+    table = SentenceTable(3, 2, limit=6, end=4)
+    for owner in "abcdef":
+        slot = int(table.free()[seed % len(table.free())])
+        table.admit(slot, owner, owner.encode())
+        assert table.key(slot) == owner.encode()
+        expected = [([4], [], []) for _ in range(2)]
+        while slot not in table.completed():
+            rows = np.flatnonzero(table.live[slot])
+            n = len(rows)
+            scores = random.random((2, n)).astype(np.float32)
+            chosen = Chosen(random.integers(0, 5, n), scores[0], scores[1])
+            ended = table.add(np.full(n, slot), rows, chosen)
+            for i, row in enumerate(rows.tolist()):
+                for told, one in zip(expected[row], (chosen.tokens, chosen.logprob, chosen.entropy), strict=True):
+                    told.append(one[i].item())
+                assert ended[i] == (chosen.tokens[i] == 4 or len(expected[row][0]) == 6)
+        found, sentences = table.release(slot)
+        assert found == owner
+        for one, (ids, logprob, entropy) in zip(sentences, expected, strict=True):
+            assert one == Written(tuple(ids), math.exp(sum(entropy) / len(entropy)), sum(logprob) / len(logprob))
+    assert len(table.free()) == 3

@@ -22,7 +22,7 @@ from lavila_fast.engines.host.ort import OrtRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
-from lavila_fast.generate.scheduler import Task, write_samples  # noqa: E402
+from lavila_fast.generate.scheduler import EncodedClip, write_samples  # noqa: E402
 from lavila_fast.models.checkpoint import load_state, tidy  # noqa: E402
 from lavila_fast.models.timesformer import TimeSformer  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
@@ -120,7 +120,7 @@ def writer(request, engine, tmp_path_factory):
         export_narrator(model, folder)
         runtime = OrtRuntime(folder, model.config, threads=1)
     clips = data["video"].numpy()
-    tasks = [Task(i, b"", runtime.encode(clips[i : i + 1])) for i in range(len(clips))]
+    tasks = [EncodedClip(i, b"", runtime.encode(clips[i : i + 1])) for i in range(len(clips))]
     return runtime, tasks, data
 
 

@@ -19,8 +19,8 @@ import torch
 pytest.importorskip("triton")
 
 from lavila_fast.bench.gpu.__main__ import collected, folder_name, run_part
-from lavila_fast.bench.gpu.page import headline, page, table
-from lavila_fast.bench.gpu.parts import PARTS
+from lavila_fast.bench.gpu.page import gpu_headline, gpu_page, rows_table
+from lavila_fast.bench.gpu.parts import BENCH_PARTS
 from lavila_fast.bench.gpu.ratios import speedups
 from lavila_fast.bench.gpu.setup import Setup, attempt, relative, verdict
 
@@ -71,7 +71,7 @@ def test_every_part_runs(results: tuple[Path, subprocess.CompletedProcess[str]])
     told = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, told["parts_failed"], told["checks_failed"]) == (0, [], 0), done.stdout + done.stderr
     assert (told["checks"], told["parts_left"], told["narrator_clips_per_s"]) == (23, [], None)
-    for name in PARTS:
+    for name in BENCH_PARTS:
         found = json.loads((folder / f"{name}.json").read_text())
         assert found["rows"], name
         reasons = [row["not_run"] for row in found["rows"] if "not_run" in row]
@@ -164,7 +164,7 @@ def test_rows_that_cannot_be() -> None:
     attempt(rows, {"by": "a"}, lambda x: {"ms": x}, 3)
     attempt(rows, {"by": "b"}, lambda: {"ms": 1 / 0})
     assert rows == [{"by": "a", "ms": 3}, {"by": "b", "not_run": "ZeroDivisionError: division by zero"}]
-    assert table(rows).splitlines()[2:] == ["| a | 3 | – |", "| b | – | ZeroDivisionError: division by zero |"]
+    assert rows_table(rows).splitlines()[2:] == ["| a | 3 | – |", "| b | – | ZeroDivisionError: division by zero |"]
 
 
 def test_targets_come_from_the_parts() -> None:
@@ -179,10 +179,10 @@ def test_targets_come_from_the_parts() -> None:
         "checks_norm": {"rows": [{"check": "a", "ok": True}, {"check": "b", "not_run": "no"}]},
         "narrator": {"failed": "no"},
     }
-    told = headline(results)
+    told = gpu_headline(results)
     assert (told["attention_base_vs_sdpa"], told["attention_large_vs_sdpa"], told["checks_failed"]) == (1.5, None, 1)
     assert told["parts_failed"] == ["narrator"]
-    text = page("NVIDIA X", results)
+    text = gpu_page("NVIDIA X", results)
     assert "| 1.30 | 1.50 | yes |" in text
     assert text.count("not yet measured on a GPU") == 4
 

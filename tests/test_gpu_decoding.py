@@ -24,14 +24,15 @@ from test_video_units import FILES, VP9, film
 
 from lavila_fast.bench.gpu.decoding import agreement, throughput
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
+from lavila_fast.log import log_once
 from lavila_fast.records import Clip
 from lavila_fast.video import decoders as video_decoders
 from lavila_fast.video.cpu.pyav_reader import PyavReader
-from lavila_fast.video.decoders import DECODERS, unit_decoders
+from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.facts import read_facts
 from lavila_fast.video.gpu import unit_reader
 from lavila_fast.video.gpu.unit_reader import UnitReader
-from lavila_fast.video.log import say_once
+from lavila_fast.video.names import DECODERS
 from lavila_fast.video.probe import open_file, probe
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.requests import ClipRequest, FileReader, FrameGate, Health, OpenClip
@@ -46,7 +47,7 @@ dali = pytest.mark.skipif(find_spec("nvidia") is None or find_spec("nvidia.dali"
 
 @pytest.fixture(autouse=True)
 def said_afresh() -> None:
-    say_once.cache_clear()
+    log_once.cache_clear()
 
 
 def sliding(path: Path, clip: float = 1.0, stride: float = 0.7) -> list[Clip]:
@@ -339,7 +340,7 @@ def test_one_entrance_whatever_the_transform(tmp_path: Path) -> None:
     """Source size and other transforms are PyAV's; a library asked for by name says that it cannot."""
     path = film(tmp_path / "v.webm", 20)
     for how in ({}, {"decoder": "auto"}, {"decoder": "pyav", "device": "cpu"}):
-        (one,) = read_clips(path, [Clip("v", 0, 0.4)], 4, **how)  # type: ignore[arg-type]
+        (one,) = read_clips(path, [Clip("v", 0, 0.4)], 4, **how)
         assert (one.frames.shape, one.frames.dtype) == ((4, 64, 96, 3), np.uint8)
     with pytest.raises(InputError, match="decoder dali: resizes and crops; give a FrameTransform, or take"):
         next(read_clips(path, [Clip("v", 0, 0.4)], 4, decoder="dali"))

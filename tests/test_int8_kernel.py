@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from lavila_fast.errors import KernelError  # noqa: E402
 from lavila_fast.kernels.int8 import triton_int8  # noqa: E402
 from lavila_fast.kernels.int8.ops import int8_linear, quantize_rows  # noqa: E402
-from lavila_fast.kernels.int8.triton_int8 import TILES, choose, launch  # noqa: E402
+from lavila_fast.kernels.int8.triton_int8 import TILES, choose_tile, launch  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = torch.float32, torch.float16, torch.bfloat16
@@ -174,7 +174,7 @@ def test_the_interpreter_is_only_for_who_asks():
 
 def test_tiles_suit_the_sizes_and_the_machine():
     def sides(M, N, machine=H200):
-        return choose(M, N, *machine)[:2]
+        return choose_tile(M, N, *machine)[:2]
 
     assert sides(100_000, 3072) == (256, 128)
     assert sides(100_000, 3072, A_100) == sides(100_000, 3072, L4) == (128, 128)

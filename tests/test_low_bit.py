@@ -16,14 +16,14 @@ from safetensors.torch import load_file  # noqa: E402
 from lavila_fast import load_narrator  # noqa: E402
 from lavila_fast.errors import InputError, MissingExtraError  # noqa: E402
 from lavila_fast.models.gpt2 import Mlp  # noqa: E402
-from lavila_fast.models.load import ASSETS  # noqa: E402
-from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.presets import config_for  # noqa: E402
+from lavila_fast.pretrained import ASSETS  # noqa: E402
 from lavila_fast.quant.half import SafeSquaredMlp  # noqa: E402
 from lavila_fast.quant.low_bit import (  # noqa: E402
     CHOICES,
     KernelInt8Linear,
-    convert,
+    convert_decoder,
     size_of,
     to_int8,
 )
@@ -65,10 +65,10 @@ def test_logits_stay_close_and_weights_shrink(wide, inputs, precision):
     if precision.startswith("bnb"):
         pytest.importorskip("bitsandbytes")
     before = copy.deepcopy(wide.state_dict())
-    model = convert(wide, precision)
+    model = convert_decoder(wide, precision)
     weight = size_of(model)
     found, wanted = run(model, inputs), run(wide, inputs)
-    assert isinstance(model, Narrator)
+    assert isinstance(model, NarratorModel)
     assert found.dtype == torch.float32
     assert (found - wanted).norm() / wanted.norm() <= NEAR[precision]
     assert (found.argmax(-1) == wanted.argmax(-1)).float().mean() >= SAME
@@ -81,7 +81,7 @@ def test_low_bits_are_really_there(wide, precision):
     """Each strays measurably: nothing was left in float by accident."""
     if precision.startswith("bnb"):
         pytest.importorskip("bitsandbytes")
-    model = convert(wide, precision)
+    model = convert_decoder(wide, precision)
     block = model.text_decoder.transformer.h[0]
     kinds = {type(layer).__name__ for layer in (block.attn.c_attn, block.mlp.c_fc, block.crossattention.q_attn)}
     assert kinds == {{"int8": "KernelInt8Linear", "bnb-int8": "InHalf", "bnb-nf4": "Linear4bit"}[precision]}
@@ -98,13 +98,13 @@ def test_int8_is_what_the_exporter_says_it_is(wide, inputs):
     from lavila_fast.quant.scheme import Scheme, quantize
 
     emulated = run(quantize(wide, Scheme("int8", "cpu", per_tensor_encoder=False)), inputs)
-    found = run(convert(wide, "int8"), inputs)
+    found = run(convert_decoder(wide, "int8"), inputs)
     assert (found - emulated).norm() / emulated.norm() < 1e-5
 
 
 def test_a_bundles_integers_come_back():
     stored = load_file(ASSETS / "nano" / "weights.safetensors")
-    model = convert(load_narrator("nano"), "int8")
+    model = convert_decoder(load_narrator("nano"), "int8")
     compared = 0
     for name, layer in model.named_modules():
         kept = stored.get(f"narrator.{name}.weight")
@@ -116,7 +116,7 @@ def test_a_bundles_integers_come_back():
 
 
 def test_a_step_of_int8_is_the_whole_sequence(wide, inputs):
-    decoder = convert(wide, "int8").text_decoder
+    decoder = convert_decoder(wide, "int8").text_decoder
     visual = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(4))
     ids = inputs[1][:3, :4]
     sizes, rows = wide.config.text, torch.arange(3)
@@ -134,7 +134,7 @@ def test_a_step_of_int8_is_the_whole_sequence(wide, inputs):
 
 def test_layers_can_be_kept(tiny_model, inputs):
     keep = {"visual.blocks.0.mlp.fc1", "text_decoder.transformer.wte"}
-    model = convert(tiny_model, "int8", keep=keep)
+    model = convert_decoder(tiny_model, "int8", keep=keep)
     assert type(model.visual.blocks[0].mlp.fc1) is torch.nn.Linear
     assert type(model.img_attn_pool.to_q) is torch.nn.Linear  # always
     assert isinstance(model.visual.blocks[0].mlp.fc2, KernelInt8Linear)
@@ -143,7 +143,7 @@ def test_layers_can_be_kept(tiny_model, inputs):
 
 
 def test_int8_compiles_in_one_graph(wide, inputs):
-    decoder = convert(wide, "int8").text_decoder
+    decoder = convert_decoder(wide, "int8").text_decoder
     visual = torch.randn(6, 5, 64, generator=torch.Generator().manual_seed(4))
     compiled = torch.compile(decoder.logits, backend="eager", fullgraph=True)
     with torch.inference_mode():
@@ -154,8 +154,8 @@ def test_int8_compiles_in_one_graph(wide, inputs):
 def test_sizes_are_known_without_memory(precision):
     """The largest model, on the meta device: 16 bits halve it, INT8 leaves a little more than a quarter."""
     with torch.device("meta"):
-        model = Narrator(config_for("narrator-large"))
-    share = size_of(convert(model, precision, "meta")) / size_of(model)
+        model = NarratorModel(config_for("narrator-large"))
+    share = size_of(convert_decoder(model, precision, "meta")) / size_of(model)
     assert share == pytest.approx({"fp32": 1.0, "int8": 0.252}.get(precision, 0.5), abs=0.002)
 
 
@@ -184,9 +184,9 @@ def test_swapping_leaves_what_it_does_not_know():
 
 def test_mistakes_are_named(tiny_model, monkeypatch):
     with pytest.raises(InputError, match="precision 'int3' is none of fp32, fp16, bf16, int8, bnb-int8, bnb-nf4"):
-        convert(tiny_model, "int3")
+        convert_decoder(tiny_model, "int3")
     with pytest.raises(InputError, match="layer 'nose' is not in this model"):
-        convert(tiny_model, "int8", keep={"nose"})
+        convert_decoder(tiny_model, "int8", keep={"nose"})
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingExtraError, match=r"lavila-fast\[bitsandbytes\]"):
-        convert(tiny_model, "bnb-nf4")
+        convert_decoder(tiny_model, "bnb-nf4")

@@ -156,12 +156,12 @@ def test_convert(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
     from lavila_fast.models.load import load_narrator
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
     torch.manual_seed(0)
     config = VARIANTS["NANO_NARRATOR"]
     assert isinstance(config, NarratorConfig)
-    state = Narrator(config).state_dict()
+    state = NarratorModel(config).state_dict()
     torch.save({"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "a.pth")
     out = tmp_path / "a.safetensors"
     result = run("convert", str(tmp_path / "a.pth"), "-o", str(out), "--variant", "NANO_NARRATOR")

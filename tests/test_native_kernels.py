@@ -62,14 +62,14 @@ def test_library_of_other_sources_is_left_alone(tmp_path):
     path = Path(native.library()._name)
     assert native.library().lv_sources().decode() == native.sources_key()
     copy = tmp_path / "csrc"
-    shutil.copytree(native._HERE / "csrc", copy)
-    assert native._open(path, native.sources_key(copy))[0] is not None
+    shutil.copytree(native.HERE / "csrc", copy)
+    assert native._open_native(path, native.sources_key(copy))[0] is not None
     with (copy / "flags.txt").open("a") as flags:
         flags.write("\n")
-    found, reason = native._open(path, native.sources_key(copy))
+    found, reason = native._open_native(path, native.sources_key(copy))
     assert found is None
     assert reason.endswith("was compiled from other sources than are here; run: python -m lavila_fast.kernels.build")
-    assert native._open(path, native.sources_key(tmp_path / "a wheel without them"))[0] is not None
+    assert native._open_native(path, native.sources_key(tmp_path / "a wheel without them"))[0] is not None
 
 
 @pytest.mark.skipif("LAVILA_ISA" in os.environ, reason="one process is enough")

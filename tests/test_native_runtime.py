@@ -11,9 +11,10 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from lavila_fast.bundle import weights  # noqa: E402
+from lavila_fast.bundle.graph_names import WEIGHTS  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.host.native import NativeRuntime  # noqa: E402
-from lavila_fast.engines.sampling import Warp, choose, kept, log_softmax  # noqa: E402
+from lavila_fast.engines.sampling import Warp, choose_tokens, kept, log_softmax  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
 from lavila_fast.generate.beams import write_beams  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
@@ -288,7 +289,7 @@ def test_the_words_chosen_are_those_of_the_definition(kind, words):
     for warp in WARPS if words < 50000 else WARPS[1:8:2] + WARPS[2:3]:
         source = np.array([1, 0, 0, 1, 0, 1, 1, 0, 1, 0] * 4)
         u = np.concatenate([[0.0, 0.0, 1 - 2.0**-53, 1 - 2.0**-53], random.random(36)])
-        expected = choose(logits, source, warp, u)
+        expected = choose_tokens(logits, source, warp, u)
         tokens, logprob, entropy = native_choice(logits, source, warp, u)
         for i in np.flatnonzero(tokens != expected.tokens):  # only what no sum in double precision tells apart
             inside, heavy = kept(logits[source[i]], warp)
@@ -321,8 +322,8 @@ def test_a_weights_file_is_read_in_place(tmp_path, tiny_model):
 
     arrays = arrays_of(tiny_model)
     named = {f"narrator.{k}": np.array(v, order="C") for k, v in arrays.items()}
-    save_file(named | {"dual_encoder.x": np.zeros(3, np.float32)}, tmp_path / weights.WEIGHTS)
-    read = weights.read_weights(tmp_path / weights.WEIGHTS, "narrator.")
+    save_file(named | {"dual_encoder.x": np.zeros(3, np.float32)}, tmp_path / WEIGHTS)
+    read = weights.map_weights(tmp_path / WEIGHTS, "narrator.")
     assert set(read) == set(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
@@ -338,7 +339,7 @@ def test_what_cannot_be_used_is_refused(tmp_path, tiny_model, runtime):
 
     from safetensors.numpy import save_file
 
-    path, config = tmp_path / weights.WEIGHTS, tiny_model.config
+    path, config = tmp_path / WEIGHTS, tiny_model.config
     arrays = arrays_of(tiny_model)
     with pytest.raises(BundleError, match="no such file"):
         NativeRuntime(tmp_path, config)

@@ -74,7 +74,7 @@ def test_results_and_gradients_are_those_of_float64(name, shape, residual):
 
 
 def test_more_rows_than_a_program_takes_and_no_rows():
-    tensors, gradients = made((2 * triton_norm.ROWS + 1, 20))
+    tensors, gradients = made((2 * triton_norm.ROWS_A_PROGRAM + 1, 20))
     for a, b in zip(run(by("triton"), tensors, gradients), run(truth, doubled(tensors), gradients), strict=True):
         assert far(a, b) < 1e-6
     tensors, gradients = made((0, 20))

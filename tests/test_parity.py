@@ -26,19 +26,13 @@ from lavila_fast.cli.parity import parity  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.errors import InputError, ParityError  # noqa: E402
 from lavila_fast.evaluate.clips import labels_of  # noqa: E402
+from lavila_fast.export.parity.bundle import check_bundle  # noqa: E402
+from lavila_fast.export.parity.embeddings import classifier_parity, dual_parity, shared  # noqa: E402
 from lavila_fast.export.parity.limits import LIMITS, Check, Limits, Section, checks_of, precision_of  # noqa: E402
-from lavila_fast.export.parity.measure import (  # noqa: E402
-    Errors,
-    classifier_parity,
-    compared,
-    dual_parity,
-    follow,
-    reference_sentences,
-    shared,
-    token_agreement,
-)
+from lavila_fast.export.parity.measure import Errors, compared, follow, reference_sentences, token_agreement  # noqa: E402
 from lavila_fast.export.parity.page import render  # noqa: E402
-from lavila_fast.export.parity.run import Report, check_bundle, run_parity, write_report  # noqa: E402
+from lavila_fast.export.parity.report import Report, write_report  # noqa: E402
+from lavila_fast.export.parity.run import run_parity  # noqa: E402
 from lavila_fast.kernels import native  # noqa: E402
 from lavila_fast.kitchen.world import all_actions  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder, save_checkpoint  # noqa: E402

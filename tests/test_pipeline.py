@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +14,18 @@ import tiny
 pytest.importorskip("torch")
 
 from lavila_fast import Clip, Narration, Narrator
+from lavila_fast.archive.identity import difference
 from lavila_fast.engines.sampling import Warp
-from lavila_fast.errors import BundleError, CheckpointError, InputError, VideoError
+from lavila_fast.errors import BundleError, CheckpointError, InputError, ModelNotFoundError, VideoError
+from lavila_fast.export.sources import find_checkpoint
+from lavila_fast.files import sha256
 from lavila_fast.generate.options import Options
 from lavila_fast.generate.randomness import clip_key
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
+from lavila_fast.presets import CHECKPOINTS
+from lavila_fast.pretrained import ASSETS, find_model
 from lavila_fast.video.clips import windows
+from lavila_fast.video.content import content_id
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource
 from lavila_fast.video.transforms import normalise, preprocess
@@ -57,12 +65,21 @@ def test_the_road_step_by_step(narrator, video):
     for one in read_clips(video, clips, vision.frames):
         frames = np.stack([preprocess(frame, vision.img) for frame in one.frames])
         context = runtime.encode(normalise(frames, vision.mean, vision.std)[None])
-        task = Task(None, clip_key(5, "kitchen.mp4", one.clip.start), context)
+        task = EncodedClip(None, clip_key(5, content_id(video), one.clip.start), context)
         ((_, sentences),) = write_samples(runtime, [task], options, 1)
         for i, s in enumerate(sentences):
             text = narrator.tokenizer.decode(s.ids, clean=True).strip()
             expected.append(Narration(str(video), one.clip.start, one.clip.end, i, text, s.perplexity, s.logprob))
     assert list(narrator.narrate(video, options=options, batch=3)) == expected
+
+
+def test_random_numbers_are_the_content_s_and_not_the_name_s(narrator, video, tmp_path):
+    """Cameras call every first film of a card the same."""
+    other = tiny.film(tmp_path / video.name, seconds=12)
+    other.write_bytes(other.read_bytes() + b"\0")  # the same pictures
+    copied = shutil.copy(video, tmp_path / "GH010001.MP4")
+    texts = [[one.text for one in narrator.narrate(path, options=Options(2))] for path in (video, other, copied)]
+    assert texts[0] == texts[2] != texts[1]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
@@ -113,14 +130,23 @@ def test_clips_are_decoded_just_in_time(narrator, video):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_what_is_good_comes_before_the_error(narrator, tmp_path, batch):
     film = tiny.film(tmp_path / "kitchen.mkv", seconds=12)  # Matroska can be read up to where it ends
-    whole = list(narrator.narrate(film, clip_seconds=1.0))
+    greedy = Options(warp=Warp(0))  # a file cut short is another one, and draws other numbers
+    whole = list(narrator.narrate(film, clip_seconds=1.0, options=greedy))
     film.write_bytes(film.read_bytes()[: int(film.stat().st_size * 0.55)])
     found = []
     with pytest.raises(VideoError, match=r"kitchen\.mkv: ends at .* of 12\.0 s") as caught:
-        found.extend(narrator.narrate(film, clip_seconds=1.0, batch=batch))
+        found.extend(narrator.narrate(film, clip_seconds=1.0, options=greedy, batch=batch))
     assert "\n" not in str(caught.value)
     assert 3 <= len(found) < 12
     assert found[:-1] == whole[: len(found) - 1]  # the last may repeat its last readable frame
+
+
+def test_a_sentence_about_substitutes_says_so(narrator, video):
+    clips = list(narrator.read(VideoSource("v", video), [Clip("v", 0, 2), Clip("v", 2, 4), Clip("v", 4, 6)]))
+    clips[1] = replace(clips[1], damaged=True)
+    said = [rows[0] for rows in narrator.narrate_clips(clips, batch=2)]
+    assert [one.damaged for one in said] == [False, True, False]
+    assert [one.to_dict().get("damaged") for one in said] == [None, True, None]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"This is not a video.\n" * 50])
@@ -135,7 +161,7 @@ def test_no_video_at_all(narrator, tmp_path, content):
 def test_names_that_stand_for_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"poet: neither a model's name nor .*models list"):
+    with pytest.raises(InputError, match=r"poet: no such file or folder, nor a model's name; .*models list"):
         Narrator.from_pretrained("poet")
     with pytest.raises(InputError, match=r"narrator-base: not fetched yet .*models pull narrator-base"):
         Narrator.from_pretrained("narrator-base")
@@ -149,10 +175,50 @@ def test_names_that_stand_for_nothing(monkeypatch, tmp_path):
 def test_a_checkpoint_and_its_vocabulary(monkeypatch, tmp_path, tiny_bundle):
     monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path / "cache"))
     weights = shutil.copy(tiny_bundle.parent / "narrator.safetensors", tmp_path)
-    with pytest.raises(CheckpointError, match="no vocabulary beside it; give --tokenizer"):
+    with pytest.raises(CheckpointError, match="no gpt2 vocabulary beside it; give --tokenizer"):
         Narrator.from_pretrained(weights, threads=1)
     shutil.copy(tiny_bundle.parent / "words.json", tmp_path / "narrator.tokenizer.json")
     assert Narrator.from_pretrained(weights, threads=1).tokenizer.vocab_size == tiny.VOCAB
+
+
+def test_a_checkpoint_with_another_vocabulary_is_another_narrator(tmp_path, tiny_bundle):
+    weights = Path(shutil.copy(tiny_bundle.parent / "narrator.safetensors", tmp_path))
+    words = Path(shutil.copy(tiny_bundle.parent / "words.json", tmp_path / "narrator.tokenizer.json"))
+
+    def opened(tokenizer=None):
+        return Narrator.from_pretrained(weights, threads=1, tokenizer=tokenizer).fingerprint
+
+    first = opened()
+    assert opened(tiny_bundle.parent / "words.json") == first
+    told = json.loads(words.read_text(encoding="utf-8"))
+    vocab = told["model"]["vocab"]
+    a, b = list(vocab)[3:5]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+    words.write_text(json.dumps(told), encoding="utf-8")
+    changed = opened()
+    assert changed != first
+    # Versions before noted the weights alone: their journals are another model's, and are said to be.
+    before = {"model": f"m ({sha256(weights)[:16]}, {first.partition(', ')[2]})"}
+    assert "was begun with model m (" in (difference(before, {"model": f"m ({first})"}) or "")
+
+
+def test_a_name_means_the_same_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path / "cache"))
+    pulled = tmp_path / "cache" / CHECKPOINTS["narrator-base"].relative
+    pulled.parent.mkdir(parents=True)
+    pulled.touch()
+    assert find_model("nano") == find_model(Path("nano")) == ASSETS / "nano"
+    assert find_model("narrator-base") == find_checkpoint("narrator-base") == pulled
+    for name in ("nano", "narrator-base"):
+        Path(name).mkdir()
+    assert find_model("nano") == ASSETS / "nano"  # the default model, wherever one stands
+    assert find_model("./nano") == find_model(Path("nano")) == Path("nano")
+    assert find_model("narrator-base") == Path("narrator-base")
+    with pytest.raises(InputError, match="narrator-base: a folder, and no checkpoint"):
+        find_checkpoint("narrator-base")
+    with pytest.raises(ModelNotFoundError, match=r"narrator-bas: no such file .* did you mean narrator-base"):
+        find_model("narrator-bas")
 
 
 def test_an_engine_tells_all_that_sentences_depend_on(tiny_model):

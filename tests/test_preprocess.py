@@ -25,7 +25,7 @@ from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.errors import KernelError
 from lavila_fast.kernels import native as library
 from lavila_fast.kernels.preprocess import native, ops, reference
-from lavila_fast.kernels.preprocess.reference import LAYOUTS, Picture, to_rgb, window
+from lavila_fast.kernels.preprocess.reference import LAYOUTS, YuvPicture, window, yuv_to_rgb
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.transforms import FrameTransform, normalise, planes, preprocess, upright
@@ -49,10 +49,10 @@ def noise(pixels: str, width: int, height: int, matrix: int = 2, span: int = 0, 
     return frame
 
 
-def picture(frame: av.VideoFrame, left: bool = False) -> Picture:
+def picture(frame: av.VideoFrame, left: bool = False) -> YuvPicture:
     full = frame.color_range == 2 or frame.format.name == "yuvj420p"
     name, matrix = frame.format.name, int(frame.colorspace)
-    return Picture(name, frame.width, frame.height, planes(frame), matrix, full, left)
+    return YuvPicture(name, frame.width, frame.height, planes(frame), matrix, full, left)
 
 
 def by_numpy(rgb, size, turn=0):
@@ -87,14 +87,14 @@ def test_the_definition_has_swscales_colours(pixels, size):
         pytest.skip(native.unserved(pixels, *size))
     for matrix, span in COLOURS:
         frame = noise(pixels, *size, matrix, span)
-        np.testing.assert_array_equal(to_rgb(picture(frame)), frame.to_ndarray(format="rgb24", threads=1))
+        np.testing.assert_array_equal(yuv_to_rgb(picture(frame)), frame.to_ndarray(format="rgb24", threads=1))
 
 
 def test_chroma_at_the_left_as_swscale_has_it():
     frame = coded("yuv420p10le")[0]
     expected = frame.to_ndarray(format="rgb24", threads=1)
-    np.testing.assert_array_equal(to_rgb(picture(frame, left=True)), expected)
-    assert (to_rgb(picture(frame)) != expected).any()
+    np.testing.assert_array_equal(yuv_to_rgb(picture(frame, left=True)), expected)
+    assert (yuv_to_rgb(picture(frame)) != expected).any()
 
 
 @NATIVE
@@ -106,7 +106,7 @@ def test_native_has_the_bits_of_numpy(pixels, size):
         for left in (False, True):
             seen = picture(noise(pixels, width, height, matrix, span), left)
             ours = native.preprocess(seen, side, CLIP_MEAN, CLIP_STD)
-            np.testing.assert_array_equal(ours, by_numpy(to_rgb(seen), side))
+            np.testing.assert_array_equal(ours, by_numpy(yuv_to_rgb(seen), side))
             assert levels(ours, reference.preprocess(seen, side, CLIP_MEAN, CLIP_STD)) < 2e-4
 
 
@@ -124,7 +124,7 @@ def test_any_size_and_turn(pixels, width, height, size, turn, odd):
     width = 2 * width + (odd and not LAYOUTS[pixels].table)
     seen = picture(noise(pixels, width, 2 * height, seed=size))
     ours = native.preprocess(seen, size, CLIP_MEAN, CLIP_STD, turn)
-    expected = by_numpy(to_rgb(seen), size, turn)
+    expected = by_numpy(yuv_to_rgb(seen), size, turn)
     if turn in (0, 180):
         np.testing.assert_array_equal(ours, expected)
     assert levels(ours, expected) < 1e-3
@@ -276,13 +276,13 @@ def test_switched_off_gives_the_same_clips():
 @NATIVE
 def test_the_bench_measures():
     pytest.importorskip("torch")
-    from lavila_fast.bench.preprocess import measure, page
+    from lavila_fast.bench.preprocess import measure, preprocess_page
 
     result = measure(1, (("yuv420p", 160, 120), ("nv12", 160, 120)), 0)
     assert all(row["equals_numpy"] for row in result["rows"])
     assert result["max_difference_levels"] < 1e-3
     assert 0 < result["preprocess_speedup_per_core"] == min(row["speedup"] for row in result["rows"])
-    assert "| nv12 160x120 |" in page(result)
+    assert "| nv12 160x120 |" in preprocess_page(result)
 
 
 @pytest.mark.skipif(not VIDEOS.is_dir(), reason="no folder of real files (LAVILA_VIDEO_DIR)")

@@ -42,7 +42,7 @@ from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.models.gpt2 import Conv1D, TiedEmbedding  # noqa: E402
 from lavila_fast.models.load import load_dual_encoder, load_narrator  # noqa: E402
-from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.quant.layers import Int8Embedding, Int8Linear, StaticInt8Linear  # noqa: E402
 from lavila_fast.quant.ops import dequantize, quantize_dequantize  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, layers, quantize, to_half  # noqa: E402
@@ -179,7 +179,7 @@ def test_static_layer_clips_at_its_range():
 def test_swapped_copy_shares_what_is_not_swapped(tiny_model):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     int8 = quantize(tiny_model, Scheme("int8", keep=frozenset({BAD})))
-    assert type(int8) is Narrator
+    assert type(int8) is NarratorModel
     assert int8.config == tiny_model.config
     assert int8.get_submodule(BAD).weight is tiny_model.get_submodule(BAD).weight
     assert int8.visual.pos_embed is tiny_model.visual.pos_embed
@@ -533,7 +533,7 @@ def test_half_is_safe_where_plain_half_overflows(loud, clips):
     assert not bool(plain.isfinite().all())
     for dtype, limit in ((torch.float16, 1e-4), (torch.bfloat16, 1e-2)):
         half = to_half(loud, dtype)
-        assert type(half) is Narrator
+        assert type(half) is NarratorModel
         assert half.text_decoder.keys_values(half.visual_tokens(clips[:1]))[0][0].dtype == dtype
         assert reference.divergence(half) < limit
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lavila_fast.bench.report import PAGES, RESULTS, filled
+from lavila_fast.bench.report import PAGES, RESULTS, filled_page
 from lavila_fast.machine import processor
 
 
@@ -14,12 +14,12 @@ from lavila_fast.machine import processor
 def test_figures_on_the_page_are_those_of_the_results(page):
     text = page.read_text(encoding="utf-8")
     assert "<!-- begin nano -->" in text
-    assert filled(text) == text, "run: python -m lavila_fast.bench.report"
+    assert filled_page(text) == text, "run: python -m lavila_fast.bench.report"
 
 
 def test_a_changed_figure_is_noticed():
     text = "<!-- begin nano -->\n| sentence | 100% |\n<!-- end nano -->\n"
-    assert filled(text) != text
+    assert filled_page(text) != text
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.host.ort import DECODER, ENCODER, OrtRuntime, session  # noqa: E402
-from lavila_fast.engines.host.state import TWO, StepInputs, grid_of  # noqa: E402
+from lavila_fast.engines.host.state import MIN_ROWS, StepInputs, grid_of  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.errors import BundleError  # noqa: E402
 from lavila_fast.generate.scheduler import leavers_last  # noqa: E402
@@ -187,7 +187,7 @@ def test_grid_of_rows():
     np.testing.assert_array_equal(grid.flatten()[place], np.arange(5))
     np.testing.assert_array_equal(place // 3, slot)
     assert ((grid >= 0) & (grid < 5)).all()
-    assert grid_of(np.array([0, 1]), 2)[0].shape == (2, TWO)
+    assert grid_of(np.array([0, 1]), 2)[0].shape == (2, MIN_ROWS)
 
 
 def test_leavers_are_refilled_from_the_back():

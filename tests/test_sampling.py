@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavila_fast.engines import sampling
-from lavila_fast.engines.sampling import Warp, choose, log_softmax, nucleus
+from lavila_fast.engines.sampling import Warp, choose_tokens, log_softmax, nucleus
 from lavila_fast.errors import InputError
 from lavila_fast.generate.beams import _drawn
 from lavila_fast.generate.options import Options
@@ -105,7 +105,7 @@ def test_words_that_tie():
     assert kept(mixed, Warp(top_k=3))[0].tolist() == [1, 2, 3, 4, 5]
     assert kept(mixed, Warp(top_p=0.65))[0].tolist() == [1, 2, 3]
     assert kept(mixed, Warp(top_k=2, top_p=0.1), least=2)[0].tolist() == [1, 3]
-    assert choose(mixed[None], np.zeros(1, np.int64), Warp(0), np.zeros(1)).tokens.tolist() == [1]
+    assert choose_tokens(mixed[None], np.zeros(1, np.int64), Warp(0), np.zeros(1)).tokens.tolist() == [1]
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.999999, 1.0 - 1e-12])
@@ -132,7 +132,7 @@ def test_a_grid_of_numbers_reproduces_the_distribution(warp):
     """Inverting the cumulative distribution: with M evenly spread numbers, every count is right to within one."""
     logits, M = random_logits(3, 20, 1.5), 20_000
     u = (np.arange(M) + 0.5) / M
-    tokens = choose(logits, np.zeros(M, np.int64), warp, u).tokens
+    tokens = choose_tokens(logits, np.zeros(M, np.int64), warp, u).tokens
     counts = np.bincount(tokens, minlength=20)
     np.testing.assert_allclose(counts, warped(logits, warp)[0] * M, atol=1.01 + 1e-4 * M)
     assert (np.diff(tokens) >= 0).all()  # in vocabulary order
@@ -155,7 +155,7 @@ def test_the_ends_of_the_unit_interval():
     logits = random_logits(4, 30, 2.0)
     u = np.array([0.0, 1.0 - 2.0**-53])
     for warp in WARPS[:5]:
-        tokens = choose(logits, np.zeros(2, np.int64), warp, u).tokens
+        tokens = choose_tokens(logits, np.zeros(2, np.int64), warp, u).tokens
         ids = kept(logits[0], warp)[0]
         assert tokens.tolist() == [ids[0], ids[-1]]
 
@@ -164,7 +164,7 @@ def test_the_ends_of_the_unit_interval():
 def test_scores_are_those_of_the_unwarped_distribution(scale):
     logits = random_logits(5, 997, scale, rows=4)
     source = np.array([2, 0, 0, 3, 1, 2])
-    chosen = choose(logits, source, Warp(0.3, top_k=5), np.linspace(0, 0.99, 6))
+    chosen = choose_tokens(logits, source, Warp(0.3, top_k=5), np.linspace(0, 0.99, 6))
     exact = torch.from_numpy(logits).double().log_softmax(-1)
     entropy = -(exact.exp() * exact).sum(-1)
     np.testing.assert_allclose(log_softmax(logits)[0], exact, atol=1e-4)
@@ -176,7 +176,7 @@ def test_scores_are_those_of_the_unwarped_distribution(scale):
 def test_greedy_takes_the_likeliest():
     logits = random_logits(6, 300, 1.0, rows=7)
     for warp in (Warp(0), Warp(0, top_p=0.3), Warp(1.0, top_k=1)):
-        tokens = choose(logits, np.arange(7), warp, np.full(7, 0.999)).tokens
+        tokens = choose_tokens(logits, np.arange(7), warp, np.full(7, 0.999)).tokens
         np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
 

@@ -11,7 +11,7 @@ from lavila_fast.errors import KernelError
 from lavila_fast.kernels import sanitize
 
 pytestmark = [
-    pytest.mark.skipif(bool(sanitize.why_not()), reason=sanitize.why_not() or "runs"),
+    pytest.mark.skipif(bool(sanitize.missing_tools()), reason=sanitize.missing_tools() or "runs"),
     pytest.mark.timeout(900),  # the first time everything is compiled
 ]
 PLANTED = {
@@ -36,7 +36,7 @@ def test_planted_bugs_are_found(tmp_path, bug):
     ]
     subprocess.run(["g++", *flags, str(source), "-o", str(program)], check=True)
     with pytest.raises(KernelError, match=bug):
-        sanitize.run(program)
+        sanitize.run_program(program)
 
 
 @pytest.mark.parametrize("sanitizer", sanitize.SANITIZERS)

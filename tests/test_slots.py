@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,14 +17,16 @@ import test_runtime as histories  # noqa: E402
 
 from lavila_fast.engines import sampling  # noqa: E402
 from lavila_fast.engines.device import ort as ort_gpu  # noqa: E402
+from lavila_fast.engines.device import ort_plugin  # noqa: E402
 from lavila_fast.engines.device import sampling as torch_sampling  # noqa: E402
 from lavila_fast.engines.device.memory import HostMemory, _bytes_of  # noqa: E402
 from lavila_fast.engines.device.ort import OrtSlotRuntime, cuda_options, tensorrt_options  # noqa: E402
 from lavila_fast.engines.host.state import grid_of  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
-from lavila_fast.errors import BundleError, InputError  # noqa: E402
+from lavila_fast.errors import BundleError, InputError, MissingExtraError  # noqa: E402
 from lavila_fast.export.graphs.inplace import OPSETS, InplaceDecoder, inplace_arguments, inplace_spec  # noqa: E402
-from lavila_fast.export.graphs.to_onnx import validate, write_graph  # noqa: E402
+from lavila_fast.export.graphs.to_onnx import write_graph  # noqa: E402
+from lavila_fast.export.graphs.validate import validate  # noqa: E402
 from lavila_fast.generate.options import Options  # noqa: E402
 from lavila_fast.generate.scheduler import write_samples  # noqa: E402
 
@@ -125,11 +129,79 @@ def test_providers_that_are_not_here(slot_folder, tiny_model):
         OrtSlotRuntime(slot_folder, tiny_model.config, "cuda")
 
 
+class PlugIn:
+    """The plug-in's package, and what ONNX Runtime does with it: one provider of two GPUs beside the CPU's."""
+
+    def __init__(self, monkeypatch, fails=False):
+        self.registered, self.fails = [], fails
+        devices = [SimpleNamespace(ep_name=name, nth=i) for i, name in enumerate(("CPU", "Rtx", "Rtx"))]
+        module = SimpleNamespace(get_ep_name=lambda: "Rtx", get_library_path=lambda: "/lib.so")
+        monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", module)
+        monkeypatch.setattr(ort_plugin.ort, "register_execution_provider_library", self.register)
+        monkeypatch.setattr(ort_plugin.ort, "get_ep_devices", lambda: devices)
+        ort_plugin._registered.cache_clear()
+
+    def register(self, name, path):
+        if self.fails:
+            raise RuntimeError("cannot open libcuda.so.1")
+        self.registered.append((name, path))
+
+
+@pytest.fixture
+def forget():
+    yield
+    ort_plugin._registered.cache_clear()
+
+
+@pytest.mark.usefixtures("forget")
+def test_the_plug_in_is_registered_once_and_gives_the_gpu_of_a_number(monkeypatch):
+    plugin = PlugIn(monkeypatch)
+    assert [[d.nth for d in ort_plugin.plugin_devices(i)] for i in (0, 1)] == [[1], [2]]
+    assert plugin.registered == [("Rtx", "/lib.so")]
+    with pytest.raises(InputError, match="Rtx offers 2 GPUs, and number 2 was asked for"):
+        ort_plugin.plugin_devices(2)
+
+
+@pytest.mark.usefixtures("forget")
+def test_a_plug_in_that_does_not_load_or_is_not_there(monkeypatch, slot_folder, tiny_model):
+    PlugIn(monkeypatch, fails=True)
+    with pytest.raises(InputError, match=r"cannot load onnxruntime-ep-nv-tensorrt-rtx \(cannot open libcuda"):
+        ort_plugin.plugin_devices(0)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    with pytest.raises(MissingExtraError, match=r"lavila-fast\[cuda\]"):
+        OrtSlotRuntime(slot_folder, tiny_model.config, "rtx")
+
+
+@pytest.mark.usefixtures("forget")
+def test_a_session_of_the_plug_in_is_given_its_device_and_our_stream(monkeypatch, slot_folder, tiny_model):
+    """Down to ONNX Runtime, which gets a session's options; what runs it is the CPU."""
+    PlugIn(monkeypatch)
+    given, real = [], ort_gpu.ort.SessionOptions
+
+    class Noting(real):
+        def add_provider_for_devices(self, devices, options):
+            given.append((devices[0].nth, options["has_user_compute_stream"], options["user_compute_stream"]))
+
+    class Gpu(HostMemory):
+        architecture, stream = "sm_89", 7
+
+    monkeypatch.setattr(ort_gpu.ort, "SessionOptions", Noting)
+    monkeypatch.setattr(ort_gpu, "CudaMemory", lambda index: Gpu())
+    runtime = OrtSlotRuntime(slot_folder, tiny_model.config, "rtx", device=1)
+    assert given == [(2, "1", "7")] * 2
+    assert runtime.identity == "onnxruntime-rtx sm_89"
+    assert not runtime.aliased
+    assert runtime.encode(tiny.videos(1)).clips[0]
+
+
 def test_provider_options(tmp_path):
     memory, shapes = HostMemory(), {"ids": [(1, 2), (4, 10), (8, 16)], "lengths": [(1,), (4,), (8,)]}
     options = tensorrt_options(memory, tmp_path, shapes)
     assert options["trt_profile_opt_shapes"] == "ids:4x10,lengths:4"
     assert options["trt_profile_max_shapes"] == "ids:8x16,lengths:8"
+    rtx = ort_plugin.plugin_options(memory, tmp_path, shapes)
+    assert rtx["nv_profile_min_shapes"] == "ids:1x2,lengths:1"
+    assert all(isinstance(value, str) for value in rtx.values())
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
     everything = {**options, **cuda_options(memory)}
     assert all(isinstance(value, str) for value in everything.values())  # ONNX Runtime takes nothing else
@@ -151,8 +223,8 @@ def test_sampling_in_torch_draws_the_same_tokens(vocab, warp):
     logits = (random.standard_normal((6, vocab)) * 3).astype(np.float32)
     logits[2] = np.round(logits[2])  # equal words
     source, u = random.integers(0, 6, 60), random.random(60)
-    expected = sampling.choose(logits, source, warp, u)
-    found = torch_sampling.choose(torch.from_numpy(logits), source, warp, u)
+    expected = sampling.choose_tokens(logits, source, warp, u)
+    found = torch_sampling.choose_tokens_in_torch(torch.from_numpy(logits), source, warp, u)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.logprob, expected.logprob, atol=1e-5)
     np.testing.assert_allclose(found.entropy, expected.entropy, atol=1e-5)
@@ -161,5 +233,7 @@ def test_sampling_in_torch_draws_the_same_tokens(vocab, warp):
 def test_a_draw_at_the_very_end_takes_a_word_that_weighs_something():
     """As rounding may put it; no uniform number is 1."""
     logits = np.log([[0.5, 0.5, 1e-9], [1e-9, 1.0, 1e-9]]).astype(np.float32)
-    found = torch_sampling.choose(torch.from_numpy(logits), np.array([0, 1]), Warp(top_p=0.9), np.ones(2))
+    found = torch_sampling.choose_tokens_in_torch(
+        torch.from_numpy(logits), np.array([0, 1]), Warp(top_p=0.9), np.ones(2)
+    )
     assert found.tokens.tolist() == [1, 1]

@@ -28,7 +28,7 @@ from lavila_fast.bundle.engine_key import (  # noqa: E402
     read_key,
     this_machine,
 )
-from lavila_fast.bundle.manifest import Bundle  # noqa: E402
+from lavila_fast.bundle.manifest import PLAN, Bundle  # noqa: E402
 from lavila_fast.cli.engines import engines as engines_command  # noqa: E402
 from lavila_fast.config import (  # noqa: E402
     ClassifierConfig,
@@ -41,24 +41,15 @@ from lavila_fast.config import (  # noqa: E402
 )
 from lavila_fast.engines.device import trt as tensorrt_backend  # noqa: E402
 from lavila_fast.errors import BundleError, InputError, MissingExtraError  # noqa: E402
-from lavila_fast.export.engines import (  # noqa: E402
-    AXES,
-    PLAN,
-    EngineOptions,
-    axes_for,
-    build_engine,
-    build_engines,
-    read_plan,
-    shape_range,
-    write_plan,
-)
+from lavila_fast.export.engine_axes import AXES, axes_for, read_plan, shape_range, write_plan  # noqa: E402
+from lavila_fast.export.engines import EngineOptions, build_engine, build_engines  # noqa: E402
 from lavila_fast.export.graphs.inplace import OPSETS, inplace_spec  # noqa: E402
 from lavila_fast.export.graphs.specs import classifier_specs, dual_encoder_specs, narrator_specs  # noqa: E402
 from lavila_fast.export.graphs.to_onnx import OPSET, write_graph  # noqa: E402
 from lavila_fast.export.graphs.translations import TRANSLATIONS  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
-from lavila_fast.models.narrator import Narrator  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, layers, quantize  # noqa: E402
 
 CARDS = ("8.6", "8.9")
@@ -70,7 +61,7 @@ BERT = DistilBertConfig(dim=16, heads=2, layers=1, hidden=32, vocab=50, max_posi
 
 def narrator_of_one_block():
     text = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab=50, n_positions=24)
-    return Narrator(NarratorConfig(EYES, text, queries=3, pool_heads=2, max_tokens=20)).eval()
+    return NarratorModel(NarratorConfig(EYES, text, queries=3, pool_heads=2, max_tokens=20)).eval()
 
 
 MODELS = {
@@ -148,7 +139,7 @@ def nano(request):
 @pytest.mark.parametrize("graph", ["encoder", "decoder", "tensor_scatter", "scatter_nd"])
 def test_the_base_model_builds(tmp_path, graph, precision):
     """TSF-B and GPT-2, random weights."""
-    model = Narrator(NarratorConfig()).eval()
+    model = NarratorModel(NarratorConfig()).eval()
     build_engine(write(graph, swapped(model, precision), tmp_path), tmp_path / "graph.engine", RTX)
 
 

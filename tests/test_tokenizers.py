@@ -145,7 +145,7 @@ def test_trained_clip_layout(tmp_path: Path) -> None:
 def test_training_is_deterministic(train: object) -> None:
     code = (
         "import sys, hashlib, tests.test_tokenizers as t\n"
-        f"one = t.{train.__name__}(reversed(t.SENTENCES), 600)\n"  # type: ignore[attr-defined]
+        f"one = t.{train.__name__}(reversed(t.SENTENCES), 600)\n"
         "print(hashlib.sha256(one.backend.to_str().encode()).hexdigest())"
     )
     runs = [
@@ -244,7 +244,7 @@ def test_bad_files_name_the_path_and_a_way_out(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="list of sentences"):
         SMALL.encode("one")
     with pytest.raises(InputError, match="expected gpt2, clip, wordpiece"):
-        load_tokenizer(tmp_path, "bert")  # type: ignore[arg-type]
+        load_tokenizer(tmp_path, "bert")
 
 
 def test_a_packed_bomb_is_refused(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import tiny
 torch = pytest.importorskip("torch")
 
 from lavila_fast.bundle.engine_key import ALLOW, EngineKey, engine_path, read_key, trust  # noqa: E402
-from lavila_fast.bundle.manifest import sha256  # noqa: E402
 from lavila_fast.engines.host.compiled import AotRuntime, CompiledRuntime, aot_machine  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
+from lavila_fast.files import sha256  # noqa: E402
 from lavila_fast.models.checkpoint import weights_digest  # noqa: E402
 
 

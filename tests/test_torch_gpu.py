@@ -17,7 +17,7 @@ import test_runtime as histories  # noqa: E402
 
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
-from lavila_fast.engines.torch_cuda.launch import Launcher, Mark  # noqa: E402
+from lavila_fast.engines.torch_cuda.launch import Event, Launcher  # noqa: E402
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.generate.ahead import PendingClip, write_ahead  # noqa: E402
@@ -119,7 +119,7 @@ def test_no_clips(model):
 
 
 def test_one_engine_writes_again_and_again(model, reference):
-    """Other numbers of samples, other rules, fewer clips; nothing is left over from before."""
+    """Other numbers of samples, other params, fewer clips; nothing is left over from before."""
     engine = runtime(model)
     for options, count in [(Options(3), 5), (Options(3, Warp(0)), 1), (Options(1, max_tokens=4), 4), (Options(3), 5)]:
         clips = tiny.videos(count, seed=count)
@@ -183,22 +183,22 @@ def test_frames_are_normalised_on_the_device(model, kind):
 class Slow(Launcher):
     """An encoder's mark is not reached when first asked for."""
 
-    class Late(Mark):
+    class Late(Event):
         def __init__(self):
             self.asked, self.waited = 0, False
 
-        def reached(self):
+        def query(self):
             self.asked += 1
             return self.asked > 4
 
-        def wait(self):
+        def synchronize(self):
             self.waited = True
 
     def __init__(self):
         super().__init__(torch.device("cpu"))
         self.marks = []
 
-    def mark(self):
+    def record_event(self):
         self.marks.append(self.Late())
         return self.marks[-1]
 

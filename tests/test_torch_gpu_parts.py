@@ -19,15 +19,17 @@ torch = pytest.importorskip("torch")
 from test_torch_gpu import WARPS, ahead, check, runtime, usual  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 
+from lavila_fast.archive.identity import difference  # noqa: E402
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402
 from lavila_fast.engines.torch_cuda import decode_loop  # noqa: E402
+from lavila_fast.engines.torch_cuda import runtime as runtime_module  # noqa: E402
 from lavila_fast.engines.torch_cuda import step as torch_gpu_step  # noqa: E402
-from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules  # noqa: E402
+from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, SamplingParams  # noqa: E402
 from lavila_fast.engines.torch_cuda.encoder import EncoderBatch, keys_values  # noqa: E402
-from lavila_fast.engines.torch_cuda.launch import launcher_for  # noqa: E402
-from lavila_fast.engines.torch_cuda.memory import choose_lanes, choose_slots, slot_bytes  # noqa: E402
+from lavila_fast.engines.torch_cuda.launch import Launcher, launcher_for  # noqa: E402
+from lavila_fast.engines.torch_cuda.memory import check_room, choose_lanes, choose_slots, slot_bytes  # noqa: E402
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime  # noqa: E402
 from lavila_fast.engines.torch_cuda.step import LaneMap, SlotDecoder, with_folded_gates  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
@@ -175,7 +177,7 @@ def test_what_is_captured_asks_the_host_for_nothing(model, insist, precision, wa
     engine = runtime(model, precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         loop = DecodeLoop(model.config, engine.decoder, engine.launcher, (4, 3, 23), lanes=7)
-        loop.prepare(Rules(warp, 24))
+        loop.prepare(SamplingParams(warp, 24))
         batch = EncoderBatch(
             model.config, keys_values(engine.model), engine.launcher, 4, (torch.float32, torch.float32)
         )
@@ -223,17 +225,84 @@ def test_an_engine_goes_with_its_last_name(model):
 
 
 def test_choice_of_slots_and_lanes():
-    assert choose_slots(None, 10 * 2**30, 2**27) == 68
-    assert choose_slots(None, 10 * 2**40, 2**27) == 512
-    assert choose_slots(7, 10 * 2**30, 2**27) == 7
-    with pytest.raises(InputError, match="1 clips in flight need 128 MiB of GPU memory and 85 MiB can be had"):
-        choose_slots(None, 100 * 2**20, 2**27)
-    with pytest.raises(InputError, match="80 clips in flight need"):
-        choose_slots(80, 10 * 2**30, 2**27)
+    assert choose_slots(None, 2**30, 2**27) == 8  # the CPU's
+    assert choose_slots(10 * 2**30, 0, 2**27) == 32  # of the 56 that fit
+    assert choose_slots(10 * 2**30, 4 * 2**30, 2**27) == 16
+    assert choose_slots(10 * 2**40, 2**30, 2**27) == 512
+    assert choose_slots(2**30, 2**30, 2**27) == 1  # whether it fits is another question
+    for slots in (1, 7, 68):
+        check_room(slots, 2**27, 10 * 2**30)
+        check_room(slots, 2**27, None)
+    with pytest.raises(InputError, match=r"1 clips in flight need 128 MiB .* 85 MiB of it are free .*--batch-size"):
+        check_room(1, 2**27, 100 * 2**20)
+    with pytest.raises(InputError, match=r"80 clips in flight need 10240 MiB .* give --batch-size 68, or free the GPU"):
+        check_room(80, 2**27, 10 * 2**30)
     assert choose_lanes(None, 512, 10) == 3072
     assert choose_lanes(None, 512, 1) == 512
     assert choose_lanes(None, 2, 10) == 20
     assert choose_lanes(33, 512, 10) == 33
+
+
+class Card(Launcher):
+    """A GPU to look at: so much memory, so much of it free, of a generation; it computes on the CPU."""
+
+    def __init__(self, total, free, architecture="sm_90"):
+        super().__init__(torch.device("cpu"))
+        self.total, self.free, self.architecture = total, free, architecture
+
+    def total_bytes(self):
+        return self.total
+
+    def free_bytes(self):
+        return self.free
+
+
+@pytest.fixture
+def on_card(model, monkeypatch):
+    def make(total, free, architecture="sm_90", **options):
+        monkeypatch.setattr(runtime_module, "launcher_for", lambda *_: Card(total, free, architecture))
+        return TorchGpuRuntime(model, "cuda", "fp32", **{"rows": 2, **options})
+
+    return make
+
+
+GIB = 2**30
+
+
+def test_the_shape_follows_from_the_device_and_not_from_what_is_free(model, reference, on_card):
+    clips, options = tiny.videos(3), Options(2)
+    engines = [on_card(GIB // 256, free) for free in (GIB // 280, GIB // 256)]
+    assert len({one.identity for one in engines}) == 1
+    for one in engines:
+        check(ahead(one, clips, options), usual(reference, clips, options))
+    assert {one.describe()["slots"] for one in engines} == {engines[0].slots}
+    assert 1 < engines[0].slots < 512
+    assert f"sm_90, {engines[0].slots} clips" in engines[0].identity
+
+
+def test_a_shape_or_a_generation_of_its_own_is_another_engine(on_card):
+    engines = [
+        on_card(80 * GIB, 70 * GIB),
+        on_card(GIB // 64, GIB // 64),
+        on_card(80 * GIB, 70 * GIB, slots=3),
+        on_card(80 * GIB, 70 * GIB, architecture="sm_80"),
+    ]
+    assert engines[2].slots == 3
+    assert len({one.identity for one in engines}) == 4
+    runs = [{"model": f"n.pth (0123456789abcdef, {one.identity})"} for one in engines]
+    assert difference(runs[0], dict(runs[0])) is None
+    assert all(difference(runs[0], other) for other in runs[1:])  # none of them goes on where another was
+
+
+def test_other_samples_keep_the_slots_that_identity_tells(on_card):
+    engine = on_card(GIB // 64, GIB // 64)
+    assert engine.decode_loop(1).slots == engine.decode_loop(3).slots == engine.slots
+
+
+def test_a_device_that_is_full_is_told_in_one_line(on_card):
+    engine = on_card(80 * GIB, GIB // 512)
+    with pytest.raises(InputError, match=r"512 clips in flight need \d+ MiB .* MiB of it are free .*--batch-size \d+"):
+        engine.decode_loop(2)
 
 
 def test_a_device_that_is_too_small(model):

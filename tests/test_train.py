@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
@@ -22,11 +23,13 @@ from lavila_fast.evaluate import kitchen as evaluate_kitchen  # noqa: E402
 from lavila_fast.evaluate.clips import Clips, action_of, filmed_clips, labels_of  # noqa: E402
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, all_actions  # noqa: E402
 from lavila_fast.models.load import load_narrator  # noqa: E402
-from lavila_fast.train.checkpoints import load_state, save_state  # noqa: E402
+from lavila_fast.train import evaluate_kitchen as evaluate_files  # noqa: E402
+from lavila_fast.train.checkpoints import read_state, save_state  # noqa: E402
 from lavila_fast.train.data import Batches, DataConfig, open_clips, render_one  # noqa: E402
-from lavila_fast.train.loop import Run, learning_rate, train  # noqa: E402
+from lavila_fast.train.loop import TrainingRun, learning_rate, train  # noqa: E402
 from lavila_fast.train.losses import caption_loss, clip_loss, max_margin_loss, ssl_clip_loss  # noqa: E402
 from lavila_fast.train.recipes import RECIPES, Recipe  # noqa: E402
+from lavila_fast.train.ship import main as ship_files  # noqa: E402
 from lavila_fast.train.ship import ship  # noqa: E402
 from lavila_fast.train.tasks import features, make_task, narrator_tokenizer, text_tokenizer  # noqa: E402
 
@@ -161,7 +164,7 @@ def test_symmetries_change_what_is_said_and_never_show_held_out_pairs():
 @pytest.mark.parametrize("model", [NARRATOR, DUAL])
 def test_loss_falls_on_a_batch_seen_again_and_again(clips, model):
     few = Clips(clips.frames[:16], clips.labels[:16])
-    run = Run(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few)
+    run = TrainingRun(replace(TINY, model=model, steps=40, hints=0.0 if model is DUAL else 0.5), few)
     seen = losses(run)
     assert np.mean(seen[-4:]) < 0.75 * np.mean(seen[:4])
 
@@ -175,7 +178,7 @@ def test_bfloat16_scores_nearly_as_float32(clips):
 
 
 def test_frozen_tower_learns_from_features(clips):
-    run = Run(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips)
+    run = TrainingRun(replace(TINY, model=DUAL, frozen=True, hints=0.0), clips)
     with torch.no_grad():
         frames, labels = torch.from_numpy(clips.frames[:8]), torch.from_numpy(clips.labels[:8])
         whole, _ = run.task(frames, labels)
@@ -189,13 +192,13 @@ def test_frozen_tower_learns_from_features(clips):
 
 
 def test_resumed_run_equals_an_uninterrupted_one(clips, tmp_path):
-    whole = Run(TINY, clips)
+    whole = TrainingRun(TINY, clips)
     expected = losses(whole)
     train(replace(TINY, save_every=3), clips, None, tmp_path / "tiny")
-    interrupted = Run(TINY, clips)
+    interrupted = TrainingRun(TINY, clips)
     first = losses(interrupted, 2)
     interrupted.save(tmp_path)
-    resumed = Run(TINY, clips)
+    resumed = TrainingRun(TINY, clips)
     assert resumed.resume(tmp_path)
     assert first + losses(resumed) == expected
     for name, weight in torch.load(tmp_path / "tiny" / "average.pt", weights_only=True).items():
@@ -219,7 +222,7 @@ def test_sigterm_saves_and_leaves(clips, tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "unseen" not in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
-    whole = losses(Run(TINY, clips))
+    whole = losses(TrainingRun(TINY, clips))
     assert [row["loss"] for row in steps] == pytest.approx(whole, abs=1e-4)
     with pytest.raises(CheckpointError, match="other settings"):
         train(replace(TINY, lr=1.0), clips, None, tmp_path, resume=True)
@@ -256,7 +259,7 @@ def two_processes(folder, clips, zero=None, dual=False, resume=False):
 @pytest.mark.slow
 @pytest.mark.parametrize("dual", [False, True])
 def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
-    one = losses(Run(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips))
+    one = losses(TrainingRun(replace(TINY, model=DUAL, hints=0.0) if dual else TINY, clips))
     assert two_processes(tmp_path, clips, dual=dual) == pytest.approx(one, abs=2e-3)
 
 
@@ -264,7 +267,7 @@ def test_two_processes_learn_what_one_does(clips, tmp_path, dual):
 @pytest.mark.parametrize("stage", [1, 2])
 def test_zero_learns_what_plain_pytorch_does_and_resumes(clips, tmp_path, stage):
     pytest.importorskip("deepspeed")
-    one = losses(Run(TINY, clips))
+    one = losses(TrainingRun(TINY, clips))
     assert two_processes(tmp_path, clips, stage) == pytest.approx(one, abs=2e-3)
     (tmp_path / "two" / "log.jsonl").unlink()
     (tmp_path / "two" / "deepspeed" / "latest").write_text("step3")
@@ -292,7 +295,7 @@ def test_recipes_fit_their_vocabularies_and_follow_each_other():
     with pytest.raises(InputError, match="at least 1"):
         replace(TINY, steps=0)
     with pytest.raises(InputError, match="evenly"):
-        Run(TINY, Clips(np.zeros((0, 4, 16, 16, 3), np.uint8), np.zeros((0, 4), np.int64)), world=3)
+        TrainingRun(TINY, Clips(np.zeros((0, 4, 16, 16, 3), np.uint8), np.zeros((0, 4), np.int64)), world=3)
 
 
 def test_shipped_file_says_what_the_run_learnt(clips, tmp_path, monkeypatch):
@@ -303,6 +306,22 @@ def test_shipped_file_says_what_the_run_learnt(clips, tmp_path, monkeypatch):
     kept = torch.load(tmp_path / "run" / "average.pt", weights_only=True)
     for name, weight in narrator.state_dict().items():
         torch.testing.assert_close(weight, kept[f"model.{name}"].half().float())
+
+
+def test_programs_exit_as_the_error_says(tmp_path, monkeypatch):
+    (tmp_path / "nano_narrator").mkdir()
+    (tmp_path / "nano_narrator" / "average.pt").write_bytes(b"half a file")
+    done = CliRunner().invoke(ship_files, [str(tmp_path), "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert done.output.startswith("error: ")
+    assert done.output.count("\n") == 1
+
+    def fail(*given):
+        raise CheckpointError("x: not a checkpoint; fetch it again")
+
+    monkeypatch.setattr(evaluate_files, "kitchen_figures", fail)
+    done = CliRunner().invoke(evaluate_files.main, [str(tmp_path)])
+    assert (done.exit_code, done.output) == (2, "error: x: not a checkpoint; fetch it again\n")
 
 
 def test_truncated_checkpoint_is_one_clear_line(clips, tmp_path):
@@ -408,5 +427,5 @@ def test_a_checkpoint_cut_short_leaves_the_last_one(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", cut)
     with pytest.raises(StorageError, match="make room"):
         save_state({"step": 2}, path)
-    assert load_state(path) == {"step": 1}
+    assert read_state(path) == {"step": 1}
     assert [one.name for one in tmp_path.iterdir()] == ["state.pt"]

@@ -57,6 +57,18 @@ def test_crossing_into_the_next_chunk() -> None:
         chunked_reads({0: 9000}, 30, 301, 302, 4)
 
 
+def test_a_chunk_that_was_cut_is_not_filled_with_the_next_one() -> None:
+    """0.mp4 ends at 20 s: what lies between there and 300 s is missing, and 300 s is the first of the next chunk."""
+    cut = {0: 600, 300: 9000}
+    assert chunked_reads(cut, 30, 18, 22, 4) == [(0, [555, 585, 614, 644])]  # 614 and 644 are not there
+    assert chunked_reads(cut, 30, 100, 102, 2) == [(0, [3015, 3044])]
+    assert chunked_reads(cut, 30, 298.1, 302.1, 4) == [(0, [8958, 8988]), (300, [17, 47])]
+    assert chunked_reads({0: 9000, 600: 9000}, 30, 298.1, 302.1, 4) == [(0, [8958, 8988, 9017, 9047])]
+    assert chunked_reads({0: 9000, 300: 20, 600: 9000}, 30, 298.1, 302.1, 4) == [(0, [8958, 8988]), (300, [17, 47])]
+    with pytest.raises(InputError, match="after the end of chunk 300, the last"):
+        chunked_reads({0: 9000, 300: 600}, 30, 330, 332, 4)
+
+
 def test_each_chunk_counts_at_its_own_rate() -> None:
     """By hand: 298-302 s at 25 fps is frames 7450 to 7549, middles 7462, 7487, 7512, 7536, of which two lie beyond."""
     frames, rates = {0: 7500, 300: 500}, {0: 25.0, 300: 50.0}

@@ -25,7 +25,7 @@ def test_pictures_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path:
     with open_video(path, 640 * 320):
         pass
     with pytest.raises(VideoError, match="has pictures of 640x320 pixels, more than the 200000 allowed"):
-        list(read_clips(VideoSource("v", path, 200000), [Clip("v", 0, 1)], 4))
+        list(read_clips(VideoSource("v", path, most_pixels=200000), [Clip("v", 0, 1)], 4))
 
 
 def test_a_stream_that_grows_beyond_the_limit_fails_from_there_on(tmp_path: Path) -> None:
@@ -33,10 +33,10 @@ def test_a_stream_that_grows_beyond_the_limit_fails_from_there_on(tmp_path: Path
     path = tmp_path / "v.ts"
     path.write_bytes(small.read_bytes() + large.read_bytes())
     clips = [Clip("v", 0, 2), Clip("v", 2, 4)]
-    assert [d.damaged for d in read_clips(VideoSource("v", path, 640 * 352), clips, 4)] == [False, False]
+    assert [d.damaged for d in read_clips(VideoSource("v", path, most_pixels=640 * 352), clips, 4)] == [False, False]
     with pytest.raises(VideoError, match="damaged pieces skipped"):
-        list(read_clips(VideoSource("v", path, 100_000), clips, 4))
-    first = next(read_clips(VideoSource("v", path, 100_000), clips, 4))
+        list(read_clips(VideoSource("v", path, most_pixels=100_000), clips, 4))
+    first = next(read_clips(VideoSource("v", path, most_pixels=100_000), clips, 4))
     assert first.frames.shape == (4, 32, 64, 3)
 
 

@@ -20,8 +20,7 @@ from test_video_coded import number_of, numbers, write_sound, write_video
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import chunked_reads, whole_file_indices, windows
-from lavila_fast.video.cpu import pyav_reader
-from lavila_fast.video.probe import probe
+from lavila_fast.video.probe import FrameDecoder, probe
 from lavila_fast.video.reader import _chunk_rates, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 
@@ -170,7 +169,7 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened = self.decoded = self.converted = self.alive = self.most = 0
-        opener, decoder = av.open, pyav_reader.decoded
+        opener, decoder = av.open, FrameDecoder.feed
 
         def opening(*args: Any, **kwargs: Any) -> Any:
             self.opened += 1
@@ -182,7 +181,7 @@ class Watch:
                 yield frame
 
         monkeypatch.setattr(av, "open", opening)
-        monkeypatch.setattr(pyav_reader, "decoded", decoding)
+        monkeypatch.setattr(FrameDecoder, "feed", decoding)
 
     def transform(self, frame: Any) -> Any:
         image = frame.copy()
@@ -204,7 +203,7 @@ def test_one_pass_and_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert numbers(d.frames) == whole_file_indices(2000, 25, d.clip.start, d.clip.end, 4)
     wanted = {i for c in clips for i in whole_file_indices(2000, 25, c.start, c.end, 4)}
     assert (watch.opened, watch.converted) == (1, len(wanted))
-    assert max(wanted) < watch.decoded <= max(wanted) + 3  # front to back once, and not beyond the last wanted frame
+    assert len(wanted) <= watch.decoded <= max(wanted) + 3  # front to back once, and not beyond the last wanted frame
     assert watch.most <= 4 * 4 + 2  # at most four windows of four frames are open
 
 
@@ -348,6 +347,23 @@ def test_chunk_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert crossed >= 4
     assert watch.decoded <= 1301
     assert watch.opened == 6  # each header is read once to plan and once to decode
+
+
+def test_what_a_cut_chunk_lacks_is_reported(tmp_path: Path) -> None:
+    folder = write_chunks(tmp_path / "uid.mp4", 40, 600, 20)
+    clips = [Clip("uid", *span) for span in ((16, 18), (19, 21), (100, 102), (299, 301), (302, 304), (599, 601))]
+    read = read_clips(VideoSource("uid", folder), [*clips, Clip("uid", 615, 617)], 4)
+    found: dict[float, list[int]] = {}
+    with pytest.raises(VideoError) as caught:
+        found.update((decoded.clip.start, numbers(decoded.frames)) for decoded in read)
+    assert sorted(found) == [16, 19, 299, 302, 599]
+    assert found[16] == [32, 33, 34, 34]
+    assert found[19][-1] == 39  # the last that is there, for 40 and 41
+    assert min(found[299]) >= 600  # of the next chunk, which begins at 300 s
+    told = str(caught.value)
+    assert "0.mp4 ends at 20.0 s of 300" in told
+    assert "600.mp4, the last, ends at 10.0 s" in told
+    assert "2 of 7 clips could not be read" in told
 
 
 def test_chunks_of_different_rates(tmp_path: Path) -> None:

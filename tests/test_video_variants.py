@@ -87,3 +87,8 @@ def test_a_thousand_films(tmp_path_factory: pytest.TempPathFactory, film: Film) 
 def test_each_codec_in_each_container(tmp_path: Path, container: str, codec: str) -> None:
     b = 2 if codec in REORDERS and container != "mxf" else 0
     check(Film(container, codec, Fraction(25), 101, b_frames=b), tmp_path)
+
+
+def test_a_pause_that_holds_the_last_wanted_second(tmp_path: Path) -> None:
+    """What ends it is no wanted frame, and is decoded all the same: it says that the one before is still shown."""
+    check(Film("webm", "libvpx", Fraction(10), 40, pauses=((34, 0.3),)), tmp_path)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lavila_fast.narrator import ASSETS
+from lavila_fast.pretrained import ASSETS
 
 PROGRAM = """
 import os, sys
@@ -32,4 +32,6 @@ def test_narrating_without_fcntl(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert len({json.loads(line)["start"] for line in out.read_text().splitlines()}) == 12
-    assert {path.name for path in tmp_path.iterdir()} <= {"out.jsonl", "out.jsonl.run.json", ".out.jsonl.lock"}
+    assert {path.name for path in tmp_path.iterdir()} <= {
+        *("out.jsonl", "out.jsonl.run.json", "out.jsonl.videos.jsonl", ".out.jsonl.lock")
+    }

@@ -10,7 +10,7 @@ import numpy as np
 
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig
 from lavila_fast.generate.randomness import clip_key
-from lavila_fast.generate.scheduler import Task
+from lavila_fast.generate.scheduler import EncodedClip
 from lavila_fast.text import train_bpe
 
 VOCAB, LIMIT = 258, 24
@@ -29,12 +29,12 @@ def narrator(sizes=None, seed=0, ending=0.12):
     """
     import torch
 
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
     sizes = sizes or config()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        model = Narrator(sizes).eval()
+        model = NarratorModel(sizes).eval()
         for name, weight in model.named_parameters():
             if ".alpha_" in name:
                 weight.fill_(1.0)
@@ -65,7 +65,7 @@ def videos(count, sizes=None, seed=1):
 def tasks(runtime, clips, seed=0):
     """A task a clip, encoded when it is taken; its owner is its number."""
     for number in range(len(clips)):
-        yield Task(number, clip_key(seed, "v.mp4", float(number)), runtime.encode(clips[number : number + 1]))
+        yield EncodedClip(number, clip_key(seed, "v.mp4", float(number)), runtime.encode(clips[number : number + 1]))
 
 
 def film(path: Path, seconds=8, fps=10, size=(64, 48)):

@@ -184,13 +184,14 @@ class Truth:
     stop: float
     steady: bool
     rate: float
+    counted: float  # the rate as the file gives it, by which the original counts
 
     @classmethod
     def of(cls, film: Film, path: Path) -> Truth:
         """By decoding all frames; where the container stores no times for them, by how it was made."""
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            tick, begin = float(stream.time_base), container.start_time
+            tick, begin, said = float(stream.time_base), container.start_time, float(stream.average_rate or 0)
             frames = [(frame.pts, number_of(upright(frame, film.turn))) for frame in container.decode(stream)]
         if film.container == "avi":
             with av.open(str(path)) as container:
@@ -200,12 +201,14 @@ class Truth:
         times = [stamp * tick - zero for stamp, _ in sorted(frames)]
         rate = float(film.rate)
         steady = all(abs((time - times[0]) * rate - i) < 0.2 for i, time in enumerate(times))
-        return cls([number for _, number in sorted(frames)], times, times[-1] + 1 / rate, steady, rate)
+        stop = times[-1] + 1 / rate
+        counted = said if abs(said - rate) * stop <= 1.5 else rate  # the odd length of the last frame
+        return cls([number for _, number in sorted(frames)], times, stop, steady, rate, counted)
 
     def at(self, start: float, end: float, count: int = 4) -> list[int]:
         """Which numbers a clip shows."""
         if self.steady:
-            ids = whole_file_indices(len(self.numbers), self.rate, start, end, count, max(self.times[0], 0.0))
+            ids = whole_file_indices(len(self.numbers), self.counted, start, end, count, max(self.times[0], 0.0))
             return [self.numbers[i] for i in ids]
         start, end = max(start, self.times[0]), min(end, self.stop)
         middles = [start + (end - start) * (i + 0.5) / count for i in range(count)]

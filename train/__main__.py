@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from lavila_fast.errors import LavilaError
+from lavila_fast.errors import exit_with_line
 from lavila_fast.evaluate.clips import Clips
 from lavila_fast.train.dali_data import ListBatches, ListConfig, open_list
 from lavila_fast.train.data import DataConfig, open_clips
-from lavila_fast.train.loop import check, train
+from lavila_fast.train.loop import refuse, train
 from lavila_fast.train.memory import keep_memory
 from lavila_fast.train.recipes import RECIPES
 
@@ -41,8 +41,8 @@ def main(
     row = RECIPES[recipe]
     data = row.data if isinstance(row.data, ListConfig) else replace(row.data, clips=clips or row.data.clips)
     row = replace(row, steps=steps or row.steps, data=data)
-    try:
-        check(row, output, resume, overwrite, zero)
+    with exit_with_line():
+        refuse(row, output, resume, overwrite, zero)
         keep_memory()
         watch = DataConfig(clips=500, split="unseen_seeds", sizes=((320, 240),), shift=0.0, jitter=0.0)
         if isinstance(data, ListConfig):
@@ -50,9 +50,6 @@ def main(
         else:
             learn = open_clips(data, cache, workers)
         train(row, learn, open_clips(watch, cache, workers), output, resume, zero=zero, overwrite=overwrite)
-    except LavilaError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

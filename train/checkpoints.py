@@ -17,7 +17,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         torch.save(state, file)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """Read what `save_state` wrote.
 
     Raises:

@@ -24,7 +24,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,17 @@ from numpy.typing import NDArray
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
+from lavila_fast.log import log_once
 from lavila_fast.records import Clip
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import unit_decoders
-from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.gpu.nvcodec_reader import resample
 from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
 from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unsuitable
-from lavila_fast.video.log import say_once
 from lavila_fast.video.opening import REFETCH, VideoInfo
-from lavila_fast.video.probe import open_file
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip, wanted_times
+from lavila_fast.video.sources import VideoSource
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call
@@ -77,7 +76,7 @@ class ListConfig:
         list: For `read_sentences`; the files lie below `root`.
         frames: Frames a clip.
         img: Side of the frames, pixels.
-        decoder: One of `video.decoders.DECODERS`.
+        decoder: One of `video.names.DECODERS`.
         device: Where they are decoded and handed over: ``cpu``, ``cuda`` or ``cuda:N``; the model must be there too.
         area: Least and greatest share of a frame that a crop covers; (1, 1) for the centre crop of narration.
         aspect: Least and greatest width over height of a crop.
@@ -100,12 +99,6 @@ class ListConfig:
 def open_list(config: ListConfig, batch_size: int, seed: int = 0) -> ListBatches:
     """Batches of the clips in a list; errors as for `read_sentences`."""
     return ListBatches(*read_sentences(Path(config.list), Path(config.root)), config, batch_size, seed)
-
-
-@lru_cache(maxsize=65536)
-def _facts(path: Path) -> tuple[VideoInfo, VideoFacts]:
-    with open_file(path) as file:
-        return file.info, read_facts(path)
 
 
 @dataclass(frozen=True)
@@ -174,6 +167,11 @@ class ListBatches:
         return {}
 
     @cached_property
+    def _sources(self) -> dict[str, VideoSource]:
+        """The files: many clips are cut from each, and what is known of one is read once."""
+        return {name: VideoSource(name, Path(name)) for name in dict.fromkeys(clip.video for clip in self.clips)}
+
+    @cached_property
     def _maker(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(1, "batches")
 
@@ -195,7 +193,7 @@ class ListBatches:
         mine = rows[rank::world]
         cuts = list(self._pool.map(self._cut, (self.clips[i] for i in mine), draws[rank::world]))
         self._decode(cuts, [self.clips[i] for i in mine], draws[rank::world])
-        return _rounded(_stack([cut.frames for cut in cuts])), self.labels[mine]
+        return _as_uint8(_stack([cut.frames for cut in cuts])), self.labels[mine]
 
     def _times(self, clip: Clip, info: VideoInfo, draws: _Draws) -> list[float]:
         """Where a clip looks at its file: the middle of each segment, or drawn from a range as long about it."""
@@ -225,7 +223,8 @@ class ListBatches:
     def _cut(self, clip: Clip, draws: _Draws) -> _Cut:
         """Take the units of a clip out of its file."""
         path = Path(clip.video)
-        info, facts = _facts(path)
+        source = self._sources[clip.video]
+        info, facts = source.info(path), source.facts(path)
         times = self._times(clip, info, draws)
         region = self._region(facts.width, facts.height, draws)
         candidates = unit_decoders(self.config.decoder, self.config.img, self.config.device)
@@ -233,11 +232,11 @@ class ListBatches:
             return self._read(clip, draws)
         try:
             decoder = suitable(candidates, facts)
-            with open_file(path, info) as file:
+            with source.open(path) as file:
                 units = list(wanted_units(file, sorted(set(times))))
                 requests = [UnitRequest(unit.to_mp4(file.stream), unit.ordinals, region, facts) for unit in units]
         except Unsuitable as reason:
-            say_once(logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
+            log_once("video", logging.WARNING, f"{path.name}: {reason}: decoded by PyAV")
             return self._read(clip, draws)
         spans = [span for unit in units for span in unit.spans]
         picks = [next((n for n, span in enumerate(spans) if span.first <= time < span.stop), -1) for time in times]
@@ -246,7 +245,7 @@ class ListBatches:
     def _read(self, clip: Clip, draws: _Draws) -> _Cut:
         """Read a clip with PyAV."""
         path, open_clip = Path(clip.video), OpenClip.empty(clip, self.config.frames)
-        with open_file(path, _facts(path)[0]) as file:
+        with self._sources[clip.video].open(path) as file:
             request = ClipRequest(open_clip, self._times(clip, file.info, draws))
             list(PyavReader().read(file, [request], FrameGate(), 1, Health()))
         if any(image is None for image in open_clip.images):
@@ -268,7 +267,9 @@ class ListBatches:
                 decoded = [worker(decoder.name).submit(decoder.decode, group) for group in groups]
                 frames = iter([one for future in decoded for one in future.result()])
             except RuntimeError as error:
-                say_once(logging.WARNING, f"{decoder.name} failed ({str(error).strip()[:200]}): decoded by PyAV")
+                log_once(
+                    "video", logging.WARNING, f"{decoder.name} failed ({str(error).strip()[:200]}): decoded by PyAV"
+                )
                 for n in mine:
                     cuts[n].frames = self._read(clips[n], draws[n]).frames
                 continue
@@ -285,5 +286,5 @@ def _stack(images: list[Any]) -> Any:
     return torch.stack(images)
 
 
-def _rounded(frames: Any) -> Any:
+def _as_uint8(frames: Any) -> Any:
     return np.rint(frames).astype(np.uint8) if isinstance(frames, np.ndarray) else frames.round_().byte()

@@ -14,7 +14,6 @@ Two symmetries of the kitchen quadruple the data: a mirrored clip shows the othe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 from dataclasses import asdict, dataclass
@@ -25,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import lavila_fast.kitchen as kitchen
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
+from lavila_fast.evaluate.clips import PARTS, Clips, kitchen_digest, labels_of
 from lavila_fast.files import replacing
 from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
 from lavila_fast.kitchen.render import render_frame
@@ -67,9 +65,7 @@ class DataConfig:
     @property
     def digest(self) -> str:
         """Name of the cache folder: changes with these settings and with the kitchen."""
-        sources = [path.read_bytes() for path in sorted(Path(kitchen.__path__[0]).glob("*.py"))]
-        said = json.dumps({**asdict(self), "clips": 0}, sort_keys=True).encode()
-        return hashlib.sha256(b"\0".join([said, *sources])).hexdigest()[:16]
+        return kitchen_digest(json.dumps({**asdict(self), "clips": 0}, sort_keys=True).encode())
 
 
 def render_one(config: DataConfig, number: int) -> tuple[NDArray[np.uint8], tuple[int, ...]]:

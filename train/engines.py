@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
 from lavila_fast.files import write_json
-from lavila_fast.train.checkpoints import load_state, save_state
+from lavila_fast.train.checkpoints import read_state, save_state
 from lavila_fast.train.recipes import Recipe
-from lavila_fast.train.tasks import Task
+from lavila_fast.train.tasks import TrainingTask
 
 
-class Engine(Protocol):
+class TrainingEngine(Protocol):
     """What the loop asks of an engine."""
 
     module: nn.Module
@@ -38,7 +38,7 @@ class Engine(Protocol):
         """Restore the optimiser and return the `state` that was saved, or None if there is nothing."""
 
 
-def parameter_groups(task: Task, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(task: TrainingTask, recipe: Recipe) -> list[dict[str, Any]]:
     """Matrices with weight decay, the rest without; frozen parameters not at all."""
     moving = [p for p in task.parameters() if p.requires_grad]
     matrices, others = [p for p in moving if p.ndim >= 2], [p for p in moving if p.ndim < 2]
@@ -48,14 +48,14 @@ def parameter_groups(task: Task, recipe: Recipe) -> list[dict[str, Any]]:
 class TorchEngine:
     """AdamW, one process or DDP."""
 
-    def __init__(self, task: Task, recipe: Recipe, world: int) -> None:
+    def __init__(self, task: TrainingTask, recipe: Recipe, world: int) -> None:
         self.task, self.clip_norm, self.world = task, recipe.clip_norm, world
         self.module: nn.Module = DistributedDataParallel(task) if world > 1 else task
         self.optimiser = torch.optim.AdamW(parameter_groups(task, recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
 
     def update(self, loss: Tensor, rate: float) -> Tensor:
-        """See `Engine`."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        """See `TrainingEngine`."""
+        torch.autograd.backward(loss)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm)
@@ -64,15 +64,15 @@ class TorchEngine:
         return norm
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """See `Engine`."""
+        """See `TrainingEngine`."""
         if not dist.is_initialized() or dist.get_rank() == 0:
             save_state({**state, "optimiser": self.optimiser.state_dict()}, folder / "state.pt")
 
     def load(self, folder: Path) -> dict[str, Any] | None:
-        """See `Engine`."""
+        """See `TrainingEngine`."""
         if not (folder / "state.pt").is_file():
             return None
-        state: dict[str, Any] = load_state(folder / "state.pt")
+        state: dict[str, Any] = read_state(folder / "state.pt")
         self.optimiser.load_state_dict(state.pop("optimiser"))
         return state
 
@@ -84,7 +84,7 @@ class DeepSpeedEngine:
     number of processes are written beside it and compared. DeepSpeed unpickles its own checkpoints: resume only yours.
     """
 
-    def __init__(self, task: Task, recipe: Recipe, stage: int) -> None:
+    def __init__(self, task: TrainingTask, recipe: Recipe, stage: int) -> None:
         if stage not in (1, 2):
             raise InputError(f"ZeRO stage {stage}: this loop knows stages 1 and 2")
         try:
@@ -108,7 +108,7 @@ class DeepSpeedEngine:
         self.module: Any = deepspeed.initialize(model=task, optimizer=optimiser, config=settings)[0]
 
     def update(self, loss: Tensor, rate: float) -> Tensor:
-        """See `Engine`."""
+        """See `TrainingEngine`."""
         self.module.backward(loss)
         for group in self.module.optimizer.param_groups:
             group["lr"] = rate
@@ -116,14 +116,14 @@ class DeepSpeedEngine:
         return torch.as_tensor(float(self.module.get_global_grad_norm() or 0.0))
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """See `Engine`; the tag is the step, so that a write cut short leaves the last checkpoint whole."""
+        """See `TrainingEngine`; the tag is the step, so that a write cut short leaves the last checkpoint whole."""
         place = folder / "deepspeed"
         self.module.save_checkpoint(str(place), tag=f"step{state['step']}", client_state={"ours": state})
         if dist.get_rank() == 0:
             write_json(place / "kind.json", self.kind)
 
     def load(self, folder: Path) -> dict[str, Any] | None:
-        """See `Engine`.
+        """See `TrainingEngine`.
 
         Raises:
             CheckpointError: saved with another stage or number of processes.

@@ -19,31 +19,26 @@ import click
 import torch
 from torch import Tensor
 
-from lavila_fast.errors import LavilaError
-from lavila_fast.evaluate.clips import SPLITS, Clips, filmed_clips
+from lavila_fast.errors import exit_with_line
+from lavila_fast.evaluate.clips import UNSEEN_SPLITS, Clips, filmed_clips
 from lavila_fast.evaluate.kitchen import confusions, dual_figures, sentence_figures
 from lavila_fast.files import write_text
 from lavila_fast.machine import processor
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import load_dual_encoder, load_narrator
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
 
 @torch.inference_mode()
-def greedy(narrator: Narrator, tokenizer: Tokenizer, video: Tensor) -> list[str]:
-    """The likeliest next word, again and again, without a cache: sentences for normalised clips (B, 3, T, H, W)."""
-    seen = narrator.visual_tokens(video)
-    ids = torch.full((len(video), 1), tokenizer.begin)
-    for _ in range(narrator.config.max_tokens - 1):
-        ids = torch.cat([ids, narrator.logits(seen, ids)[:, -1:].argmax(-1)], dim=1)
-        if bool((ids[:, 1:] == tokenizer.end).any(1).all()):
-            break
+def greedy(narrator: NarratorModel, tokenizer: Tokenizer, video: Tensor) -> list[str]:
+    """The likeliest sentences for normalised clips (B, 3, T, H, W), word by word."""
+    ids = narrator.greedy_ids(narrator.visual_tokens(video), narrator.config.max_tokens - 1)
     return [tokenizer.decode(row) for row in ids.numpy()]
 
 
-def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
+def _video_batches(model: NarratorModel | DualEncoder, clips: Clips) -> list[Tensor]:
     vision = model.config.vision
     ready = [torch.from_numpy(normalise(clip, vision.mean, vision.std)) for clip in clips.frames]
     return [torch.stack(ready[i : i + 50]) for i in range(0, len(ready), 50)]
@@ -52,21 +47,21 @@ def _video(model: Narrator | DualEncoder, clips: Clips) -> list[Tensor]:
 @torch.inference_mode()
 def embedding_figures(dual: DualEncoder, tokenizer: Tokenizer, clips: Clips) -> dict[str, Any]:
     """Retrieval among all sentences of the kitchen and among those of `clips`, and multiple choice."""
-    video_NE = torch.cat([dual.embed_video(batch) for batch in _video(dual, clips)]).numpy()
+    video_NE = torch.cat([dual.embed_video(batch) for batch in _video_batches(dual, clips)]).numpy()
     return dual_figures(
         video_NE, lambda said: dual.embed_text(torch.from_numpy(tokenizer.encode(said))).numpy(), clips.labels
     )
 
 
-def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
+def kitchen_figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, Any]:
     """All figures of the models in `folder`; what is not there is left out."""
     found: dict[str, Any] = {}
-    shown = {split: filmed_clips(split, clips, films, workers=workers) for split in SPLITS}
+    shown = {split: filmed_clips(split, clips, films, workers=workers) for split in UNSEEN_SPLITS}
     if (folder / "narrator.safetensors").is_file():
         narrator = load_narrator(folder / "narrator.safetensors")
         words = load_tokenizer(folder / "narrator_tokenizer.json", "gpt2", narrator.config.max_tokens)
         for split, seen in shown.items():
-            said = [text for batch in _video(narrator, seen) for text in greedy(narrator, words, batch)]
+            said = [text for batch in _video_batches(narrator, seen) for text in greedy(narrator, words, batch)]
             found[split] = {
                 "clips": len(said),
                 "narrator": sentence_figures(said, seen.labels),
@@ -80,9 +75,9 @@ def figures(folder: Path, films: Path, clips: int, workers: int) -> dict[str, An
     return found
 
 
-def _rounded(value: Any) -> Any:
+def _rounded_figures(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded_figures(one) for key, one in value.items()}
     return round(value, 4) if isinstance(value, float) else value
 
 
@@ -94,13 +89,11 @@ def _rounded(value: Any) -> Any:
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file to write.")
 def main(folder: Path, films: Path, clips: int, workers: int, output: Path | None) -> None:
     """Try the models in FOLDER on clips they never saw."""
-    try:
-        found = figures(folder, films, clips, workers)
-    except LavilaError as error:
-        raise click.ClickException(str(error)) from error
+    with exit_with_line():
+        found = kitchen_figures(folder, films, clips, workers)
     row = {
         "what": "nano models on the miniature kitchen; H.264, 320x240; greedy sentences",
-        **_rounded(found),
+        **_rounded_figures(found),
         "command": " ".join(["python -m lavila_fast.train.evaluate_kitchen", *sys.argv[1:]]),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "torch": torch.__version__},
         "date": datetime.now(timezone.utc).date().isoformat(),

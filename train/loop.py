@@ -2,7 +2,7 @@
 
 What a step does depends on its number alone (see `Batches`), so a checkpoint is the weights, the optimiser's state and
 the number. A run that was stopped and resumed gives the same losses as one that was not. SIGTERM and Ctrl-C save
-before leaving. Processes are started with torchrun and talk through gloo:
+before leaving. Several processes are started with torchrun:
 
     torchrun --standalone --nproc_per_node=2 -m lavila_fast.train nano_narrator --output runs/nano_narrator
 """
@@ -13,11 +13,9 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.evaluate.clips import Clips
-from lavila_fast.train.checkpoints import load_state, save_state
+from lavila_fast.train.checkpoints import read_state, save_state
 from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, DataConfig
-from lavila_fast.train.engines import DeepSpeedEngine, Engine, TorchEngine
+from lavila_fast.train.engines import DeepSpeedEngine, TorchEngine, TrainingEngine
+from lavila_fast.train.processes import StopWish, averaged, processes
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.tasks import adopt, features, make_task
 
@@ -45,46 +44,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
 
 
-@contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """(rank, world) of this process; joins the others if torchrun started us.
-
-    Nothing random is drawn after the weights are, so no generator's state needs keeping.
-    """
-    if "RANK" not in os.environ or dist.is_initialized():
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        return
-    dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank(), dist.get_world_size()
-    finally:
-        dist.destroy_process_group()
-
-
-class _Stop:
-    """Turns SIGTERM and SIGINT into a wish to leave after the current step; the second one kills as usual."""
-
-    def __init__(self) -> None:
-        self.wished = False
-        self.before = {sign: signal.signal(sign, self._wish) for sign in (signal.SIGTERM, signal.SIGINT)}
-
-    def _wish(self, sign: int, frame: object) -> None:
-        self.wished = True
-        self.restore()
-
-    def restore(self) -> None:
-        for sign, handler in self.before.items():
-            signal.signal(sign, handler)
-
-
-def _average(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
-    values = torch.stack([value.detach().float() for value in numbers.values()])
-    if world > 1:
-        dist.all_reduce(values)
-    return dict(zip(numbers, (values / world).tolist(), strict=True))
-
-
-def _batches(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
+def _batches_of(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
     if not isinstance(clips, ListBatches):
         return Batches(clips, recipe.batch_size, recipe.seed, recipe.still)
     if recipe.frozen or recipe.still or (clips.batch_size, clips.seed) != (recipe.batch_size, recipe.seed):
@@ -95,7 +55,7 @@ def _batches(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatche
     return clips
 
 
-class Run:
+class TrainingRun:
     """A recipe under way.
 
     Attributes:
@@ -119,9 +79,9 @@ class Run:
         self.task = make_task(recipe)
         self.fresh: list[str] = adopt(self.task, weights or {})
         self.task.model.visual.requires_grad_(not recipe.frozen)
-        self.batches = _batches(recipe, clips)
+        self.batches = _batches_of(recipe, clips)
         self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
-        self.engine: Engine = (
+        self.engine: TrainingEngine = (
             TorchEngine(self.task, recipe, world) if zero is None else DeepSpeedEngine(self.task, recipe, zero)
         )
 
@@ -167,7 +127,7 @@ class Run:
                 norm = self.engine.update(loss, learning_rate(self.recipe, self.step))
             self.step += 1
             self._follow()
-            yield _average({"loss": loss, **numbers, "norm": norm}, self.world)
+            yield averaged({"loss": loss, **numbers, "norm": norm}, self.world)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -191,14 +151,14 @@ class Run:
         return sums
 
 
-def _say(output: Path, row: dict[str, Any]) -> None:
+def _log_row(output: Path, row: dict[str, Any]) -> None:
     short = {k: (round(v, 4) if isinstance(v, float) else v) for k, v in row.items()}
     with (output / "log.jsonl").open("a") as file:
         file.write(json.dumps(short) + "\n")
     print(" ".join(f"{k} {v}" for k, v in short.items()), file=sys.stderr, flush=True)
 
 
-def _report(run: Run, rows: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+def _progress_row(run: TrainingRun, rows: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     rate = len(rows) * run.recipe.batch_size / seconds
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     left = (run.recipe.steps - run.step) * seconds / len(rows)
@@ -208,7 +168,7 @@ def _report(run: Run, rows: list[dict[str, float]], seconds: float) -> dict[str,
 class _Progress:
     """Gathers rows and says their means now and then."""
 
-    def __init__(self, run: Run, output: Path, every: int) -> None:
+    def __init__(self, run: TrainingRun, output: Path, every: int) -> None:
         self.run, self.output, self.every = run, output, every
         self.rows: list[dict[str, float]] = []
         self.since = time.perf_counter()
@@ -218,7 +178,7 @@ class _Progress:
         if not (last or self.run.step % self.every == 0):
             return
         if self.run.rank == 0:
-            _say(self.output, _report(self.run, self.rows, time.perf_counter() - self.since))
+            _log_row(self.output, _progress_row(self.run, self.rows, time.perf_counter() - self.since))
         self.rows, self.since = [], time.perf_counter()
 
 
@@ -239,7 +199,9 @@ def _forget(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def check(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False, zero: int | None = None) -> None:
+def refuse(
+    recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False, zero: int | None = None
+) -> None:
     """Refuse, before anything is rendered or written, what cannot end well; see `train` for the arguments.
 
     Raises:
@@ -292,16 +254,16 @@ def train(
         The file with the averaged weights.
 
     Raises:
-        InputError, CheckpointError: see `check`.
+        InputError, CheckpointError: see `refuse`.
     """
-    check(recipe, output, resume, overwrite, zero)
+    refuse(recipe, output, resume, overwrite, zero)
     output.mkdir(parents=True, exist_ok=True)
-    stop = _Stop()
+    stop = StopWish()
     with processes() as (rank, world):
         if rank == 0 and overwrite:
             _forget(output)
         start = _start_weights(recipe, output)
-        run = Run(recipe, clips, rank, world, zero, load_state(start) if start else None)
+        run = TrainingRun(recipe, clips, rank, world, zero, read_state(start) if start else None)
         resumed = resume and run.resume(output)
         if rank == 0 and not resumed:
             print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)
@@ -317,7 +279,7 @@ def train(
             if last or run.step % recipe.save_every == 0:
                 run.save(output)
             if rank == 0 and watch is not None and (last or run.step % recipe.evaluate_every == 0):
-                _say(output, {"step": run.step, "unseen": True, **run.evaluate(watch)})
+                _log_row(output, {"step": run.step, "unseen": True, **run.evaluate(watch)})
             if last:
                 break
     stop.restore()

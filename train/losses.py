@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
-PAD = 0
+from lavila_fast.text.tokenizer import PAD
 
 
 class CaptionScores(NamedTuple):

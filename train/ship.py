@@ -11,9 +11,9 @@ from pathlib import Path
 
 import click
 
-from lavila_fast.errors import CheckpointError, LavilaError
+from lavila_fast.errors import CheckpointError, exit_with_line
 from lavila_fast.models.load import save_checkpoint
-from lavila_fast.train.checkpoints import load_state
+from lavila_fast.train.checkpoints import read_state
 from lavila_fast.train.recipes import RECIPES
 from lavila_fast.train.tasks import adopt, make_task, narrator_tokenizer, text_tokenizer
 
@@ -27,7 +27,7 @@ def ship(recipe: str, run: Path, output: Path) -> Path:
         CheckpointError: the run has no weights yet, or they are of other sizes.
     """
     task = make_task(RECIPES[recipe])
-    if missing := adopt(task, load_state(run / "average.pt")):
+    if missing := adopt(task, read_state(run / "average.pt")):
         raise CheckpointError(f"{run / 'average.pt'}: lacks {missing[0]}; was it made by recipe {recipe}?")
     return save_checkpoint(task.model.eval(), output, "float16")
 
@@ -38,14 +38,12 @@ def ship(recipe: str, run: Path, output: Path) -> Path:
 def main(runs: Path, output: Path) -> None:
     """Write narrator, dual encoder and tokenizers from the folders under RUNS."""
     output.mkdir(parents=True, exist_ok=True)
-    try:
+    with exit_with_line():
         for recipe, name in ((NARRATOR, "narrator"), (DUAL, "dual_encoder")):
             if (runs / recipe / "average.pt").is_file():
                 click.echo(ship(recipe, runs / recipe, output / f"{name}.safetensors"))
         click.echo(narrator_tokenizer().save(output / "narrator_tokenizer.json"))
         click.echo(text_tokenizer().save(output / "text_tokenizer.json"))
-    except LavilaError as error:
-        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from lavila_fast.config import DualEncoderConfig, NarratorConfig
 from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
-from lavila_fast.models.timesformer import TimeSformer
+from lavila_fast.models.narrator import NarratorModel
+from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
 from lavila_fast.train.recipes import Recipe
@@ -68,10 +68,11 @@ def prepare_tower(tower: TimeSformer, generator: torch.Generator) -> None:
         tower.cls_token.normal_(std=0.5, generator=generator)
         tower.temporal_embed.normal_(std=0.3, generator=generator)
         for block in tower.blocks:
-            block.timeattn.proj.weight.zero_()  # type: ignore[union-attr, operator]
+            assert isinstance(block, SpaceTimeBlock)
+            block.timeattn.proj.weight.zero_()
 
 
-def open_gates(narrator: Narrator) -> None:
+def open_gates(narrator: NarratorModel) -> None:
     """Let the decoder see from the start; the gates are closed at first only to protect a pretrained GPT-2."""
     with torch.no_grad():
         for name, parameter in narrator.text_decoder.named_parameters():
@@ -79,13 +80,13 @@ def open_gates(narrator: Narrator) -> None:
                 parameter.fill_(1.0)
 
 
-class Task(nn.Module):
+class TrainingTask(nn.Module):
     """Base: normalises frames, casts weights, and hands over to `score`."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Narrator | DualEncoder, fast: bool) -> None:
+    def __init__(self, model: NarratorModel | DualEncoder, fast: bool) -> None:
         super().__init__()
         self.model, self.fast = model, fast
         vision = model.config.vision
@@ -106,13 +107,15 @@ class Task(nn.Module):
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         weights = {name: t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
         call = (video.bfloat16(), labels_B4)
-        return torch.func.functional_call(_Score(self), {f"task.{k}": v for k, v in weights.items()}, call)  # type: ignore[no-any-return]
+        cast = {f"task.{name}": t for name, t in weights.items()}
+        scored: tuple[Tensor, Numbers] = torch.func.functional_call(_Score(self), cast, call)
+        return scored
 
 
 class _Score(nn.Module):
-    """`Task.score` as a forward, which is what functional_call can call."""
+    """`TrainingTask.score` as a forward, which is what functional_call can call."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TrainingTask) -> None:
         super().__init__()
         self.task = task
 
@@ -120,13 +123,13 @@ class _Score(nn.Module):
         return self.task.score(video, labels)
 
 
-class NarratorTask(Task):
+class NarratorTask(TrainingTask):
     """Say the sentence; beside it, classify its parts from the CLS token."""
 
-    model: Narrator
+    model: NarratorModel
     ids: Tensor
 
-    def __init__(self, model: Narrator, hints: float, verbs: bool, fast: bool) -> None:
+    def __init__(self, model: NarratorModel, hints: float, verbs: bool, fast: bool) -> None:
         super().__init__(model, fast)
         self.hints, self.verbs = hints, verbs
         self.heads = nn.ModuleDict({part: nn.Linear(model.config.vision.dim, len(PARTS[part])) for part in PARTS})
@@ -151,7 +154,7 @@ class NarratorTask(Task):
         return loss, numbers
 
 
-class DualTask(Task):
+class DualTask(TrainingTask):
     """Bring a clip and its sentence together, all other sentences of the batch apart."""
 
     model: DualEncoder
@@ -187,12 +190,12 @@ class DualTask(Task):
         return loss, numbers
 
 
-def make_task(recipe: Recipe) -> Task:
+def make_task(recipe: Recipe) -> TrainingTask:
     """The task of a recipe, with fresh weights from its seed."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     if isinstance(recipe.model, NarratorConfig):
-        narrator = Narrator(recipe.model)
+        narrator = NarratorModel(recipe.model)
         prepare_tower(narrator.visual, generator)
         for parameter in (narrator.text_decoder.transformer.wte.weight, narrator.text_decoder.transformer.wpe.weight):
             nn.init.normal_(parameter, std=0.02, generator=generator)
@@ -205,7 +208,7 @@ def make_task(recipe: Recipe) -> Task:
 
 
 @torch.inference_mode()
-def features(task: Task, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
+def features(task: TrainingTask, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
     """The clips as the video tower sees them, (N, D) float32; processes share the work."""
     seen = torch.zeros(len(clips.labels), task.model.config.vision.dim)
     rows = torch.arange(rank, len(seen), world)
@@ -218,7 +221,7 @@ def features(task: Task, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
     return Clips(seen.numpy(), clips.labels)
 
 
-def adopt(task: Task, weights: dict[str, Any]) -> list[str]:
+def adopt(task: TrainingTask, weights: dict[str, Any]) -> list[str]:
     """Copy from `weights` (of a task) what has the same name and shape; returns the names that found nothing."""
     own = task.state_dict()
     fit = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}

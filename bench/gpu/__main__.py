@@ -31,8 +31,8 @@ from typing import IO, Any
 
 import click
 
-from lavila_fast.bench.gpu.page import headline, page
-from lavila_fast.bench.gpu.parts import PARTS
+from lavila_fast.bench.gpu.page import gpu_headline, gpu_page
+from lavila_fast.bench.gpu.parts import BENCH_PARTS
 from lavila_fast.bench.gpu.ratios import speedups
 from lavila_fast.bench.timing import ROOT
 from lavila_fast.files import write_json
@@ -102,13 +102,15 @@ def collected(told: str) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_part(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
 
 @click.command()
-@click.option("--part", "chosen", multiple=True, type=click.Choice(list(PARTS)), help="Only these (several times).")
+@click.option(
+    "--part", "chosen", multiple=True, type=click.Choice(list(BENCH_PARTS)), help="Only these (several times)."
+)
 @click.option("--again", is_flag=True, help="Repeat parts that are done.")
 @click.option("--seconds", default=525.0, show_default=True, help="End by then; a part cut off leaves its rows.")
 @click.option("--rehearse", is_flag=True, help="Toy sizes on a CPU.")
@@ -121,8 +123,8 @@ def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, o
     key = {"sources": fingerprint(), "gpu": gpu}
 
     def run(name: str) -> None:
-        path, wanted, left = folder / f"{name}.json", PARTS[name].seconds, deadline - time.monotonic()
-        before = _read(path)
+        path, wanted, left = folder / f"{name}.json", BENCH_PARTS[name].seconds, deadline - time.monotonic()
+        before = _read_part(path)
         if not again and before.get("key") == key and not before.get("failed"):
             click.echo(f"{name}: done before", err=True)
         elif left < wanted / 2:
@@ -132,13 +134,13 @@ def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, o
             write_json(path, {"part": name, "key": key, **found})
             click.echo(f"{name}: {found['took_s']:.0f} s {found.get('failed', '')}".strip(), err=True)
 
-    for _, names in groupby(chosen or PARTS, lambda name: PARTS[name].together or name):
+    for _, names in groupby(chosen or BENCH_PARTS, lambda name: BENCH_PARTS[name].together or name):
         with ThreadPoolExecutor(1 if rehearse else 4) as pool:
             list(pool.map(run, names))
-    parts = {name: _read(folder / f"{name}.json") for name in PARTS}
+    parts = {name: _read_part(folder / f"{name}.json") for name in BENCH_PARTS}
     results = {n: {**one, "stale": one["key"] != key} for n, one in parts.items() if one and one["key"]["gpu"] == gpu}
-    (folder / "README.md").write_text(page(gpu, results, not rehearse))
-    told = headline(results, not rehearse) | {"parts_left": [name for name in PARTS if name not in results]}
+    (folder / "README.md").write_text(gpu_page(gpu, results, not rehearse))
+    told = gpu_headline(results, not rehearse) | {"parts_left": [name for name in BENCH_PARTS if name not in results]}
     click.echo((folder / "README.md").read_text())
     click.echo(json.dumps(told))
     sys.exit(0 if told["checks_failed"] == 0 and not told["parts_failed"] else 1)

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt
+from lavila_fast.bench.gpu.ratios import Measured
+from lavila_fast.bench.gpu.setup import Rows, Setup, attempt
 
 NEEDED = ("av", "platformdirs")  # of files' facts and of the shipped model; the other parts do without
-DECODERS = ("dali", "pynvvideocodec", "torchcodec", "pyav")
+TIMED_DECODERS = ("dali", "pynvvideocodec", "torchcodec", "pyav")
 
 
 def files_part(setup: Setup) -> dict[str, Any]:
@@ -21,21 +22,21 @@ def files_part(setup: Setup) -> dict[str, Any]:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         rows.append({"what": "decoding files and narrating them", "not_run": f"not installed: {', '.join(missing)}"})
         return {}
-    for decoder in DECODERS:
-        attempt(rows, {"what": "decode", "by": decoder}, _decode, setup, decoder)
-        attempt(rows, {"what": "the shipped film, bytes to sentences", "by": decoder}, _narrate, setup, decoder)
+    for decoder in TIMED_DECODERS:
+        attempt(rows, {"what": "decode", "by": decoder}, _decode_films, setup, decoder)
+        attempt(rows, {"what": "the shipped film, bytes to sentences", "by": decoder}, _narrate_film, setup, decoder)
     return {"notes": ["Files of LAVILA_VIDEO_DIR if it is set, else the shipped film many times."]}
 
 
 def _films(setup: Setup) -> list[Path]:
-    from lavila_fast.narrator import ASSETS
+    from lavila_fast.pretrained import ASSETS
 
     folder = os.environ.get("LAVILA_VIDEO_DIR")
     found = sorted(Path(folder).glob("*.mp4")) if folder else []
     return found or [ASSETS / "kitchen.mp4"] * setup.of(50, 1)
 
 
-def _decode(setup: Setup, decoder: str) -> Row:
+def _decode_films(setup: Setup, decoder: str) -> Measured:
     from lavila_fast.bench.gpu.decoding import agreement, throughput
 
     films = _films(setup)
@@ -49,13 +50,14 @@ def _decode(setup: Setup, decoder: str) -> Row:
     }
 
 
-def _narrate(setup: Setup, decoder: str) -> Row:
+def _narrate_film(setup: Setup, decoder: str) -> Measured:
     """The shipped model on the shipped film; its words are known."""
     from lavila_fast.engines.sampling import Warp
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
     from lavila_fast.generate.options import Options
     from lavila_fast.models.load import load_narrator
-    from lavila_fast.narrator import ASSETS, Narrator
+    from lavila_fast.narrator import Narrator
+    from lavila_fast.pretrained import ASSETS
 
     shipped = Narrator.from_pretrained("nano", threads=2)
     runtime = TorchGpuRuntime(load_narrator("nano"), setup.device, "bf16", slots=setup.of(64, 4), rows=1)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavila_fast.bench.gpu.machine import Limits, limits
-from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt
+from lavila_fast.bench.gpu.machine import Roofline, measure_roofline
+from lavila_fast.bench.gpu.ratios import Measured
+from lavila_fast.bench.gpu.setup import Rows, Setup, attempt
 from lavila_fast.config import NarratorConfig
 from lavila_fast.kernels.attention.ops import divided_attention
 from lavila_fast.kernels.decode import ops as decode
@@ -32,8 +33,8 @@ def attention_flops(config: NarratorConfig, over: str, clips: int) -> int:
 
 def attention_part(setup: Setup) -> dict[str, Any]:
     """Forward, and forward with backward, at the sizes of both encoders; what must be compiled comes last."""
-    top, rows = limits(setup), Rows()
-    cases = [(name, config, clips, over) for name, config, clips in _sizes(setup) for over in ("space", "time")]
+    top, rows = measure_roofline(setup), Rows()
+    cases = [(name, config, clips, over) for name, config, clips in _encoder_cases(setup) for over in ("space", "time")]
     for by in setup.of((setup.kernels, "sdpa", "flash", COMPILED), (setup.kernels, "sdpa", "flash")):
         for name, config, clips, over in cases:
             row = {"model": name, "over": over, "clips": clips, "by": by}
@@ -42,7 +43,7 @@ def attention_part(setup: Setup) -> dict[str, Any]:
     return {"notes": ["Bytes: what divided attention must read and write, whoever computes it."]}
 
 
-def _sizes(setup: Setup) -> tuple[tuple[str, NarratorConfig, int], ...]:
+def _encoder_cases(setup: Setup) -> tuple[tuple[str, NarratorConfig, int], ...]:
     return ("TSF-B", setup.base, setup.of(128, 1)), ("TSF-L@336", setup.large, setup.of(32, 1))
 
 
@@ -56,7 +57,7 @@ def contestant(by: str, frames: int, over: str) -> Callable[[Tensor], Tensor]:
     return torch.compile(run, dynamic=False) if by == COMPILED else run
 
 
-def _attention_row(setup: Setup, config: NarratorConfig, over: str, by: str, clips: int, top: Limits) -> Row:
+def _attention_row(setup: Setup, config: NarratorConfig, over: str, by: str, clips: int, top: Roofline) -> Measured:
     vision = config.vision
     shape = clips, 1 + vision.frames * vision.patches, 3, vision.heads, vision.dim // vision.heads
     leaf, grad = setup.normal(*shape).requires_grad_(), setup.normal(*shape[:2], *shape[3:])
@@ -66,7 +67,7 @@ def _attention_row(setup: Setup, config: NarratorConfig, over: str, by: str, cli
         leaf.grad = None
         torch.autograd.backward(run(leaf), grad)
 
-    found: Row = {}
+    found: Measured = {}
     if by != COMPILED:  # it would be compiled once more
         with torch.no_grad():
             forward = setup.ms(lambda: run(leaf))
@@ -88,8 +89,8 @@ def _attention_row(setup: Setup, config: NarratorConfig, over: str, by: str, cli
 
 def kernels_part(setup: Setup) -> dict[str, Any]:
     """Norm, decoding, INT8 products, preprocessing: each beside PyTorch's way, and the bandwidth or rate it reaches."""
-    top, rows = limits(setup, setup.of(("bf16", "int8"), ("bf16",))), Rows()
-    for make in (_norm, _cross, _cached, _sampling, _int8, _preprocess):
+    top, rows = measure_roofline(setup, setup.of(("bf16", "int8"), ("bf16",))), Rows()
+    for make in (_time_norm, _time_cross, _time_cached, _time_sampling, _time_int8, _time_preprocess):
         make(setup, rows, top)
         setup.free()
     return {"notes": ["All but preprocessing as CUDA graphs, as the runtime has them, with a cold L2 cache."]}
@@ -97,16 +98,16 @@ def kernels_part(setup: Setup) -> dict[str, Any]:
 
 def _pair(
     setup: Setup,
-    rows: list[Row],
+    rows: list[Measured],
     name: str,
     by: dict[str, Callable[[], Any]],
-    top: Limits,
+    top: Roofline,
     moved: float,
     flops: float = 0,
 ) -> None:
     for who, run in by.items():
 
-        def row(run: Callable[[], Any] = run, who: str = who) -> Row:
+        def row(run: Callable[[], Any] = run, who: str = who) -> Measured:
             took = setup.ms(setup.recorded(run))
             kind = "bf16" if "bf16" in who or "int8" not in top.tflops else "int8"
             return {"ms": took, **top.shares(took, moved, flops, kind)}
@@ -115,7 +116,7 @@ def _pair(
             attempt(rows, {"kernel": name, "by": who}, row)
 
 
-def _norm(setup: Setup, rows: list[Row], top: Limits) -> None:
+def _time_norm(setup: Setup, rows: list[Measured], top: Roofline) -> None:
     dim, many = setup.base.vision.dim, setup.of(64 * 785, 12)
     x, r = (setup.normal(many, dim) for _ in range(2))
     weight, bias = (setup.normal(dim) for _ in range(2))
@@ -130,7 +131,7 @@ def _norm(setup: Setup, rows: list[Row], top: Limits) -> None:
     _pair(setup, rows, "residual + LayerNorm, forward", by, top, 4 * x.nbytes)
 
 
-def _cross(setup: Setup, rows: list[Row], top: Limits) -> None:
+def _time_cross(setup: Setup, rows: list[Measured], top: Roofline) -> None:
     text, slots = setup.base.text, setup.of(64, 2)
     size = text.n_embd // text.n_head
     q = setup.normal(slots, setup.of(10, 3), text.n_head, size)
@@ -141,7 +142,7 @@ def _cross(setup: Setup, rows: list[Row], top: Limits) -> None:
     _pair(setup, rows, "cross-attention of 10 samples a clip", by, top, k.nbytes + v.nbytes + 2 * q.nbytes)
 
 
-def _cached(setup: Setup, rows: list[Row], top: Limits) -> None:
+def _time_cached(setup: Setup, rows: list[Measured], top: Roofline) -> None:
     text, many, past = setup.base.text, setup.of(640, 6), setup.of(40, 5)
     size, capacity = text.n_embd // text.n_head, setup.of(80, 8)
     qkv = setup.normal(many, 3, text.n_head, size)
@@ -155,7 +156,7 @@ def _cached(setup: Setup, rows: list[Row], top: Limits) -> None:
     _pair(setup, rows, f"self-attention over {past} cached tokens", by, top, moved)
 
 
-def _sampling(setup: Setup, rows: list[Row], top: Limits) -> None:
+def _time_sampling(setup: Setup, rows: list[Measured], top: Roofline) -> None:
     many = setup.of(640, 3)
     logits = setup.normal(many, setup.base.text.vocab, dtype=torch.float32) * 3
     u = torch.rand(many, generator=setup.generator, device=setup.device, dtype=torch.float64)
@@ -166,7 +167,7 @@ def _sampling(setup: Setup, rows: list[Row], top: Limits) -> None:
     _pair(setup, rows, "nucleus sampling, perplexity, log-probability", by, top, logits.nbytes)
 
 
-def _int8(setup: Setup, rows: list[Row], top: Limits) -> None:
+def _time_int8(setup: Setup, rows: list[Measured], top: Roofline) -> None:
     dim = setup.base.vision.dim
     for name, many in (("encoder's fc1", setup.of(32 * 785, 20)), ("decoder's fc1", setup.of(640, 6))):
         x = setup.normal(many, dim)
@@ -181,7 +182,7 @@ def _int8(setup: Setup, rows: list[Row], top: Limits) -> None:
         _pair(setup, rows, f"INT8 product, {name}", by, top, moved, 2 * many * dim * 4 * dim)
 
 
-def _preprocess(setup: Setup, rows: list[Row], top: Limits) -> None:
+def _time_preprocess(setup: Setup, rows: list[Measured], top: Roofline) -> None:
     """Decoded 1080p pictures to the encoder's input; the host's share of the call counts."""
     width, height, many, side = setup.of((1920, 1080, 64, 224), (16, 12, 4, 8))
     video = torch.randint(0, 256, (many, height * 3 // 2, width), dtype=torch.uint8, device=setup.device)
@@ -189,7 +190,7 @@ def _preprocess(setup: Setup, rows: list[Row], top: Limits) -> None:
     out = torch.empty(many // 4, 3, 4, side, side, dtype=torch.bfloat16, device=setup.device)
     places = [divmod(i, 4) for i in range(many)]
 
-    def row() -> Row:
+    def row() -> Measured:
         took = setup.ms(lambda: cuda.preprocess(surfaces, places, out, (127.5,) * 3, (127.5,) * 3))
         return {"ms": took, "frames_per_s": 1e3 * many / took}
 

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from lavila_fast.bench import flops
-from lavila_fast.bench.gpu.machine import Limits, limits
-from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt, tell
+from lavila_fast.bench.gpu.machine import Roofline, measure_roofline
+from lavila_fast.bench.gpu.ratios import Measured
+from lavila_fast.bench.gpu.setup import Rows, Setup, attempt, tell
 from lavila_fast.bench.peers import HF_NOTE, HuggingFace
 from lavila_fast.bench.uncached import PREFIXES, SAMPLES, TOKENS, WARP, random_narrator, uncached_step
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.options import Options, Written
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
-CASES = (12, TOKENS - 1)  # tokens chosen a sentence
+SENTENCE_LENGTHS = (12, TOKENS - 1)  # tokens chosen a sentence
 ENCODERS = (  # model, attention, what of it is compiled; in order of importance, the slowest to compile last
     ("TSF-B", "triton", ""),
     ("TSF-B", "triton", "blocks"),
@@ -41,9 +42,9 @@ ENCODERS = (  # model, attention, what of it is compiled; in order of importance
 
 def encoder_part(setup: Setup) -> dict[str, Any]:
     """Video to visual tokens, both encoders, eager and compiled, ours and SDPA."""
-    top, rows = limits(setup), Rows()
+    top, rows = measure_roofline(setup), Rows()
     sizes = {"TSF-B": (setup.base, setup.of(64, 1)), "TSF-L@336": (setup.large, setup.of(16, 1))}
-    models = {name: _model(setup, _short(config)).to(torch.bfloat16) for name, (config, _) in sizes.items()}
+    models = {name: _frozen_narrator(setup, _short(config)).to(torch.bfloat16) for name, (config, _) in sizes.items()}
     for name, by, compiled in ENCODERS:
         if not (compiled and setup.rehearse):  # a rehearsal compiles nothing
             row = {"model": name, "attention": by, "compiled": compiled or "no"}
@@ -58,7 +59,7 @@ def _short(config: NarratorConfig) -> NarratorConfig:
     return replace(config, text=replace(config.text, n_layer=1, vocab=64))
 
 
-def _encoder_row(setup: Setup, model: Narrator, compiled: str, clips: int, top: Limits) -> Row:
+def _encoder_row(setup: Setup, model: NarratorModel, compiled: str, clips: int, top: Roofline) -> Measured:
     torch.compiler.reset()
     began = time.perf_counter()
     run = torch.compile(model.visual_tokens, dynamic=False) if compiled == "whole" else model.visual_tokens
@@ -90,7 +91,7 @@ def _encoder_row(setup: Setup, model: Narrator, compiled: str, clips: int, top: 
 
 
 @dataclass(frozen=True)
-class Contest:
+class NarratorContest:
     """Who narrates what: all on one set of random weights, sentences of the same lengths.
 
     Attributes:
@@ -105,7 +106,7 @@ class Contest:
 
     setup: Setup
     name: str
-    model: Narrator
+    model: NarratorModel
     slots: int
     clips: dict[int, int]
     peer_clips: tuple[int, ...]
@@ -130,9 +131,9 @@ class Contest:
 
 def narrator_part(setup: Setup) -> dict[str, Any]:
     """TSF-B + GPT-2."""
-    short, long = CASES
+    short, long = SENTENCE_LENGTHS
     turns = (
-        ("lavila_fast", "bf16", None, CASES),
+        ("lavila_fast", "bf16", None, SENTENCE_LENGTHS),
         ("huggingface", "bf16", None, (short,)),
         ("lavila_fast", "bf16", setup.of("default", None), (short,)),
         ("uncached loop", "fp32", None, (long,)),
@@ -142,30 +143,30 @@ def narrator_part(setup: Setup) -> dict[str, Any]:
         ("huggingface", "fp32", None, (short,)),
     )
     clips = setup.of({short: 1024, long: 512}, {short: 3, long: 2})
-    peer_clips, model = setup.of((16, 64, 256), (2,)), _model(setup, setup.base)
-    return _narrator(Contest(setup, "TSF-B + GPT-2", model, setup.of(256, 2), clips, peer_clips, turns))
+    peer_clips, model = setup.of((16, 64, 256), (2,)), _frozen_narrator(setup, setup.base)
+    return _contest(NarratorContest(setup, "TSF-B + GPT-2", model, setup.of(256, 2), clips, peer_clips, turns))
 
 
 def narrator_large_part(setup: Setup) -> dict[str, Any]:
     """TSF-L@336 + GPT-2 XL."""
-    short, long = CASES
+    short, long = SENTENCE_LENGTHS
     turns = (
-        ("lavila_fast", "bf16", None, CASES),
+        ("lavila_fast", "bf16", None, SENTENCE_LENGTHS),
         ("huggingface", "bf16", None, (short,)),
         ("uncached loop", "fp32", None, (long,)),
         ("lavila_fast", "int8", None, (short,)),
     )
     clips = setup.of({short: 128, long: 64}, {short: 3, long: 2})
-    peer_clips, model = setup.of((16, 64), (2,)), _model(setup, setup.large)
-    return _narrator(Contest(setup, "TSF-L@336 + GPT-2 XL", model, setup.of(64, 2), clips, peer_clips, turns))
+    peer_clips, model = setup.of((16, 64), (2,)), _frozen_narrator(setup, setup.large)
+    return _contest(NarratorContest(setup, "TSF-L@336 + GPT-2 XL", model, setup.of(64, 2), clips, peer_clips, turns))
 
 
-def _model(setup: Setup, config: NarratorConfig) -> Narrator:
-    model: Narrator = random_narrator(0, config, setup.device).requires_grad_(False)
+def _frozen_narrator(setup: Setup, config: NarratorConfig) -> NarratorModel:
+    model: NarratorModel = random_narrator(0, config, setup.device).requires_grad_(False)
     return model
 
 
-def _narrator(contest: Contest) -> dict[str, Any]:
+def _contest(contest: NarratorContest) -> dict[str, Any]:
     tell(notes=[NOTE, f"Hugging Face, its clips on the GPU already: {HF_NOTE}.", UNCACHED_NOTE], samples=SAMPLES)
     rows = Rows()
     for engine, precision, compiled, cases in contest.turns:
@@ -173,7 +174,7 @@ def _narrator(contest: Contest) -> dict[str, Any]:
         if engine == "lavila_fast":
             _ours(contest, rows, label, compiled, cases)
         for case in cases if engine == "huggingface" else ():
-            attempt(rows, {**label, "tokens": contest.tokens(case)}, _peer, contest, case, precision)
+            attempt(rows, {**label, "tokens": contest.tokens(case)}, _peer_row, contest, case, precision)
         if engine == "uncached loop":
             attempt(rows, {**label, "tokens": contest.tokens(cases[0])}, _uncached, contest)
         contest.setup.free()
@@ -190,7 +191,7 @@ UNCACHED_NOTE = (
 )
 
 
-def _uncached(contest: Contest) -> Row:
+def _uncached(contest: NarratorContest) -> Measured:
     model, setup = contest.model, contest.setup
     video = torch.from_numpy(contest.video).to(setup.device)
     most = contest.tokens(TOKENS - 1)
@@ -204,7 +205,7 @@ def _uncached(contest: Contest) -> Row:
     return {"clips_per_s": 1 / took, "one_clip_ms": 1e3 * took}
 
 
-def _peer(contest: Contest, case: int, precision: str) -> Row:
+def _peer_row(contest: NarratorContest, case: int, precision: str) -> Measured:
     """The best of several numbers of clips at once."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     peer = HuggingFace(contest.model, SAMPLES, WARP.temperature, WARP.top_p, contest.setup.device, dtype)
@@ -220,7 +221,7 @@ def _peer(contest: Contest, case: int, precision: str) -> Row:
     return {"clips_per_s": rates[best], "one_clip_ms": 1e3 * one, "clips": best}
 
 
-def _ours(contest: Contest, rows: Rows, label: Row, compiled: str | None, cases: tuple[int, ...]) -> None:
+def _ours(contest: NarratorContest, rows: Rows, label: Measured, compiled: str | None, cases: tuple[int, ...]) -> None:
     try:
         where, precision = contest.setup.device, label["precision"]
         runtime = TorchGpuRuntime(contest.model, where, precision, contest.slots, SAMPLES, compile_encoder=compiled)
@@ -231,17 +232,17 @@ def _ours(contest: Contest, rows: Rows, label: Row, compiled: str | None, cases:
         attempt(rows, {**label, "tokens": contest.tokens(case)}, _our_row, contest, runtime, case)
 
 
-def _our_row(contest: Contest, runtime: TorchGpuRuntime, case: int) -> Row:
+def _our_row(contest: NarratorContest, runtime: TorchGpuRuntime, case: int) -> Measured:
     options, clips = Options(samples=SAMPLES, warp=WARP, max_tokens=contest.tokens(case) + 1), contest.clips[case]
-    one = contest.setup.seconds(partial(narrate, runtime, contest.frames, 1, options), 5)
-    repeats = 3 if case == CASES[0] else 1  # the long ones take their time
-    took = contest.setup.seconds(partial(narrate, runtime, contest.frames, clips, options), repeats)
+    one = contest.setup.seconds(partial(narrate_ahead, runtime, contest.frames, 1, options), 5)
+    repeats = 3 if case == SENTENCE_LENGTHS[0] else 1  # the long ones take their time
+    took = contest.setup.seconds(partial(narrate_ahead, runtime, contest.frames, clips, options), repeats)
     how = runtime.describe()
     told = {key: how[key] for key in ("slots", "lanes", "encode_batch", "graphs", "encoder")}
     return {"clips_per_s": clips / took, "one_clip_ms": 1e3 * one, "clips": clips, **told}
 
 
-def narrate(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: Options) -> list[list[Written]]:
+def narrate_ahead(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: Options) -> list[list[Written]]:
     """One clip, as `PendingClip` takes it, narrated `clips` times."""
     pending = (PendingClip(i, i.to_bytes(8, "big"), frames) for i in range(clips))
     written = [sentences for _, sentences in write_ahead(runtime, pending, options)]
@@ -249,7 +250,7 @@ def narrate(runtime: TorchGpuRuntime, frames: np.ndarray, clips: int, options: O
     return written
 
 
-def regrets(model: Narrator, video: Tensor, ids: Tensor) -> Tensor:
+def regrets(model: NarratorModel, video: Tensor, ids: Tensor) -> Tensor:
     """How much less likely each token of `ids` (L,), begin first, is to the model than its own choice, (L-1,).
 
     In logits, as a share of their standard deviation: 0 is the same word, a near tie is little, another word is 4.

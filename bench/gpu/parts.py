@@ -12,7 +12,7 @@ from importlib import import_module
 
 
 @dataclass(frozen=True)
-class Part:
+class BenchPart:
     """A part.
 
     Attributes:
@@ -28,19 +28,19 @@ class Part:
     together: bool = False
 
 
-PARTS = {
-    "machine": Part("machine", "machine_part", 20),
-    "checks_space": Part("checks", "space_checks", 60, together=True),
-    "checks_time": Part("checks", "time_checks", 60, together=True),
-    "checks_kernels": Part("checks", "kernel_checks", 60, together=True),
-    "checks_narrator": Part("checks", "narrator_checks", 60, together=True),
-    "attention": Part("kernels", "attention_part", 50),
-    "encoder": Part("models", "encoder_part", 80),
-    "narrator": Part("models", "narrator_part", 130),
-    "kernels": Part("kernels", "kernels_part", 30),
-    "narrator_large": Part("models", "narrator_large_part", 80),
-    "train": Part("training", "train_part", 20),
-    "files": Part("files", "files_part", 20),
+BENCH_PARTS = {
+    "machine": BenchPart("machine", "machine_part", 20),
+    "checks_space": BenchPart("checks", "space_checks", 60, together=True),
+    "checks_time": BenchPart("checks", "time_checks", 60, together=True),
+    "checks_kernels": BenchPart("checks", "kernel_checks", 60, together=True),
+    "checks_narrator": BenchPart("checks", "narrator_checks", 60, together=True),
+    "attention": BenchPart("kernels", "attention_part", 50),
+    "encoder": BenchPart("models", "encoder_part", 80),
+    "narrator": BenchPart("models", "narrator_part", 130),
+    "kernels": BenchPart("kernels", "kernels_part", 30),
+    "narrator_large": BenchPart("models", "narrator_large_part", 80),
+    "train": BenchPart("training", "train_part", 20),
+    "files": BenchPart("files", "files_part", 20),
 }
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     from lavila_fast.bench.gpu.setup import Setup, tell
 
     torch.backends.cudnn.allow_tf32 = False  # PyTorch's default for convolutions, not for products: float32 is float32
-    setup, part = Setup(rehearse), PARTS[name]
+    setup, part = Setup(rehearse), BENCH_PARTS[name]
     tell(**getattr(import_module(f"lavila_fast.bench.gpu.{part.module}"), part.function)(setup))
     setup.wait()  # after a kernel that faulted this raises, whatever its row says
 

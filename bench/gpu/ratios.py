@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Row = dict[str, Any]
+Measured = dict[str, Any]
 
 
-def speedups(rows: Sequence[Row]) -> list[Row]:
+def speedups(rows: Sequence[Measured]) -> list[Measured]:
     """Of any part; empty where nothing is compared."""
-    return _attention(rows) + _narrator(rows)
+    return _attention_speedups(rows) + _narrator_speedups(rows)
 
 
-def _attention(rows: Sequence[Row]) -> list[Row]:
+def _attention_speedups(rows: Sequence[Measured]) -> list[Measured]:
     """Ours against each other implementation, space and time together as a block runs them."""
     rows, found = [row for row in rows if "over" in row], []
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -32,7 +32,7 @@ def _attention(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _narrator(rows: Sequence[Row]) -> list[Row]:
+def _narrator_speedups(rows: Sequence[Measured]) -> list[Measured]:
     """The best of ours in each precision against the uncached loop and the best of the peers, at the same tokens.
 
     The uncached loop always writes to the model's limit, so that its one figure stands against all lengths.

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavila_fast.bench.gpu.ratios import Measured
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig
 from lavila_fast.presets import VARIANTS
 
-Row = dict[str, Any]
 _TOY_VISION = VisionConfig(img=16, patch=8, dim=32, depth=2, heads=2)
 _TOY_TEXT = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab=300, n_positions=32)
 TOY = NarratorConfig(_TOY_VISION, _TOY_TEXT, queries=8, pool_heads=2, max_tokens=20)
 
 
-class Rows(list[Row]):
+class Rows(list[Measured]):
     """Rows of a part, each printed as soon as it is known: a part that is cut off leaves what it found."""
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Measured) -> None:
         """Keep and print it."""
         super().append(row)
         tell(row=row)
@@ -146,7 +146,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 def verdict(
     name: str, found: Iterable[Tensor], plain: Iterable[Tensor], wanted: Iterable[Tensor], leeway: float = 2.0
-) -> Row:
+) -> Measured:
     """A kernel's error against float32, beside PyTorch's own in the same type; it may be `leeway` times that.
 
     Args:
@@ -161,7 +161,7 @@ def verdict(
     return {"check": name, "error": ours, "pytorch": theirs, "ok": all(f <= leeway * p + 1e-5 for f, p in pairs)}
 
 
-def attempt(rows: list[Row], row: Row, run: Callable[..., Row], *arguments: Any) -> None:
+def attempt(rows: list[Measured], row: Measured, run: Callable[..., Measured], *arguments: Any) -> None:
     """Append `row` with what `run` finds of the arguments, or with the reason why there is nothing."""
     try:
         rows.append({**row, **run(*arguments)})

@@ -6,12 +6,12 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from lavila_fast.bench.gpu.setup import Row, Rows, Setup, attempt
+from lavila_fast.bench.gpu.ratios import Measured
+from lavila_fast.bench.gpu.setup import Rows, Setup, attempt
 from lavila_fast.models.timesformer import TimeSformer
 
-KINDS = {  # the first whose words are in a kernel's name
+KERNEL_WORDS = {  # the first whose words are in a kernel's name
     "our attention": ("space_", "time_", "cls_", "divided"),
     "attention of others": ("flash", "fmha", "attention", "softmax"),
     "matrix products": ("gemm", "nvjet", "cutlass", "xmma", "addmm", "::mm", "cublas"),
@@ -32,7 +32,7 @@ KINDS = {  # the first whose words are in a kernel's name
 def kind(kernel: str) -> str:
     """What a kernel of that name does."""
     low = kernel.lower()
-    return next((name for name, words in KINDS.items() if any(word in low for word in words)), "other")
+    return next((name for name, words in KERNEL_WORDS.items() if any(word in low for word in words)), "other")
 
 
 def train_part(setup: Setup) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def train_part(setup: Setup) -> dict[str, Any]:
     return {}
 
 
-def _step(setup: Setup, by: str) -> Row:
+def _step(setup: Setup, by: str) -> Measured:
     vision, clips = setup.base.vision, setup.of(32, 1)
     with torch.device(setup.device):
         model = TimeSformer(vision).to(torch.bfloat16)
@@ -70,7 +70,7 @@ def _shares(setup: Setup, step: Any) -> dict[str, float]:
     for event in profile.key_averages():
         if setup.device == "cpu":
             spent[kind(event.key)] += event.self_cpu_time_total
-        elif event.device_type != DeviceType.CPU:  # an operator's entry counts its kernels a second time
+        elif event.device_type.name != "CPU":  # an operator's entry counts its kernels a second time
             spent[kind(event.key)] += event.self_device_time_total
     whole = sum(spent.values()) or 1
     return {name: round(100 * value / whole, 1) for name, value in spent.most_common() if value}

@@ -24,10 +24,10 @@ from torch.export import Dim
 from lavila_fast.bundle.graph_names import cross_names, past_names
 from lavila_fast.export.graphs.specs import Spec
 from lavila_fast.models.gpt2 import MASKED, Block
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
-Way = Literal["tensor_scatter", "scatter_nd"]
-OPSETS: dict[Way, int] = {"tensor_scatter": 24, "scatter_nd": 20}
+Update = Literal["tensor_scatter", "scatter_nd"]
+OPSETS: dict[Update, int] = {"tensor_scatter": 24, "scatter_nd": 20}
 DECODER_INPLACE = "decoder_inplace"
 
 
@@ -36,7 +36,7 @@ def present_names(layers: int) -> list[str]:
     return [name.replace("past", "present") for name in past_names(layers)]
 
 
-def write_token(cache_BSCd: Tensor, new_BS1d: Tensor, lengths_B: Tensor, way: Way) -> Tensor:
+def write_token(cache_BSCd: Tensor, new_BS1d: Tensor, lengths_B: Tensor, way: Update) -> Tensor:
     """The cache with the new token at slot ``lengths`` of each clip, (B, S, C, d)."""
     if way == "tensor_scatter" and torch.onnx.is_in_onnx_export():
         written: Tensor = torch.onnx.ops.symbolic(
@@ -60,7 +60,7 @@ class InplaceDecoder(nn.Module):
         way: How the new token is written.
     """
 
-    def __init__(self, narrator: Narrator, way: Way = "tensor_scatter") -> None:
+    def __init__(self, narrator: NarratorModel, way: Update = "tensor_scatter") -> None:
         super().__init__()
         self.decoder, self.way = narrator.text_decoder, way
 
@@ -107,16 +107,17 @@ class InplaceDecoder(nn.Module):
         return block.attn.c_proj(out_BS1d.reshape(B, R, E)), key_BSCd, value_BSCd
 
 
-def cache_type(narrator: Narrator) -> torch.dtype:
+def cache_type(narrator: NarratorModel) -> torch.dtype:
     """The type of keys and values: what the layers that make them return."""
-    attention = narrator.text_decoder.transformer.h[0].attn
+    block = narrator.text_decoder.transformer.h[0]
+    assert isinstance(block, Block)
     with torch.no_grad():
-        made: Tensor = attention.c_attn(torch.zeros(2, narrator.config.text.n_embd))  # type: ignore[operator, union-attr]
+        made: Tensor = block.attn.c_attn(torch.zeros(2, narrator.config.text.n_embd))
     return made.dtype
 
 
 def inplace_arguments(
-    narrator: Narrator, clips: int, rows: int, capacity: int, dtype: torch.dtype, seed: int = 0
+    narrator: NarratorModel, clips: int, rows: int, capacity: int, dtype: torch.dtype, seed: int = 0
 ) -> tuple[Any, ...]:
     """Random arguments of a step; every one a tensor of its own, because the exporter merges aliases."""
     text, queries, noise = narrator.config.text, narrator.config.queries, torch.Generator().manual_seed(seed)
@@ -133,7 +134,10 @@ def inplace_arguments(
 
 
 def inplace_spec(
-    narrator: Narrator, capacity: int | None = None, way: Way = "tensor_scatter", dtype: torch.dtype | None = None
+    narrator: NarratorModel,
+    capacity: int | None = None,
+    way: Update = "tensor_scatter",
+    dtype: torch.dtype | None = None,
 ) -> Spec:
     """Declare the in-place decoder: dynamic clips and rows a clip, a capacity that is part of the graph.
 

@@ -19,9 +19,8 @@ from lavila_fast.bundle.graph_names import STEP, cross_names, logits_names, past
 from lavila_fast.config import ClipTextConfig, VisionConfig
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
-
-Model = Narrator | DualEncoder | Classifier
+from lavila_fast.models.load import Model
+from lavila_fast.models.narrator import NarratorModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Encoder(nn.Module):
 
     queries: Tensor
 
-    def __init__(self, narrator: Narrator) -> None:
+    def __init__(self, narrator: NarratorModel) -> None:
         super().__init__()
         self.visual, self.pool = narrator.visual, narrator.img_attn_pool
         self.norm, self.decoder = narrator.img_attn_pool_norm, narrator.text_decoder
@@ -75,7 +74,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """`models.gpt2.GatedGPT2.step`: one token for N rows with a cache that stays outside."""
 
-    def __init__(self, narrator: Narrator) -> None:
+    def __init__(self, narrator: NarratorModel) -> None:
         super().__init__()
         self.decoder = narrator.text_decoder
 
@@ -110,23 +109,23 @@ class DualText(nn.Module):
         return self.model.embed_text(ids, mask)
 
 
-def model_dtype(model: Narrator) -> torch.dtype:
+def model_dtype(model: NarratorModel) -> torch.dtype:
     """Type of the keys and values, which is the type of the caches: half in strongly typed half models."""
     with torch.no_grad():
         probe = model.text_decoder.keys_values(torch.zeros(1, 2, model.config.text.n_embd))
     return probe[0][0].dtype
 
 
-def _noise(seed: int) -> torch.Generator:
+def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _video(vision: VisionConfig, clips: int, seed: int) -> Tensor:
+def _random_video(vision: VisionConfig, clips: int, seed: int) -> Tensor:
     shape = clips, 3, vision.frames, vision.img, vision.img
-    return torch.randn(shape, generator=_noise(seed))
+    return torch.randn(shape, generator=_generator(seed))
 
 
-def encoder_spec(narrator: Narrator) -> Spec:
+def encoder_spec(narrator: NarratorModel) -> Spec:
     """Video → cross-attention keys and values, with a dynamic batch."""
     vision, text, queries = narrator.config.vision, narrator.config.text, narrator.config.queries
     heads, size = text.n_head, text.n_embd // text.n_head
@@ -137,18 +136,20 @@ def encoder_spec(narrator: Narrator) -> Spec:
     return Spec(
         "encoder",
         Encoder(narrator),
-        (_video(vision, 2, 0),),
+        (_random_video(vision, 2, 0),),
         ["video"],
         names,
         ({0: Dim("clips", min=1, max=1024)},),
         shapes,
-        make=lambda seed: (_video(vision, 1 + seed % 2, seed),),
+        make=lambda seed: (_random_video(vision, 1 + seed % 2, seed),),
     )
 
 
-def step_arguments(narrator: Narrator, clips: int, rows_a_clip: int, capacity: int, seed: int = 0) -> tuple[Any, ...]:
+def step_arguments(
+    narrator: NarratorModel, clips: int, rows_a_clip: int, capacity: int, seed: int = 0
+) -> tuple[Any, ...]:
     """Random arguments of a decoder step that make sense: rows in a shuffled grid, lengths below the capacity."""
-    text, queries, noise = narrator.config.text, narrator.config.queries, _noise(seed)
+    text, queries, noise = narrator.config.text, narrator.config.queries, _generator(seed)
     heads, size, rows = text.n_head, text.n_embd // text.n_head, clips * rows_a_clip
     dtype = model_dtype(narrator)
     # Every argument is a tensor of its own: the exporter takes two names of one tensor for one input.
@@ -164,7 +165,7 @@ def step_arguments(narrator: Narrator, clips: int, rows_a_clip: int, capacity: i
     return ids, lengths, order.view(clips, rows_a_clip), order.argsort(), past, cross
 
 
-def decoder_spec(narrator: Narrator) -> Spec:
+def decoder_spec(narrator: NarratorModel) -> Spec:
     """A decoder step with dynamic rows, clips, rows a clip and capacity."""
     text = narrator.config.text
     n, b = Dim("rows", min=1, max=65536), Dim("clips", min=1, max=4096)
@@ -188,18 +189,18 @@ def _video_spec(name: str, module: nn.Module, vision: VisionConfig, outputs: dic
     return Spec(
         name,
         module,
-        (_video(vision, 2, 0),),
+        (_random_video(vision, 2, 0),),
         ["video"],
         list(outputs),
         ({0: Dim("clips", min=1, max=1024)},),
         {output: ("clips", size) for output, size in outputs.items()},
-        make=lambda seed: (_video(vision, 1 + seed % 2, seed),),
+        make=lambda seed: (_random_video(vision, 1 + seed % 2, seed),),
     )
 
 
 def _words(model: DualEncoder, texts: int, length: int, seed: int) -> tuple[Tensor, ...]:
     """Random ids; CLIP's have their highest, the end token, at a random place, DistilBERT's come with a mask."""
-    text, noise = model.config.text, _noise(seed)
+    text, noise = model.config.text, _generator(seed)
     ids = torch.randint(1, text.vocab - 1, (texts, length), generator=noise)
     ends = torch.randint(1, length, (texts, 1), generator=noise)
     if isinstance(text, ClipTextConfig):
@@ -225,7 +226,7 @@ def dual_text_spec(model: DualEncoder) -> Spec:
     )
 
 
-def narrator_specs(model: Narrator) -> list[Spec]:
+def narrator_specs(model: NarratorModel) -> list[Spec]:
     """``encoder`` and ``decoder``."""
     return [encoder_spec(model), decoder_spec(model)]
 
@@ -245,6 +246,6 @@ def classifier_specs(model: Classifier) -> list[Spec]:
 
 def specs_for(model: Model) -> list[Spec]:
     """The graphs of a model of any kind."""
-    if isinstance(model, Narrator):
+    if isinstance(model, NarratorModel):
         return narrator_specs(model)
     return dual_encoder_specs(model) if isinstance(model, DualEncoder) else classifier_specs(model)

@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise MissingExtraError(error.name or "onnxscript", "export") from error
 
-FLOAT = 1  # onnx.TensorProto.FLOAT
+ONNX_FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
 def _rows_to_onnx(x: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
@@ -28,14 +28,14 @@ def _rows_to_onnx(x: Any, weight: Any, weight_scale: Any, bias: Any = None) -> A
     middle = op.Cast(op.Constant(value_int=MIDDLE), to=2)
     # Dividing by one here is what turns three passes (round, shift, narrow) into one.
     levels = op.QuantizeLinear(op.Div(x, scale), op.Constant(value_float=1.0), middle)
-    total = op.Cast(op.MatMulInteger(levels, weight, middle), to=FLOAT)
+    total = op.Cast(op.MatMulInteger(levels, weight, middle), to=ONNX_FLOAT)
     out = op.Mul(op.Mul(total, weight_scale), scale)
     return out if bias is None else op.Add(out, bias)
 
 
 def _tensor_to_onnx(x: Any, weight: Any, weight_scale: Any, bias: Any = None) -> Any:
     levels, scale, zero = op.DynamicQuantizeLinear(x)
-    total = op.Cast(op.MatMulInteger(levels, weight, zero), to=FLOAT)
+    total = op.Cast(op.MatMulInteger(levels, weight, zero), to=ONNX_FLOAT)
     out = op.Mul(total, op.Mul(scale, weight_scale))
     return out if bias is None else op.Add(out, bias)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 ALIGNMENT = 64
 SMALLEST = 256  # elements: smaller tensors are neither halved nor looked for
-_DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "int64": "I64", "bool": "BOOL"}
+_STORED_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "int64": "I64", "bool": "BOOL"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class WeightFile:
             tensor = tensors[name]
             dtype = "float16" if self._item(tensor) < tensor.element_size() else str(tensor.dtype).split(".")[-1]
             start, end = end, end + self._bytes(tensor)
-            table[name] = {"dtype": _DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+            table[name] = {"dtype": _STORED_TYPES[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         text = json.dumps(table, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
         return len(text).to_bytes(8, "little") + text, end
@@ -87,15 +88,15 @@ class WeightFile:
         array = tensor.contiguous().numpy()
         place = Place(file.tell(), self._bytes(tensor), self.half and _halved(tensor))
         if tensor.numel() >= SMALLEST:
-            self._places.setdefault(_digest(array), place)
+            self._places.setdefault(_array_digest(array), place)
         (array.astype(np.float16) if place.half else array).tofile(file)
 
     def find(self, array: np.ndarray) -> Place | None:
         """Where an array's bytes are; None if they are not in the file."""
-        return self._places.get(_digest(array)) if array.size >= SMALLEST else None
+        return self._places.get(_array_digest(array)) if array.size >= SMALLEST else None
 
 
-def _digest(array: np.ndarray) -> bytes:
+def _array_digest(array: np.ndarray) -> bytes:
     digest = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.digest()
@@ -116,6 +117,29 @@ def refer_to(store: WeightFile, model: Any) -> None:
             _refer(store, model.graph, value, place)
         elif array.ndim == 2 and (place := store.find(array.T)) is not None:
             _refer(store, model.graph, _transposed(model.graph, value), place)
+
+
+def name_each_use(model: Any) -> None:
+    """Let no two `MatMulInteger`s read an int8 weight by one name; a second name refers to the same bytes.
+
+    On processors with no VNNI, ONNX Runtime turns the weight of each into its own kind of int8 and stumbles over one
+    that it has turned already: it cannot open such a graph.
+    """
+    import onnx_ir as ir
+
+    uses: dict[str, int] = {}
+    for node in model.graph.all_nodes():
+        weight = node.inputs[1] if node.op_type == "MatMulInteger" else None
+        if weight is None or not weight.is_initializer():
+            continue
+        number = uses[weight.name] = uses.get(weight.name, 0) + 1
+        if number > 1:
+            name = f"{weight.name}.{number}"
+            tensor = copy(weight.const_value)
+            tensor.name = name
+            again = ir.Value(name=name, shape=weight.shape, type=weight.type, const_value=tensor)
+            model.graph.initializers.add(again)
+            node.replace_input_with(1, again)
 
 
 def _transposed(graph: Any, value: Any) -> Any:

@@ -8,7 +8,7 @@ Shape suffixes: N clips, L tokens, V vocabulary, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.engines.device.slots import SlotContext
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.host.state import HostContext, HostState
@@ -24,13 +25,9 @@ from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
 from lavila_fast.evaluate.kitchen import write_greedily
 from lavila_fast.evaluate.metrics import interval
 from lavila_fast.export.parity.limits import Section
-from lavila_fast.models.classifier import Classifier
-from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.gpt2 import Block
+from lavila_fast.models.narrator import NarratorModel
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 EDGES = np.arange(-9, 1.01, 0.25)  # of the histograms, log10 of the error over the reference's root mean square
 BATCH = 8  # clips
 
@@ -96,7 +93,7 @@ class Sentences:
 
 
 @torch.inference_mode()
-def reference_sentences(model: Narrator, videos: F32) -> Sentences:
+def reference_sentences(model: NarratorModel, videos: F32) -> Sentences:
     """Greedy sentences of the PyTorch model for normalised clips (N, 3, T, H, W), and its distributions along them."""
     runtime = TorchRuntime(model)
     said = write_greedily(runtime, (runtime.encode(video[np.newaxis]) for video in videos), BATCH)
@@ -106,7 +103,8 @@ def reference_sentences(model: Narrator, videos: F32) -> Sentences:
     seen = model.visual_tokens(torch.from_numpy(videos))
     cross = [t.numpy() for pair in model.text_decoder.keys_values(seen) for t in pair]
     kept: list[F32] = []
-    hooks = [block.attn.register_forward_pre_hook(_keeper(kept)) for block in model.text_decoder.transformer.h]  # type: ignore[union-attr]
+    blocks = [block for block in model.text_decoder.transformer.h if isinstance(block, Block)]
+    hooks = [block.attn.register_forward_pre_hook(_keeper(kept)) for block in blocks]
     try:
         logits = model.logits(seen, torch.from_numpy(ids[:, :-1]))
     finally:
@@ -236,56 +234,6 @@ def by_position(kl: Sequence[F64]) -> dict[str, list[float]]:
     """Mean and 90th percentile of the KL at each place of a sentence, over the sentences that reach it."""
     places = [[one[i] for one in kl if len(one) > i] for i in range(max(map(len, kl)))]
     return {"mean": [float(np.mean(p)) for p in places], "p90": [float(np.quantile(p, 0.9)) for p in places]}
-
-
-@torch.inference_mode()
-def dual_parity(
-    model: DualEncoder, runtime: Any, videos: Iterable[F32], ids: I64, mask: I64 | None
-) -> tuple[Section, dict[str, tuple[F32, F32]]]:
-    """Embeddings of clips and sentences, reference and engine: a section without checks, and the embeddings."""
-    t_mask = None if mask is None else torch.from_numpy(mask)
-    shown = [(model.embed_video(torch.from_numpy(v)).numpy(), runtime.video(v)) for v in videos]
-    reads = [slice(i, i + 64) for i in range(0, len(ids), 64)]
-    wanted = [model.embed_text(torch.from_numpy(ids[r]), None if t_mask is None else t_mask[r]).numpy() for r in reads]
-    got = [runtime.text(ids[r], None if mask is None else mask[r]) for r in reads]
-    video_a, video_b = (np.concatenate(part) for part in zip(*shown, strict=True))
-    pairs = {"video": (video_a, video_b), "text": (np.concatenate(wanted), np.concatenate(got))}
-    section = Section("dual_encoder", "", "")
-    for name, (a, b) in pairs.items():
-        errors = Errors()
-        for one, other in zip(a, b, strict=True):
-            errors.add([one], [other])
-        section.graphs[f"dual_{name}"] = errors.figures()
-        cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
-        section.figures |= {f"{name}_cosine_min": float(cosine.min()), f"{name}_cosine_mean": float(cosine.mean())}
-    scores_a, scores_b = (pairs["video"][i] @ pairs["text"][i].T for i in (0, 1))
-    section.figures["ranking_first_equal"] = float((scores_a.argmax(1) == scores_b.argmax(1)).mean())
-    section.figures["ranking_first_10_shared"] = shared(scores_a, scores_b, 10)
-    return section, pairs
-
-
-def shared(a: F32, b: F32, k: int) -> float:
-    """Mean share of each row's first `k` columns that two matrices of scores have in common."""
-    k = min(k, a.shape[1])
-    first = [np.argsort(-scores, axis=1, kind="stable")[:, :k] for scores in (a, b)]
-    return float(np.mean([len(set(x) & set(y)) / k for x, y in zip(*map(np.ndarray.tolist, first), strict=True)]))
-
-
-@torch.inference_mode()
-def classifier_parity(model: Classifier, runtime: Any, videos: Iterable[F32]) -> Section:
-    """Logits of every head, reference and engine: a section without checks."""
-    section, errors = Section("classifier", "", ""), Errors()
-    alike: list[list[bool]] = []
-    for batch in videos:
-        out = model(torch.from_numpy(batch))
-        wanted = [t.numpy() for t in (out if isinstance(out, tuple) else (out,))]
-        got = runtime.logits(batch)
-        for i in range(len(batch)):
-            errors.add([a[i] for a in wanted], [b[i] for b in got])
-            alike.append([bool(a[i].argmax() == b[i].argmax()) for a, b in zip(wanted, got, strict=True)])
-    section.graphs["classifier"] = errors.figures()
-    section.figures["top1_agreement"] = float(np.mean(alike))
-    return section
 
 
 def compared(reference: dict[str, F64], engine: dict[str, F64]) -> dict[str, dict[str, float]]:

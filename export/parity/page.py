@@ -15,7 +15,7 @@ from lavila_fast.export.parity import plots
 from lavila_fast.export.parity.limits import POINTS, Section
 from lavila_fast.export.parity.report import Report
 
-_STYLE = """
+_CSS = """
 :root { color-scheme: light dark; --bg: #fff; --ink: #1c2330; --soft: #5b6675; --line: #dfe3ea; --card: #f6f7f9;
   --accent: #2f6fb3; --second: #a9b4c4; --good: #1a7f45; --bad: #c22f2f; }
 @media (prefers-color-scheme: dark) { :root { --bg: #14171c; --ink: #e6e9ee; --soft: #9aa5b4; --line: #323945;
@@ -72,7 +72,7 @@ def render(report: Report) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -81,7 +81,7 @@ def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _table(heads: list[str], rows: list[list[str]], numeric: int = 1) -> str:
+def _html_table(heads: list[str], rows: list[list[str]], numeric: int = 1) -> str:
     """A table; cells are HTML already, and from column `numeric` on they are numbers."""
 
     def line(cells: list[str], tag: str) -> str:
@@ -104,12 +104,12 @@ def _head(report: Report, title: str) -> str:
         f'<div class="verdict"><span class="badge{"" if report.passed else " bad"}">{report.verdict.upper()}</span>'
         f"<div><h1>{escape(title)}</h1><div class=soft>{line}</div></div></div>",
         *(f'<p class="bad-text">{escape(failure)}</p>' for failure in report.failures),
-        _facts(report),
+        _facts_list(report),
     ]
     return "\n".join(parts)
 
 
-def _facts(report: Report) -> str:
+def _facts_list(report: Report) -> str:
     about = report.about
     bundle, machine = about["bundle"], about["machine"]
     facts = {
@@ -149,7 +149,7 @@ def _checks(section: Section) -> str:
         ]
         for check in section.checks
     ]
-    return _table(["what", "found", "limit", ""], rows)
+    return _html_table(["what", "found", "limit", ""], rows)
 
 
 def _quality(section: Section) -> str:
@@ -171,12 +171,12 @@ def _quality(section: Section) -> str:
         "What is below zero was gained. The interval is a paired bootstrap's."
     )
     heads = ["", "reference", "engine", "points lost", "95 % interval", "worse / better"]
-    return f'{_table(heads, rows)}<p class="soft">{note}</p>'
+    return f'{_html_table(heads, rows)}<p class="soft">{note}</p>'
 
 
 def _figures(section: Section) -> str:
     rows = [[escape(_FIGURES.get(name, name)), number(value)] for name, value in section.figures.items()]
-    return _table(["", "found"], rows)
+    return _html_table(["", "found"], rows)
 
 
 def _graphs(section: Section) -> str:
@@ -188,7 +188,7 @@ def _graphs(section: Section) -> str:
         [escape(notes.get(name, name)), *(number(error[k]) for k in ("max", "mean", "relative", "relative_worst_clip"))]
         for name, error in section.graphs.items()
     ]
-    return _table(["graph", "largest", "mean", "relative", "relative, worst clip"], rows)
+    return _html_table(["graph", "largest", "mean", "relative", "relative, worst clip"], rows)
 
 
 def _plots(section: Section, place: int) -> Iterator[str]:

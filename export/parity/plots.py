@@ -14,7 +14,7 @@ from lavila_fast.export.parity.measure import EDGES
 # Stand-ins that become CSS variables of the page once the picture is drawn.
 INK, FAINT, ACCENT, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 _COLOURS = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)", SECOND: "var(--second)"}
-_STYLE: Any = {
+_PLOT_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -39,7 +39,7 @@ def _svg(draw: Any, name: str, width: float = 5.2, height: float = 2.6) -> str:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise MissingExtraError("matplotlib", "export") from error
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**_PLOT_STYLE, "svg.hashsalt": name}):
         figure = Figure((width, height), layout="constrained")
         draw(figure.add_subplot())
         out = io.StringIO()

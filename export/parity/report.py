@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.manifest import WAY_OUT, Bundle
-from lavila_fast.bundle.weights import WEIGHTS
 from lavila_fast.evaluate.clips import ClipSource
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.files import write_json, write_text

@@ -6,8 +6,7 @@
     write_report(report, bundle)  # parity.json and parity.html, and bundle.json with their hashes
     report.passed, report.failures
 
-What is compared is opened through the runtimes that narrate, so what is checked is what ships. `check_bundle` is what
-`export` calls behind every bundle it writes.
+What is compared is opened through the runtimes that narrate, so what is checked is what ships.
 """
 
 from __future__ import annotations
@@ -22,36 +21,26 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lavila_fast.bundle.manifest import Bundle, open_bundle
-from lavila_fast.bundle.weights import WEIGHTS
+from lavila_fast.arrays import F32
+from lavila_fast.bundle.manifest import Bundle
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig, to_dict
 from lavila_fast.engines.choose import open_runtime
 from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.errors import BundleError, InputError, LavilaError, ParityError
-from lavila_fast.evaluate.clips import ClipSource, FolderClips
+from lavila_fast.errors import BundleError, InputError
+from lavila_fast.evaluate.clips import ClipSource
 from lavila_fast.evaluate.kitchen import distinct_sentences, narrator_items, retrieval_items
-from lavila_fast.export.parity.limits import LIMITS, Check, Limits, Section, checks_of, precision_of
-from lavila_fast.export.parity.measure import (
-    BATCH,
-    NarratorParity,
-    classifier_parity,
-    compared,
-    dual_parity,
-    in_batches,
-    reference_sentences,
-)
-from lavila_fast.export.parity.report import Report, about, write_report
-from lavila_fast.kernels import native
+from lavila_fast.export.parity.embeddings import classifier_parity, dual_parity
+from lavila_fast.export.parity.limits import LIMITS, Limits, Section, checks_of, precision_of
+from lavila_fast.export.parity.measure import NarratorParity, compared, in_batches, reference_sentences
+from lavila_fast.export.parity.report import Report, about
 from lavila_fast.kitchen.world import all_actions, parse_sentence
-from lavila_fast.models.load import ASSETS, Model
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.load import Model
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
-F32 = NDArray[np.float32]
-Task = Literal["auto", "kitchen", "none"]
-SHIPPED = ASSETS / "kitchen.mp4"
+QualityTask = Literal["auto", "kitchen", "none"]
 GRAPHS = {
     "narrator": ("encoder", "decoder", "decoder_inplace"),
     "dual_encoder": ("dual_video", "dual_text"),
@@ -68,7 +57,7 @@ def run_parity(
     engines: Sequence[str] | Mapping[str, NarratorRuntime] = ("auto",),
     threads: int | None = None,
     limits: Limits | None = None,
-    task: Task = "auto",
+    task: QualityTask = "auto",
     references: Mapping[str, str] | None = None,
     quiet: bool = True,
 ) -> Report:
@@ -109,7 +98,7 @@ def _check_models(bundle: Bundle, models: Mapping[str, Model]) -> None:
         if kind not in bundle.models:
             held = ", ".join(bundle.models) or "nothing"
             raise InputError(f"{bundle.folder}: holds {held}, so there is nothing to compare a {kind} with")
-        mine, theirs = _flat(to_dict(bundle.models[kind])), _flat(to_dict(model.config))
+        mine, theirs = _flattened(to_dict(bundle.models[kind])), _flattened(to_dict(model.config))
         odd = [name for name in sorted(mine | theirs) if mine.get(name) != theirs.get(name)]
         if odd:
             raise InputError(
@@ -118,10 +107,10 @@ def _check_models(bundle: Bundle, models: Mapping[str, Model]) -> None:
             )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flattened(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+        found |= _flattened(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
     return found
 
 
@@ -134,7 +123,7 @@ class _Run:
     engines: Sequence[str] | Mapping[str, NarratorRuntime]
     threads: int | None
     limits: Limits | None
-    task: Task
+    task: QualityTask
     quiet: bool
     count: int = 0
     pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
@@ -162,7 +151,7 @@ class _Run:
         told = self.bundle.tokenizer.get(kind)
         return load_tokenizer(self.bundle.folder / Path(told["file"]).name, told["kind"], context) if told else None
 
-    def _narrator(self, model: Narrator, frames: F32) -> Iterator[Section]:
+    def _narrator(self, model: NarratorModel, frames: F32) -> Iterator[Section]:
         given = self.engines if isinstance(self.engines, Mapping) else dict.fromkeys(self.engines)
         opened = {name: one or open_runtime(self.bundle, name, self.threads) for name, one in given.items()}
         found = {name: NarratorParity(runtime) for name, runtime in opened.items()}
@@ -228,77 +217,3 @@ class _Run:
         section = classifier_parity(model, runtime, self._videos(frames, config.vision, "classifier"))
         section.engine = "onnxruntime"
         yield section
-
-
-def check_bundle(
-    folder: Path,
-    models: Mapping[str, Model],
-    limits: Limits | None = None,
-    *,
-    clips: ClipSource | None = None,
-    engines: Sequence[str] | None = None,
-    threads: int | None = None,
-    task: Task = "none",
-    page: bool = True,
-    strict: bool = True,
-    quiet: bool = True,
-) -> Report:
-    """Compare a bundle with the models it was made from, and write the report into it.
-
-    Args:
-        folder: The bundle.
-        models: By kind, as the float32 reference; not the quantized copies.
-        limits: See `run_parity`.
-        clips: None takes the film that is shipped with the package: quick, and no kitchen quality.
-        engines: None takes every engine that can run the bundle here.
-        threads: Of the engines.
-        task: See `run_parity`.
-        page: Write `parity.html` too.
-        strict: Raise when a limit does not hold.
-        quiet: No progress bars.
-
-    Raises:
-        ParityError: naming every limit that does not hold (the report is written nevertheless).
-
-    A bundle for a target that this machine cannot run is reported as ``not run``.
-    """
-    bundle = open_bundle(folder)
-    clips = clips or FolderClips(SHIPPED, 2 * BATCH)
-    try:
-        found = engines or _engines(bundle, threads)
-        report = run_parity(
-            bundle, models, clips, engines=found, threads=threads, limits=limits, task=task, quiet=quiet
-        )
-    except BundleError as error:
-        if engines or bundle.target == "cpu":
-            raise
-        nothing = about(bundle, clips, 0, threads, {}, 0.0)  # types that no processor computes with
-        report = Report(nothing, [], dict.fromkeys(models, f"cannot run here: {str(error).replace(f'{folder}/', '')}"))
-    write_report(report, bundle, with_page=page)
-    if strict and report.failures:
-        raise ParityError(f"{folder}: strays from its reference: {'; '.join(report.failures)}")
-    return report
-
-
-def _engines(bundle: Bundle, threads: int | None) -> Sequence[str] | Mapping[str, NarratorRuntime]:
-    """Every engine that can run the narrator of a bundle here.
-
-    Graphs for a GPU that is not here are computed by ONNX Runtime on the CPU: that proves the graphs, not the engine.
-
-    Raises:
-        BundleError: none can.
-    """
-    if bundle.target == "cpu":
-        return ["onnxruntime"] + (["native"] if (bundle.folder / WEIGHTS).is_file() and native.available() else [])
-    if "narrator" not in bundle.models:
-        return ["auto"]
-    try:
-        return {"auto": open_runtime(bundle, "auto", threads)}
-    except LavilaError:
-        from lavila_fast.engines.device.ort import OrtSlotRuntime
-
-        name = f"onnxruntime on the CPU, not in {bundle.target}"
-        return {name: OrtSlotRuntime(bundle.folder, bundle.narrator, "cpu", threads=threads)}
-
-
-__all__ = ["LIMITS", "Check", "Limits", "Report", "check_bundle", "run_parity", "write_report"]

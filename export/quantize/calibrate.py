@@ -29,18 +29,18 @@ from torch import Tensor, nn
 
 from lavila_fast.config import ClipTextConfig, ModelConfig
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.clips import FolderClips, filled
+from lavila_fast.evaluate.clips import FolderClips, stacked
 from lavila_fast.files import write_text
 from lavila_fast.models.checkpoint import tensors_digest
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.gpt2 import TiedEmbedding
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.quant.scheme import named_layers, open_copy
 from lavila_fast.video.transforms import normalise
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 LEAST, BINS, WORDS, BATCH = 512, 2048, 12, 4
-FORMAT = 1
+CALIBRATION_FORMAT = 1
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Ranges:
             name: {"limit": one.limit, "largest": one.largest, "counts": np.trim_zeros(one.counts, "b").tolist()}
             for name, one in self.layers.items()
         }
-        write_text(path, json.dumps({"format": FORMAT, "clips": self.clips, "layers": found}))
+        write_text(path, json.dumps({"format": CALIBRATION_FORMAT, "clips": self.clips, "layers": found}))
 
     @classmethod
     def load(cls, path: Path) -> Ranges:
@@ -114,7 +114,7 @@ class Ranges:
         """
         try:
             values = json.loads(path.read_bytes())
-            if values["format"] != FORMAT:
+            if values["format"] != CALIBRATION_FORMAT:
                 raise ValueError(f"format {values['format']}")
             return cls(int(values["clips"]), {name: _histogram(one) for name, one in values["layers"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -138,9 +138,9 @@ def calibration_clips(folder: Path, config: ModelConfig, count: int = LEAST) -> 
     vision, source = config.vision, FolderClips(folder, count)
     frames = source.stream(vision.frames, vision.img)
     # 512 clips of 336 pixels are 2.8 GB: each is normalised as it comes, into the one array there is.
-    clips = filled((normalise(one, vision.mean, vision.std) for one in frames), source.most)
+    clips = stacked((normalise(one, vision.mean, vision.std) for one in frames), source.most)
     if len(clips) < count:
-        log.warning("%s: %d of %d clips to calibrate with; ranges may be too narrow", folder, len(clips), count)
+        _LOG.warning("%s: %d of %d clips to calibrate with; ranges may be too narrow", folder, len(clips), count)
     return torch.from_numpy(clips)
 
 
@@ -155,7 +155,7 @@ def calibrate(
     """Run clips through a float32 model and measure what enters each layer.
 
     Args:
-        model: Narrator, DualEncoder or Classifier.
+        model: NarratorModel, DualEncoder or Classifier.
         video: Normalised clips (N, 3, T, H, W).
         texts: Ids (N, L) for a dual encoder's text side, or to be read by a narrator; else made up.
         state: JSON file to save to as it goes; what it holds already is not measured again.
@@ -189,7 +189,7 @@ def watching(
         if isinstance(layer, TiedEmbedding):
             layer.logits = partial(_watched_logits, layer.logits, name, look)  # type: ignore[method-assign]
         else:
-            layer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))  # type: ignore[misc]
+            layer.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
     yield watched, lambda value: blind.__setitem__(0, value)
 
 
@@ -201,16 +201,16 @@ def _watched_logits(logits: Callable[[Tensor], Tensor], name: str, look: Callabl
 def state_key(model: nn.Module, video: Tensor) -> str:
     """What a calibration's state depends on, as 32 hexadecimal digits: weights, clips and the form of the file."""
     tensors = (*model.state_dict().items(), *((f"clip {i}", clip) for i, clip in enumerate(video)))
-    return tensors_digest(tensors, f"{FORMAT} {BINS} {BATCH} {WORDS}")
+    return tensors_digest(tensors, f"{CALIBRATION_FORMAT} {BINS} {BATCH} {WORDS}")
 
 
 def feed(model: nn.Module, video: Tensor, texts: Tensor | None, seed: int, blind: Callable[[bool], None]) -> None:
     """Send clips and words once through all of a model; `blind` is set while words are looked for."""
     noise = torch.Generator().manual_seed(seed)
-    if isinstance(model, Narrator):
+    if isinstance(model, NarratorModel):
         seen = model.visual_tokens(video)
         blind(True)
-        ids = words(model, seen, noise) if texts is None else texts
+        ids = drawn_ids(model, seen, noise) if texts is None else texts
         blind(False)
         model.logits(seen, ids)
     elif isinstance(model, DualEncoder):
@@ -225,7 +225,7 @@ def batches(rows: Tensor) -> list[Tensor]:
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def words(model: Narrator, seen_BQE: Tensor, noise: torch.Generator, count: int = WORDS) -> Tensor:
+def drawn_ids(model: NarratorModel, seen_BQE: Tensor, noise: torch.Generator, count: int = WORDS) -> Tensor:
     """Ids (B, 1 + count) that a narrator writes about clips, drawn from its own predictions."""
     ids = torch.full((len(seen_BQE), 1), model.config.text.vocab - 1)
     for _ in range(min(count, model.config.text.n_positions - 1)):

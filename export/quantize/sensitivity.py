@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavila_fast.errors import InputError
-from lavila_fast.export.quantize.calibrate import batches, random_texts, words
+from lavila_fast.export.quantize.calibrate import batches, drawn_ids, random_texts
 from lavila_fast.files import write_json, write_text
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.quant.scheme import Scheme, layers, quantize
 
 Evaluate = Callable[[nn.Module], float]
@@ -62,7 +62,7 @@ class Reference:
     """The float model's outputs on some clips, to compare others with.
 
     Args:
-        model: The float Narrator, DualEncoder or Classifier.
+        model: The float NarratorModel, DualEncoder or Classifier.
         video: Normalised clips (N, 3, T, H, W).
         texts: Ids (N, L) that are read, for narrator and dual encoder; else the narrator's own words, or random ones.
     """
@@ -72,9 +72,9 @@ class Reference:
         self.model, self.video = model, video
         self.seen: list[Tensor] = []
         with torch.inference_mode():
-            if isinstance(model, Narrator):
+            if isinstance(model, NarratorModel):
                 self.seen = [model.visual_tokens(some) for some in batches(video)]
-                self.texts = torch.cat([words(model, one, noise) for one in self.seen]) if texts is None else texts
+                self.texts = torch.cat([drawn_ids(model, one, noise) for one in self.seen]) if texts is None else texts
             elif isinstance(model, DualEncoder):
                 self.texts = random_texts(model, len(video), noise) if texts is None else texts
             self.wanted = self._outputs(model)
@@ -96,7 +96,7 @@ class Reference:
     @torch.inference_mode()
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         """Logits, or embeddings of clips and texts."""
-        if isinstance(model, Narrator):
+        if isinstance(model, NarratorModel):
             texts = batches(self.texts)
             return [model.logits(seen, ids).float() for seen, ids in zip(self._tokens(model), texts, strict=True)]
         if isinstance(model, DualEncoder):
@@ -106,9 +106,9 @@ class Reference:
         heads = zip(*([part] if isinstance(part, Tensor) else part for part in parts), strict=True)
         return [torch.cat(head) for head in heads]
 
-    def _tokens(self, model: Narrator) -> list[Tensor]:
+    def _tokens(self, model: NarratorModel) -> list[Tensor]:
         """Visual tokens; those of the float model where nothing before them was changed."""
-        assert isinstance(self.model, Narrator)
+        assert isinstance(self.model, NarratorModel)
         before = ("visual", "img_attn_pool", "img_attn_pool_norm")
         if all(_same(model.get_submodule(name), self.model.get_submodule(name)) for name in before):
             return self.seen

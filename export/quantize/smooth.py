@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,11 @@ from lavila_fast.models.gpt2 import Block, Conv1D
 from lavila_fast.models.narrator import AttentionPool
 from lavila_fast.models.text_towers import ClipBlock
 from lavila_fast.models.timesformer import SpaceTimeBlock
-from lavila_fast.quant.layers import Int8Linear, StaticInt8Linear, matrix_KM
+from lavila_fast.quant.layers import Int8Linear, M, StaticInt8Linear, matrix_KM
 from lavila_fast.quant.scheme import open_copy
 
-M = TypeVar("M", bound=nn.Module)
 STRENGTHS = (0.25, 0.5, 0.75)
-ROWS = 512
+SAMPLED_ROWS = 512
 WORTH = 0.95  # an error must fall below this share of what it was
 FEEDS: dict[type[nn.Module], dict[str, str]] = {
     SpaceTimeBlock: {"norm1": "attn.qkv", "norm3": "timeattn.qkv", "norm2": "mlp.fc1"},
@@ -88,7 +87,7 @@ def smooth(
     copied = open_copy(model)
     report: list[Smoothed] = []
     found = pairs(copied)
-    inputs = layer_inputs(model, video, ROWS, [layer for _, layer in found])
+    inputs = layer_inputs(model, video, SAMPLED_ROWS, [layer for _, layer in found])
     for norm_name, name in found:
         x_RK = inputs.get(name)
         if x_RK is None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 HAS_FLASH = find_spec("flash_attn") is not None
-WIDEST = 256
+WIDEST_HEAD = 256
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def why_not(qkv_BS3hd: Tensor, frames: int, over: str, *, asked: bool) -> str:
         return "flash-attn is not installed"
     if not qkv_BS3hd.is_cuda or qkv_BS3hd.dtype not in (torch.float16, torch.bfloat16):
         return "flash-attn takes float16 and bfloat16 on a GPU"
-    if qkv_BS3hd.shape[-1] > WIDEST or qkv_BS3hd.shape[-1] % 8:
-        return f"flash-attn takes heads of a multiple of 8 up to {WIDEST}"
+    if qkv_BS3hd.shape[-1] > WIDEST_HEAD or qkv_BS3hd.shape[-1] % 8:
+        return f"flash-attn takes heads of a multiple of 8 up to {WIDEST_HEAD}"
     if torch.is_grad_enabled() and qkv_BS3hd.requires_grad:
         return "flash-attn gives no gradient of the log-sum-exp, which CLS is merged by"
     if over == "time" and not asked:

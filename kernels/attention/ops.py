@@ -8,10 +8,11 @@ What it means is in `reference.py`. All but flash-attn give gradients.
 
 from __future__ import annotations
 
-from torch import Tensor, bfloat16, float16, float32
+from torch import Tensor, float32
 
 from lavila_fast.kernels.attention import flash, sdpa
 from lavila_fast.kernels.choice import HAS_TRITON, Implementation, Op, always, no_triton
+from lavila_fast.kernels.floats import FLOATS
 
 if HAS_TRITON:
     from lavila_fast.kernels.attention import triton_attention
@@ -22,7 +23,7 @@ def _triton_divided(qkv_BS3hd: Tensor, frames: int, over: str) -> Tensor:
     return out_BShd
 
 
-def _no_triton(qkv_BS3hd: Tensor, frames: int, over: str, *, asked: bool) -> str:
+def _no_triton_attention(qkv_BS3hd: Tensor, frames: int, over: str, *, asked: bool) -> str:
     reason: str = no_triton(qkv_BS3hd, asked)
     if reason:
         return reason
@@ -30,7 +31,7 @@ def _no_triton(qkv_BS3hd: Tensor, frames: int, over: str, *, asked: bool) -> str
         return f"{qkv_BS3hd.shape[1] - 1} patches do not divide into {frames} frames"
     if qkv_BS3hd.shape[-1] > 128:
         return f"heads are {qkv_BS3hd.shape[-1]} wide, 128 at most"
-    if qkv_BS3hd.dtype not in (float16, bfloat16, float32):
+    if qkv_BS3hd.dtype not in FLOATS:
         return f"it takes 16-bit floats and float32, not {qkv_BS3hd.dtype}"
     if qkv_BS3hd.dtype == float32 and not asked:
         return "float32 products are faster in PyTorch"
@@ -40,7 +41,7 @@ def _no_triton(qkv_BS3hd: Tensor, frames: int, over: str, *, asked: bool) -> str
 divided_attention = Op(
     "divided_attention",
     [
-        Implementation("triton", _no_triton, _triton_divided),
+        Implementation("triton", _no_triton_attention, _triton_divided),
         Implementation("flash", flash.why_not, flash.divided_attention),
         Implementation("sdpa", always, sdpa.divided_attention),
     ],

@@ -57,7 +57,7 @@ def padded(d: int) -> int:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class QkvSizes:
     """Of packed qkv (B, S, 3, h, d)."""
 
     B: int
@@ -66,7 +66,7 @@ class Sizes:
     d: int
 
     @classmethod
-    def of(cls, qkv_BS3hd: Tensor) -> Sizes:
+    def of(cls, qkv_BS3hd: Tensor) -> QkvSizes:
         """Read them from the tensor."""
         B, S, _, h, d = qkv_BS3hd.shape
         return cls(B, S, h, d)

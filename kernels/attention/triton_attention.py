@@ -14,28 +14,28 @@ from torch import Tensor
 
 from lavila_fast.kernels.attention import triton_cls, triton_space, triton_time
 
-GROUPS = {"space": triton_space, "time": triton_time}
+KERNELS_OVER = {"space": triton_space, "time": triton_time}
 
 
 @torch.library.custom_op("lavila::divided_attention", mutates_args=())
 def forward(qkv_BS3hd: Tensor, frames: int, over: str) -> tuple[Tensor, Tensor]:
     """Attention out (B, S, h, d) and the log of each query's sum of exponentials, lse (B, h, S) float32."""
     qkv_BS3hd = qkv_BS3hd.contiguous()
-    out_BShd, lse_BhS = _results(qkv_BS3hd)
+    out_BShd, lse_BhS = _attention_results(qkv_BS3hd)
     with torch.cuda.device_of(qkv_BS3hd):  # Triton launches on the current GPU
-        shares = GROUPS[over].forward(qkv_BS3hd, frames, out_BShd, lse_BhS)
+        shares = KERNELS_OVER[over].forward(qkv_BS3hd, frames, out_BShd, lse_BhS)
         triton_cls.forward_finish(qkv_BS3hd, shares, out_BShd, lse_BhS)
     return out_BShd, lse_BhS
 
 
-def _results(qkv_BS3hd: Tensor) -> tuple[Tensor, Tensor]:
+def _attention_results(qkv_BS3hd: Tensor) -> tuple[Tensor, Tensor]:
     B, S, _, h, d = qkv_BS3hd.shape
     return qkv_BS3hd.new_empty(B, S, h, d), qkv_BS3hd.new_empty(B, h, S, dtype=torch.float32)
 
 
 @forward.register_fake
 def _(qkv_BS3hd: Tensor, frames: int, over: str) -> tuple[Tensor, Tensor]:
-    return _results(qkv_BS3hd)
+    return _attention_results(qkv_BS3hd)
 
 
 @torch.library.custom_op("lavila::divided_attention_backward", mutates_args=())
@@ -45,7 +45,7 @@ def backward(qkv_BS3hd: Tensor, out_BShd: Tensor, lse_BhS: Tensor, dout_BShd: Te
     dqkv_BS3hd = torch.empty_like(qkv_BS3hd)
     with torch.cuda.device_of(qkv_BS3hd):
         delta_BhS = triton_cls.delta(out_BShd, dout_BShd)
-        shares = GROUPS[over].backward(qkv_BS3hd, frames, lse_BhS, delta_BhS, dout_BShd, dqkv_BS3hd)
+        shares = KERNELS_OVER[over].backward(qkv_BS3hd, frames, lse_BhS, delta_BhS, dout_BShd, dqkv_BS3hd)
         triton_cls.backward_finish(qkv_BS3hd, lse_BhS, delta_BhS, dout_BShd, shares, dqkv_BS3hd)
     return dqkv_BS3hd
 
@@ -55,17 +55,17 @@ def _(qkv_BS3hd, out_BShd, lse_BhS, dout_BShd, frames, over):
     return torch.empty_like(qkv_BS3hd, memory_format=torch.contiguous_format)
 
 
-def _keep(ctx, inputs, output):
+def _keep_attention(ctx, inputs, output):
     qkv_BS3hd, ctx.frames, ctx.over = inputs
     ctx.save_for_backward(qkv_BS3hd, *output)
     ctx.set_materialize_grads(False)  # of lse, which is for the backward pass alone
 
 
-def _gradient(ctx, dout_BShd, _):
+def _attention_gradient(ctx, dout_BShd, _):
     return backward(*ctx.saved_tensors, dout_BShd, ctx.frames, ctx.over), None, None
 
 
-forward.register_autograd(_gradient, setup_context=_keep)
+forward.register_autograd(_attention_gradient, setup_context=_keep_attention)
 
 
 def divided_attention(qkv_BS3hd: Tensor, frames: int, over: str) -> Tensor:

@@ -16,21 +16,21 @@ import triton.language as tl
 from torch import Tensor
 
 from lavila_fast.kernels.aot import Variant
-from lavila_fast.kernels.attention.tiles import NOTHING, Sizes, load_rows, padded
+from lavila_fast.kernels.attention.tiles import NOTHING, QkvSizes, load_rows, padded
 
 SHARES = 16  # added up at a time
 TOKENS = 64  # a program of `_delta`
 
 
 @triton.jit
-def _row(x_d, d: tl.constexpr, BLOCK_D: tl.constexpr):
+def _load_vector(x_d, d: tl.constexpr, BLOCK_D: tl.constexpr):
     """One vector in float32, padded with zeros."""
     col_D = tl.arange(0, BLOCK_D)
     return tl.load(x_d + col_D, mask=col_D < d, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _write(out_BShd, lse_BhS, best, total, acc_D, clip_head, clip, head, S, h, d: tl.constexpr, BLOCK_D: tl.constexpr):
+def _finish(out_BShd, lse_BhS, best, total, acc_D, clip_head, clip, head, S, h, d: tl.constexpr, BLOCK_D: tl.constexpr):
     col_D = tl.arange(0, BLOCK_D)
     out_d = out_BShd + clip * S * h * d + head * d
     tl.store(out_d + col_D, (acc_D / total).to(out_BShd.dtype.element_ty), mask=col_D < d)
@@ -47,8 +47,8 @@ def _forward_finish(
     clip, head = (clip_head // h).to(tl.int64), clip_head % h
     col_D = tl.arange(0, BLOCK_D)
     q_d = qkv_BS3hd + clip * S * 3 * h * d + head * d
-    best = tl.sum(_row(q_d, d, BLOCK_D) * _row(q_d + h * d, d, BLOCK_D), 0) * scale
-    acc_D = _row(q_d + 2 * h * d, d, BLOCK_D)
+    best = tl.sum(_load_vector(q_d, d, BLOCK_D) * _load_vector(q_d + h * d, d, BLOCK_D), 0) * scale
+    acc_D = _load_vector(q_d + 2 * h * d, d, BLOCK_D)
     total = 1.0
     for first in range(0, P, BLOCK_P):
         p_P = first + tl.arange(0, BLOCK_P)
@@ -62,7 +62,7 @@ def _forward_finish(
         total = total * shrink + tl.sum(total_P * shrink_P, 0)
         acc_D = acc_D * shrink + tl.sum(acc_PD * shrink_P[:, None], 0)
         best = now
-    _write(out_BShd, lse_BhS, best, total, acc_D, clip_head, clip, head, S, h, d, BLOCK_D)
+    _finish(out_BShd, lse_BhS, best, total, acc_D, clip_head, clip, head, S, h, d, BLOCK_D)
 
 
 @triton.jit
@@ -75,10 +75,10 @@ def _backward_finish(
     clip, head = (clip_head // h).to(tl.int64), clip_head % h
     col_D = tl.arange(0, BLOCK_D)
     at = clip * S * 3 * h * d + head * d
-    q_D = _row(qkv_BS3hd + at, d, BLOCK_D)
-    k_D = _row(qkv_BS3hd + at + h * d, d, BLOCK_D)
-    v_D = _row(qkv_BS3hd + at + 2 * h * d, d, BLOCK_D)
-    dout_D = _row(dout_BShd + clip * S * h * d + head * d, d, BLOCK_D)
+    q_D = _load_vector(qkv_BS3hd + at, d, BLOCK_D)
+    k_D = _load_vector(qkv_BS3hd + at + h * d, d, BLOCK_D)
+    v_D = _load_vector(qkv_BS3hd + at + 2 * h * d, d, BLOCK_D)
+    dout_D = _load_vector(dout_BShd + clip * S * h * d + head * d, d, BLOCK_D)
     first_row = clip_head.to(tl.int64) * S
     weight = tl.exp(tl.sum(q_D * k_D, 0) * scale - tl.load(lse_BhS + first_row))
     slope = weight * (tl.sum(dout_D * v_D, 0) - tl.load(delta_BhS + first_row)) * scale
@@ -113,7 +113,7 @@ def _delta(out_BShd, dout_BShd, delta_BhS, S, h, d: tl.constexpr, BLOCK_D: tl.co
 
 def forward_finish(qkv_BS3hd: Tensor, sums_BhPE: Tensor, out_BShd: Tensor, lse_BhS: Tensor) -> None:
     """Write row 0 of out and lse from shares (B, h, P, 2 + d): maximum (natural, scaled), sum and weighted values."""
-    at = Sizes.of(qkv_BS3hd)
+    at = QkvSizes.of(qkv_BS3hd)
     _forward_finish[(at.B * at.h,)](
         qkv_BS3hd, sums_BhPE, out_BShd, lse_BhS, at.S, at.h, sums_BhPE.shape[2], at.d**-0.5,
         d=at.d, BLOCK_D=at.block_d, BLOCK_P=SHARES, num_warps=1,
@@ -134,7 +134,7 @@ def backward_finish(
     qkv_BS3hd: Tensor, lse_BhS: Tensor, delta_BhS: Tensor, dout_BShd: Tensor, partial_BhP3d: Tensor, dqkv_BS3hd: Tensor
 ) -> None:
     """Write row 0 of dqkv: the shares (B, h, P, 3, d) of dq, dk and dv (scale included), and CLS with CLS."""
-    at = Sizes.of(qkv_BS3hd)
+    at = QkvSizes.of(qkv_BS3hd)
     _backward_finish[(at.B * at.h,)](
         qkv_BS3hd, lse_BhS, delta_BhS, dout_BShd, partial_BhP3d, dqkv_BS3hd,
         at.S, at.h, partial_BhP3d.shape[2], at.d**-0.5,
@@ -143,7 +143,7 @@ def backward_finish(
 
 
 _SIZES = {"S": "i32", "h": "i32"}
-_ARGUMENTS = (
+_CLS_ARGUMENTS = (
     (
         _forward_finish,
         ("qkv_BS3hd", "out_BShd"),
@@ -173,5 +173,5 @@ def variants() -> list[Variant]:
             warps,
             stages=2,
         )
-        for kernel, data, other, sizes, warps in _ARGUMENTS
+        for kernel, data, other, sizes, warps in _CLS_ARGUMENTS
     ]

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lavila_fast.kernels.aot import Variant
-from lavila_fast.kernels.attention.tiles import LOG2E, NOTHING, Sizes, dot, load_rows, padded, store_rows
+from lavila_fast.kernels.attention.tiles import LOG2E, NOTHING, QkvSizes, dot, load_rows, padded, store_rows
 from lavila_fast.kernels.choice import interpreted
 
 WARPS = 4
@@ -40,7 +40,7 @@ def _members(first, M: tl.constexpr, frame, N: tl.constexpr, TAIL: tl.constexpr)
 
 
 @triton.jit
-def _attend(
+def _attend_block(
     q_MD, n_M, max_M, sum_M, acc_MD, k_Sd, v_Sd, first, frame, stride, scale_log2,
     N: tl.constexpr, K: tl.constexpr, TAIL: tl.constexpr, d: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -72,11 +72,11 @@ def _forward_block(
     sum_M = tl.zeros([M], tl.float32)
     acc_MD = tl.zeros([M, BLOCK_D], tl.float32)
     for key in range(0, N // BLOCK * BLOCK, BLOCK):
-        max_M, sum_M, acc_MD = _attend(
+        max_M, sum_M, acc_MD = _attend_block(
             q_MD, n_M, max_M, sum_M, acc_MD, k_Sd, v_Sd, key, frame, stride, scale_log2,
             N, BLOCK, False, d, BLOCK_D, WIDE,
         )  # fmt: skip
-    max_M, sum_M, acc_MD = _attend(
+    max_M, sum_M, acc_MD = _attend_block(
         q_MD, n_M, max_M, sum_M, acc_MD, k_Sd, v_Sd, N // BLOCK * BLOCK, frame, stride, scale_log2,
         N, TAIL_BLOCK, True, d, BLOCK_D, WIDE,
     )  # fmt: skip
@@ -127,10 +127,10 @@ def forward(qkv_BS3hd: Tensor, frames: int, out_BShd: Tensor, lse_BhS: Tensor) -
         (B, h, T, 2 + d) float32: what CLS found in each frame, as `triton_cls.forward_finish` takes it: the maximum
         of its scores, the sum of exponentials less that, and the values weighted with them.
     """
-    at = Sizes.of(qkv_BS3hd)
+    at = QkvSizes.of(qkv_BS3hd)
     N = (at.S - 1) // frames
     sums_BhTE: Tensor = at.new(qkv_BS3hd, frames, 2 + at.d)
-    sizes = _sizes(N, at.d, qkv_BS3hd.dtype)
+    sizes = _forward_sizes(N, at.d, qkv_BS3hd.dtype)
     grid = (at.B * at.h * frames * (N // sizes["BLOCK"] + 1),)
     _forward[grid](
         qkv_BS3hd, out_BShd, lse_BhS, sums_BhTE, at.S, frames, at.h, at.d**-0.5 * LOG2E.value,
@@ -139,7 +139,7 @@ def forward(qkv_BS3hd: Tensor, frames: int, out_BShd: Tensor, lse_BhS: Tensor) -
     return sums_BhTE
 
 
-def _sizes(N: int, d: int, dtype: torch.dtype) -> dict[str, int | bool]:
+def _forward_sizes(N: int, d: int, dtype: torch.dtype) -> dict[str, int | bool]:
     """Blocks for groups of N patches: 64 rows, fewer where an element takes more room or there are fewer patches."""
     block_d = padded(d)
     most = 64 if block_d <= 64 and dtype.itemsize == 2 else 32
@@ -150,7 +150,7 @@ def _sizes(N: int, d: int, dtype: torch.dtype) -> dict[str, int | bool]:
 
 def _backward_sizes(N: int, d: int, dtype: torch.dtype) -> dict[str, int | bool]:
     """The same, and a step of at most 32 rows: with 64, an sm_80 spills and an sm_90 holds two programs, not three."""
-    sizes = _sizes(N, d, dtype)
+    sizes = _forward_sizes(N, d, dtype)
     return {**sizes, "STEP": min(32, sizes["BLOCK"])}
 
 
@@ -281,7 +281,7 @@ def backward(
     Returns:
         (B, h, T, 3, d) float32: each frame's share of the gradients of CLS as query, key and value.
     """
-    at = Sizes.of(qkv_BS3hd)
+    at = QkvSizes.of(qkv_BS3hd)
     N = (at.S - 1) // frames
     partial_BhT3d: Tensor = at.new(qkv_BS3hd, frames, 3, at.d)
     sizes = _backward_sizes(N, at.d, qkv_BS3hd.dtype)
@@ -296,7 +296,7 @@ def backward(
 _COMMON = {"lse_BhS": "*fp32", "S": "i32", "T": "i32", "h": "i32", "scale_log2": "fp32"}
 _OF_BACKWARD = {"delta_BhS": "*fp32", "partial_BhT3d": "*fp32", "scale": "fp32"}
 _LAUNCHED = (
-    (_forward, _sizes, ("qkv_BS3hd", "out_BShd"), {"sums_BhTE": "*fp32"}),
+    (_forward, _forward_sizes, ("qkv_BS3hd", "out_BShd"), {"sums_BhTE": "*fp32"}),
     (_backward, _backward_sizes, ("qkv_BS3hd", "dout_BShd", "dqkv_BS3hd"), _OF_BACKWARD),
 )
 

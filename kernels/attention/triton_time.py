@@ -25,27 +25,27 @@ import triton.language as tl
 from torch import Tensor
 
 from lavila_fast.kernels.aot import Variant
-from lavila_fast.kernels.attention.tiles import LOG2E, NOTHING, Sizes
+from lavila_fast.kernels.attention.tiles import LOG2E, NOTHING, QkvSizes
 
 WARPS = 4
 
 
 @triton.jit
-def _load(x, at, keep):
+def _tile(x, at, keep):
     return tl.load(x + at, mask=keep, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _read(x, first, step, at, keep, F: tl.constexpr):
+def _fetch(x, first, step, at, keep, F: tl.constexpr):
     """A tuple of F frames from the given one on, `step` apart: tiles at the offsets `at`, in float32."""
     tiles = ()
     for frame in tl.static_range(F):
-        tiles = tiles + (_load(x, (first + frame) * step + at, keep),)  # noqa: RUF005  (no unpacking in Triton)
+        tiles = tiles + (_tile(x, (first + frame) * step + at, keep),)  # noqa: RUF005  (no unpacking in Triton)
     return tiles
 
 
 @triton.jit
-def _write(x, tiles, first, step, at, keep, F: tl.constexpr):
+def _store_frames(x, tiles, first, step, at, keep, F: tl.constexpr):
     """The other way, in the type of x."""
     for frame in tl.static_range(F):
         tl.store(x + (first + frame) * step + at, tiles[frame].to(x.dtype.element_ty), mask=keep)
@@ -63,7 +63,7 @@ def _block(S, N, d: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, h):
 
 
 @triton.jit
-def _attend(q_nD, k, v, max_n, sum_n, acc_nD, F: tl.constexpr):
+def _attend_frames(q_nD, k, v, max_n, sum_n, acc_nD, F: tl.constexpr):
     """One step of the running softmax: a query a place over F keys; scores are to the base 2."""
     scores, now_n = (), max_n
     for key in tl.static_range(F):
@@ -90,25 +90,25 @@ def _forward(
     q_Sd, out_Sd, lse_S = qkv_BS3hd + at_qkv, out_BShd + at_out, lse_BhS + clip_head * S
     k_Sd, v_Sd = q_Sd + width, q_Sd + 2 * width
     token_nD, stride = (1 + place_n)[:, None] * 3 * width + col_1D, 3 * width * N
-    q_cls = _load(q_Sd, col_1D, col_1D < d) * scale_log2
-    k_cls, v_cls = _load(k_Sd, col_1D, col_1D < d), _load(v_Sd, col_1D, col_1D < d)
+    q_cls = _tile(q_Sd, col_1D, col_1D < d) * scale_log2
+    k_cls, v_cls = _tile(k_Sd, col_1D, col_1D < d), _tile(v_Sd, col_1D, col_1D < d)
     zero_n = tl.zeros([BLOCK], tl.float32)
     cls_max_n, cls_sum_n, cls_acc_nD = zero_n + NOTHING, zero_n, tl.zeros([BLOCK, D], tl.float32)
     for first in range(0, T, F):
-        q = _read(q_Sd, first, stride, token_nD, keep_nD, F)
+        q = _fetch(q_Sd, first, stride, token_nD, keep_nD, F)
         running = ()
         for frame in tl.static_range(F):  # begun with CLS, whose weight is 2^0
             running = running + (tl.sum(q[frame] * k_cls, 1) * scale_log2, zero_n + 1.0, zero_n[:, None] + v_cls)  # noqa: RUF005
         for group in range(0, T, F):
-            k = _read(k_Sd, group, stride, token_nD, keep_nD, F)
-            v = _read(v_Sd, group, stride, token_nD, keep_nD, F)
+            k = _fetch(k_Sd, group, stride, token_nD, keep_nD, F)
+            v = _fetch(v_Sd, group, stride, token_nD, keep_nD, F)
             after = ()
             for frame in tl.static_range(F):
                 max_n, sum_n, acc_nD = running[3 * frame], running[3 * frame + 1], running[3 * frame + 2]
-                after = after + _attend(q[frame] * scale_log2, k, v, max_n, sum_n, acc_nD, F)
+                after = after + _attend_frames(q[frame] * scale_log2, k, v, max_n, sum_n, acc_nD, F)
             running = after
             if first == 0:
-                cls_max_n, cls_sum_n, cls_acc_nD = _attend(q_cls, k, v, cls_max_n, cls_sum_n, cls_acc_nD, F)
+                cls_max_n, cls_sum_n, cls_acc_nD = _attend_frames(q_cls, k, v, cls_max_n, cls_sum_n, cls_acc_nD, F)
         for frame in tl.static_range(F):
             max_n, sum_n, acc_nD = running[3 * frame], running[3 * frame + 1], running[3 * frame + 2]
             out_nD = (acc_nD * (1 / sum_n)[:, None]).to(out_BShd.dtype.element_ty)
@@ -149,16 +149,19 @@ def _backward(
     token_nD, stride = (1 + place_n)[:, None] * 3 * width + col_1D, 3 * width * N
     row_nD, row_stride = (1 + place_n)[:, None] * width + col_1D, width * N
 
-    q_cls, dout_cls = _load(q_Sd, col_1D, col_1D < d), _load(dout_Sd, col_1D, col_1D < d)
-    k_cls, v_cls = _load(k_Sd, col_1D, col_1D < d), _load(v_Sd, col_1D, col_1D < d)
+    q_cls, dout_cls = _tile(q_Sd, col_1D, col_1D < d), _tile(dout_Sd, col_1D, col_1D < d)
+    k_cls, v_cls = _tile(k_Sd, col_1D, col_1D < d), _tile(v_Sd, col_1D, col_1D < d)
     lse_cls, delta_cls = tl.load(lse_S), tl.load(delta_S)
     dq_cls = tl.zeros([BLOCK, D], tl.float32)
     dk_cls, dv_cls = dq_cls, dq_cls
 
     for first in range(0, T, F):  # queries
-        q = _read(q_Sd, first, stride, token_nD, keep_nD, F)
-        dout = _read(dout_Sd, first, row_stride, row_nD, keep_nD, F)
-        lse, delta = _read(lse_S, first, N, 1 + place_n, keep_n, F), _read(delta_S, first, N, 1 + place_n, keep_n, F)
+        q = _fetch(q_Sd, first, stride, token_nD, keep_nD, F)
+        dout = _fetch(dout_Sd, first, row_stride, row_nD, keep_nD, F)
+        lse, delta = (
+            _fetch(lse_S, first, N, 1 + place_n, keep_n, F),
+            _fetch(delta_S, first, N, 1 + place_n, keep_n, F),
+        )
         dq = ()
         for i in tl.static_range(F):
             weight, slope = _weigh(q[i], dout[i], k_cls, v_cls, lse[i], delta[i], scale)
@@ -166,12 +169,12 @@ def _backward(
             dk_cls += slope * q[i]
             dv_cls += weight * dout[i]
         for group in range(0, T, F):  # keys
-            k_nD = _load(k_Sd, group * stride + token_nD, keep_nD)
-            v_nD = _load(v_Sd, group * stride + token_nD, keep_nD)
+            k_nD = _tile(k_Sd, group * stride + token_nD, keep_nD)
+            v_nD = _tile(v_Sd, group * stride + token_nD, keep_nD)
             for j in tl.static_range(F):
                 next_k, next_v, token = k_nD, v_nD, (group + j + 1) * stride + token_nD
                 if j + 1 < F:  # read before this key's gradients are written, or it would wait for that
-                    next_k, next_v = _load(k_Sd, token, keep_nD), _load(v_Sd, token, keep_nD)
+                    next_k, next_v = _tile(k_Sd, token, keep_nD), _tile(v_Sd, token, keep_nD)
                 weight, slope = _weigh(q_cls, dout_cls, k_nD, v_nD, lse_cls, delta_cls, scale)
                 dk_nD, dv_nD, sums = slope * q_cls, weight * dout_cls, ()
                 if F == T:
@@ -182,28 +185,31 @@ def _backward(
                     dk_nD += slope * q[i]
                     dv_nD += weight * dout[i]
                 if F == T:
-                    _write(dk_Sd, (dk_nD,), j, stride, token_nD, keep_nD, 1)
-                    _write(dv_Sd, (dv_nD,), j, stride, token_nD, keep_nD, 1)
+                    _store_frames(dk_Sd, (dk_nD,), j, stride, token_nD, keep_nD, 1)
+                    _store_frames(dv_Sd, (dv_nD,), j, stride, token_nD, keep_nD, 1)
                 dq, k_nD, v_nD = sums, next_k, next_v
-        _write(dq_Sd, dq, first, stride, token_nD, keep_nD, F)
+        _store_frames(dq_Sd, dq, first, stride, token_nD, keep_nD, F)
 
     if F < T:
         for key in range(0, T):
-            k_nD, v_nD = _load(k_Sd, key * stride + token_nD, keep_nD), _load(v_Sd, key * stride + token_nD, keep_nD)
+            k_nD, v_nD = (
+                _tile(k_Sd, key * stride + token_nD, keep_nD),
+                _tile(v_Sd, key * stride + token_nD, keep_nD),
+            )
             weight, slope = _weigh(q_cls, dout_cls, k_nD, v_nD, lse_cls, delta_cls, scale)
             dk_nD, dv_nD = slope * q_cls, weight * dout_cls
             dq_cls += slope * k_nD
             for group in range(0, T, F):
-                q = _read(q_Sd, group, stride, token_nD, keep_nD, F)
-                dout = _read(dout_Sd, group, row_stride, row_nD, keep_nD, F)
-                lse = _read(lse_S, group, N, 1 + place_n, keep_n, F)
-                delta = _read(delta_S, group, N, 1 + place_n, keep_n, F)
+                q = _fetch(q_Sd, group, stride, token_nD, keep_nD, F)
+                dout = _fetch(dout_Sd, group, row_stride, row_nD, keep_nD, F)
+                lse = _fetch(lse_S, group, N, 1 + place_n, keep_n, F)
+                delta = _fetch(delta_S, group, N, 1 + place_n, keep_n, F)
                 for i in tl.static_range(F):
                     weight, slope = _weigh(q[i], dout[i], k_nD, v_nD, lse[i], delta[i], scale)
                     dk_nD += slope * q[i]
                     dv_nD += weight * dout[i]
-            _write(dk_Sd, (dk_nD,), key, stride, token_nD, keep_nD, 1)
-            _write(dv_Sd, (dv_nD,), key, stride, token_nD, keep_nD, 1)
+            _store_frames(dk_Sd, (dk_nD,), key, stride, token_nD, keep_nD, 1)
+            _store_frames(dv_Sd, (dv_nD,), key, stride, token_nD, keep_nD, 1)
 
     share_3d = partial_BhP3d + (clip_head * tl.num_programs(1) + tl.program_id(1)) * 3 * d
     col_D = tl.arange(0, D)
@@ -212,17 +218,17 @@ def _backward(
     tl.store(share_3d + 2 * d + col_D, tl.sum(dv_cls, 0), mask=col_D < d)
 
 
-def _constants(frames: int, d: int, bytes_each: int) -> dict[str, int]:
+def _time_constants(frames: int, d: int, bytes_each: int) -> dict[str, int]:
     """What a kernel is compiled for: a tile holds 16 bytes a thread, and T is a multiple of F."""
     padded = max(16, triton.next_power_of_2(d))
     held = max(frames_held for frames_held in (1, 2, 3, 4) if frames % frames_held == 0)
     return {"T": frames, "F": held, "d": d, "D": padded, "BLOCK": 32 * WARPS * (16 // bytes_each) // padded}
 
 
-def _launch(qkv_BS3hd: Tensor, frames: int) -> tuple[tuple[int, int, int], int, dict[str, int]]:
+def _launch_sizes(qkv_BS3hd: Tensor, frames: int) -> tuple[tuple[int, int, int], int, dict[str, int]]:
     """The programs, heads first since those of a token lie side by side; N; and the constants."""
-    at = Sizes.of(qkv_BS3hd)
-    constants = _constants(frames, at.d, qkv_BS3hd.element_size())
+    at = QkvSizes.of(qkv_BS3hd)
+    constants = _time_constants(frames, at.d, qkv_BS3hd.element_size())
     N = (at.S - 1) // frames
     return (at.h, triton.cdiv(N, constants["BLOCK"]), at.B), N, constants
 
@@ -234,8 +240,8 @@ def forward(qkv_BS3hd: Tensor, frames: int, out_BShd: Tensor, lse_BhS: Tensor) -
         (B, h, P, 2 + d) float32: what CLS found in each block, as `triton_cls.forward_finish` takes it: the maximum
         of its scores, the sum of exponentials less that, and the values weighted with them.
     """
-    at = Sizes.of(qkv_BS3hd)
-    grid, N, constants = _launch(qkv_BS3hd, frames)
+    at = QkvSizes.of(qkv_BS3hd)
+    grid, N, constants = _launch_sizes(qkv_BS3hd, frames)
     sums_BhPE: Tensor = at.new(qkv_BS3hd, grid[1], 2 + at.d)
     scale_log2 = at.d**-0.5 * LOG2E.value
     _forward[grid](qkv_BS3hd, out_BShd, lse_BhS, sums_BhPE, N, at.h, scale_log2, **constants, num_warps=WARPS)
@@ -258,15 +264,15 @@ def backward(
     Returns:
         (B, h, P, 3, d) float32: shares of CLS's gradients, as `triton_cls.backward_finish` takes them.
     """
-    at = Sizes.of(qkv_BS3hd)
-    grid, N, constants = _launch(qkv_BS3hd, frames)
+    at = QkvSizes.of(qkv_BS3hd)
+    grid, N, constants = _launch_sizes(qkv_BS3hd, frames)
     partial_BhP3d: Tensor = at.new(qkv_BS3hd, grid[1], 3, at.d)
     tensors = (qkv_BS3hd, lse_BhS, delta_BhS, dout_BShd, dqkv_BS3hd, partial_BhP3d)
     _backward[grid](*tensors, N, at.h, at.d**-0.5, **constants, num_warps=WARPS)
     return partial_BhP3d
 
 
-_ARGUMENTS = (
+_TIME_ARGUMENTS = (
     (_forward, ("qkv_BS3hd", "out_BShd"), ("lse_BhS", "sums_BhPE"), "scale_log2"),
     (_backward, ("qkv_BS3hd", "dout_BShd", "dqkv_BS3hd"), ("lse_BhS", "delta_BhS", "partial_BhP3d"), "scale"),
 )
@@ -285,9 +291,9 @@ def variants() -> list[Variant]:
                 "h": "i32",
                 scale: "fp32",
             },
-            _constants(frames, 64, 2),
+            _time_constants(frames, 64, 2),
             WARPS,
         )
-        for kernel, data, sums, scale in _ARGUMENTS
+        for kernel, data, sums, scale in _TIME_ARGUMENTS
         for frames in (4, 16)
     ]

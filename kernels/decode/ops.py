@@ -20,11 +20,11 @@ from torch import Tensor
 
 from lavila_fast.kernels.choice import HAS_TRITON, Implementation, Op, always, no_triton
 from lavila_fast.kernels.decode import reference
+from lavila_fast.kernels.floats import FLOATS
 
 if HAS_TRITON:
     from lavila_fast.kernels.decode import triton_cached, triton_cross, triton_sampling
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 LARGEST = 128  # wider float32 heads would not fit into shared memory everywhere
 
 

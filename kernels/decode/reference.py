@@ -50,9 +50,9 @@ def sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One token a row: temperature, then top-k, then top-p, then the inverse of the running sum in vocabulary order.
 
-    What `engines.sampling.choose` takes for the same uniform numbers: of words as likely as the last one that top-k
-    leaves all stay; the word that crosses `top_p` is in; of equally likely ones the first. Weights are float32, sums
-    float64: a token differs only where two sums, or the last bits of two exponentials, round to different sides.
+    What `engines.sampling.choose_tokens` takes for the same uniform numbers: of words as likely as the last one that
+    top-k leaves all stay; the word that crosses `top_p` is in; of equally likely ones the first. Weights are float32,
+    sums float64: a token differs only where two sums, or the last bits of two exponentials, round to different sides.
 
     Args:
         logits_MV: float32, or 16-bit, which are widened.
@@ -73,7 +73,7 @@ def sample(
     if greedy or top_k == 1:
         tokens_M = shifted_MV.argmax(-1)
     else:
-        tokens_M = draw(survivors(shifted_MV, temperature, top_k, top_p), u_M)
+        tokens_M = draw_rows(survivors(shifted_MV, temperature, top_k, top_p), u_M)
     logprob_M = shifted_MV.gather(1, tokens_M[:, None])[:, 0] - total_M.log()
     return tokens_M, logprob_M, total_M.log() - moment_M / total_M
 
@@ -92,7 +92,7 @@ def survivors(shifted_MV: Tensor, temperature: float, top_k: int | None, top_p: 
     return weights_MV
 
 
-def draw(weights_MV: Tensor, u_M: Tensor) -> Tensor:
+def draw_rows(weights_MV: Tensor, u_M: Tensor) -> Tensor:
     """Indices (M,) drawn in proportion to the weights of each row, float64, by inverting the running sum."""
     sums_MV = weights_MV.cumsum(-1)
     found_M = (sums_MV <= u_M[:, None] * sums_MV[:, -1:]).sum(-1)

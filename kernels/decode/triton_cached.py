@@ -77,7 +77,7 @@ def cached_attention(qkv_M3hd: Tensor, keys_MhCd: Tensor, values_MhCd: Tensor, l
     if M:
         with torch.cuda.device_of(qkv_M3hd):  # Triton launches on the current GPU
             cached_kernel[(M * h,)](
-                qkv_M3hd, keys_MhCd, values_MhCd, lengths_M, out_Mhd, h, C, scale(d), **blocks(d), num_warps=1
+                qkv_M3hd, keys_MhCd, values_MhCd, lengths_M, out_Mhd, h, C, scale(d), **cached_constants(d), num_warps=1
             )
     return out_Mhd
 
@@ -87,7 +87,7 @@ def _(qkv_M3hd: Tensor, keys_MhCd: Tensor, values_MhCd: Tensor, lengths_M: Tenso
     return torch.empty_like(qkv_M3hd[:, 0], memory_format=torch.contiguous_format)
 
 
-def blocks(d: int) -> dict[str, int]:
+def cached_constants(d: int) -> dict[str, int]:
     """The kernel's constants."""
     return {"D": d, "BLOCK_C": BLOCK_C, "BLOCK_D": triton.next_power_of_2(d)}
 
@@ -96,4 +96,4 @@ def variants() -> list[Variant]:
     """Heads of 64 in bf16; float16 differs only in how it is widened."""
     types = dict.fromkeys(("qkv", "keys", "values", "out"), "*bf16")
     types |= {"lengths": "*i32", "h": "i32", "C": "i32", "scale": "fp32"}
-    return [Variant("decode/cached-bf16-d64", cached_kernel, types, blocks(64), warps=1)]
+    return [Variant("decode/cached-bf16-d64", cached_kernel, types, cached_constants(64), warps=1)]

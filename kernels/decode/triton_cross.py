@@ -95,7 +95,7 @@ def cross_attention(q_BRhd: Tensor, key_BhQd: Tensor, value_BhQd: Tensor, active
     if out_BRhd.numel() == 0:
         return out_BRhd
     block_r = min(max(16, triton.next_power_of_2(R)), MOST_ROWS)
-    constants = {**blocks(d, active_B is not None), "BLOCK_R": block_r, "WIDE": interpreted()}
+    constants = {**cross_constants(d, active_B is not None), "BLOCK_R": block_r, "WIDE": interpreted()}
     active = q_BRhd if active_B is None else active_B.contiguous()
     strides = (*key_BhQd.stride()[:3], *value_BhQd.stride()[:3])
     with torch.cuda.device_of(q_BRhd):  # Triton launches on the current GPU
@@ -118,7 +118,7 @@ def scale(d: int) -> float:
     return float(d**-0.5 * math.log2(math.e))
 
 
-def blocks(d: int, has_active: bool) -> dict[str, int | bool]:
+def cross_constants(d: int, has_active: bool) -> dict[str, int | bool]:
     """The constants that do not depend on the rows."""
     return {"D": d, "HAS_ACTIVE": has_active, "BLOCK_Q": BLOCK_Q, "BLOCK_D": max(16, triton.next_power_of_2(d))}
 
@@ -141,7 +141,7 @@ def variants() -> list[Variant]:
                 **dict.fromkeys((*strides, "R", "Q", "h"), "i32"),
                 "scale": "fp32",
             },
-            {**blocks(64, True), "BLOCK_R": 16, "WIDE": False},
+            {**cross_constants(64, True), "BLOCK_R": 16, "WIDE": False},
             stages=stages(64, 2),
             divisible=(*strides, "Q"),
             tensor_cores=True,

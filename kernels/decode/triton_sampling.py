@@ -12,8 +12,8 @@ passes the goal, and within it the word.
 Each lane of a block keeps its own list (entry i of lane b lies at i · BLOCK + b), so none waits for another to know
 where to write.
 
-The token is that of `reference.sample` and `engines.sampling.choose` for the same uniform number, except where that
-number lies within rounding of the edge of a word, or `top_p` of the edge of the nucleus: sums are float64 but in
+The token is that of `reference.sample` and `engines.sampling.choose_tokens` for the same uniform number, except where
+that number lies within rounding of the edge of a word, or `top_p` of the edge of the nucleus: sums are float64 but in
 another order (relative error 1e-16 a term), and a GPU's exponential differs from the host's in its last bits (relative
 error about 1e-6 where a weight is small). Equal logits are always equally likely.
 
@@ -34,6 +34,15 @@ from lavila_fast.kernels.aot import Variant
 BLOCK, WAYS, WARPS = 1024, 4, 8
 ONE = tl.constexpr(0x3F800000)  # bits of the float32 1
 INFINITE = tl.constexpr(0x7F800000)  # and of infinity
+
+
+@triton.jit
+def _largest(row, V, BLOCK: tl.constexpr):
+    wide_B = tl.arange(0, 4 * BLOCK)
+    top_B = tl.full([4 * BLOCK], float("-inf"), tl.float32)
+    for first in range(0, V, 4 * BLOCK):
+        top_B = tl.maximum(top_B, _shifted(row, first + wide_B, V, 0.0))
+    return tl.max(top_B, 0)
 
 
 @triton.jit
@@ -117,7 +126,7 @@ def _mass(row, place_B, V, top, inverse, reach, cut, last, TIES: tl.constexpr):
 
 
 @triton.jit
-def _find(row, V, top, inverse, reach, cut, last, u, TIES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+def _word(row, V, top, inverse, reach, cut, last, u, TIES: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
     """The word in which the running sum passes `u` of the total, or, for TIES, the number `u` itself."""
     lane_B = tl.arange(0, BLOCK)
     block_N = tl.arange(0, BLOCKS)
@@ -135,6 +144,23 @@ def _find(row, V, top, inverse, reach, cut, last, u, TIES: tl.constexpr, BLOCK: 
     # Rounding may put the goal behind the block's end; its last word that weighs something is meant then.
     final = tl.max(tl.where(mass_B > 0, place_B, 0), 0)
     return tl.minimum(tl.min(tl.where(passed_B, place_B, V), 0), final)
+
+
+@triton.jit
+def _nucleus(
+    row, V, top, inverse, reach, list_, kept_B, least, goal,
+    BLOCK: tl.constexpr, BLOCKS: tl.constexpr, WAYS: tl.constexpr,
+):  # fmt: skip
+    """Where the nucleus of mass `goal` ends: the least key in it, and the last word of that key that is in."""
+    tl.debug_barrier()
+    cut, above, ties = _cut(list_, kept_B, least, tl.full([], ONE, tl.int32), goal, False, BLOCK, WAYS)
+    weight = cut.to(tl.float32, bitcast=True).to(tl.float64)
+    taken = tl.maximum(tl.ceil((goal - above) / weight), 1.0)
+    taken += (taken * weight < goal - above).to(tl.float64)
+    last = V
+    if taken < ties:  # of the words at the cut only the first are in
+        last = _word(row, V, top, inverse, reach, cut, V, taken - 0.5, True, BLOCK, BLOCKS)
+    return cut, last
 
 
 @triton.jit
@@ -163,12 +189,7 @@ def sample_kernel(
     row = logits + index * stride
     list_ += index * room
     lane_B = tl.arange(0, BLOCK)
-    wide_B = tl.arange(0, 4 * BLOCK)
-    top_B = tl.full([4 * BLOCK], float("-inf"), tl.float32)
-    for first in range(0, V, 4 * BLOCK):
-        top_B = tl.maximum(top_B, _shifted(row, first + wide_B, V, 0.0))
-    top = tl.max(top_B, 0)
-
+    top = _largest(row, V, BLOCK)
     reach = float("inf")
     if TOP_K:
         reach = _reach(row, V, top, top_k, list_, BLOCK, WAYS)
@@ -204,16 +225,10 @@ def sample_kernel(
         cut, last = 1, V
         if TOP_P:
             goal = top_p * tl.sum(mass_B, 0)
-            tl.debug_barrier()
-            cut, above, ties = _cut(
-                list_, kept_B, tl.min(least_B, 0), tl.full([], ONE, tl.int32), goal, False, BLOCK, WAYS
+            cut, last = _nucleus(
+                row, V, top, inverse, reach, list_, kept_B, tl.min(least_B, 0), goal, BLOCK, BLOCKS, WAYS
             )
-            weight = cut.to(tl.float32, bitcast=True).to(tl.float64)
-            taken = tl.maximum(tl.ceil((goal - above) / weight), 1.0)
-            taken += (taken * weight < goal - above).to(tl.float64)
-            if taken < ties:  # of the words at the cut only the first are in
-                last = _find(row, V, top, inverse, reach, cut, V, taken - 0.5, True, BLOCK, BLOCKS)
-        token = _find(row, V, top, inverse, reach, cut, last, tl.load(u + index), False, BLOCK, BLOCKS)
+        token = _word(row, V, top, inverse, reach, cut, last, tl.load(u + index), False, BLOCK, BLOCKS)
     tl.store(tokens + index, token.to(tl.int64))
     tl.store(logprobs + index, tl.load(row + token).to(tl.float32) - top - tl.log(total))
 
@@ -224,7 +239,7 @@ def sample(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.sample`; rows of logits may lie any distance apart."""
     M, V = logits_MV.shape
-    tokens_M, logprob_M, entropy_M = _empty(logits_MV)
+    tokens_M, logprob_M, entropy_M = _empty_results(logits_MV)
     greedy = greedy or top_k == 1
     has_top_k, has_top_p = not greedy and top_k is not None and top_k < V, not greedy and top_p < 1
     room = triton.cdiv(V, BLOCK) * BLOCK if has_top_k or has_top_p else 0
@@ -245,10 +260,10 @@ def sample(
 def _(
     logits_MV: Tensor, u_M: Tensor, temperature: float, top_k: int | None, top_p: float, greedy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(logits_MV)
+    return _empty_results(logits_MV)
 
 
-def _empty(logits_MV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_results(logits_MV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     M = logits_MV.shape[:1]
     return (
         logits_MV.new_empty(M, dtype=torch.int64),

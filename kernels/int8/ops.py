@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavila_fast.kernels.choice import HAS_TRITON, Implementation, Op, always, no_triton
+from lavila_fast.kernels.floats import FLOATS
 from lavila_fast.kernels.int8 import reference
 from lavila_fast.kernels.int8.reference import quantize_weight
 
@@ -27,19 +28,19 @@ if HAS_TRITON:
 
 __all__ = ["int8_linear", "integer_product", "quantize_rows", "quantize_weight"]
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
-
-def _why_not_triton(x: Tensor, *_: Any, asked: bool) -> str:
-    return no_triton(x, asked) or ("" if x.dtype in _FLOATS else f"it takes no {x.dtype}")
+def _no_triton_int8(x: Tensor, *_: Any, asked: bool) -> str:
+    return no_triton(x, asked) or ("" if x.dtype in FLOATS else f"it takes no {x.dtype}")
 
 
 def _quantize_rows_triton(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    return triton_int8.quantize_rows(x_MK)  # type: ignore[no-any-return]
+    levels_and_scale: tuple[Tensor, Tensor] = triton_int8.quantize_rows(x_MK)
+    return levels_and_scale
 
 
 def _int8_linear_triton(x_MK: Tensor, weight_NK: Tensor, weight_scale_N: Tensor, bias_N: Tensor | None) -> Tensor:
-    return triton_int8.int8_linear(x_MK, weight_NK, weight_scale_N, bias_N)  # type: ignore[no-any-return]
+    out: Tensor = triton_int8.int8_linear(x_MK, weight_NK, weight_scale_N, bias_N)
+    return out
 
 
 def _int8_linear_torch(x_MK: Tensor, weight_NK: Tensor, weight_scale_N: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -65,14 +66,14 @@ def integer_product(levels_MK: Tensor, weight_NK: Tensor) -> Tensor:
 quantize_rows = Op(
     "quantize_rows",
     [
-        Implementation("triton", _why_not_triton, _quantize_rows_triton),
+        Implementation("triton", _no_triton_int8, _quantize_rows_triton),
         Implementation("torch", always, reference.quantize_rows),
     ],
 )
 int8_linear = Op(
     "int8_linear",
     [
-        Implementation("triton", _why_not_triton, _int8_linear_triton),
+        Implementation("triton", _no_triton_int8, _int8_linear_triton),
         Implementation("torch", always, _int8_linear_torch),
     ],
 )

@@ -5,9 +5,9 @@ scales and the bias before anything is stored, so the int32 sums (4 bytes an ele
 leave the registers; that is what it gains over `torch._int_mm`.
 
 * Weights lie (N, K): int8 tensor-core instructions want both operands along K (Hopper's read no other way).
-* Tiles: few and fixed, chosen by M and N, see `choose`. Decoding few rows is bound by reading the weights: narrow tiles
-  with a deep K keep many bytes in flight. The encoder (M of 100,000) is bound by what flows from L2: large tiles,
-  visited in groups so that neighbours share rows and columns.
+* Tiles: few and fixed, chosen by M and N, see `choose_tile`. Decoding few rows is bound by reading the weights:
+  narrow tiles with a deep K keep many bytes in flight. The encoder (M of 100,000) is bound by what flows from L2:
+  large tiles, visited in groups so that neighbours share rows and columns.
 * The quantization is not fused into the product for small M: with narrow tiles every program would read all rows of
   floats twice, four times the bytes of its weights. Its place is the epilogue of what makes the rows.
 
@@ -164,18 +164,18 @@ def launch(
     out_MN = levels_MK.new_empty((M, N), dtype=dtype)
     if not M:
         return out_MN
-    tile = tile or choose(M, N, *_machine(levels_MK.device))
+    tile = tile or choose_tile(M, N, *_device_limits(levels_MK.device))
     with torch.cuda.device_of(levels_MK):
         _int8_product[(triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)](
             *(levels_MK, scale_M, weight_NK, weight_scale_N, bias_N, out_MN, M, N, K),
-            **_constants(tile, K % tile.k == 0),
+            **_product_constants(tile, K % tile.k == 0),
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
     return out_MN
 
 
-def choose(M: int, N: int, processors: int, shared: int) -> Tile:
+def choose_tile(M: int, N: int, processors: int, shared: int) -> Tile:
     """The tile by which a multiprocessor reads least, the smaller one of two.
 
     A GPU that multiplies int8 this fast waits for its operands: each round of tiles costs a multiprocessor m + n rows
@@ -196,14 +196,14 @@ def choose(M: int, N: int, processors: int, shared: int) -> Tile:
 
 
 @cache
-def _machine(device: torch.device) -> tuple[int, int]:
+def _device_limits(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda":
         return 132, 227 << 10  # the interpreter plays an H200
     found = triton.runtime.driver.active.utils.get_device_properties(device.index)
     return found["multiprocessor_count"], found["max_shared_mem"]
 
 
-def _constants(tile: Tile, whole: bool) -> dict[str, int | bool]:
+def _product_constants(tile: Tile, whole: bool) -> dict[str, int | bool]:
     return {"BM": tile.m, "BN": tile.n, "BK": tile.k, "GROUP": GROUP, "WHOLE": whole}
 
 
@@ -253,7 +253,7 @@ def variants() -> list[Variant]:
             f"int8_product/{tile.m}x{tile.n}x{tile.k}",
             _int8_product,
             product,
-            _constants(tile, tile.m > 64),
+            _product_constants(tile, tile.m > 64),
             tile.warps,
             tile.stages,
             divisible=("N", "K"),

@@ -6,30 +6,29 @@ it yet: no profile has shown that it pays beside what `torch.compile` fuses by i
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lavila_fast.kernels.choice import HAS_TRITON, Implementation, Op, always, no_triton
+from lavila_fast.kernels.floats import FLOATS
 from lavila_fast.kernels.norm import reference
 
 if HAS_TRITON:
     from lavila_fast.kernels.norm import triton_norm
 
-KINDS = (torch.float32, torch.bfloat16, torch.float16)
-WIDEST = 8192  # a row is held in registers
+WIDEST_ROW = 8192  # a row is held in registers
 
 
-def _why_not_triton(
+def _no_triton_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, *, asked: bool
 ) -> str:
     reason: str = no_triton(x, asked)
     if reason:
         return reason
-    if x.dtype not in KINDS:
+    if x.dtype not in FLOATS:
         return f"it computes in float32, bfloat16 or float16, not {str(x.dtype).removeprefix('torch.')}"
     if residual is not None and residual.shape != x.shape:
         return f"x is {tuple(x.shape)}, the residual {tuple(residual.shape)}"
-    return f"rows are {x.shape[-1]} wide, it takes {WIDEST}" if x.shape[-1] > WIDEST else ""
+    return f"rows are {x.shape[-1]} wide, it takes {WIDEST_ROW}" if x.shape[-1] > WIDEST_ROW else ""
 
 
 def _triton(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -39,5 +38,5 @@ def _triton(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, ep
 
 add_layer_norm = Op(
     "add_layer_norm",
-    [Implementation("triton", _why_not_triton, _triton), Implementation("torch", always, reference.add_layer_norm)],
+    [Implementation("triton", _no_triton_norm, _triton), Implementation("torch", always, reference.add_layer_norm)],
 )

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from lavila_fast.kernels.aot import Variant
 
-ROWS = 32
+ROWS_A_PROGRAM = 32
 
 
 @triton.jit
-def _load(x_D, col_D, D):
+def _load_row(x_D, col_D, D):
     return tl.load(x_D + col_D, mask=col_D < D, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store(x_D, row_D, col_D, D):
+def _store_row(x_D, row_D, col_D, D):
     tl.store(x_D + col_D, row_D.to(x_D.dtype.element_ty), mask=col_D < D)
 
 
@@ -39,16 +39,16 @@ def _forward(
     """A program is a row."""
     row = tl.program_id(0).to(tl.int64)
     col_D = tl.arange(0, BLOCK)
-    sum_D = _load(x_MD + row * D, col_D, D)
+    sum_D = _load_row(x_MD + row * D, col_D, D)
     if ADD:
-        sum_D = (sum_D + _load(residual_MD + row * D, col_D, D)).to(sum_MD.dtype.element_ty)
+        sum_D = (sum_D + _load_row(residual_MD + row * D, col_D, D)).to(sum_MD.dtype.element_ty)
         tl.store(sum_MD + row * D + col_D, sum_D, mask=col_D < D)
         sum_D = sum_D.to(tl.float32)  # rounded, as who reads it later sees it
     mean = tl.sum(sum_D, 0) / D
     centred_D = tl.where(col_D < D, sum_D - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(centred_D * centred_D, 0) / D + eps)
-    normed_D = centred_D * rstd * _load(weight_D, col_D, D) + _load(bias_D, col_D, D)
-    _store(normed_MD + row * D, normed_D, col_D, D)
+    normed_D = centred_D * rstd * _load_row(weight_D, col_D, D) + _load_row(bias_D, col_D, D)
+    _store_row(normed_MD + row * D, normed_D, col_D, D)
     tl.store(mean_M + row, mean)
     tl.store(rstd_M + row, rstd)
 
@@ -61,27 +61,27 @@ def _backward(
     """A program is ROWS rows; ADD: the sum itself has a gradient too."""
     first = tl.program_id(0).to(tl.int64) * ROWS
     col_D = tl.arange(0, BLOCK)
-    weight_row_D = _load(weight_D, col_D, D)
+    weight_row_D = _load_row(weight_D, col_D, D)
     dweight_D = tl.zeros([BLOCK], tl.float32)
     dbias_D = dweight_D
     for row in range(first, tl.minimum(first + ROWS, M)):
         rstd = tl.load(rstd_M + row)
-        unit_D = tl.where(col_D < D, (_load(sum_MD + row * D, col_D, D) - tl.load(mean_M + row)) * rstd, 0.0)
-        dnormed_D, dx_D = _load(dnormed_MD + row * D, col_D, D), tl.zeros([BLOCK], tl.float32)
+        unit_D = tl.where(col_D < D, (_load_row(sum_MD + row * D, col_D, D) - tl.load(mean_M + row)) * rstd, 0.0)
+        dnormed_D, dx_D = _load_row(dnormed_MD + row * D, col_D, D), tl.zeros([BLOCK], tl.float32)
         if ADD:
-            dx_D = _load(dsum_MD + row * D, col_D, D)
+            dx_D = _load_row(dsum_MD + row * D, col_D, D)
         dweight_D += dnormed_D * unit_D
         dbias_D += dnormed_D
         dunit_D = dnormed_D * weight_row_D
         along, level = tl.sum(dunit_D * unit_D, 0) / D, tl.sum(dunit_D, 0) / D
         dx_D += (dunit_D - unit_D * along - level) * rstd
-        _store(dx_MD + row * D, dx_D, col_D, D)
+        _store_row(dx_MD + row * D, dx_D, col_D, D)
     share_D = shares_P2D + tl.program_id(0).to(tl.int64) * 2 * D
-    _store(share_D, dweight_D, col_D, D)
-    _store(share_D + D, dbias_D, col_D, D)
+    _store_row(share_D, dweight_D, col_D, D)
+    _store_row(share_D + D, dbias_D, col_D, D)
 
 
-def _constants(width: int) -> dict[str, int]:
+def _norm_constants(width: int) -> dict[str, int]:
     return {"BLOCK": max(16, triton.next_power_of_2(width))}
 
 
@@ -96,17 +96,17 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The norm, the sum (empty without a residual: it would be x), and means and inverse deviations (M,) float32."""
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-    normed, total, mean_M, rstd_M = _results(x, residual)
+    normed, total, mean_M, rstd_M = _norm_results(x, residual)
     add = residual is not None
     tensors = (x, residual if add else x, weight_D.contiguous(), bias_D.contiguous(), normed, total, mean_M, rstd_M)
     D = x.shape[-1]
     if mean_M.numel():
         with torch.cuda.device_of(x):  # Triton launches on the current GPU
-            _forward[(mean_M.numel(),)](*tensors, D, eps, ADD=add, **_constants(D), num_warps=_warps(D, 32))
+            _forward[(mean_M.numel(),)](*tensors, D, eps, ADD=add, **_norm_constants(D), num_warps=_warps(D, 32))
     return normed, total, mean_M, rstd_M
 
 
-def _results(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _norm_results(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = x.new_empty(x.shape[:-1].numel(), dtype=torch.float32)
     total = x.new_empty(0) if residual is None else x.new_empty(x.shape)
     return x.new_empty(x.shape), total, rows, torch.empty_like(rows)
@@ -114,7 +114,7 @@ def _results(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor
 
 @forward.register_fake
 def _(x, residual, weight_D, bias_D, eps):
-    return _results(x, residual)
+    return _norm_results(x, residual)
 
 
 @torch.library.custom_op("lavila::add_layer_norm_backward", mutates_args=())
@@ -125,7 +125,7 @@ def backward(
     dnormed, total, add = dnormed.contiguous(), total.contiguous(), dsum is not None
     M, D = mean_M.numel(), total.shape[-1]
     dx = torch.empty_like(total)
-    programs = triton.cdiv(M, ROWS)
+    programs = triton.cdiv(M, ROWS_A_PROGRAM)
     shares_P2D = total.new_empty(programs, 2, D, dtype=torch.float32)
     tensors = (
         dnormed,
@@ -136,7 +136,7 @@ def backward(
         rstd_M,
     )
     if M:
-        constants = {"ADD": add, "ROWS": ROWS, **_constants(D)}
+        constants = {"ADD": add, "ROWS": ROWS_A_PROGRAM, **_norm_constants(D)}
         with torch.cuda.device_of(total):
             _backward[(programs,)](*tensors, dx, shares_P2D, M, D, **constants, num_warps=_warps(D, 4))
     return dx, shares_P2D[:, 0].sum(0), shares_P2D[:, 1].sum(0)
@@ -148,7 +148,7 @@ def _(dnormed, dsum, total, weight_D, mean_M, rstd_M):
     return total.new_empty(total.shape), rows_D, torch.empty_like(rows_D)
 
 
-def _keep(ctx, inputs, output):
+def _keep_norm(ctx, inputs, output):
     x, residual, weight_D, bias_D, _ = inputs
     _, total, mean_M, rstd_M = output
     ctx.save_for_backward(x if residual is None else total, weight_D, mean_M, rstd_M)
@@ -156,7 +156,7 @@ def _keep(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx, dnormed, dsum, _, __):
+def _norm_gradient(ctx, dnormed, dsum, _, __):
     total, weight_D, mean_M, rstd_M = ctx.saved_tensors
     residual_kind, bias_kind = ctx.kinds
     dnormed = torch.zeros_like(total) if dnormed is None else dnormed
@@ -165,7 +165,7 @@ def _gradient(ctx, dnormed, dsum, _, __):
     return dx, dresidual, dweight_D.to(weight_D.dtype), dbias_D.to(bias_kind), None
 
 
-forward.register_autograd(_gradient, setup_context=_keep)
+forward.register_autograd(_norm_gradient, setup_context=_keep_norm)
 
 
 def add_layer_norm(
@@ -182,7 +182,7 @@ def variants() -> list[Variant]:
     sums = ("weight_D", "bias_D", "mean_M", "rstd_M", "shares_P2D")
     made = []
     for element, width in (("bf16", 768), ("fp32", 768)):
-        for kernel, each, more in ((_forward, 32, {}), (_backward, 4, {"ROWS": ROWS})):
+        for kernel, each, more in ((_forward, 32, {}), (_backward, 4, {"ROWS": ROWS_A_PROGRAM})):
             known = {
                 **dict.fromkeys(data, "*" + element),
                 **dict.fromkeys(sums, "*fp32"),
@@ -192,6 +192,6 @@ def variants() -> list[Variant]:
             }
             types = {name: kind for name, kind in known.items() if name in kernel.arg_names}
             name = f"add_layer_norm/{kernel.__name__.strip('_')}_{element}_{width}"
-            constants = {"ADD": True, **more, **_constants(width)}
+            constants = {"ADD": True, **more, **_norm_constants(width)}
             made.append(Variant(name, kernel, types, constants, _warps(width, each), divisible=("D",)))
     return made

@@ -13,33 +13,31 @@ Shapes: out (B, 3, T, S, S); planes (rows, bytes a row) uint8, rows may be padde
 from __future__ import annotations
 
 import ctypes
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from lavila_fast.errors import KernelError
+from lavila_fast.kernels.libraries import CUDA_LIBRARY, CUDA_SOURCES, library_folders, open_library, sources_key
 from lavila_fast.kernels.preprocess import reference
 from lavila_fast.kernels.preprocess.native import unserved
 from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, colours
 
-VERSION = 1  # lv_cuda_version() of the sources
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_FORMATS = tuple(LAYOUTS)
+INTERFACE = 1  # lv_cuda_version() of the library that this file can call
+TYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_FORMAT_NAMES = tuple(LAYOUTS)
 _FACTS = 9  # integers a picture: number of the format, width, height, matrix, full, left, turn, clip, frame
-_HERE = Path(__file__).resolve().parent.parent
-_BUILD = "python -m lavila_fast.kernels.cuda_build"
+_BUILD_COMMAND = "python -m lavila_fast.kernels.cuda_build"
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A decoded frame as torch tensors: what `reference.Picture` is in numpy.
+    """A decoded frame as torch tensors: what `reference.YuvPicture` is in numpy.
 
     Attributes:
         format: A key of `reference.LAYOUTS`: ``nv12``, ``p010le``, ``yuv420p`` …
@@ -62,7 +60,7 @@ class Surface:
     turn: int = 0
 
 
-class Frame(ctypes.Structure):
+class FrameDescriptor(ctypes.Structure):
     """`lv_frame` of ``csrc/cuda/lavila_cuda.h``."""
 
     _fields_ = (
@@ -77,7 +75,7 @@ class Frame(ctypes.Structure):
 
 def why_not() -> str:
     """Why the CUDA kernel cannot run here, in one line with a way out; empty if it can."""
-    found, reason = _load()
+    found, reason = _load_cuda()
     if found is None:
         return reason
     count = ctypes.c_int()
@@ -88,20 +86,17 @@ def why_not() -> str:
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
-    folders = _HERE / "_build", _HERE, Path(sysconfig.get_path("platlib")) / "lavila_fast" / "kernels"
-    path = next((p for folder in folders if (p := folder / "liblavila_cuda.so").is_file()), None)
-    if path is None:
-        return None, f"the CUDA kernels were not compiled; run: {_BUILD}"
-    try:
-        found = ctypes.CDLL(str(path))
-        version = int(found.lv_cuda_version())
-    except (OSError, AttributeError) as error:
-        return None, f"{path}: cannot be loaded ({error}); run: {_BUILD}"
-    if version != VERSION:
-        return None, f"{path}: is of version {version}, not {VERSION}; run: {_BUILD}"
-    found.lv_cuda_error.restype = ctypes.c_char_p
-    return found, ""
+def _load_cuda() -> tuple[ctypes.CDLL | None, str]:
+    """The library made of the sources that lie here, or why there is none."""
+    paths = [path for folder in library_folders() if (path := folder / CUDA_LIBRARY).is_file()]
+    reasons = []
+    for path in paths:
+        found, reason = open_library(path, "lv_cuda", INTERFACE, sources_key(CUDA_SOURCES), _BUILD_COMMAND)
+        if found is not None:
+            found.lv_cuda_error.restype = ctypes.c_char_p
+            return found, ""
+        reasons.append(reason)
+    return None, reasons[0] if reasons else f"the CUDA kernels were not compiled; run: {_BUILD_COMMAND}"
 
 
 def preprocess(
@@ -126,7 +121,7 @@ def preprocess(
     """
     if out.ndim != 5 or out.shape[1] != 3 or out.shape[3] != out.shape[4] or not out.is_contiguous():
         raise KernelError(f"preprocess: out is {tuple(out.shape)}; give a contiguous (B, 3, T, S, S)")
-    if out.dtype not in TYPES:
+    if out.dtype not in TYPE_CODES:
         raise KernelError(f"preprocess: out is {out.dtype}; give float32, float16 or bfloat16")
     facts: list[int] = []
     for surface, (clip, frame) in zip(surfaces, places, strict=True):
@@ -140,7 +135,7 @@ def preprocess(
 
 def facts_of(one: Surface, clip: int, frame: int) -> list[int]:
     """A picture but for its planes, and its place, as `preprocess_yuv` takes them: `_FACTS` integers."""
-    numbers = _FORMATS.index(one.format), one.width, one.height, one.matrix, int(one.full), int(one.left), one.turn
+    numbers = _FORMAT_NAMES.index(one.format), one.width, one.height, one.matrix, int(one.full), int(one.left), one.turn
     return [*numbers, clip, frame]
 
 
@@ -172,11 +167,11 @@ def preprocess_yuv(
 ) -> None:
     """`preprocess` in the words of torch's ops: all pictures' planes in a row, `_FACTS` integers a picture."""
     if out.device.type == "cuda":
-        _launch(planes, facts, mean, std, out)
+        _launch_preprocess(planes, facts, mean, std, out)
         return
     for one, clip, frame in _surfaces(planes, facts):
         arrays = tuple(plane.numpy() for plane in one.planes)
-        picture = reference.Picture(one.format, one.width, one.height, arrays, one.matrix, one.full, one.left)
+        picture = reference.YuvPicture(one.format, one.width, one.height, arrays, one.matrix, one.full, one.left)
         out[clip, :, frame] = torch.from_numpy(reference.preprocess(picture, out.shape[-1], mean, std, one.turn))
 
 
@@ -192,20 +187,20 @@ def _surfaces(planes: Sequence[torch.Tensor], facts: Sequence[int]) -> Iterator[
     remaining = iter(planes)
     for at in range(0, len(facts), _FACTS):
         number, width, height, matrix, full, left, turn, clip, frame = facts[at : at + _FACTS]
-        name = _FORMATS[number]
+        name = _FORMAT_NAMES[number]
         its = tuple(islice(remaining, 2 if LAYOUTS[name].paired else 3))
         yield Surface(name, width, height, its, matrix, bool(full), bool(left), turn), clip, frame
 
 
-def _launch(
+def _launch_preprocess(
     planes: Sequence[torch.Tensor], facts: Sequence[int], mean: Sequence[float], std: Sequence[float], out: torch.Tensor
 ) -> None:
     """Start the kernel on the current stream."""
-    found, reason = _load()
+    found, reason = _load_cuda()
     if found is None:
         raise KernelError(f"preprocess: {reason}")
     table = frames(planes, facts, out.shape[-1])
-    arguments = (*factors(mean, std), ctypes.c_void_p(out.data_ptr()), TYPES[out.dtype], out.shape[2])
+    arguments = (*factors(mean, std), ctypes.c_void_p(out.data_ptr()), TYPE_CODES[out.dtype], out.shape[2])
     stream = ctypes.c_void_p(torch.cuda.current_stream(out.device).cuda_stream)
     error = found.lv_cuda_preprocess(table, len(table), out.shape[-1], *arguments, out.get_device(), stream)
     if error:
@@ -218,8 +213,8 @@ def factors(mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
 
 
 def frames(planes: Sequence[torch.Tensor], facts: Sequence[int], size: int) -> Any:
-    """The kernel's descriptors: an array of `Frame`. Raises KernelError for rows that it cannot read."""
-    table = (Frame * (len(facts) // _FACTS))()
+    """The kernel's descriptors: an array of `FrameDescriptor`. Raises KernelError for rows that it cannot read."""
+    table = (FrameDescriptor * (len(facts) // _FACTS))()
     for told, (one, clip, frame) in zip(table, _surfaces(planes, facts), strict=True):
         layout = LAYOUTS[one.format]
         if any((plane.data_ptr() | plane.stride(0)) % layout.sample_bytes for plane in one.planes):

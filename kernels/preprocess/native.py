@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from lavila_fast.errors import KernelError
 from lavila_fast.kernels import native
-from lavila_fast.kernels.preprocess.reference import LAYOUTS, Picture, Taps, colours, window
+from lavila_fast.kernels.preprocess.reference import LAYOUTS, Taps, YuvPicture, colours, window
 
-Image = NDArray[np.float32]
+ModelInput = NDArray[np.float32]
 
 
 _PLANES = struct.Struct("9q")  # the beginning of `lv_picture`: addresses, strides, sizes
@@ -40,7 +40,7 @@ class _Window(ctypes.Structure):
     taps: tuple[Taps, Taps]
 
 
-def why_not(picture: Picture, *_: object, asked: bool = True) -> str:
+def why_not(picture: YuvPicture, *_: object, asked: bool = True) -> str:
     """Why this picture cannot be converted here, or an empty string."""
     if not hasattr(native.library(), "lv_preprocess"):
         return native.why_not() or "the native engine is of an older build; run: python -m lavila_fast.kernels.build"
@@ -71,26 +71,26 @@ class Plane(NamedTuple):
 
 
 def preprocess(
-    picture: Picture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0, mirrored: bool = False
-) -> Image:
+    picture: YuvPicture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0, mirrored: bool = False
+) -> ModelInput:
     """As `reference.preprocess`: normalised RGB (3, S, S) of the centre, upright; turned ones are views.
 
     Raises:
         KernelError: a plane is shorter than the picture's size says.
     """
     held = [Plane(_address(plane), plane.strides[0], plane.nbytes) for plane in picture.planes]
-    return convert(picture._replace(planes=()), held, size, mean, std, turn, mirrored)
+    return convert_planes(picture._replace(planes=()), held, size, mean, std, turn, mirrored)
 
 
-def convert(
-    kind: Picture,
+def convert_planes(
+    kind: YuvPicture,
     held: Sequence[Plane],
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
     turn: int = 0,
     mirrored: bool = False,
-) -> Image:
+) -> ModelInput:
     """The same for planes that are not arrays: `kind` is the picture without them."""
     out = np.empty((3, size, size), np.float32)
     seen = _window(kind.width, kind.height, size, turn, mirrored, tuple(mean), tuple(std))
@@ -111,7 +111,7 @@ def _address(array: NDArray[Any]) -> int:
 
 
 @lru_cache(64)
-def _described(kind: Picture) -> bytes:
+def _described(kind: YuvPicture) -> bytes:
     """The end of `lv_picture` of ``csrc/lavila.h``, behind the planes."""
     layout = LAYOUTS[kind.format]
     lies = layout.bits, layout.shift, layout.paired, kind.left

@@ -1,7 +1,7 @@
 """What preprocessing means: a decoded YUV picture to RGB, resized, cropped and normalised. Plain numpy: the narrating
 road has no torch, and integers are integers everywhere.
 
-`to_rgb` is to the bit what FFmpeg's swscale gives PyAV's ``frame.to_ndarray("rgb24")`` on x86, since that is what
+`yuv_to_rgb` is to the bit what FFmpeg's swscale gives PyAV's ``frame.to_ndarray("rgb24")`` on x86, since that is what
 models and recorded narrations have seen. There it has two ways, found out by trial, and both are here:
 
 - `floors`, for 8-bit planes of their own (yuv420p): Y, U and V times 16-bit coefficients, every product rounded down; a
@@ -61,16 +61,16 @@ LAYOUTS = {
     "p010le": Layout(10, 6, paired=True),
 }
 # ITU-T H.273 matrix_coefficients → (V to R, U to B, U to G, V to G), in 1/65536 and for limited range.
-_MATRICES = {
+_COEFFICIENTS = {
     1: (117489, 138438, 13975, 34925),  # BT.709
     4: (104448, 132798, 24759, 53109),  # FCC
     7: (117579, 136230, 16907, 35559),  # SMPTE 240M
     9: (110013, 140363, 12277, 42626),  # BT.2020
 } | dict.fromkeys((2, 5, 6), (104597, 132201, 25675, 53279))  # BT.601, and what is unspecified
-MATRICES = frozenset(_MATRICES)
+MATRICES = frozenset(_COEFFICIENTS)
 
 
-class Picture(NamedTuple):
+class YuvPicture(NamedTuple):
     """A decoded frame.
 
     Attributes:
@@ -93,7 +93,7 @@ class Picture(NamedTuple):
 
 
 class Colours(NamedTuple):
-    """Whole numbers of the conversion; see `to_rgb` for their use."""
+    """Whole numbers of the conversion; see `yuv_to_rgb` for their use."""
 
     table: int
     y: int
@@ -107,22 +107,22 @@ class Colours(NamedTuple):
 @cache
 def colours(matrix: int, full: bool, table: bool) -> Colours:
     """The numbers for a matrix, a range and a way of converting."""
-    r, b, *greens = _MATRICES[matrix]
+    r, b, *greens = _COEFFICIENTS[matrix]
     y, factors = 65536 * 255 // 219, [r, *(-g for g in greens), b]
     if full:
         y, factors = 65536, [int(f * 224 / 255) for f in factors]
     if not table:
-        return Colours(0, _rounded(y << 13), 0 if full else 128, *(_rounded(f << 13) for f in factors))
+        return Colours(0, _fixed_point(y << 13), 0 if full else 128, *(_fixed_point(f << 13) for f in factors))
     inverse = [int((f * 65536 + 32768) / y) for f in factors]  # towards zero
     dark = 0 if full else 326 * y - (384 + 16) * 65536
     return Colours(1, y, dark + 32768, *inverse)
 
 
-def _rounded(number: int) -> int:
+def _fixed_point(number: int) -> int:
     return min((number + 32768) >> 16, 32767)
 
 
-def samples(picture: Picture) -> list[Whole]:
+def samples(picture: YuvPicture) -> list[Whole]:
     """Y (H, W), U and V (⌈H/2⌉, ⌈W/2⌉), without padding and shifts."""
     layout = LAYOUTS[picture.format]
     planes = [plane.view(np.uint8 if layout.bits == 8 else "<u2") for plane in picture.planes]
@@ -133,7 +133,7 @@ def samples(picture: Picture) -> list[Whole]:
     return [plane[:h, :w].astype(np.int64) >> layout.shift for plane, (h, w) in zip(planes, sizes, strict=True)]
 
 
-def to_rgb(picture: Picture) -> NDArray[np.uint8]:
+def yuv_to_rgb(picture: YuvPicture) -> NDArray[np.uint8]:
     """The whole picture as RGB (H, W, 3)."""
     layout = LAYOUTS[picture.format]
     y_HW, *chroma = samples(picture)
@@ -226,7 +226,7 @@ def _flipped(one: Taps, length: int) -> Taps:
 
 
 def preprocess(
-    picture: Picture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0, mirrored: bool = False
+    picture: YuvPicture, size: int, mean: Sequence[float], std: Sequence[float], turn: int = 0, mirrored: bool = False
 ) -> NDArray[np.float32]:
     """Normalised RGB (3, S, S) of the centre, upright.
 
@@ -239,14 +239,14 @@ def preprocess(
         mirrored: Left and right change places after turning.
     """
     x, y = window(picture.width, picture.height, size, turn, mirrored)
-    rgb = to_rgb(picture).astype(np.float64)
-    lines = _between(rgb, y, 0)
-    cropped_SS3 = np.rot90(_between(lines, x, 1), turn // 90)
+    rgb = yuv_to_rgb(picture).astype(np.float64)
+    lines = _interpolated(rgb, y, 0)
+    cropped_SS3 = np.rot90(_interpolated(lines, x, 1), turn // 90)
     cropped_SS3 = cropped_SS3[:, ::-1] if mirrored else cropped_SS3
     normal = (cropped_SS3 - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
 
 
-def _between(values: NDArray[np.float64], at: Taps, axis: int) -> NDArray[np.float64]:
+def _interpolated(values: NDArray[np.float64], at: Taps, axis: int) -> NDArray[np.float64]:
     rest, weight = (w.reshape([-1 if i == axis else 1 for i in range(values.ndim)]) for w in (at.rest_S, at.weight_S))
     return np.asarray(rest * np.take(values, at.low_S, axis) + weight * np.take(values, at.low_S + 1, axis), np.float64)

@@ -22,7 +22,7 @@ class Identity:
         model: Name or path as given, for people.
         fingerprint: `Narrator.fingerprint`: of weights, vocabulary and what computes with them.
         options: How sentences are written.
-        clips: Which clips a video is cut into: `windows`, or `LISTED`.
+        clips: Which clips a video is cut into: `describe_windows`, or `LISTED`.
         decoder: What decodes video, where that changes a row; None where it does not.
     """
 
@@ -44,7 +44,7 @@ class Identity:
 LISTED = "a list"
 
 
-def windows(clip_seconds: float, stride_seconds: float) -> str:
+def describe_windows(clip_seconds: float, stride_seconds: float) -> str:
     """How clips that slide over whole videos are told."""
     return f"{clip_seconds:g} s every {stride_seconds:g} s"
 

@@ -1,24 +1,27 @@
 """What the words after ``narrate`` mean: files, folders, chunk folders, patterns, or a list of clips and its folder.
 
-Nothing is opened here beyond listing folders. What is wrong with one input becomes a line in `Found.failed`; the others
-go on.
+Folders are listed, pipes are read (see `spool`), and hardly a file is opened. What is wrong with one input becomes a
+line in `FoundInputs.failed`; the others go on.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavila_fast.archive.formats import suffixes
-from lavila_fast.archive.journal import SIDECAR, SUFFIX, span_key
+from lavila_fast.archive.journal import SIDECAR, SUFFIX
+from lavila_fast.archive.spans import Span, span_of
+from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import CHUNK_SECONDS
+from lavila_fast.video.kinds import begins_like_video, is_video
 from lavila_fast.video.lists import read_list
-from lavila_fast.video.sources import SUFFIXES, VideoSource, chunk_files, is_chunk_folder, locate
+from lavila_fast.video.sources import VideoSource, is_chunk_folder, locate
 
 
 @dataclass(frozen=True)
@@ -30,36 +33,94 @@ class Job:
 
 
 @dataclass
-class Found:
-    """Jobs in the order they were named, and one line for each input that is none."""
+class FoundInputs:
+    """Jobs in the order they were named, one line for each input that is none, and what else is worth a line.
+
+    `missing` has those lines that are about a video a list names, by its name.
+    """
 
     jobs: list[Job] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def _is_chunked(path: Path) -> bool:
-    """Whether a folder is one video; files that happen to be called 1.mp4, 2.mp4 are not."""
-    return is_chunk_folder(path) and all(start % CHUNK_SECONDS == 0 for start in chunk_files(path))
+@dataclass
+class _LeftOut:
+    """What folders hold besides videos, counted."""
+
+    files: int = 0
+    like_video: list[Path] = field(default_factory=list)
+    first: Path | None = None
+
+    def count(self, path: Path, mode: int) -> None:
+        """Take note of a file; what runs have written there is not worth a word."""
+        if _is_output(path.name):
+            return
+        self.files, self.first = self.files + 1, self.first or path
+        if stat.S_ISREG(mode) and begins_like_video(path):
+            self.like_video.append(path)
+
+    def line(self) -> str:
+        """For the user."""
+        files = "1 file that is no video" if self.files == 1 else f"{self.files} files that are no videos"
+        told = (
+            f"left out: {files} by name, such as {self.first}" if self.files > 1 else f"left out: {files}: {self.first}"
+        )
+        if not self.like_video:
+            return told
+        count = f"{len(self.like_video)} of them" if self.files > 1 else "it"
+        begin = "begins" if len(self.like_video) == 1 else "begin"
+        return f"{told}; {count} {begin} like a video ({self.like_video[0]}): give it as an INPUT of its own"
 
 
-def _walk(folder: Path, failed: list[str]) -> Iterator[Path]:
-    """Videos below a folder, in order of their names. Hidden files and folders are left out."""
+def _folders(folder: Path, failed: list[str]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """All folders below one, with the names of their folders and files. A link to a folder is followed once.
+
+    Real folders come first, so that a video has the name it has without links; what leads back up is not followed.
+    """
 
     def refuse(error: OSError) -> None:
-        failed.append(f"{error.filename}: cannot be listed ({error.strerror}); give this user the right to read it")
+        told = f"{error.filename}: cannot be listed ({error.strerror})"
+        failed.append(f"{told}; give this user the right to read it")
 
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        here = Path(place)
-        if _is_chunked(here):
+    waiting, seen = [folder], {_place(above) for above in folder.resolve().parents}
+    while waiting:
+        for place, folders, files in os.walk(waiting.pop(0), onerror=refuse):
+            here = Path(place)
+            if (key := _place(here)) in seen:
+                folders.clear()
+                continue
+            seen.add(key)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield here, folders, sorted(name for name in files if not name.startswith("."))
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    try:
+        state = folder.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
+
+
+def _walk(folder: Path, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path]:
+    """Videos below a folder, in order of their names. Hidden files and folders are left out."""
+    for here, folders, files in _folders(folder, found.failed):
+        if is_chunk_folder(here):
             folders.clear()
             yield here
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (here / name for name in sorted(files) if not name.startswith(".") and _is_video(name))
-
-
-def _is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES
+        for path in (here / name for name in files):
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                mode = stat.S_IFREG  # a broken link: opening it will say so
+            if stat.S_ISREG(mode) and is_video(path):
+                yield path
+            else:
+                left_out.count(path, mode)
 
 
 def _is_output(word: str) -> bool:
@@ -67,84 +128,77 @@ def _is_output(word: str) -> bool:
     return word.endswith((*suffixes(), SUFFIX, SIDECAR))
 
 
-def _expand(word: str, failed: list[str]) -> Iterator[Path]:
+def _expand(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path]:
     """Paths of videos that one input stands for."""
     path = Path(word)
     if not os.path.lexists(path) and glob.has_magic(word):
         matches = sorted(glob.glob(word, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
         if not matches:
-            failed.append(f"{word}: matches no file; check the pattern")
+            found.failed.append(f"{word}: matches no file; check the pattern")
         for match in matches:
-            yield from _expand(match, failed)
-    elif path.is_dir():
-        before = len(failed)
-        found = False
-        for video in _walk(path, failed):
-            found = True
+            yield from _expand(match, found, left_out)
+    elif os.path.isdir(path):  # noqa: PTH112  # Path's raises where a name is too long
+        before = len(found.failed)
+        empty = True
+        for video in _walk(path, found, left_out):
+            empty = False
             yield video
-        if not found and len(failed) == before:
-            failed.append(f"{word}: no videos in this folder; video files end in .mp4, .mkv, .mov, …")
+        if empty and len(found.failed) == before:
+            found.failed.append(f"{word}: no videos in this folder; video files end in .mp4, .mkv, .mov, …")
     elif not _is_output(word):
         yield path
 
 
-def find_videos(inputs: Sequence[str]) -> Found:
+def _sources(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[VideoSource]:
+    if is_pipe(word):
+        try:
+            yield VideoSource(word, spooled(word))
+        except LavilaError as error:
+            found.failed.append(str(error))
+        return
+    for path in _expand(word, found, left_out):
+        name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be in any encoding
+        yield VideoSource(name, path)
+
+
+def find_videos(inputs: Sequence[str]) -> FoundInputs:
     """The videos that the inputs stand for, each once, whatever its names.
 
     Raises:
         InputError: they stand for nothing at all.
     """
-    found, seen = Found(), set()
-    for word in inputs:
-        for path in _expand(word, found.failed):
-            real = os.path.realpath(path)
+    found, left_out, seen = FoundInputs(), _LeftOut(), set()
+    for word in dict.fromkeys(inputs):
+        for source in _sources(word, found, left_out):
+            real = os.path.realpath(source.path)
             if real not in seen:
                 seen.add(real)
-                name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be in any encoding
-                found.jobs.append(Job(VideoSource(name, path)))
+                found.jobs.append(Job(source))
     if not found.jobs:
         raise InputError(found.failed[0] if found.failed else f"{inputs[0]}: not a video; give video files or folders")
+    if left_out.files:
+        found.notes.append(left_out.line())
     return found
 
 
-def find_clips(inputs: Sequence[str], clip_list: Path) -> Found:
+def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
     """The videos that a clip list names, in the folder given as the only input, each with its clips, each clip once.
 
     Raises:
         InputError: the list cannot be read or is empty, or the input is no folder.
     """
-    if len(inputs) != 1 or not Path(inputs[0]).is_dir():
+    if len(inputs) != 1 or not os.path.isdir(inputs[0]):  # noqa: PTH112  # Path's raises where a name is too long
         raise InputError(f"{inputs[0]}: with --clips give one INPUT, the folder that holds the videos of the list")
-    clips: dict[str, dict[int, Clip]] = {}
+    clips: dict[str, dict[Span, Clip]] = {}
     for clip in read_list(clip_list):
-        clips.setdefault(clip.video, {}).setdefault(span_key(clip), clip)
+        clips.setdefault(clip.video, {}).setdefault(span_of(clip), clip)
     if not clips:
         raise InputError(f"{clip_list}: holds no clips; write rows of video, start, end")
-    found = Found()
+    found = FoundInputs()
     for video, wanted in clips.items():
         try:
             found.jobs.append(Job(locate(video, inputs[0]), tuple(wanted.values())))
         except LavilaError as error:
             found.failed.append(str(error))
+            found.missing[video] = str(error)
     return found
-
-
-def under_earlier_names(found: Found, done: Collection[str]) -> Found:
-    """The same videos, but one that stands in an output under another spelling of its path keeps the name it has there.
-
-    Else ``narrate /videos/a.mp4`` after ``narrate a.mp4`` would narrate it twice. Videos of a clip list are named by
-    the list and stay as they are.
-    """
-    if all(job.clips is not None or job.source.name in done for job in found.jobs):
-        return found
-    earlier: dict[str, str] = {}
-    for name in done:
-        earlier.setdefault(os.path.realpath(name), name)
-
-    def renamed(job: Job) -> Job:
-        if job.clips is not None or job.source.name in done:
-            return job
-        name = earlier.get(os.path.realpath(job.source.path), job.source.name)
-        return Job(replace(job.source, name=name))
-
-    return Found([renamed(job) for job in found.jobs], found.failed)

@@ -7,29 +7,38 @@ Journals stay, so that a later run with more videos goes on from there.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, suffixes
-from lavila_fast.archive.formats.writer import Writer
+from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Writer, suffixes
 from lavila_fast.archive.journal import SUFFIX, Journal
-from lavila_fast.errors import InputError
-from lavila_fast.files import replacing, storage_error
+from lavila_fast.archive.names import OwnFiles
+from lavila_fast.errors import InputError, StorageError
+from lavila_fast.files import is_fatal, storage_error
 from lavila_fast.records import Clip, Narration
 
 
 @dataclass(frozen=True)
 class Output:
-    """What to write and where; `path` None is standard output; `frame_times`: with the times of frames."""
+    """What to write and where.
+
+    Attributes:
+        format: A name among `FORMATS`.
+        kind: Of place.
+        path: None is standard output.
+        safe: For spreadsheets.
+        frame_times: With the times of frames.
+    """
 
     format: str
     kind: Literal["stream", "file", "folder"]
     path: Path | None = None
+    safe: bool = False
     frame_times: bool = False
 
     def with_frame_times(self) -> Output:
@@ -44,8 +53,9 @@ class Output:
         return replace(self, frame_times=True)
 
     def writer(self) -> Writer:
-        """A new one for each file."""
-        writer = FORMATS[self.format].writer()
+        """A writer for a new file."""
+        row = FORMATS[self.format]
+        writer = (row.safe or row.writer)() if self.safe else row.writer()
         if self.frame_times:
             writer.add_frame_times()
         return writer
@@ -56,10 +66,16 @@ class Output:
 
 
 class Sink(Protocol):
-    """Takes narrations, clip by clip."""
+    """Takes narrations, clip by clip.
 
-    def has(self, clip: Clip) -> bool:
-        """Whether a clip is there already."""
+    Attributes:
+        notes: Lines for the user, before anything is written.
+    """
+
+    notes: Sequence[str]
+
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
+        """Those of a video's clips that are not there yet."""
         ...
 
     def count(self, video: str) -> int:
@@ -70,16 +86,12 @@ class Sink(Protocol):
         """Take all sentences of a clip."""
         ...
 
-    def finish(self, video: str) -> None:
-        """A video is through, be it with or without success."""
+    def finish(self, video: str) -> str | None:
+        """A video is through, be it with or without success; gives a line if its own file cannot be written."""
         ...
 
     def close(self) -> None:
         """The run is through."""
-        ...
-
-    def release(self) -> None:
-        """Let go of everything, also after an error."""
         ...
 
 
@@ -104,7 +116,7 @@ def choose_output(output: str | None, format: str | None, videos: int, one_file:
     suffix = path.suffix.lower()
     if output == "-" or _is_device(path):
         return _stream(format or JSONL, None if output == "-" else path)
-    if path.is_dir() or output.endswith(("/", os.sep)) or not suffix:
+    if output.endswith(("/", os.sep)) or not suffix or os.path.isdir(path):  # noqa: PTH112  # Path's raises on long names
         return Output(format or JSONL, "folder", path)
     format = format or suffixes().get(suffix)
     if format is None:
@@ -128,29 +140,6 @@ def _stream(format: str, path: Path | None) -> Output:
     return Output(format, "stream", path)
 
 
-def name_files(folder: Path, videos: Sequence[str], format: str) -> dict[str, Path]:
-    """A file for each video: named like the video, and where two would collide, by more and more of its path."""
-    numbers = {video: number for number, video in enumerate(videos)}
-    spellings: tuple[Callable[[str], str], ...] = (
-        lambda video: Path(video).stem,
-        lambda video: Path(video).name,
-        lambda video: "_".join(part for part in Path(video).parts if part not in ("/", "..")),
-        lambda video: f"{numbers[video]}_{Path(video).name}",
-    )
-    names: dict[str, Path] = {}
-    taken: set[str] = set()
-    for spelling in spellings:
-        left = [video for video in videos if video not in names]
-        counts = Counter(spelling(video).casefold() for video in left)
-        taken |= {name for name, count in counts.items() if count > 1}
-        for video in left:
-            name = spelling(video)
-            if name.casefold() not in taken:
-                taken.add(name.casefold())
-                names[video] = folder / f"{name}{FORMATS[format].suffix}"
-    return names
-
-
 class Stream:
     """Prints clips as they come; remembers nothing."""
 
@@ -158,6 +147,7 @@ class Stream:
         with storage_error(str(output)):
             self._file = output.path.open("wb", buffering=0) if output.path else stdout
         self._output, self._writer = output, output.writer()
+        self.notes: Sequence[str] = ()
         self._put(self._writer.header)
 
     def _put(self, data: bytes) -> None:
@@ -165,9 +155,9 @@ class Stream:
             self._file.write(data)
             self._file.flush()
 
-    def has(self, clip: Clip) -> bool:
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
-        return False
+        return iter(clips)
 
     def count(self, video: str) -> int:
         """See `Sink`."""
@@ -177,14 +167,15 @@ class Stream:
         """See `Sink`."""
         self._put(self._writer.clip(rows))
 
-    def finish(self, video: str) -> None:
+    def finish(self, video: str) -> str | None:
         """See `Sink`."""
+        return None
 
     def close(self) -> None:
         """See `Sink`."""
 
     def release(self) -> None:
-        """See `Sink`."""
+        """Let go of a device."""
         if self._output.path:
             self._file.close()
 
@@ -204,16 +195,28 @@ def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite
 class Files:
     """A journal, and the files that are written from it."""
 
-    def __init__(self, output: Output, journal: Journal, videos: Sequence[str]) -> None:
+    def __init__(self, output: Output, journal: Journal, videos: Sequence[str], overwrite: bool = False) -> None:
+        """Find names for the files, and see that they may be written.
+
+        Raises:
+            InputError: the file of all videos is somebody else's.
+            StorageError: as for `OwnFiles`.
+        """
         assert output.path is not None
         self.journal, self._output, self._videos = journal, output, list(videos)
-        in_folder = output.kind == "folder"
-        self._each = name_files(output.path, videos, output.format) if in_folder else {}
-        self._all = None if in_folder or output.format == JSONL else output.path
+        self._each: dict[str, Path] = {}
+        self._all = None if output.kind == "folder" or output.format == JSONL else output.path
+        folder = output.path if output.kind == "folder" else output.path.parent
+        self._own = OwnFiles(journal.path, folder, overwrite, journal.done.keys())
+        self.notes: Sequence[str] = self._own.notes
+        if output.kind == "folder":
+            self._each = self._own.name(videos, FORMATS[output.format].suffix)
+        elif self._all and (told := self._own.claim(self._all)):
+            raise InputError(f"{told}, or --overwrite it")
 
-    def has(self, clip: Clip) -> bool:
+    def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
-        return self.journal.has(clip)
+        return self.journal.lacking(video, clips)
 
     def count(self, video: str) -> int:
         """See `Sink`."""
@@ -223,21 +226,22 @@ class Files:
         """See `Sink`."""
         self.journal.append(rows)
 
-    def finish(self, video: str) -> None:
-        """See `Sink`: write the video's own file."""
+    def finish(self, video: str) -> str | None:
+        """See `Sink`: write the video's own file, unless it is there as it should be."""
         if video in self._each and self.journal.done.get(video):
-            self._render(self._each[video], self.journal.rows(video))
+            whole = io.BytesIO()
+            self._output.writer().write(self.journal.rows(video), whole)
+            try:
+                self._own.write(self._each[video], whole.getvalue())
+            except StorageError as error:
+                if is_fatal(error):
+                    raise
+                return str(error)
+        return None
 
     def close(self) -> None:
         """See `Sink`: write the file of all videos, those of earlier runs first."""
         if self._all:
             order = dict.fromkeys([*self.journal.done, *self._videos])
-            self._render(self._all, (rows for video in order for rows in self.journal.rows(video)))
-
-    def _render(self, path: Path, clips: Iterator[list[Narration]]) -> None:
-        with replacing(path) as file:
-            self._output.writer().write(clips, file)
-
-    def release(self) -> None:
-        """See `Sink`."""
-        self.journal.close()
+            with self._own.replacing(self._all) as file:
+                self._output.writer().write((rows for video in order for rows in self.journal.rows(video)), file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from lavila_fast.archive.books import Books
+from lavila_fast.archive.decoding import EndOfVideo
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
 from lavila_fast.records import Clip, Narration
@@ -20,20 +22,23 @@ class Windows:
     stride_seconds: float
     sink: Sink
     listed: bool = False
+    books: Books | None = None
 
     def __post_init__(self) -> None:
         """Check lengths."""
         next(windows(1.0, self.clip_seconds, self.stride_seconds), None)
 
-    def measure(self, job: Job) -> Extent:
+    def measure(self, job: Job) -> Extent | EndOfVideo:
         """See `Plan`."""
+        if self.books:
+            return self.books.measure(job)
         return extent(job.source) if job.clips is None else Extent(0.0, 0.0)
 
     def clips(self, job: Job, seen: Extent) -> Iterator[Clip]:
         """See `Plan`."""
         times = windows(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
         everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
-        return (clip for clip in (job.clips or everything) if not self.sink.has(clip))
+        return self.sink.lacking(job.source.name, job.clips or everything)
 
     def count(self, job: Job, seen: Extent) -> int:
         """See `Plan`."""

@@ -7,6 +7,8 @@ import time
 
 from tqdm import tqdm
 
+from lavila_fast.shown import shown
+
 _BAR = "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} clips, {rate_noinv_fmt}{postfix}, {remaining} left"
 LINE_SECONDS = 30.0
 
@@ -52,6 +54,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that does not disturb the bar."""
+        line = shown(line)
         if self._bar is None:
             print(line, file=sys.stderr, flush=True)
         else:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.identity import LISTED, Identity, windows
-from lavila_fast.archive.inputs import Found, find_clips, find_videos, under_earlier_names
-from lavila_fast.archive.outputs import Files, Output, Sink, Stream, choose_output, open_journal
+from lavila_fast.archive.books import Books
+from lavila_fast.archive.formats import FORMATS
+from lavila_fast.archive.identity import LISTED, Identity, describe_windows
+from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
+from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
+from lavila_fast.archive.recognise import Wishes, recognise
 from lavila_fast.archive.run import Run, Summary
+from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
+from lavila_fast.video.opening import MOST_PIXELS
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
+    from lavila_fast.video.children.pool import Children
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,12 @@ class Request:
         batch: Clips narrated together.
         workers: Videos decoded at once.
         frame_times: Rows say when the frames that the model saw are shown.
-        max_pixels: The most that a picture may have; None takes what is usual.
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
+        max_pixels: Larger pictures are refused.
+        csv_safe: No cell of a CSV shall be a formula.
+        wishes: What to do again, and how closely to look at files.
     """
 
     inputs: tuple[str, ...]
@@ -51,10 +61,12 @@ class Request:
     batch: int = 8
     workers: int = 1
     frame_times: bool = False
-    max_pixels: int | None = None
     overwrite: bool = False
     prints_summary: bool = False
     quiet: bool = False
+    max_pixels: int = MOST_PIXELS
+    csv_safe: bool = False
+    wishes: Wishes = field(default_factory=Wishes)
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -62,27 +74,29 @@ class Request:
             name = "--clip-seconds" if self.clip_seconds else "--stride-seconds"
             raise InputError(f"{name}: --clips says where each clip begins and ends; leave one of the two out")
 
-    def find(self) -> Found:
+    def find(self) -> FoundInputs:
         """The videos and their clips.
 
         Raises:
             InputError: there are none.
         """
-        found = find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
-        if self.max_pixels is None:
-            return found
-        jobs = [replace(job, source=replace(job.source, max_pixels=self.max_pixels)) for job in found.jobs]
-        return replace(found, jobs=jobs)
+        return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
 
-    def choose_output(self, found: Found) -> Output:
+    def choose_output(self, found: FoundInputs) -> Output:
         """Where the narrations of these videos go.
 
         Raises:
             InputError: output, format and number of videos do not fit each other.
         """
-        one = len(self.inputs) == 1 and len(found.jobs) == 1 and found.jobs[0].source.path == Path(self.inputs[0])
-        output = self._off_standard(choose_output(self.output, self.format, len(found.jobs), one))
-        return output.with_frame_times() if self.frame_times else output
+        output = self._off_standard(self._choose_output(found))
+        if self.csv_safe and FORMATS[output.format].safe is None:
+            raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        output = output.with_frame_times() if self.frame_times else output
+        return replace(output, safe=self.csv_safe)
+
+    def _choose_output(self, found: FoundInputs) -> Output:
+        one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
+        return choose_output(self.output, self.format, len(found.jobs), one)
 
     def _off_standard(self, output: Output) -> Output:
         """The same, or a file where standard output is for the summary."""
@@ -92,31 +106,55 @@ class Request:
             raise InputError("--json and narrations cannot both be printed; give a file as --output")
         return choose_output("narrations.jsonl", None, 1, True)
 
-    def run(self, narrator: Narrator, model: str, found: Found, output: Output) -> Summary:
+    def run(
+        self, narrator: Narrator, model: str, found: FoundInputs, output: Output, children: Children | None = None
+    ) -> Summary:
         """Narrate `found` to `output`; `model` is the narrator's name for people.
+
+        Videos are opened and decoded by `children`, which end with the run; without them, by this process.
 
         Raises:
             InputError: the output was begun by a run that is not the same.
             StorageError: it cannot be written; what was written before is whole.
         """
         clip = self.clip_seconds or narrator.clip_seconds
-        stride = self.stride_seconds or clip
-        sink: Sink
+        lengths = clip, self.stride_seconds or clip
+        progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         if output.kind == "stream":
-            sink = Stream(output, sys.stdout.buffer)
-        else:
-            identity = self._identity(narrator, model, windows(clip, stride))
+            stream = Stream(output, sys.stdout.buffer)
+            try:
+                self._note(progress, found.notes)
+                plan = Windows(*lengths, stream, listed=bool(self.clip_list))
+                left = replace(found, jobs=self._bounded(found.jobs, children))
+                run = Run(narrator, left, stream, plan, progress, self.workers, self.batch, children=children)
+                return run.go(self.options, self.frame_times)
+            finally:
+                stream.release()
+        identity = self._identity(narrator, model, describe_windows(*lengths))
+        with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
-            found = under_earlier_names(found, journal.done)
-            sink = Files(output, journal, [job.source.name for job in found.jobs])
-        try:
-            plan = Windows(clip, stride, sink, listed=bool(self.clip_list))
-            progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-            return Run(narrator, found, sink, plan, progress, self.workers, self.batch).go(
-                self.options, self.frame_times
-            )
-        finally:
-            sink.release()
+            held.callback(journal.close)
+            records = Records(records_path(journal.path), overwrite=self.overwrite or journal.new)
+            held.callback(records.close)
+            known = recognise(found, journal, records, self.wishes)
+            books = Books(journal, records, known, self.wishes)
+            books.miss(found.missing)
+            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
+            names = [*known.finished, *(job.source.name for job in left.jobs)]
+            sink = Files(output, journal, names, self.overwrite)
+            self._note(progress, [*found.notes, *known.notes, *sink.notes])
+            plan = Windows(*lengths, sink, bool(self.clip_list), books)
+            run = Run(narrator, left, sink, plan, progress, self.workers, self.batch, known.finished, children)
+            return run.go(self.options, self.frame_times)
+
+    def _note(self, progress: Progress, lines: Sequence[str]) -> None:
+        for line in () if self.quiet else lines:
+            progress.say(line)
+
+    def _bounded(self, jobs: Sequence[Job], children: Children | None) -> list[Job]:
+        """The same videos, opened by children if there are any, and no larger than is allowed."""
+        bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": children.look if children else None}
+        return [replace(job, source=replace(job.source, **bounds)) for job in jobs]
 
     def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
         decoder = None if narrator.device == "cpu" else narrator.decoder  # a GPU's differ by a few levels

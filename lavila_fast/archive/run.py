@@ -7,22 +7,25 @@ can change it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.decoding import Decoders, Ended
-from lavila_fast.archive.inputs import Found
+from lavila_fast.archive.decoding import Decoders, EndOfVideo
+from lavila_fast.archive.faults import DISK
+from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Output, Sink
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
-from lavila_fast.archive.signals import Shield, Stopped
+from lavila_fast.archive.signals import DeferredSignals, Stopped
 from lavila_fast.generate.options import Options
-from lavila_fast.records import Narration
+from lavila_fast.records import Clip, Narration
 from lavila_fast.video.reader import DecodedClip
+from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
+    from lavila_fast.video.children.pool import Children
 
 
 @dataclass
@@ -34,13 +37,21 @@ class Summary:
     clips: int = 0
     seconds: float = 0.0
     video_seconds: float = 0.0
+    damaged: int = 0
+    copied: int = 0
     failed: list[str] = field(default_factory=list)
     stopped: int | None = None
+    try_again: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0, 1 if anything failed, or 128 + the signal that ended the run."""
-        return self.stopped if self.stopped is not None else int(bool(self.failed))
+        """0; 1 if anything failed; 3 if of several videos none could be narrated, and not for want of a disk that
+        reads; or 128 + the signal that ended the run.
+        """
+        if self.stopped is not None:
+            return self.stopped
+        nothing = self.videos > 1 and not (self.clips or self.copied or self.done_before or self.try_again)
+        return 3 if self.failed and nothing else int(bool(self.failed))
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -48,6 +59,8 @@ class Summary:
             "videos": self.videos,
             "clips": self.clips,
             "done_before": self.done_before,
+            "damaged": self.damaged,
+            "copied": self.copied,
             "failed": self.failed,
             "stopped": self.stopped is not None,
             "seconds": round(self.seconds, 3),
@@ -58,7 +71,10 @@ class Summary:
     def sentence(self, output: Output) -> str:
         """The last line of a run, for people."""
         before = f" ({self.done_before} done before)" if self.done_before else ""
-        counts = f"{_many(self.videos, 'video')}, {_many(self.clips, 'clip')}{before}, {len(self.failed)} failed"
+        damaged = f" ({self.damaged} of them damaged)" if self.damaged else ""
+        copied = f" ({self.copied} more copied)" if self.copied else ""
+        clips = f"{_many(self.clips, 'clip')}{damaged}{copied}{before}"
+        counts = f"{_many(self.videos, 'video')}, {clips}, {len(self.failed)} failed"
         if self.stopped is not None:
             again = "" if output.kind == "stream" else "; run the same command again to go on"
             return f"stopped: {_many(self.clips, 'clip')} written to {output}{again}"
@@ -73,16 +89,32 @@ class Run:
     """One run. `go` does it all."""
 
     def __init__(
-        self, narrator: Narrator, found: Found, sink: Sink, plan: Windows, progress: Progress, workers: int, batch: int
+        self,
+        narrator: Narrator,
+        found: FoundInputs,
+        sink: Sink,
+        plan: Windows,
+        progress: Progress,
+        workers: int,
+        batch: int,
+        finished: Sequence[str] = (),
+        children: Children | None = None,
     ) -> None:
+        """`finished` names videos of which nothing is to be done, besides those `found`."""
         self.narrator, self.sink, self.plan, self.progress, self.batch = narrator, sink, plan, progress, batch
-        before = sum(sink.count(job.source.name) for job in found.jobs)
-        self.summary = Summary(len(found.jobs) + len(found.failed), before)
-        self.shield = Shield()
-        self._early = found.failed
-        self._decoders = Decoders(found.jobs, plan, narrator.read, workers, 2 * batch)
+        self.books = plan.books
+        before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))
+        self.summary = Summary(len(found.jobs) + len(found.failed) + len(finished), before)
+        self.signals = DeferredSignals()
+        self._early, self._finished = found.failed, finished
+        self._children = children
+        self._decoders = Decoders(found.jobs, plan, self._read, workers, 2 * batch)
         self._in_flight: Counter[str] = Counter()
-        self._ended: set[str] = set()
+        self._frames: dict[str, int] = {}
+        self._ended: dict[str, EndOfVideo] = {}
+
+    def _read(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+        return self.narrator.read(self.books.source(source) if self.books else source, clips, children=self._children)
 
     def go(self, options: Options, frame_times: bool = False) -> Summary:
         """Narrate everything; with `frame_times` rows say when the frames that were seen are shown.
@@ -91,13 +123,14 @@ class Run:
             StorageError: the output cannot be written; what was written before is whole.
         """
         try:
-            with self.shield.installed():
+            with self.signals.installed():
                 self._narrate(options, frame_times)
         except Stopped as stop:
             self.summary.stopped = stop.exit_code
         finally:
             self.progress.close()
             self.summary.clips, self.summary.seconds = self.progress.clips, self.progress.elapsed
+            self.summary.copied = self.books.copied if self.books else 0
             self.summary.video_seconds = self.progress.video_seconds
         return self.summary
 
@@ -106,15 +139,22 @@ class Run:
         try:
             for line in self._early:
                 self._fail(line)
+            for video in self._finished:
+                with self.signals():
+                    self._write_out(video)
             for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch, frame_times=frame_times):
-                with self.shield():
+                with self.signals():
+                    if self.books:
+                        self.books.begin(rows[0], self._frames.get(rows[0].video, 0))
                     self.sink.write(rows)
                     self._count(rows[0])
         except (Stopped, Exception):
-            stop = self.shield.stopped
+            stop = self.signals.stopped
             if not stop:
                 raise
         finally:
+            if self._children:
+                self._children.close()
             self._decoders.stop()
         self.sink.close()
         if stop:
@@ -123,26 +163,51 @@ class Run:
     def _decoded(self) -> Iterator[DecodedClip]:
         """Clips for the narrator; the ends of videos are taken note of on the way."""
         for event in self._decoders:
-            if isinstance(event, Ended):
+            if isinstance(event, EndOfVideo):
                 if event.failure:
+                    self.summary.try_again |= event.code == DISK
                     self._fail(event.failure)
-                self._ended.add(event.video)
-                self._finish(event.video)
+                self._ended[event.video] = event
+                with self.signals():
+                    self._finish(event.video)
             else:
                 self._in_flight[event.clip.video] += 1
+                self._frames[event.clip.video] = event.decoded
                 yield event
 
     def _count(self, row: Narration) -> None:
         self._in_flight[row.video] -= 1
+        self.summary.damaged += row.damaged
         self.progress.advance(self.plan.covers(row), self._decoders.total)
         self._finish(row.video)
 
     def _finish(self, video: str) -> None:
         """Close a video that has ended, once its last clip is written."""
         if video in self._ended and not self._in_flight[video]:
-            self._ended.remove(video)
+            ended = self._ended.pop(video)
             del self._in_flight[video]
-            self.sink.finish(video)
+            self._frames.pop(video, None)
+            for name in self._close(ended):
+                self._write_out(name)
+
+    def _close(self, ended: EndOfVideo) -> Iterator[str]:
+        """Write down the ends of a video and its twins; gives their names."""
+        if self.books is None:
+            yield ended.video
+            return
+        if ended.twin_of:
+            twins = [twin] if (twin := self.books.twin(ended)) else []
+        else:
+            twins = list(self.books.end(ended))
+            yield ended.video
+        for twin in twins:
+            if twin.failure:
+                self._fail(twin.failure)
+            yield twin.video
+
+    def _write_out(self, video: str) -> None:
+        if line := self.sink.finish(video):
+            self._fail(line)
 
     def _fail(self, line: str) -> None:
         self.summary.failed.append(line)

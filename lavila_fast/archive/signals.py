@@ -39,7 +39,7 @@ def at_once() -> contextlib.AbstractContextManager[None]:
     return _handlers(signal.SIG_DFL)
 
 
-class Shield:
+class DeferredSignals:
     """Handles the signals of a run."""
 
     def __init__(self) -> None:

@@ -16,14 +16,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bundle.manifest import sha256
-from lavila_fast.download import cache_dir
+from lavila_fast.download import cache_dir, is_there, user_cache
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
-from lavila_fast.files import write_json
+from lavila_fast.files import sha256, write_json
 
 # What could not be run where this was written (no GPU, no libnvinfer): it is checked as far as it goes without.
 NEVER_RUN = ("cuda", "tensorrt", "jetson", "rtx", "torch_tensorrt")
-BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx", "torch_tensorrt": "tensorrt"}  # the extra that brings each
+BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx", "torch_tensorrt": "torch-tensorrt"}  # the extra of each
 AOT = "aotinductor"
 FOLDER = "engines"  # in a bundle; bundle.json does not list what lies there, because it is made on the target
 WEIGHT_FILES = ("weights.safetensors", "{name}.data", "{stem}.data")
@@ -196,7 +195,8 @@ def require_trust(engine: Path, key: EngineKey) -> None:
     Raises:
         BundleError: it was not built here by this user, and `ALLOW` does not allow it.
     """
-    if os.environ.get(ALLOW) != "1" and not (cache_dir() / "built" / key.engine).is_file():
+    cache = user_cache()
+    if os.environ.get(ALLOW) != "1" and not (cache and is_there(cache / "built" / key.engine)):
         raise BundleError(
             f"{engine}: code for this computer that was not built on it; {mend(engine)}, "
             f"or set {ALLOW}=1 if you trust its maker"

@@ -7,7 +7,6 @@ part of it, and ``engines.json`` is for its user to edit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -16,7 +15,7 @@ from typing import Any
 
 from lavila_fast.config import ModelConfig, NarratorConfig, from_dict, to_dict
 from lavila_fast.errors import BundleError, InputError
-from lavila_fast.files import write_json
+from lavila_fast.files import sha256, write_json
 
 MANIFEST = "bundle.json"
 FORMAT = 3  # 1 has no engines, parity, calibration, native; 2 has no checkpoints
@@ -127,19 +126,6 @@ class Bundle:
                 raise BundleError(
                     f"{path}: not the file {MANIFEST} describes (hash differs); export or download it again"
                 )
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def open_bundle(folder: Path, verify: bool = True) -> Bundle:

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from lavila_fast.errors import BundleError
 
-WEIGHTS = "weights.safetensors"
 _DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8}
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def read_weights(path: Path, prefix: str = "") -> Arrays:
+def map_weights(path: Path, prefix: str = "") -> Arrays:
     """The float32, float16 and int8 tensors whose names start with `prefix`, by the rest of their names; read-only.
 
     Raises:

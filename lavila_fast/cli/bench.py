@@ -16,10 +16,10 @@ from typing import Any
 
 import click
 
+from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError, StorageError
-
-_POSITIVE = click.IntRange(min=1)
 
 
 class _Batches(click.ParamType):  # type: ignore[type-arg]
@@ -43,11 +43,11 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]
 @click.command()
 @click.argument("model")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
-@click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
+@click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--batch", "batches", type=_Batches(), default="1,2,4,8", show_default=True, help="Clips in flight.")
-@click.option("--samples", type=_POSITIVE, default=10, show_default=True, help="Sentences a clip.")
-@click.option("--tokens", type=_POSITIVE, help="Tokens of a sentence on average.  [default: the model's limit]")
-@click.option("--repeats", type=_POSITIVE, default=10, show_default=True, help="Of the latency.")
+@click.option("--samples", type=POSITIVE, default=10, show_default=True, help="Sentences a clip.")
+@click.option("--tokens", type=POSITIVE, help="Tokens of a sentence on average.  [default: the model's limit]")
+@click.option("--repeats", type=POSITIVE, default=10, show_default=True, help="Of the latency.")
 @click.option("--video", type=click.Path(path_type=Path), help="Narrate this file too.  [default: the shipped clip]")
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in a process of its own.")
@@ -71,7 +71,7 @@ def bench(output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None
         raise InputError(f"{output}: give the name of a .json file; the page and the plot go beside it")
     setting = run.Setting(**given)
     command = shlex.join(["lavila-fast", *sys.argv[1:]])
-    result = run.bench(setting, command, lambda text: None if quiet else click.echo(text, err=True))
+    result = run.measure_model(setting, command, lambda text: None if quiet else tell(text, err=True))
     page = bench_page(result)
     if output is not None:
         _write(result, output, page)
@@ -86,6 +86,6 @@ def _write(result: dict[str, Any], output: Path, page: str) -> None:
         save(result, output, page)
         bench_plot(result, output.with_suffix(".svg"))
     except MissingExtraError as error:
-        click.echo(f"no plot: {error}", err=True)
+        tell(f"no plot: {error}", err=True)
     except OSError as error:
         raise StorageError(f"{output}: cannot be written ({error.strerror}); choose another place") from error

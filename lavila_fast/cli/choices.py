@@ -1,15 +1,19 @@
-"""An option's choices read from a table when they are asked for, so that a row added later counts."""
+"""Types of options that commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+PATH = click.Path(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+
 
 class LazyChoice(click.ParamType):  # type: ignore[type-arg]  # generic only in later versions of click
-    """`click.Choice` over what `names` gives at that moment."""
+    """`click.Choice` over what `names` gives when it is asked, so that a row added later counts."""
 
     name = "choice"
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
 from lavila_fast.errors import InputError
-
-_ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 @click.command()
@@ -18,10 +15,11 @@ def demo() -> None:
     from lavila_fast.engines.sampling import Warp
     from lavila_fast.generate.options import Options
     from lavila_fast.narrator import Narrator
+    from lavila_fast.pretrained import ASSETS
     from lavila_fast.video.lists import read_list
     from lavila_fast.video.sources import VideoSource
 
-    video, truth = _ASSETS / "kitchen.mp4", _ASSETS / "kitchen.jsonl"
+    video, truth = ASSETS / "kitchen.mp4", ASSETS / "kitchen.jsonl"
     if not (video.is_file() and truth.is_file()):
         raise InputError(f"{video}: the demo's clip is missing from this installation; install lavila-fast again")
     narrator = Narrator.from_pretrained("nano")

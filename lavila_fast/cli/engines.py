@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavila_fast.bundle.engine_key import AOT, BUILDERS, FOLDER, graph_hash, misfits, read_key, this_machine
-from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle, sha256
+from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
+from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.errors import BundleError, InputError, LavilaError, MissingExtraError
+from lavila_fast.files import sha256
 
 if TYPE_CHECKING:
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
 _BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 
@@ -30,7 +33,7 @@ def engines() -> None:
     """Build TensorRT engines from a bundle's graphs, where they will run."""
 
 
-@engines.command()
+@engines.command("build")
 @_BUNDLE
 @click.option(
     "--builder",
@@ -40,13 +43,13 @@ def engines() -> None:
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=f"The model, for {AOT} and torch_tensorrt.")
 @click.option("--axis", "axes", multiple=True, metavar="NAME=MIN,OPT,MAX", help="Sizes of an axis, e.g. clips=1,8,16.")
 @click.option("--gpu", "capabilities", multiple=True, help="For tensorrt_rtx: compute capability, e.g. 8.9.")
-@click.option("--workspace-mib", type=click.IntRange(min=1), help="Most scratch memory on the GPU.")
+@click.option("--workspace-mib", type=POSITIVE, help="Most scratch memory on the GPU.")
 @click.option("--timing-cache", type=click.Path(path_type=Path), help="File of timings.  [default: in the bundle]")
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRTs of the same major version too.")
 @click.option("--hardware-compatible", is_flag=True, help="Run on every GPU from Ampere on.")
 @click.option("--device", default="cpu", show_default=True, help=f"For {AOT}: cpu or cuda.")
 @click.option("--force", is_flag=True, help="Build engines again that are still good.")
-def build(bundle: Path, **given: Any) -> None:
+def build_engines_of(bundle: Path, **given: Any) -> None:
     """Build the engines of BUNDLE; those still good are kept.
 
     Engines fit one GPU, one TensorRT and one graph. After a change of any of these, run this again.
@@ -62,11 +65,12 @@ def build(bundle: Path, **given: Any) -> None:
         if isinstance(error, LavilaError):
             raise
         raise MissingExtraError(error.name or "torch", "export") from error
-    click.echo(f"{bundle / FOLDER}: {len(keys)} engines")
+    tell(f"{bundle / FOLDER}: {len(keys)} engines")
 
 
 def _engines(opened: Bundle, builder: str, given: dict[str, Any]) -> dict[str, Any]:
-    from lavila_fast.export.engines import RTX_CAPABILITIES, EngineOptions, build_engines, read_plan
+    from lavila_fast.export.engine_axes import read_plan
+    from lavila_fast.export.engines import RTX_CAPABILITIES, EngineOptions, build_engines
 
     bundle, workspace = opened.folder, given["workspace_mib"]
     options = EngineOptions(
@@ -108,7 +112,7 @@ def _packages(opened: Bundle, given: dict[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _model(opened: Bundle, given: dict[str, Any]) -> tuple[Narrator, str]:
+def _model(opened: Bundle, given: dict[str, Any]) -> tuple[NarratorModel, str]:
     """The model that these builders start from, and the digest of its weights, which are the bundle's."""
     from lavila_fast.models.checkpoint import weights_digest
     from lavila_fast.models.load import load_narrator
@@ -134,13 +138,13 @@ def _axis(text: str) -> tuple[str, tuple[int, int, int]]:
 
 
 def _say(line: str) -> None:
-    click.echo(line, err=True)
+    tell(line, err=True)
 
 
-@engines.command()
+@engines.command("show")
 @_BUNDLE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def show(bundle: Path, as_json: bool) -> None:
+def show_engines(bundle: Path, as_json: bool) -> None:
     """Say which engines BUNDLE has, what they were built for, and whether they fit."""
     if not (bundle / MANIFEST).is_file():
         open_bundle(bundle)
@@ -149,9 +153,9 @@ def show(bundle: Path, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
         return
     for row in rows:
-        click.echo(f"{row['engine']}: {row['built_for']}: {row['state']}")
+        tell(f"{row['engine']}: {row['built_for']}: {row['state']}")
     if not rows:
-        click.echo(f"{bundle}: no engines; build them with: lavila-fast engines build {bundle}")
+        tell(f"{bundle}: no engines; build them with: lavila-fast engines build {bundle}")
 
 
 def _row(engine: Path) -> dict[str, str]:

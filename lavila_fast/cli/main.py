@@ -5,15 +5,18 @@
     lavila-fast narrate videos/ -o narrations.jsonl --samples 10
 
 Narrations and ``--json`` go to standard output, everything else to standard error. Exit codes: 0, 1 if a video or the
-output failed, 2 for a command that does not make sense, 130 and 143 after Ctrl-C and SIGTERM.
+output failed, 3 if of several videos none could be narrated, 2 for a command that does not make sense, 130 and 143
+after Ctrl-C and SIGTERM. A reader that has seen enough and closes our output is no failure.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -25,10 +28,35 @@ from lavila_fast.cli.export import export
 from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
 from lavila_fast.cli.parity import parity
+from lavila_fast.cli.status import status
+from lavila_fast.cli.streams import prepare, tell
 from lavila_fast.errors import LavilaError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """A group that ends with 0 when nobody reads its output any more; left to itself, click ends with 1."""
+
+    def make_context(self, *given: Any, **named: Any) -> click.Context:
+        """Read the options; ``--help`` and ``--version`` print here."""
+        with _while_read():
+            return super().make_context(*given, **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _while_read():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _while_read() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        _close_stdout()
+        raise click.exceptions.Exit(0) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, package_name="lavila-fast", message="%(prog)s %(version)s")
 def cli() -> None:
     """Narrate video: a file goes in, timed sentences come out.
@@ -36,18 +64,20 @@ def cli() -> None:
     \b
     lavila-fast demo                    see it work
     lavila-fast narrate holiday.mp4     print what happens in a video
+    lavila-fast status OUTPUT           what became of the videos of a run
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
     """  # noqa: D301
 
 
-for command in (demo, narrate, models, export, parity, bench, engines):
+for command in (demo, narrate, status, models, export, parity, bench, engines):
     cli.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; errors are one line each."""
+    prepare()
     sys.exit(run(args))
 
 
@@ -58,7 +88,9 @@ def run(args: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        told = io.StringIO()
+        error.show(told)
+        tell(told.getvalue().rstrip("\n"), err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -71,11 +103,11 @@ def run(args: Sequence[str] | None = None) -> int:
         _close_stdout()
         what = " ".join(str(error).split())
         if isinstance(error, LavilaError):
-            click.echo(f"error: {what}", err=True)
+            tell(f"error: {what}", err=True)
             return error.exit_code
         if isinstance(error, MemoryError):
             what = "out of memory; try a smaller --batch-size"
-        click.echo(f"error: unexpected {type(error).__name__}: {what}; LAVILA_FAST_DEBUG=1 shows where", err=True)
+        tell(f"error: unexpected {type(error).__name__}: {what}; LAVILA_FAST_DEBUG=1 shows where", err=True)
         return 1
 
 
@@ -83,5 +115,5 @@ def _close_stdout() -> None:
     """Python flushes standard output at its end; what cannot be written must not become a second error."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError, LavilaError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

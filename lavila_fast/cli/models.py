@@ -16,6 +16,8 @@ from typing import Any
 import click
 
 from lavila_fast import download
+from lavila_fast.cli.choices import PATH
+from lavila_fast.cli.streams import tell
 from lavila_fast.config import to_dict
 from lavila_fast.errors import InputError
 from lavila_fast.presets import (
@@ -40,7 +42,8 @@ def models() -> None:
 
 
 def _local(row: Checkpoint, folder: Path | None) -> Path | None:
-    return (folder or download.cache_dir()) / row.relative if row.url else None
+    home = folder or download.user_cache()
+    return home / row.relative if row.url and home else None
 
 
 def _row(row: Checkpoint, folder: Path | None) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def _row(row: Checkpoint, folder: Path | None) -> dict[str, Any]:
         "url": row.url or None,
         "md5_prefix": row.md5_prefix or None,
         "path": str(path) if path else None,
-        "present": path is None or path.is_file(),
+        "present": not row.url or download.is_there(path),
     }
 
 
@@ -62,9 +65,9 @@ def _details(name: str, folder: Path | None) -> dict[str, Any]:
     """What `show` says of a checkpoint or a variant."""
     config = config_for(name)
     about = _row(CHECKPOINTS[name], folder) if name in CHECKPOINTS else {"name": name, "kind": config.kind}
-    home = folder or download.cache_dir()
+    home = folder or download.user_cache() or Path()
     files: list[dict[str, Any]] = [
-        {"path": str(home / file.relative), "present": (home / file.relative).is_file(), "url": file.url}
+        {"path": str(home / file.relative), "present": download.is_there(home / file.relative), "url": file.url}
         for file in vocabulary_files(config)
     ]
     return {**about, "tokenizer": tokenizer_kind(config), "tokenizer_files": files, "config": to_dict(config)}
@@ -84,11 +87,11 @@ def list_models(folder: Path | None, as_json: bool) -> None:
         click.echo(f"{'*' if row['present'] else ' '} {row['name']:<{width}}  {row['note']}")
 
 
-@models.command()
+@models.command("show")
 @click.argument("name")
 @_DIR
 @_JSON
-def show(name: str, folder: Path | None, as_json: bool) -> None:
+def show_model(name: str, folder: Path | None, as_json: bool) -> None:
     """Show sizes, address and files of NAME, a checkpoint or a variant."""
     details = _details(name, folder)
     if as_json:
@@ -96,9 +99,9 @@ def show(name: str, folder: Path | None, as_json: bool) -> None:
         return
     config, files = details.pop("config"), details.pop("tokenizer_files")
     for key, value in details.items():
-        click.echo(f"{key:<11} {'-' if value is None else value}")
+        tell(f"{key:<11} {'-' if value is None else value}")
     for file in files:
-        click.echo(f"{'  vocabulary':<11} {file['path']}{'' if file['present'] else '  (not here)'}")
+        tell(f"{'  vocabulary':<11} {file['path']}{'' if file['present'] else '  (not here)'}")
     click.echo(json.dumps(config, indent=2))
 
 
@@ -120,24 +123,24 @@ def pull(name: str, folder: Path | None, url_base: str | None) -> None:
         config_for(name)
         raise InputError(f"{name} is a variant without weights of its own; `lavila-fast models list` has checkpoints")
     if not row.url:
-        click.echo(f"{name} comes with the package: nothing to fetch")
+        tell(f"{name} comes with the package: nothing to fetch")
         return
     wanted = [(row.url, row.relative, f"md5:{row.md5_prefix}" if row.md5_prefix else None)]
     wanted += [(file.url, file.relative, f"sha256:{file.sha256}") for file in vocabulary_files(row.config)]
     if not row.md5_prefix:
-        click.echo(f"{name}: its publisher gives no checksum, so only its length is checked", err=True)
+        tell(f"{name}: its publisher gives no checksum, so only its length is checked", err=True)
     for url, relative, checksum in wanted:
         path = (folder or download.cache_dir()) / relative
-        click.echo(str(download.fetch(_mirrored(url, relative, url_base), path, checksum)))
+        tell(str(download.fetch(_mirrored(url, relative, url_base), path, checksum)))
 
 
-@models.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where to write.")
+@models.command("convert")
+@click.argument("checkpoint", type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Where to write.")
 @click.option("--variant", help=f"Name of its variant, such as {next(iter(VARIANTS))}, when the file does not say it.")
-def convert(checkpoint: Path, output: Path, variant: str | None) -> None:
+def convert_model(checkpoint: Path, output: Path, variant: str | None) -> None:
     """Convert a released CHECKPOINT (.pth) to safetensors and a config; needs the [torch] extra."""
     from lavila_fast.models.load import convert_checkpoint
 
     config = config_for(variant) if variant else None
-    click.echo(str(convert_checkpoint(checkpoint, output, config=config)))
+    tell(str(convert_checkpoint(checkpoint, output, config=config)))

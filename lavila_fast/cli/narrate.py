@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lavila_fast.archive.formats import offered
-from lavila_fast.cli.choices import LazyChoice
+from lavila_fast.cli.choices import POSITIVE, LazyChoice
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES, engine_help, precisions
+from lavila_fast.errors import InputError
+from lavila_fast.video.names import DECODERS
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
     from lavila_fast.generate.options import Options
+    from lavila_fast.video.children.pool import Children
 
-_POSITIVE = click.IntRange(min=1)
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
+_NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
 
 
 @click.command()
@@ -27,6 +33,7 @@ _BATCH = 8
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("-o", "--output", metavar="PATH", help="A file for all videos, a folder for one file a video, or -.")
 @click.option("--format", "format", type=LazyChoice(offered), help="Default: as in PATH.")
+@click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula.")
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]")
 @click.option(
@@ -36,22 +43,26 @@ _BATCH = 8
     type=click.Path(path_type=Path),
     help="Narrate the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
 )
-@click.option("--samples", type=_POSITIVE, default=1, show_default=True, help="Sentences a clip.")
+@click.option("--samples", type=POSITIVE, default=1, show_default=True, help="Sentences a clip.")
 @click.option("--temperature", type=float, help="0: greedy, the likeliest word.  [default: 0.7; 1 with beams]")
 @click.option(
     "--top-p", type=float, help="Draw from the likeliest words with this share.  [default: 0.95; 1 with beams]"
 )
 @click.option("--top-k", type=int, default=None, help="Draw from this many likeliest words.")
-@click.option("--beams", type=_POSITIVE, default=1, show_default=True, help="Over 1: search with so many beams.")
+@click.option("--beams", type=POSITIVE, default=1, show_default=True, help="Over 1: search with so many beams.")
 @click.option(
     "--groups",
-    type=_POSITIVE,
+    type=POSITIVE,
     default=1,
     show_default=True,
     help="Over 1: group beam search. Groups find the same sentences, as in the original.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
-@click.option("--batch-size", type=_POSITIVE, help="Clips narrated together.  [default: 8]")
+@click.option(
+    "--batch-size",
+    type=POSITIVE,
+    help="Clips narrated together.  [default: 8; of --engine torch-cuda, by the size of the GPU]",
+)
 @click.option(
     "--engine",
     default="auto",
@@ -65,19 +76,51 @@ _BATCH = 8
 )
 @click.option(
     "--decoder",
-    type=click.Choice(("auto", "pyav", "dali", "pynvvideocodec", "torchcodec")),
+    type=click.Choice(DECODERS),
     default="auto",
     show_default=True,
     help="What decodes video; auto takes the GPU's where the model runs on one.",
 )
-@click.option("--threads", type=_POSITIVE, help="Threads of the model.  [default: all cores]")
-@click.option("--workers", type=_POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
-@click.option("--frame-times", is_flag=True, help="Rows say when the frames that the model saw are shown, in seconds.")
+@click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
+@click.option("--workers", type=POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
+@click.option(
+    "--isolate/--no-isolate",
+    default=None,
+    help="Decode in processes of their own, so that a video that breaks its decoder costs nothing but itself."
+    "  [default: where frames go to the CPU, on Linux]",
+)
+@click.option(
+    "--decode-timeout",
+    type=_SECONDS,
+    default=60.0,
+    show_default=True,
+    help="With --isolate: seconds without progress after which a video is given up.",
+)
+@click.option(
+    "--decode-memory",
+    metavar="GB",
+    type=click.FloatRange(min=0.01, max=1 << 20),
+    default=4.0,
+    show_default=True,
+    help="With --isolate: memory that decoding a video may take.",
+)
 @click.option(
     "--max-pixels",
-    type=_POSITIVE,
-    help="Refuse videos whose pictures have more, width times height.  [default: 8192x8192]",
+    type=POSITIVE,
+    default=1 << 27,
+    show_default=True,
+    help="Larger pictures are refused before they are decoded.",
 )
+@click.option(
+    "--identity",
+    type=click.Choice(("fast", "full")),
+    default="fast",
+    show_default=True,
+    help="What a video is known by: its size and a hash of head, middle and tail, or of every byte.",
+)
+@click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed.")
+@click.option("--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames.")
+@click.option("--frame-times", is_flag=True, help="Rows say when the frames that the model saw are shown, in seconds.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
@@ -85,8 +128,11 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
     """Narrate videos: files, folders (with all below them), patterns in quotes, folders of 300-second chunks.
 
     Without -o, the narrations of a single video are printed; those of several go to narrations.jsonl. Rows are on disk
-    as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Results depend on
-    the clip, the model and the seed, never on --batch-size, --threads or --workers.
+    as they come: after a crash or Ctrl-C, run the same command again and it goes on where it was. Videos are known by
+    their content: one that was moved or renamed is not narrated again, one that was replaced or has grown is. What
+    became of each is beside the output; `lavila-fast status` tells it. Results depend on the content, the model and
+    the seed, never on names, --batch-size, --threads or --workers. (On a GPU --engine torch-cuda rounds by --batch-size
+    and GPU, so it goes on with a run of the same two alone.)
 
     \b
     Examples:
@@ -106,24 +152,45 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     """Narrate, say what was done, and give back the exit code."""
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
-    request = _request(inputs, given)
-    found = request.find()
-    output = request.choose_output(found)
-    from lavila_fast.narrator import Narrator
+    with _children(given) as children:
+        request = _request(inputs, given)
+        found = request.find()
+        output = request.choose_output(found)
+        from lavila_fast.narrator import Narrator
 
-    how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
-    narrator = Narrator.from_pretrained(given["model"], **how)
-    if narrator.note and not request.quiet:
-        click.echo(f"{given['model']}: {narrator.note}", err=True)
-    summary = request.run(narrator, given["model"], found, output)
+        how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
+        shape = {"batch": given["batch_size"], "samples": given["samples"]}
+        narrator = Narrator.from_pretrained(given["model"], **how, **shape)
+        if narrator.note and not request.quiet:
+            tell(f"{given['model']}: {narrator.note}", err=True)
+        if given["isolate"] and not narrator.can_isolate:
+            raise InputError(_NOT_ISOLATED)
+        summary = request.run(narrator, given["model"], found, output, children if narrator.can_isolate else None)
     if request.prints_summary:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
     elif not request.quiet:
-        click.echo(summary.sentence(output), err=True)
+        tell(summary.sentence(output), err=True)
     return summary.exit_code
 
 
+@contextlib.contextmanager
+def _children(given: dict[str, Any]) -> Iterator[Children | None]:
+    """Processes that decode, the first of which is ready when the model is."""
+    from lavila_fast.video.children.limits import GIB, Limits
+    from lavila_fast.video.children.pool import SERVES, Children
+
+    if given["isolate"] and not SERVES:
+        raise InputError(_NOT_ISOLATED)
+    if SERVES and given["isolate"] is not False:
+        with Children(Limits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
+            children.start()
+            yield children
+    else:
+        yield None
+
+
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
+    from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
 
     same = (
@@ -134,15 +201,17 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
         "stride_seconds",
         "workers",
         "frame_times",
-        "max_pixels",
         "overwrite",
         "quiet",
+        "csv_safe",
+        "max_pixels",
     )
     return Request(
         inputs,
         options_of(given),
         batch=given["batch_size"] or _BATCH,
         prints_summary=given["as_json"],
+        wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         **{name: given[name] for name in same},
     )
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError
 
@@ -19,24 +21,22 @@ if TYPE_CHECKING:
     from lavila_fast.export.parity.report import Report
     from lavila_fast.models.load import Model
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.command()
-@click.argument("bundle", type=_PATH)
-@click.option("--reference", type=_PATH, help="Checkpoint of the bundle's narrator, or of the model it holds.")
-@click.option("--dual-reference", type=_PATH, help="Checkpoint of its dual encoder, beside a narrator.")
+@click.argument("bundle", type=PATH)
+@click.option("--reference", type=PATH, help="Checkpoint of the bundle's narrator, or of the model it holds.")
+@click.option("--dual-reference", type=PATH, help="Checkpoint of its dual encoder, beside a narrator.")
 @click.option("--clips", default="kitchen", show_default=True, help="A folder of videos, a video, or kitchen.")
 @click.option("--count", default=200, show_default=True, type=click.IntRange(1, 100_000), help="How many clips.")
 @click.option(
     "--engine", "engines", multiple=True, help=f"{engine_help()} May be given several times.  [default: auto]"
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of the engines.  [default: all cores]")
+@click.option("--threads", type=POSITIVE, help="Threads of the engines.  [default: all cores]")
 @click.option("--task", type=click.Choice(("auto", "kitchen", "none")), default="auto", show_default=True)
 @click.option("--limits", "row", help="fp32, fp16, bf16 or int8.  [default: as the bundle's graphs]")
 @click.option("--limit", "own", multiple=True, metavar="NAME=VALUE", help="One limit of your own, e.g. points=0.2.")
-@click.option("--films", type=_PATH, help="Where the kitchen's films are kept.  [default: the user's cache]")
-@click.option("--output", type=_PATH, help="The page.  [default: BUNDLE/parity.html]")
+@click.option("--films", type=PATH, help="Where the kitchen's films are kept.  [default: the user's cache]")
+@click.option("--output", type=PATH, help="The page.  [default: BUNDLE/parity.html]")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def parity(bundle: Path, **given: Any) -> None:
@@ -72,7 +72,7 @@ def parity(bundle: Path, **given: Any) -> None:
     )
     page = write_report(report, opened, given["output"])
     click.echo(json.dumps(report.to_dict(), indent=1) if given["as_json"] else _lines(report))
-    click.echo(f"{page}: the page to read", err=True)
+    tell(f"{page}: the page to read", err=True)
     click.get_current_context().exit(0 if report.passed else 1)
 
 
@@ -88,7 +88,7 @@ def _lines(report: Report) -> str:
 
 def _references(bundle: Bundle, reference: Path | None, dual: Path | None) -> tuple[dict[str, Model], dict[str, str]]:
     """Models by kind, and what to call them."""
-    from lavila_fast.bundle.manifest import sha256
+    from lavila_fast.files import sha256
     from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
 
     load = {"narrator": load_narrator, "dual_encoder": load_dual_encoder, "classifier": load_classifier}

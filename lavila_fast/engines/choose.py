@@ -10,39 +10,18 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from lavila_fast.bundle.graph_names import WEIGHTS
+from lavila_fast.engines import openers
+from lavila_fast.engines.openers import Opening
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
 
 if TYPE_CHECKING:  # the command line's help reads the table, and should not wait for numpy
     from lavila_fast.bundle.manifest import Bundle
     from lavila_fast.engines.protocol import NarratorRuntime
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What an engine is opened with.
-
-    Attributes:
-        path: A bundle's folder, or a checkpoint file.
-        bundle: None for a checkpoint.
-        threads: Of a CPU engine; None takes all cores.
-        precision: One of the engine's, or None; always None for an engine without a choice.
-    """
-
-    path: Path
-    bundle: Bundle | None = None
-    threads: int | None = None
-    precision: str | None = None
-
-    def need_bundle(self) -> Bundle:
-        """The bundle; `open_checkpoint` has seen to it that there is one."""
-        assert self.bundle is not None
-        return self.bundle
 
 
 @dataclass(frozen=True)
@@ -86,7 +65,13 @@ class Engine:
 
 
 def open_runtime(
-    bundle: Bundle, engine: str = "auto", threads: int | None = None, precision: str | None = None
+    bundle: Bundle,
+    engine: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+    *,
+    batch: int | None = None,
+    samples: int | None = None,
 ) -> NarratorRuntime:
     """Open the narrator of a bundle.
 
@@ -95,6 +80,8 @@ def open_runtime(
         engine: One of `ENGINES`, or ``auto``.
         threads: Threads of a CPU engine; None takes all cores.
         precision: For an engine that has a choice.
+        batch: Clips in flight, for an engine whose shape is fixed when it is opened.
+        samples: A clip, for the same.
 
     Raises:
         InputError: no engine of this name, one that this machine cannot run, or one that has no such precision or no
@@ -103,18 +90,24 @@ def open_runtime(
         MissingExtraError: what the engine needs is not installed.
     """
     row = _automatic(bundle.target, bundle) if engine == "auto" else _named(engine)
-    return _open(row, Opening(bundle.folder, bundle, threads, precision))
+    return _open_row(row, Opening(bundle.folder, bundle, threads, precision, batch, samples))
 
 
 def open_checkpoint(
-    weights: Path, engine: str = "auto", threads: int | None = None, precision: str | None = None
+    weights: Path,
+    engine: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+    *,
+    batch: int | None = None,
+    samples: int | None = None,
 ) -> NarratorRuntime:
     """Open a checkpoint file; arguments and errors as for `open_runtime`."""
     row = _automatic(CHECKPOINT, None) if engine == "auto" else _named(engine)
     if CHECKPOINT not in row.runs:
         able = ", ".join(one.name for one in ENGINES.values() if CHECKPOINT in one.runs)
         raise InputError(f"{weights}: a checkpoint runs on {able}; for {engine}, make a bundle: lavila-fast export")
-    return _open(row, Opening(weights, None, threads, precision))
+    return _open_row(row, Opening(weights, None, threads, precision, batch, samples))
 
 
 def engine_names() -> tuple[str, ...]:
@@ -156,13 +149,13 @@ def _automatic(what: str, bundle: Bundle | None) -> Engine:
             continue
         reason = row.why_not(bundle) if bundle is not None else ""
         if not reason:
-            log.info("engine %s (%s)", row.name, passed or "the first that fits")
+            _LOG.info("engine %s (%s)", row.name, passed or "the first that fits")
             return row
         passed = reason
     raise BundleError(f"no engine takes {what} by itself; name one with --engine")
 
 
-def _open(row: Engine, opening: Opening) -> NarratorRuntime:
+def _open_row(row: Engine, opening: Opening) -> NarratorRuntime:
     row.refuse_unused({"threads": opening.threads})
     if opening.precision is not None and opening.precision not in row.precisions:
         if opening.precision not in precisions():
@@ -177,127 +170,57 @@ def _open(row: Engine, opening: Opening) -> NarratorRuntime:
         raise MissingExtraError(error.name or row.name, row.extra) from error
 
 
-def _native(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.native import NativeRuntime
-    from lavila_fast.kernels import native
-
-    bundle = opening.need_bundle()
-    if not native.available():
-        raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
-    if not (bundle.folder / WEIGHTS).is_file():
-        raise BundleError(f"{bundle.folder}: no {WEIGHTS} for the native engine; export it again with --target cpu")
-    return NativeRuntime(bundle.folder, bundle.narrator, opening.threads)
-
-
-def _why_not_native(bundle: Bundle) -> str:
-    from lavila_fast.kernels import native
-
-    if not (bundle.folder / WEIGHTS).is_file():
-        return f"no {WEIGHTS} in the bundle"
-    return "" if native.available() else native.why_not()
-
-
-def _onnxruntime(opening: Opening) -> NarratorRuntime:
-    bundle = opening.need_bundle()
-    if bundle.target != "cpu":  # slow, but the same graphs: this is how they are judged where there is no GPU
-        from lavila_fast.engines.device.ort import OrtSlotRuntime
-
-        return OrtSlotRuntime(bundle.folder, bundle.narrator, "cpu", threads=opening.threads)
-    from lavila_fast.engines.host.ort import OrtRuntime
-
-    return OrtRuntime(bundle.folder, bundle.narrator, opening.threads)
-
-
-def _slots(provider: Literal["cuda", "tensorrt"]) -> Callable[[Opening], NarratorRuntime]:
-    def make(opening: Opening) -> NarratorRuntime:
-        from lavila_fast.engines.device.ort import OrtSlotRuntime
-
-        bundle = opening.need_bundle()
-        if bundle.target == "cpu":
-            raise BundleError(f"{bundle.folder}: made for cpu; export it with --target cuda to run it on a GPU")
-        return OrtSlotRuntime(bundle.folder, bundle.narrator, provider, threads=opening.threads)
-
-    return make
-
-
-def _tensorrt(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.device.trt import TensorRtRuntime
-
-    bundle = opening.need_bundle()
-    builder = "tensorrt_rtx" if bundle.target == "rtx" else "tensorrt"
-    return TensorRtRuntime(bundle.folder, bundle.narrator, builder)
-
-
-def _torch(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.eager import TorchRuntime
-    from lavila_fast.models.load import load_narrator
-
-    return TorchRuntime(load_narrator(opening.path), opening.threads)
-
-
-def _torch_cuda(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
-    from lavila_fast.models.load import load_narrator
-
-    precision = opening.precision or ENGINES["torch-cuda"].precisions[0]
-    return TorchGpuRuntime(load_narrator(opening.path), "cuda", precision, compile_encoder="default")
-
-
-def _compiled(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.compiled import CompiledRuntime
-    from lavila_fast.models.load import load_narrator
-
-    return CompiledRuntime(load_narrator(opening.path), opening.threads)
-
-
-def _aot(opening: Opening) -> NarratorRuntime:
-    from lavila_fast.engines.host.compiled import AotRuntime
-
-    bundle = opening.need_bundle()
-    return AotRuntime(bundle.folder, bundle.narrator, opening.threads, weights=bundle.checkpoints.get("narrator"))
-
-
 _CPU, _GPU = ("cpu",), ("cuda", "tensorrt", "jetson", "rtx")
-_ROWS = (
+_ENGINES = (
     Engine(
         "native",
         "our C++ (AMX, AVX512-VNNI, AVX512, AVX2)",
         _CPU,
-        _native,
+        openers.open_native,
         tried="everything",
         automatic=_CPU,
-        why_not=_why_not_native,
+        why_not=openers.why_not_native,
     ),
     Engine(
         "onnxruntime",
         "ONNX Runtime on the CPU; a GPU's graphs too, slowly",
         (*_CPU, *_GPU),
-        _onnxruntime,
+        openers.open_onnxruntime,
         tried="everything",
         automatic=_CPU,
     ),
     Engine(
         "cuda",
-        "ONNX Runtime with IO binding",
+        "ONNX Runtime's CUDA provider (onnxruntime-gpu)",
         _GPU,
-        _slots("cuda"),
+        openers.open_slots("cuda"),
+        "cuda",
+        tried="graphs on the CPU; **never run on a GPU**",
+        automatic=("cuda",),
+        why_not=openers.why_not_cuda,
+    ),
+    Engine(
+        "onnxruntime-tensorrt",
+        "ONNX Runtime's TensorRT provider (onnxruntime-gpu)",
+        _GPU,
+        openers.open_slots("tensorrt"),
+        "cuda",
+        tried="graphs on the CPU; **never run on TensorRT**",
+    ),
+    Engine(
+        "onnxruntime-rtx",
+        "ONNX Runtime with its TensorRT-RTX plug-in",
+        _GPU,
+        openers.open_slots("rtx"),
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
     ),
     Engine(
-        "onnxruntime-tensorrt",
-        "ONNX Runtime's TensorRT provider",
-        _GPU,
-        _slots("tensorrt"),
-        "cuda",
-        tried="graphs on the CPU; **never run on TensorRT**",
-    ),
-    Engine(
         "tensorrt",
         "TensorRT 11; 10 on a Jetson; TensorRT-RTX",
         ("tensorrt", "jetson", "rtx"),
-        _tensorrt,
+        openers.open_tensorrt,
         "tensorrt",
         tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
         automatic=("tensorrt", "jetson", "rtx"),
@@ -307,7 +230,7 @@ _ROWS = (
         "torch",
         "PyTorch, the reference",
         (CHECKPOINT, *_CPU),
-        _torch,
+        openers.open_torch,
         "torch",
         tried="on the CPU",
         automatic=(CHECKPOINT,),
@@ -316,23 +239,20 @@ _ROWS = (
         "torch-cuda",
         "PyTorch on a GPU: our kernels, CUDA graphs",
         (CHECKPOINT, *_CPU),
-        _torch_cuda,
+        openers.open_torch_cuda,
         "gpu",
-        ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4"),
+        openers.TORCH_CUDA_PRECISIONS,
         "on the CPU; **never run on a GPU**",
-        unused={
-            "batch_size": "it narrates as many clips together as the GPU's memory holds",
-            "threads": "it computes on the GPU",
-        },
+        unused={"threads": "it computes on the GPU"},
     ),
     Engine(
         "torch-compiled",
         "PyTorch, compiled at the first clips",
         (CHECKPOINT, *_CPU),
-        _compiled,
+        openers.open_compiled,
         "torch",
         tried="on the CPU",
     ),
-    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, _aot, "torch", tried="on the CPU"),
+    Engine("torch-aot", "PyTorch, compiled ahead (AOTInductor)", _CPU, openers.open_aot, "torch", tried="on the CPU"),
 )
-ENGINES: dict[str, Engine] = {row.name: row for row in _ROWS}
+ENGINES: dict[str, Engine] = {row.name: row for row in _ENGINES}

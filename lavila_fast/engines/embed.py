@@ -12,15 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, I64
 from lavila_fast.bundle.graph_names import CLASSIFIER, DUAL_TEXT, DUAL_VIDEO, logits_names
 from lavila_fast.config import ClassifierConfig, ClipTextConfig, DualEncoderConfig, VisionConfig
 from lavila_fast.engines.host.ort import check_graph, session
 from lavila_fast.errors import InputError
-
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 
 
 def _video_shape(vision: VisionConfig) -> tuple[int | None, ...]:

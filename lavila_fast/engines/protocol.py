@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.sampling import Chosen, Warp
 
-Writer = Literal["steps", "ahead"]
+WriterKind = Literal["steps", "ahead"]
 """Who writes sentences with an engine: ``steps`` asks it for one step at a time; ``ahead`` queues steps on a
 device whose runtime has a decode loop of its own."""
 
@@ -47,11 +45,11 @@ class NarratorRuntime(Protocol):
         ...
 
     @property
-    def writer(self) -> Writer:
+    def writer(self) -> WriterKind:
         """Who writes sentences with it; beams are always searched in steps."""
         ...
 
-    def encode(self, video: NDArray[np.float32]) -> ClipContext:
+    def encode(self, video: F32) -> ClipContext:
         """Everything the decoder needs of clips: normalised float32 video (B, 3, T, H, W), once a clip."""
         ...
 
@@ -67,19 +65,19 @@ class NarratorRuntime(Protocol):
         """Append `samples` rows for each clip; the begin token is fed once a clip, not once a row."""
         ...
 
-    def sample(self, state: Any, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(self, state: Any, warp: Warp, u: F64) -> Chosen:
         """Choose the next token of every row with one uniform number in [0, 1) a row; the state does not change."""
         ...
 
-    def logprobs(self, state: Any) -> NDArray[np.float32]:
+    def logprobs(self, state: Any) -> F32:
         """Log-probabilities of every next token of every row, (N, V)."""
         ...
 
-    def step(self, state: Any, tokens: NDArray[np.int64]) -> None:
+    def step(self, state: Any, tokens: I64) -> None:
         """Feed one token a row."""
         ...
 
-    def select(self, state: Any, rows: NDArray[np.int64]) -> None:
+    def select(self, state: Any, rows: I64) -> None:
         """Make row i what row ``rows[i]`` was; rows not named leave, and a clip without rows frees its place.
 
         A row may be named several times (beams) as long as it stays within its clip.

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, F64, I64, Mask
 from lavila_fast.errors import InputError
 
-F32 = NDArray[np.float32]
-BLOCK = 256
+SUM_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Warp:
 class Chosen:
     """One step's outcome for N rows: tokens (int64), their log-probability and the entropy, both unwarped, in nats."""
 
-    tokens: NDArray[np.int64]
+    tokens: I64
     logprob: F32
     entropy: F32
 
@@ -73,7 +72,7 @@ def _softmax(row: F32) -> tuple[F32, F32, np.float32, np.float32]:
     return shifted, weights, total, np.log(total) - (weights * shifted).sum() / total
 
 
-def choose(logits: F32, source: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
+def choose_tokens(logits: F32, source: I64, warp: Warp, u: F64) -> Chosen:
     """Choose a token for each of N rows.
 
     Args:
@@ -91,13 +90,13 @@ def choose(logits: F32, source: NDArray[np.int64], warp: Warp, u: NDArray[np.flo
             tokens = np.full(len(mine), shifted.argmax())
         else:
             inside, weights = _survivors(shifted, weights if warp.temperature == 1 else None, warp, 1)
-            tokens = draw(weights * inside, u[mine])
+            tokens = draw_tokens(weights * inside, u[mine])
         chosen.tokens[mine] = tokens
         chosen.logprob[mine] = shifted[tokens] - np.log(total)
     return chosen
 
 
-def kept(scores: F32, warp: Warp, least: int = 1) -> tuple[NDArray[np.bool_], F32]:
+def kept(scores: F32, warp: Warp, least: int = 1) -> tuple[Mask, F32]:
     """Which words of one row survive the warp (V,), and the weights of all (V,), the largest being 1.
 
     Args:
@@ -108,7 +107,7 @@ def kept(scores: F32, warp: Warp, least: int = 1) -> tuple[NDArray[np.bool_], F3
     return _survivors(scores - scores.max(), None, warp, least)
 
 
-def _survivors(shifted: F32, weights: F32 | None, warp: Warp, least: int) -> tuple[NDArray[np.bool_], F32]:
+def _survivors(shifted: F32, weights: F32 | None, warp: Warp, least: int) -> tuple[Mask, F32]:
     """See `kept`; `shifted` (V,) has 0 as its largest, `weights` are its exponentials where they are at hand."""
     if weights is None:
         weights = np.exp(shifted * np.float32(1 / warp.temperature))
@@ -123,7 +122,7 @@ def _survivors(shifted: F32, weights: F32 | None, warp: Warp, least: int) -> tup
     return inside, weights
 
 
-def nucleus(weights: F32, top_p: float) -> NDArray[np.bool_]:
+def nucleus(weights: F32, top_p: float) -> Mask:
     """A mask of the fewest largest `weights` whose share reaches `top_p`; of equal ones the first are taken.
 
     The word that crosses the threshold is in (Holtzman et al., 2020, as Hugging Face's warper implements it).
@@ -146,19 +145,19 @@ def nucleus(weights: F32, top_p: float) -> NDArray[np.bool_]:
     return inside
 
 
-def draw(weights: F32, u: NDArray[np.float64]) -> NDArray[np.int64]:
+def draw_tokens(weights: F32, u: F64) -> I64:
     """Indices drawn in proportion to `weights` (V,), one for each uniform number in [0, 1).
 
     The cumulative weight is inverted in two steps, over blocks and within one: a running sum over a whole vocabulary
     is slow.
     """
-    starts = np.arange(0, len(weights), BLOCK)
+    starts = np.arange(0, len(weights), SUM_BLOCK)
     before = np.concatenate([[0.0], np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))])
     goals = np.minimum(u * before[-1], np.nextafter(before[-1], 0))  # so that the block found weighs something
     tokens = np.empty(len(u), np.int64)
     for i, goal in enumerate(goals):
         block = int(np.searchsorted(before, goal, side="right")) - 1
-        part = weights[block * BLOCK : (block + 1) * BLOCK]
+        part = weights[block * SUM_BLOCK : (block + 1) * SUM_BLOCK]
         place = int(np.searchsorted(np.cumsum(part, dtype=np.float64), goal - before[block], side="right"))
-        tokens[i] = block * BLOCK + min(place, int(np.flatnonzero(part)[-1]))
+        tokens[i] = block * SUM_BLOCK + min(place, int(np.flatnonzero(part)[-1]))
     return tokens

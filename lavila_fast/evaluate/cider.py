@@ -18,13 +18,13 @@ Gram = tuple[str, ...]
 LONGEST, SIGMA = 4, 6.0
 
 
-def words(sentence: str) -> list[str]:
+def tokens(sentence: str) -> list[str]:
     """Lower-case words; punctuation goes, apart from apostrophes within a word."""
     return re.findall(r"\w+(?:'\w+)*", sentence.lower())
 
 
 def _grams(sentence: str) -> list[Counter[Gram]]:
-    said = words(sentence)
+    said = tokens(sentence)
     return [Counter(zip(*(said[i:] for i in range(n)), strict=False)) for n in range(1, LONGEST + 1)]
 
 

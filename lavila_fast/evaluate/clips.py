@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import lavila_fast.kitchen as kitchen
+from lavila_fast.arrays import F32
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.kitchen.film import film, ground_truth
 from lavila_fast.kitchen.scene import Scene, Split, make_scene
 from lavila_fast.kitchen.world import COLOURS, HANDS, OBJECTS, VERBS, Action
 from lavila_fast.records import Clip
+from lavila_fast.video.kinds import has_video_suffix
 from lavila_fast.video.reader import read_clips
-from lavila_fast.video.sources import SUFFIXES, VideoSource, expand_windows
+from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import preprocess
 
-F32 = NDArray[np.float32]
-SPLITS: tuple[Split, ...] = ("unseen_seeds", "unseen_pairs")
+UNSEEN_SPLITS: tuple[Split, ...] = ("unseen_seeds", "unseen_pairs")
 FIRST_SEED = 1_000_000  # training clips have seeds below
 PER_FILM = 50
 PARTS: dict[str, tuple[str, ...]] = {"verb": tuple(VERBS), "object": OBJECTS, "colour": COLOURS, "hand": HANDS}
@@ -86,14 +87,15 @@ def _watch(reel: _Reel, frames: int, size: int) -> F32:
     return np.stack([seen[clip] for clip in clips])
 
 
-def _digest() -> str:
+def kitchen_digest(*about: bytes) -> str:
+    """Of the kitchen's own source, and of what else made some pictures: a name for the folder they are kept in."""
     sources = [path.read_bytes() for path in sorted(Path(kitchen.__path__[0]).glob("*.py"))]
-    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join([*about, *sources])).hexdigest()[:16]
 
 
 def _reels(split: Split, clips: int, folder: Path, first: int, workers: int) -> list[_Reel]:
     """The films that hold so many clips, shot where they are lacking."""
-    folder = folder / _digest()
+    folder = folder / kitchen_digest()
     folder.mkdir(parents=True, exist_ok=True)
     seeds = range(first, first + clips, PER_FILM)
     reels = [_Reel(split, seed, folder / f"{split}-{seed}.mp4") for seed in seeds]
@@ -171,7 +173,7 @@ class KitchenClips:
 
     @property
     def _shares(self) -> Iterator[tuple[Split, int]]:
-        yield from zip(SPLITS, (-(-self.count // 2), self.count // 2), strict=True)
+        yield from zip(UNSEEN_SPLITS, (-(-self.count // 2), self.count // 2), strict=True)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -207,7 +209,7 @@ class FolderClips:
     @cached_property
     def _windows(self) -> dict[Path, list[Clip]]:
         found = [self.folder] if self.folder.is_file() else sorted(self.folder.rglob("*"))
-        videos = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+        videos = [path for path in found if has_video_suffix(path.name) and path.is_file()]
         chosen = _in_turn([_spread(path, self.seconds, self.count) for path in videos], self.count)
         if not chosen:
             what = "no readable videos" if videos else "no videos"
@@ -233,10 +235,10 @@ class FolderClips:
 
     def read(self, frames: int, size: int) -> F32:
         """See `ClipSource` and `stream`; clips that cannot be decoded are left out."""
-        return filled(self.stream(frames, size), self.most)
+        return stacked(self.stream(frames, size), self.most)
 
 
-def filled(arrays: Iterable[F32], most: int) -> F32:
+def stacked(arrays: Iterable[F32], most: int) -> F32:
     """Arrays of one shape, at least one and at most `most`, as one array (N, …) that is the only copy of them."""
     count, arrays = 0, iter(arrays)
     first = next(arrays)

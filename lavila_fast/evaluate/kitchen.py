@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32
 from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.evaluate.cider import cider
 from lavila_fast.evaluate.clips import PARTS, action_of, labels_of
 from lavila_fast.evaluate.metrics import average_precision, ndcg, recall_at
 from lavila_fast.generate.options import Options, Written
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 from lavila_fast.kitchen.world import all_actions, parse_sentence
 
-Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Items = dict[str, NDArray[np.float64]]
 
 
 def write_greedily(runtime: NarratorRuntime, contexts: Iterable[ClipContext], batch: int = 8) -> list[Written]:
     """The likeliest next word, again and again: one sentence for each context of one clip, in their order."""
-    tasks = (Task(i, b"", context) for i, context in enumerate(contexts))
+    tasks = (EncodedClip(i, b"", context) for i, context in enumerate(contexts))
     options = Options(warp=Warp(temperature=0.0))
     found = {i: one for i, (one,) in write_samples(runtime, tasks, options, batch)}
     return [found[i] for i in range(len(found))]
@@ -77,13 +77,13 @@ def confusions(said: list[str], labels: Labels, most: int = 6) -> list[list[Any]
     return [[*mistake, count] for mistake, count in counts.most_common(most)]
 
 
-def ranking(scores: Floats, fits: NDArray[np.bool_]) -> dict[str, float]:
+def ranking(scores: F32, fits: NDArray[np.bool_]) -> dict[str, float]:
     """Recall at 1, 5, 10 and mean average precision of each row's ranking of the columns."""
     figures = {f"recall_at_{k}": float(recall_at(k, scores, fits).mean()) for k in (1, 5, 10)}
     return {**figures, "map": float(average_precision(scores, fits).mean())}
 
 
-def retrieval_figures(video_NE: Floats, text_ME: Floats, fits_NM: NDArray[np.bool_]) -> dict[str, Any]:
+def retrieval_figures(video_NE: F32, text_ME: F32, fits_NM: NDArray[np.bool_]) -> dict[str, Any]:
     """Ranking of M distinct sentences for N clips and of the clips for the sentences."""
     scores = video_NE @ text_ME.T
     return {
@@ -100,7 +100,7 @@ def distinct_sentences(labels: Labels) -> tuple[list[str], Labels, NDArray[np.in
     return [action_of(row).sentence for row in different], different, where.reshape(-1)
 
 
-def retrieval_items(video_NE: Floats, text_ME: Floats, labels_N4: Labels, labels_M4: Labels) -> Items:
+def retrieval_items(video_NE: F32, text_ME: F32, labels_N4: Labels, labels_M4: Labels) -> Items:
     """Of each clip and each of M distinct sentences as a query: AP, nDCG and recall at 1.
 
     AP and recall look for the very sentence; nDCG's relevancy is the share of verb, object, colour and hand that agree.
@@ -115,7 +115,7 @@ def retrieval_items(video_NE: Floats, text_ME: Floats, labels_N4: Labels, labels
     return items
 
 
-def choice_figures(video_NE: Floats, text_NE: Floats, labels_N4: Labels) -> dict[str, float]:
+def choice_figures(video_NE: F32, text_NE: F32, labels_N4: Labels) -> dict[str, float]:
     """Which of five clips is meant by a sentence, as EgoMCQ asks: accuracy with any four others, and with near ones.
 
     Near clips share at least two of the four parts with the right one (EgoMCQ's questions within one video).
@@ -133,7 +133,7 @@ def choice_figures(video_NE: Floats, text_NE: Floats, labels_N4: Labels) -> dict
     return figures
 
 
-def dual_figures(video_NE: Floats, embed_text: Any, labels_N4: Labels) -> dict[str, Any]:
+def dual_figures(video_NE: F32, embed_text: Any, labels_N4: Labels) -> dict[str, Any]:
     """Retrieval among all sentences of the kitchen and among those of the clips, and multiple choice.
 
     Args:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.arrays import F64
+
 Floats = NDArray[np.floating[Any]]
-F64 = NDArray[np.float64]
 
 
 def _ranked(scores_NM: Floats, values_NM: NDArray[Any]) -> NDArray[Any]:

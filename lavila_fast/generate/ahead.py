@@ -8,103 +8,76 @@ slot falls free when the host collects the end of its last sentence; what was qu
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import I64, Mask
+from lavila_fast.engines.sampling import Chosen
 from lavila_fast.errors import InputError
-from lavila_fast.generate.options import Options, Written
+from lavila_fast.generate.options import Options, Owner, Written
 from lavila_fast.generate.randomness import uniforms
 from lavila_fast.generate.scheduler import end_token, token_limit
+from lavila_fast.generate.sentences import SentenceTable
 
 if TYPE_CHECKING:  # it needs torch
-    from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules, StepOutcome
+    from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, SamplingParams, StepOutcome
     from lavila_fast.engines.torch_cuda.encoder import EncoderBatch
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 
-T = TypeVar("T")
 SPREAD = 12  # steps over which the clips of a full table are uploaded: about what a sentence takes
 
 
 @dataclass(frozen=True)
-class PendingClip(Generic[T]):
+class PendingClip(Generic[Owner]):
     """A clip to be narrated: whose it is, its random key, and its frames as `encoder.EncoderBatch` takes them."""
 
-    owner: T
+    owner: Owner
     key: bytes
     frames: Any
 
 
-class SlotTable(Generic[T]):
-    """What the host knows of B slots with R rows: the clip in each, and the sentences as far as they were collected.
+class QueuedTable(SentenceTable[Owner]):
+    """Sentences as far as they were collected, of slots for which steps are queued.
 
-    Attributes:
-        clips: The clip of each slot, or None.
-        steps: Steps queued for it.
-        live: (B, R) rows whose end was not collected yet.
+    Every step that is queued is one of each unfinished slot, so how many one has follows from its first one's number.
     """
 
     def __init__(self, slots: int, rows: int, limit: int, end: int) -> None:
-        self.limit, self.end = limit, end
-        self.clips: list[PendingClip[T] | None] = [None] * slots
-        self.steps, self._since = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
-        self.live = np.zeros((slots, rows), bool)
-        self._ids = np.zeros((slots, rows, limit), np.int64)
-        self._counts = np.zeros((slots, rows), np.int64)
-        self._logprob, self._entropy = np.zeros((slots, rows)), np.zeros((slots, rows))
+        super().__init__(slots, rows, limit, end)
+        self._first = np.zeros(slots, np.int64)
 
-    def free(self) -> NDArray[np.int64]:
-        """Empty slots, in order."""
-        return np.array([slot for slot, clip in enumerate(self.clips) if clip is None], np.int64)
-
-    def admit(self, slot: int, clip: PendingClip[T], number: int) -> None:
+    def queue(self, slot: int, clip: PendingClip[Owner], number: int) -> None:
         """A clip takes a slot; step `number` will be its first."""
-        self.clips[slot], self.steps[slot], self._since[slot] = clip, 0, number
-        self.live[slot], self._counts[slot], self._ids[slot, :, 0] = True, 1, self.end
-        self._logprob[slot], self._entropy[slot] = 0, 0
+        self.admit(slot, clip.owner, clip.key)
+        self._first[slot] = number
 
-    def unfinished(self) -> NDArray[np.bool_]:
+    def steps(self, number: int) -> I64:
+        """Steps queued for each unfinished slot, `number` being that of the next step, (B,)."""
+        steps: I64 = number - self._first
+        return steps
+
+    def unfinished(self, number: int) -> Mask:
         """Slots for whose sentences another step must be queued, as far as is known, (B,)."""
-        unfinished: NDArray[np.bool_] = self.live.any(1) & (self.steps < self.limit - 1)
+        unfinished: Mask = self.live.any(1) & (self.steps(number) < self.limit - 1)
         return unfinished
 
     def collect(self, outcome: StepOutcome) -> list[int]:
         """Add one step's tokens to the sentences: the slots that it completed."""
         chosen = outcome.chosen
         n = len(chosen.tokens)
-        mine = self.live[:n] & (self._since[:n] <= outcome.number)[:, None]
+        mine = self.live[:n] & (self._first[:n] <= outcome.number)[:, None]
         slot, row = np.nonzero(mine)
-        place = self._counts[slot, row]
-        tokens = chosen.tokens[slot, row]
-        self._ids[slot, row, place] = tokens
-        self._logprob[slot, row] += chosen.logprob[slot, row]
-        self._entropy[slot, row] += chosen.entropy[slot, row]
-        self._counts[slot, row] += 1
-        self.live[slot, row] = (tokens != self.end) & (place + 1 < self.limit)
+        self.add(slot, row, Chosen(chosen.tokens[mine], chosen.logprob[mine], chosen.entropy[mine]))
         return np.flatnonzero(mine.any(1) & ~self.live[:n].any(1)).tolist()
-
-    def release(self, slot: int) -> tuple[T, list[Written]]:
-        """The clip's owner and its sentences; the slot is empty then."""
-        clip = self.clips[slot]
-        assert clip is not None
-        self.clips[slot] = None
-        return clip.owner, [self._written(slot, row) for row in range(self.live.shape[1])]
-
-    def _written(self, slot: int, row: int) -> Written:
-        count = int(self._counts[slot, row])
-        ids = tuple(self._ids[slot, row, :count].tolist())
-        mean = self._entropy[slot, row] / (count - 1), self._logprob[slot, row] / (count - 1)
-        return Written(ids, math.exp(mean[0]), float(mean[1]))
 
 
 def write_ahead(
-    runtime: TorchGpuRuntime, clips: Iterable[PendingClip[T]], options: Options
-) -> Iterator[tuple[T, list[Written]]]:
+    runtime: TorchGpuRuntime, clips: Iterable[PendingClip[Owner]], options: Options
+) -> Iterator[tuple[Owner, list[Written]]]:
     """Sample `options.samples` sentences for each clip.
 
     Args:
@@ -118,33 +91,33 @@ def write_ahead(
     Raises:
         InputError: beams, or another writer has the engine.
     """
-    from lavila_fast.engines.torch_cuda.decode_loop import Rules
+    from lavila_fast.engines.torch_cuda.decode_loop import SamplingParams
 
     if options.beams > 1:
         raise InputError("beams cannot run ahead of the device; take write_beams")
-    rules = Rules(options.warp, min(token_limit(runtime, options), runtime.capacity + 1))
+    params = SamplingParams(options.warp, min(token_limit(runtime, options), runtime.capacity + 1))
     loop = runtime.decode_loop(options.samples)
     loop.reserve()
     try:
-        loop.prepare(rules)
-        table: SlotTable[T] = SlotTable(loop.slots, loop.rows, rules.limit, end_token(runtime))
-        yield from _decode_ahead(_AdmissionQueue(runtime, clips, loop.lanes // loop.rows), loop, table, rules)
+        loop.prepare(params)
+        table: QueuedTable[Owner] = QueuedTable(loop.slots, loop.rows, params.limit, end_token(runtime))
+        yield from _decode_ahead(_AdmissionQueue(runtime, clips, loop.lanes // loop.rows), loop, table, params)
     finally:
         loop.release()
 
 
-class _AdmissionQueue(Generic[T]):
+class _AdmissionQueue(Generic[Owner]):
     """Clips that wait for a slot: each fills a batch of the encoder, and the oldest batch is admitted first."""
 
-    def __init__(self, runtime: TorchGpuRuntime, clips: Iterable[PendingClip[T]], clips_at_once: int) -> None:
+    def __init__(self, runtime: TorchGpuRuntime, clips: Iterable[PendingClip[Owner]], clips_at_once: int) -> None:
         self._queue, self._size = iter(clips), runtime.encode_batch
         # The host must be back from uploading before the queued steps are done.
         self._portion = -(-clips_at_once // SPREAD)
         self._idle = deque(runtime.encoder_batches())
         for batch in self._idle:
             batch.clear()
-        self.batches: deque[tuple[EncoderBatch, deque[PendingClip[T]]]] = deque()
-        self._filling: deque[PendingClip[T]] = deque()
+        self.batches: deque[tuple[EncoderBatch, deque[PendingClip[Owner]]]] = deque()
+        self._filling: deque[PendingClip[Owner]] = deque()
         self._open = True
 
     def upload(self, busy: bool) -> None:
@@ -163,15 +136,15 @@ class _AdmissionQueue(Generic[T]):
                 self.batches.append((self._idle.popleft(), self._filling))
                 self._filling = deque()
 
-    def admit(self, loop: DecodeLoop, table: SlotTable[T], hurry: bool) -> None:
+    def admit(self, loop: DecodeLoop, table: QueuedTable[Owner], hurry: bool) -> None:
         """Admit clips that are encoded, as far as there are lanes; with `hurry`, the device waits for the encoder."""
         free = table.free()[: (loop.lanes - int(table.live.sum())) // loop.rows]
-        while len(free) and self.batches and (hurry or self.batches[0][0].done.reached()):
+        while len(free) and self.batches and (hurry or self.batches[0][0].done.query()):
             batch, clips = self.batches[0]
             slots, free = free[: len(clips)], free[len(clips) :]
             loop.admit(slots, batch, batch.clips - len(clips))
             for slot in slots.tolist():
-                table.admit(slot, clips.popleft(), loop.number)
+                table.queue(slot, clips.popleft(), loop.number)
             if not clips:
                 self.batches.popleft()
                 batch.clear()
@@ -179,18 +152,17 @@ class _AdmissionQueue(Generic[T]):
 
 
 def _decode_ahead(
-    admissions: _AdmissionQueue[T], loop: DecodeLoop, table: SlotTable[T], rules: Rules
-) -> Iterator[tuple[T, list[Written]]]:
+    admissions: _AdmissionQueue[Owner], loop: DecodeLoop, table: QueuedTable[Owner], params: SamplingParams
+) -> Iterator[tuple[Owner, list[Written]]]:
     while True:
-        busy = bool(table.unfinished().any())
+        busy = bool(table.unfinished(loop.number).any())
         admissions.upload(busy)
         admissions.admit(loop, table, hurry=not busy)
-        unfinished = table.unfinished()
+        unfinished = table.unfinished(loop.number)
         if unfinished.any():
-            if not rules.warp.greedy:
+            if not params.warp.greedy:
                 _draw(loop, table, unfinished)
-            loop.launch(int(np.flatnonzero(unfinished)[-1]) + 1, rules)
-            table.steps[unfinished] += 1
+            loop.launch(int(np.flatnonzero(unfinished)[-1]) + 1, params)
         elif not loop.queued:
             if admissions.batches:
                 continue
@@ -200,16 +172,16 @@ def _decode_ahead(
                 yield table.release(slot)
 
 
-def _draw(loop: DecodeLoop, table: SlotTable[T], unfinished: NDArray[np.bool_]) -> None:
+def _draw(loop: DecodeLoop, table: QueuedTable[Owner], unfinished: Mask) -> None:
     """Send the uniform numbers of the next steps to the slots that have used up theirs."""
-    slots = np.flatnonzero(unfinished & (table.steps % loop.drawn == 0))
+    queued = table.steps(loop.number)
+    slots = np.flatnonzero(unfinished & (queued % loop.drawn == 0))
     if not len(slots):
         return
     u = np.zeros((len(slots), loop.rows, loop.drawn))
     for place, slot in enumerate(slots.tolist()):
-        clip, first = table.clips[slot], int(table.steps[slot])
-        assert clip is not None
+        first = int(queued[slot])
         steps = range(first, min(first + loop.drawn, table.limit - 1))
         rows = np.flatnonzero(table.live[slot])
-        u[place, rows, : len(steps)] = uniforms(clip.key, rows.tolist(), steps)
+        u[place, rows, : len(steps)] = uniforms(table.key(slot), rows.tolist(), steps)
     loop.draw(slots, u)

@@ -11,18 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, I64
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.engines.sampling import F32, Warp, kept
-from lavila_fast.generate.options import Options, Written
+from lavila_fast.engines.sampling import Warp, kept
+from lavila_fast.generate.options import Options, Owner, Written
 from lavila_fast.generate.randomness import uniform
-from lavila_fast.generate.scheduler import Task, end_token, token_limit
-
-T = TypeVar("T")
+from lavila_fast.generate.scheduler import EncodedClip, end_token, token_limit
 
 
 @dataclass
@@ -107,8 +105,8 @@ def _written(value: float, beam: Beam) -> Written:
 
 
 def write_beams(
-    runtime: NarratorRuntime, tasks: Iterable[Task[T]], options: Options
-) -> Iterator[tuple[T, list[Written]]]:
+    runtime: NarratorRuntime, tasks: Iterable[EncodedClip[Owner]], options: Options
+) -> Iterator[tuple[Owner, list[Written]]]:
     """Search `options.samples` sentences for each task with `options.beams` beams, one clip after another.
 
     Yields:
@@ -118,7 +116,7 @@ def write_beams(
         yield task.owner, _search_clip(runtime, task, options)
 
 
-def _search_clip(runtime: NarratorRuntime, task: Task[Any], options: Options) -> list[Written]:
+def _search_clip(runtime: NarratorRuntime, task: EncodedClip[Any], options: Options) -> list[Written]:
     end = end_token(runtime)
     grouped = options.groups > 1
     searches = [_new_search(options, end) for _ in range(1 if grouped else options.samples)]
@@ -180,7 +178,7 @@ def continuations(
     Returns:
         (score, beam, token, plain log-probability of the token).
     """
-    pool: list[tuple[NDArray[np.float32], int, NDArray[np.int64]]] = []
+    pool: list[tuple[F32, int, I64]] = []
     for number, (line, beam) in enumerate(zip(logprobs, beams, strict=True)):
         total = line + np.float32(beam.score)
         ids = np.flatnonzero(kept(total, warp, least=2)[0])
@@ -189,16 +187,16 @@ def continuations(
     owner = np.concatenate([np.full(len(p[2]), p[1]) for p in pool])
     tokens = np.concatenate([p[2] for p in pool])
     count = min(2 * len(beams), len(scores))
-    picked = _best(scores, count) if draws is None else _drawn(scores, draws[:count])
+    picked = _highest(scores, count) if draws is None else _drawn(scores, draws[:count])
     return [(float(scores[i]), int(owner[i]), int(tokens[i]), float(logprobs[owner[i], tokens[i]])) for i in picked]
 
 
-def _best(scores: F32, count: int) -> NDArray[np.int64]:
+def _highest(scores: F32, count: int) -> I64:
     among = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
     return among[np.lexsort((among, -scores[among]))]
 
 
-def _drawn(scores: F32, draws: list[float]) -> NDArray[np.int64]:
+def _drawn(scores: F32, draws: list[float]) -> I64:
     left = scores.astype(np.float64)
     picked: list[int] = []
     for u in draws:

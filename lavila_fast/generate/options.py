@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import InputError
 
 SAMPLING = Warp(temperature=0.7, top_p=0.95)
 """The original's."""
+Owner = TypeVar("Owner")
+"""Whose a clip is: whatever the caller wants to get back with its sentences."""
 
 
 @dataclass(frozen=True)

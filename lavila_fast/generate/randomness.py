@@ -12,13 +12,20 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 import numpy as np
-from numpy.typing import NDArray
+
+from lavila_fast.arrays import F64
 
 _COUNTER = struct.Struct("<QQ")
 
 
 def clip_key(seed: int, video: str, start: float) -> bytes:
-    """The key of one clip: the video's file name without its folder, and the start rounded to milliseconds."""
+    """The key of one clip.
+
+    Args:
+        seed: Of the run.
+        video: The identity of the video's content (`video.content`); of frames from nowhere, a name without its folder.
+        start: First second of the clip, which counts in milliseconds.
+    """
     text = f"{seed}\0{PurePath(video).name}\0{round(start * 1000)}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32).digest()
 
@@ -29,7 +36,7 @@ def uniform(key: bytes, sample: int, step: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def uniforms(key: bytes, samples: Iterable[int], steps: Iterable[int]) -> NDArray[np.float64]:
+def uniforms(key: bytes, samples: Iterable[int], steps: Iterable[int]) -> F64:
     """What `uniform` gives for each of these samples at each of these steps, (samples, steps), in half the time."""
     steps = list(steps)
     keyed, digests = hashlib.blake2b(key=key, digest_size=8), []

@@ -6,51 +6,27 @@ only on unfinished sentences.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic
 
 import numpy as np
 
+from lavila_fast.arrays import I64
 from lavila_fast.engines.protocol import ClipContext, NarratorRuntime
-from lavila_fast.generate.options import Options, Written
+from lavila_fast.generate.options import Options, Owner, Written
 from lavila_fast.generate.randomness import uniform
+from lavila_fast.generate.sentences import SentenceTable
 
-T = TypeVar("T")
 
+@dataclass(frozen=True)
+class EncodedClip(Generic[Owner]):
+    """A clip to be narrated: whose it is, its random key, and what the engine made of its frames."""
 
-@dataclass
-class Task(Generic[T]):
-    """A clip in flight: whose it is, its random key, and its sentences as they finish."""
-
-    owner: T
+    owner: Owner
     key: bytes
     context: ClipContext
-    done: dict[int, Written] = field(default_factory=dict)
-
-
-@dataclass
-class Row(Generic[T]):
-    """A sentence in the making."""
-
-    task: Task[T]
-    sample: int
-    ids: list[int]
-    entropy: float = 0.0
-    logprob: float = 0.0
-
-    def add(self, token: int, logprob: float, entropy: float) -> None:
-        """Append a chosen token with its unwarped scores."""
-        self.ids.append(token)
-        self.logprob += logprob
-        self.entropy += entropy
-
-    def written(self) -> Written:
-        """The finished sentence."""
-        count = len(self.ids) - 1
-        return Written(tuple(self.ids), math.exp(self.entropy / count), self.logprob / count)
 
 
 def end_token(runtime: NarratorRuntime) -> int:
@@ -75,58 +51,59 @@ def leavers_last(ended: list[bool]) -> np.ndarray:
 
 
 def write_samples(
-    runtime: NarratorRuntime, tasks: Iterable[Task[T]], options: Options, batch: int
-) -> Iterator[tuple[T, list[Written]]]:
-    """Sample `options.samples` sentences for each task.
+    runtime: NarratorRuntime, clips: Iterable[EncodedClip[Owner]], options: Options, batch: int
+) -> Iterator[tuple[Owner, list[Written]]]:
+    """Sample `options.samples` sentences for each clip.
 
     Args:
         runtime: The engine.
-        tasks: Taken one by one as places fall free, so a lazy iterable is encoded just in time.
+        clips: Taken one by one as places fall free, so a lazy iterable is encoded just in time.
         options: Without beams.
         batch: The most clips in flight.
 
     Yields:
         Owner and sentences (in order of their sample number) of each clip, as it finishes.
     """
-    queue = iter(tasks)
-    state = runtime.begin()
-    rows: list[Row[T]] = []
-    end, limit = end_token(runtime), token_limit(runtime, options)
+    queue, state = iter(clips), runtime.begin()
+    table: SentenceTable[Owner] = SentenceTable(
+        batch, options.samples, token_limit(runtime, options), end_token(runtime)
+    )
+    slot, sample = np.empty(0, np.int64), np.empty(0, np.int64)  # of each row of the engine, in its order
     while True:
-        rows += _refill(runtime, state, queue, rows, options, batch)
-        if not rows:
+        joined = _refill(runtime, state, queue, table, batch)
+        slot = np.append(slot, np.repeat(joined, options.samples))
+        sample = np.append(sample, np.tile(np.arange(options.samples), len(joined)))
+        if not len(slot):
             return
-        u = np.array([uniform(row.task.key, row.sample, len(row.ids) - 1) for row in rows])
-        chosen = runtime.sample(state, options.warp, u)
-        for row, token, logprob, entropy in zip(rows, chosen.tokens, chosen.logprob, chosen.entropy, strict=True):
-            row.add(int(token), float(logprob), float(entropy))
-        ended = [row.ids[-1] == end or len(row.ids) >= limit for row in rows]
+        steps = table.counts[slot, sample] - 1
+        places = zip(map(table.key, slot.tolist()), sample.tolist(), steps.tolist(), strict=True)
+        chosen = runtime.sample(state, options.warp, np.array([uniform(*place) for place in places]))
+        ended = table.add(slot, sample, chosen)
         tokens = chosen.tokens
-        finished = []
-        if any(ended):
-            finished = [row for row, gone in zip(rows, ended, strict=True) if gone]
-            order = leavers_last(ended)
-            rows, tokens = [rows[i] for i in order], tokens[order]
+        if ended.any():
+            order = leavers_last(ended.tolist())
+            slot, sample, tokens = slot[order], sample[order], tokens[order]
             runtime.select(state, order)
-        if rows:
+        if len(slot):
             runtime.step(state, tokens)
-        yield from _close(finished, options.samples)
+        if ended.any():
+            yield from [table.release(done) for done in table.completed()]
 
 
 def _refill(
-    runtime: NarratorRuntime, state: object, queue: Iterator[Task[T]], rows: list[Row[T]], options: Options, batch: int
-) -> list[Row[T]]:
-    free = batch - len({id(row.task) for row in rows})
-    if rows and free < max(1, batch // 4):  # joining costs a step of its own, so let a few places gather
-        return []
-    tasks = list(islice(queue, free))
-    if tasks:
-        runtime.join(state, runtime.merge([task.context for task in tasks]), options.samples)
-    return [Row(task, sample, [end_token(runtime)]) for task in tasks for sample in range(options.samples)]
-
-
-def _close(finished: list[Row[T]], samples: int) -> Iterator[tuple[T, list[Written]]]:
-    for row in finished:
-        row.task.done[row.sample] = row.written()
-        if len(row.task.done) == samples:
-            yield row.task.owner, [row.task.done[i] for i in range(samples)]
+    runtime: NarratorRuntime,
+    state: object,
+    queue: Iterator[EncodedClip[Owner]],
+    table: SentenceTable[Owner],
+    batch: int,
+) -> I64:
+    """Let clips join where there is room for them: the slots they took."""
+    free = table.free()
+    if len(free) < max(1, batch // 4):  # joining costs a step of its own, so let a few places gather
+        return free[:0]
+    clips = list(islice(queue, len(free)))
+    if clips:
+        runtime.join(state, runtime.merge([clip.context for clip in clips]), table.live.shape[1])
+    for slot, clip in zip(free.tolist(), clips, strict=False):
+        table.admit(slot, clip.owner, clip.key)
+    return free[: len(clips)]

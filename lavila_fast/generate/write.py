@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.generate.ahead import PendingClip, write_ahead
 from lavila_fast.generate.beams import write_beams
-from lavila_fast.generate.options import Options, Written
-from lavila_fast.generate.scheduler import Task, write_samples
+from lavila_fast.generate.options import Options, Owner, Written
+from lavila_fast.generate.scheduler import EncodedClip, write_samples
 
 if TYPE_CHECKING:  # it needs torch
     from lavila_fast.engines.torch_cuda.runtime import TorchGpuRuntime
 
-T = TypeVar("T")
-
 
 def write(
-    runtime: NarratorRuntime, clips: Iterable[PendingClip[T]], options: Options, batch: int
-) -> Iterator[tuple[T, list[Written]]]:
+    runtime: NarratorRuntime, clips: Iterable[PendingClip[Owner]], options: Options, batch: int
+) -> Iterator[tuple[Owner, list[Written]]]:
     """Write `options.samples` sentences for each clip.
 
     Args:
@@ -35,18 +33,18 @@ def write(
         Owner and sentences of each clip, as it finishes.
     """
     if options.beams > 1:
-        return write_beams(runtime, _tasks(runtime, clips), options)
+        return write_beams(runtime, _encoded(runtime, clips), options)
     if runtime.writer == "ahead":
         return write_ahead(cast("TorchGpuRuntime", runtime), clips, options)
-    return write_samples(runtime, _tasks(runtime, clips), options, batch)
+    return write_samples(runtime, _encoded(runtime, clips), options, batch)
 
 
-def _tasks(runtime: NarratorRuntime, clips: Iterable[PendingClip[T]]) -> Iterator[Task[T]]:
+def _encoded(runtime: NarratorRuntime, clips: Iterable[PendingClip[Owner]]) -> Iterator[EncodedClip[Owner]]:
     for clip in clips:
-        yield Task(clip.owner, clip.key, runtime.encode(_on_host(clip.frames)[np.newaxis]))
+        yield EncodedClip(clip.owner, clip.key, runtime.encode(_on_host(clip.frames)[np.newaxis]))
 
 
-def _on_host(frames: Any) -> NDArray[np.float32]:
+def _on_host(frames: Any) -> F32:
     """Frames (3, T, H, W); a tensor where they were decoded on a GPU."""
-    array: NDArray[np.float32] = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
+    array: F32 = frames if isinstance(frames, np.ndarray) else frames.cpu().numpy()
     return array

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from lavila_fast.errors import LavilaError
+from lavila_fast.errors import exit_with_line
 from lavila_fast.files import write_text
 from lavila_fast.kitchen.film import film, ground_truth
 from lavila_fast.kitchen.scene import SPLITS, Split, make_scene
@@ -31,11 +31,9 @@ from lavila_fast.kitchen.scene import SPLITS, Split, make_scene
 @click.option("--truth", type=click.Path(dir_okay=False, path_type=Path), help="Also write what is shown when (JSONL).")
 def main(clips: int, seed: int, split: Split, width: int, height: int, output: Path, truth: Path | None) -> None:
     """Film a few actions in the miniature kitchen."""
-    try:
+    with exit_with_line():
         scenes = [make_scene(seed + i, split=split) for i in range(clips)]
         film(scenes, output, width, height)
-    except LavilaError as error:
-        raise click.ClickException(str(error)) from error
     if truth is not None:
         rows = [{"video": output.name, **asdict(shown)} for shown in ground_truth(scenes)]
         write_text(truth, "".join(json.dumps(row) + "\n" for row in rows))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Scene
+from lavila_fast.video.clips import frame_indices, segment_borders
 
 FPS, SECONDS = 15, 2.0
 
@@ -18,11 +21,10 @@ def frame_times(n_frames: int = 4, jitter: np.random.Generator | None = None) ->
     Middles of `n_frames` equal segments, or with `jitter` one frame of each segment by chance.
     """
     total = round(FPS * SECONDS)
-    edges = np.round(np.arange(n_frames + 1) * ((total - 1) / n_frames)).astype(int)
-    pairs = list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     if jitter is None:
-        return [((low + high) // 2) / total for low, high in pairs]
-    return [int(jitter.integers(low, high + 1)) / total for low, high in pairs]
+        return [i / total for i in frame_indices(0, total, n_frames)]
+    borders = segment_borders(0, total, n_frames)
+    return [int(jitter.integers(low, high + 1)) / total for low, high in pairwise(borders.tolist())]
 
 
 def render_clip(

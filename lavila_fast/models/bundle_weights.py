@@ -6,7 +6,6 @@ scale a column. What quantizing lost stays lost: the model that comes out is wha
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lavila_fast.config import ModelConfig, from_dict
-from lavila_fast.errors import CheckpointError, InputError
+from lavila_fast.bundle.graph_names import WEIGHTS
+from lavila_fast.bundle.manifest import open_bundle
+from lavila_fast.config import ModelConfig
+from lavila_fast.errors import BundleError, CheckpointError
 from lavila_fast.models.weight_files import Weights
-
-FILE, MANIFEST = "weights.safetensors", "bundle.json"
-_LARGEST_MANIFEST = 4 << 20
 
 
 def bundle_config(folder: Path, kind: str) -> ModelConfig:
@@ -29,26 +27,26 @@ def bundle_config(folder: Path, kind: str) -> ModelConfig:
         CheckpointError: the bundle has no such model, or its ``bundle.json`` is damaged.
     """
     try:
-        models = json.loads((folder / MANIFEST).read_bytes()[:_LARGEST_MANIFEST])["models"]
-        if kind not in models:
-            raise CheckpointError(f"{folder}: a bundle without a {kind}; it holds {', '.join(models) or 'nothing'}")
-        return from_dict(models[kind])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-        raise CheckpointError(f"{folder / MANIFEST}: damaged ({error}); export or download the bundle again") from error
+        models = open_bundle(folder, verify=False).models
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    if kind not in models:
+        raise CheckpointError(f"{folder}: a bundle without a {kind}; it holds {', '.join(models) or 'nothing'}")
+    return models[kind]
 
 
-def read_bundle_weights(folder: Path, kind: str, empty: nn.Module) -> Weights:
+def read_bundle_weights(folder: Path, config: ModelConfig, empty: nn.Module) -> Weights:
     """Read one model of a bundle.
 
     Args:
         folder: The bundle.
-        kind: ``narrator``, ``dual_encoder`` or ``classifier``.
+        config: The model's, from `bundle_config`.
         empty: The model, on the meta device: which of its matrices lie as (outputs, inputs).
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    path, prefix = folder / FILE, f"{kind}."
+    path, prefix = folder / WEIGHTS, f"{config.kind}."
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dictionary
@@ -63,7 +61,7 @@ def read_bundle_weights(folder: Path, kind: str, empty: nn.Module) -> Weights:
         name = stored_name.replace(".in_proj.", ".in_proj_")  # quantized apart, one matrix in the checkpoints
         value = _float(tensor, stored.get(f"{stored_name}_scale"), name.endswith("wte.weight"))
         tensors[name] = value.T if name in turned or name.endswith("in_proj_weight") else value
-    return Weights(path, tensors, bundle_config(folder, kind))
+    return Weights(path, tensors, config)
 
 
 def _float(tensor: Tensor, scale: Any, by_row: bool) -> Tensor:

@@ -113,7 +113,7 @@ def fit_frames(state: State, frames: int) -> State:
     return state
 
 
-def check(model: nn.Module, state: State, path: Path) -> None:
+def check_state(model: nn.Module, state: State, path: Path) -> None:
     """Raise MismatchError unless `state` has exactly the keys and shapes of `model`."""
     wanted = {key: tuple(t.shape) for key, t in model.state_dict().items()}
     missing = [key for key in wanted if key not in state]
@@ -130,7 +130,7 @@ def load_state(model: nn.Module, state: State, path: Path) -> None:
     Raises:
         MismatchError: a key is missing, unexpected or of another shape.
     """
-    check(model, state, path)
+    check_state(model, state, path)
     whole = {key: t.to(torch.float32) if t.is_floating_point() else t for key, t in state.items()}
     model.load_state_dict({key: t.contiguous() for key, t in whole.items()}, assign=True)
 

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, ModelConfig, NarratorConfig, from_dict
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
 
@@ -26,40 +27,40 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtraError(error.name or "torch", "torch") from error
 
-from lavila_fast.models.bundle_weights import FILE, bundle_config, read_bundle_weights
-from lavila_fast.models.checkpoint import check, fit_frames, infer_config, load_state, tidy
+from lavila_fast.models.bundle_weights import bundle_config, read_bundle_weights
+from lavila_fast.models.checkpoint import check_state, fit_frames, infer_config, load_state, tidy
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.models.sizes import config_from_sizes
 from lavila_fast.models.weight_files import Weights, read_weights, write_weights
+from lavila_fast.pretrained import find_model
 
-Model = Narrator | DualEncoder | Classifier
-Sizes = ModelConfig | Mapping[str, Any]
-M = TypeVar("M", Narrator, DualEncoder, Classifier)
+Model = NarratorModel | DualEncoder | Classifier
+ConfigLike = ModelConfig | Mapping[str, Any]
+M = TypeVar("M", NarratorModel, DualEncoder, Classifier)
 
 _LARGEST_SIZES = 1 << 20  # bytes
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CLASSES: dict[type[Any], type[Model]] = {
-    NarratorConfig: Narrator,
+    NarratorConfig: NarratorModel,
     DualEncoderConfig: DualEncoder,
     ClassifierConfig: Classifier,
 }
-_KINDS: dict[type[Model] | None, str] = {
+_KIND_OF: dict[type[Model] | None, str] = {
     None: "narrator",
-    Narrator: "narrator",
+    NarratorModel: "narrator",
     DualEncoder: "dual_encoder",
     Classifier: "classifier",
 }
 
 
-def load_narrator(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> Narrator:
+def load_narrator(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> NarratorModel:
     """Load a narrator, in eval mode, float32, on the CPU.
 
     Args:
-        path: A released ``.pth``, a ``.safetensors`` of ours, a bundle folder, or the name of a shipped model
-            (``nano``).
+        path: A released ``.pth``, a ``.safetensors`` of ours, a bundle folder, or the name of a model that is shipped
+            (``nano``) or was fetched with ``lavila-fast models pull``.
         config: The model's sizes: a config, the dictionary of one, or a flat dictionary of sizes (see
             `lavila_fast.models.sizes`). Needed only for a ``.pth`` of unusual widths.
         frames: Length of the temporal embedding; the file's is cut or stretched to it.
@@ -72,10 +73,10 @@ def load_narrator(path: str | Path, config: Sizes | None = None, *, frames: int 
         CheckpointError: not a narrator's checkpoint, truncated, unsafe, or not exactly these keys and shapes.
         InputError: a config of another kind of model, or one that makes no sense.
     """
-    return _load(Narrator, path, config, frames)
+    return _load(NarratorModel, path, config, frames)
 
 
-def load_dual_encoder(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> DualEncoder:
+def load_dual_encoder(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> DualEncoder:
     """Load a dual encoder; arguments and errors as for `load_narrator`.
 
     Returns:
@@ -85,7 +86,7 @@ def load_dual_encoder(path: str | Path, config: Sizes | None = None, *, frames: 
     return _load(DualEncoder, path, config, frames)
 
 
-def load_classifier(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> Classifier:
+def load_classifier(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> Classifier:
     """Load a classifier; arguments and errors as for `load_narrator`.
 
     Returns:
@@ -94,7 +95,7 @@ def load_classifier(path: str | Path, config: Sizes | None = None, *, frames: in
     return _load(Classifier, path, config, frames)
 
 
-def load_model(path: str | Path, config: Sizes | None = None, *, frames: int | None = None) -> Model:
+def load_model(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> Model:
     """Load a model of whatever kind the file holds; arguments and errors as for `load_narrator`."""
     model: Model = _load(None, path, config, frames)  # type: ignore[type-var]
     return model
@@ -115,7 +116,7 @@ def save_checkpoint(model: Model, path: str | Path, dtype: str | None = None) ->
 
 
 def convert_checkpoint(
-    path: str | Path, output: str | Path, config: Sizes | None = None, dtype: str | None = None
+    path: str | Path, output: str | Path, config: ConfigLike | None = None, dtype: str | None = None
 ) -> Path:
     """Write a released ``.pth`` as a safetensors file of ours, checked as strictly as when loading.
 
@@ -132,11 +133,11 @@ def convert_checkpoint(
     state = tidy(weights.tensors, weights.path)
     sizes = _sizes(weights, state, config)
     state = fit_frames(state, sizes.vision.frames)
-    check(_empty(sizes), state, weights.path)
+    check_state(_empty(sizes), state, weights.path)
     return write_weights(output, _cast(state, dtype), sizes)
 
 
-def _load(cls: type[M] | None, path: str | Path, config: Sizes | None, frames: int | None) -> M:
+def _load(cls: type[M] | None, path: str | Path, config: ConfigLike | None, frames: int | None) -> M:
     weights = _read(path, cls)
     state = tidy(weights.tensors, weights.path)
     sizes = _sizes(weights, state, config)
@@ -152,12 +153,17 @@ def _load(cls: type[M] | None, path: str | Path, config: Sizes | None, frames: i
 
 
 def _read(path: str | Path, cls: type[Model] | None) -> Weights:
-    folder = _shipped(path)
-    if folder.is_dir():
-        kind = _KINDS[cls]
-        if not (folder / f"{kind}.safetensors").is_file() and (folder / FILE).is_file():
-            return read_bundle_weights(folder, kind, _empty(bundle_config(folder, kind)))
-    return read_weights(_find(path, cls))
+    found = find_model(path)
+    if not found.is_dir():
+        return read_weights(found)
+    kind = _KIND_OF[cls]
+    whole = found / f"{kind}.safetensors"
+    if whole.is_file():
+        return read_weights(whole)
+    if (found / WEIGHTS).is_file():
+        config = bundle_config(found, kind)
+        return read_bundle_weights(found, config, _empty(config))
+    raise CheckpointError(f"{found}: holds no {whole.name}; give a bundle with {kind} weights or a file")
 
 
 def _empty(config: ModelConfig) -> Model:
@@ -166,7 +172,7 @@ def _empty(config: ModelConfig) -> Model:
         return CLASSES[type(config)](config)  # type: ignore[arg-type]
 
 
-def _sizes(weights: Weights, state: dict[str, torch.Tensor], config: Sizes | None) -> ModelConfig:
+def _sizes(weights: Weights, state: dict[str, torch.Tensor], config: ConfigLike | None) -> ModelConfig:
     if isinstance(config, Mapping):
         return from_dict(dict(config)) if "kind" in config else config_from_sizes(config)
     return config or weights.config or _beside(weights.path) or infer_config(state, weights.path)
@@ -184,28 +190,6 @@ def _beside(path: Path) -> ModelConfig | None:
 
 
 def _cast(state: Mapping[str, torch.Tensor], dtype: str | None) -> dict[str, torch.Tensor]:
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    return {key: t.to(DTYPES[dtype]) if dtype and t.is_floating_point() else t for key, t in state.items()}
-
-
-def _shipped(path: str | Path) -> Path:
-    """The folder of a shipped model, if that is what is named."""
-    found = Path(path)
-    named = not found.exists() and len(found.parts) == 1 and (ASSETS / found).is_dir()
-    return ASSETS / found if named else found
-
-
-def _find(path: str | Path, cls: type[Model] | None) -> Path:
-    """The weight file that a path or name stands for."""
-    found = _shipped(path)
-    if found.is_dir():
-        name = _KINDS[cls]
-        found = found / f"{name}.safetensors"
-        if not found.is_file():
-            raise CheckpointError(f"{found.parent}: holds no {found.name}; give a bundle with {name} weights or a file")
-    if not found.is_file():
-        raise CheckpointError(
-            f"{path}: no such file, folder or shipped model; `lavila-fast models list` names what can be pulled"
-        )
-    return found
+    if dtype is not None and dtype not in STORED_DTYPES:
+        raise InputError(f"dtype {dtype!r} is none of {', '.join(STORED_DTYPES)}")
+    return {key: t.to(STORED_DTYPES[dtype]) if dtype and t.is_floating_point() else t for key, t in state.items()}

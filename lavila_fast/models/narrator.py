@@ -64,7 +64,7 @@ class AttentionPool(nn.Module):
         return pooled
 
 
-class Narrator(nn.Module):
+class NarratorModel(nn.Module):
     """Video in, next-token logits out."""
 
     def __init__(self, config: NarratorConfig) -> None:
@@ -86,6 +86,16 @@ class Narrator(nn.Module):
     def logits(self, visual_tokens: Tensor, ids: Tensor) -> Tensor:
         """Next-token logits (B, L, V) for ids (B, L) int64, begin token first; row i looks at clip i."""
         return self.text_decoder.logits(ids, visual_tokens)
+
+    def greedy_ids(self, visual_tokens: Tensor, tokens: int) -> Tensor:
+        """The likeliest next word, again and again, without a cache: (B, 1 + L), L `tokens` or until all have ended."""
+        end = self.config.text.vocab - 1  # also begins
+        ids = torch.full((len(visual_tokens), 1), end, device=visual_tokens.device)
+        for _ in range(tokens):
+            ids = torch.cat([ids, self.logits(visual_tokens, ids)[:, -1:].argmax(-1)], dim=1)
+            if bool((ids[:, 1:] == end).any(1).all()):
+                break
+        return ids
 
     def forward(self, video_BCTHW: Tensor, ids_BL: Tensor) -> Tensor:
         """Logits straight from video, (B, L, V)."""

@@ -8,11 +8,10 @@ vocab n_positions freq queries pool_heads`` of a narrator; ``embed`` and either 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lavila_fast.config import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ClassifierConfig,
     ClipTextConfig,
     DistilBertConfig,
@@ -23,11 +22,11 @@ from lavila_fast.config import (
     VisionConfig,
 )
 from lavila_fast.errors import InputError
+from lavila_fast.presets import EGOVLP
 
-VISION = ("img", "patch", "dim", "depth", "heads", "frames", "gated_time")
-GPT2 = ("n_embd", "n_layer", "n_head", "vocab", "n_positions", "freq")
-CLIP = {"tw": "width", "th": "heads", "tl": "layers", "vocab": "vocab", "ctx": "context"}
-EGOVLP: dict[str, Any] = {"ln_pre": False, "act": "gelu", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+VISION_SIZES = ("img", "patch", "dim", "depth", "heads", "frames", "gated_time")
+GPT2_SIZES = ("n_embd", "n_layer", "n_head", "vocab", "n_positions", "freq")
+CLIP_SIZES = {"tw": "width", "th": "heads", "tl": "layers", "vocab": "vocab", "ctx": "context"}
 
 
 def config_from_sizes(sizes: Mapping[str, Any]) -> ModelConfig:
@@ -38,12 +37,12 @@ def config_from_sizes(sizes: Mapping[str, Any]) -> ModelConfig:
     """
     rest = dict(sizes)
     egovlp = bool(rest.pop("egovlp", False))
-    vision = VisionConfig(**_take(rest, VISION), **(EGOVLP if egovlp else {}))
+    vision = replace(EGOVLP if egovlp else VisionConfig(), **_take(rest, VISION_SIZES))
     config: ModelConfig
     if "n_embd" in rest:
         if not rest.pop("gated", True):
             raise InputError("sizes: gated is false; only gated cross-attention is supported")
-        config = NarratorConfig(vision, GPT2Config(**_take(rest, GPT2)), **_take(rest, ("queries", "pool_heads")))
+        config = NarratorConfig(vision, GPT2Config(**_take(rest, GPT2_SIZES)), **_take(rest, ("queries", "pool_heads")))
     elif "num_classes" in rest:
         classes = rest.pop("num_classes")
         several = not isinstance(classes, int)
@@ -64,7 +63,7 @@ def _text(rest: dict[str, Any]) -> ClipTextConfig | DistilBertConfig:
         if bert:
             raise InputError(f"sizes: {next(iter(bert))!r} is not a size of a DistilBERT")
         return config
-    return ClipTextConfig(**{CLIP[name]: value for name, value in _take(rest, tuple(CLIP)).items()})
+    return ClipTextConfig(**{CLIP_SIZES[name]: value for name, value in _take(rest, tuple(CLIP_SIZES)).items()})
 
 
 def _take(sizes: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-class Mlp(nn.Module):
+class VisionMlp(nn.Module):
     """Two linear layers, four times as wide inside."""
 
     def __init__(self, dim: int, act: str) -> None:
@@ -96,7 +96,7 @@ class SpaceTimeBlock(nn.Module):
         if config.gated_time:
             self.alpha_timeattn = nn.Parameter(torch.zeros([]))
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, config.act)
+        self.mlp = VisionMlp(dim, config.act)
         self.norm3 = nn.LayerNorm(dim, eps=1e-6)
         self.gated_time = config.gated_time
 

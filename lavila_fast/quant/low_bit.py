@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.models.gpt2 import Conv1D, Mlp, TiedEmbedding
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.quant.half import SafeSquaredMlp
 from lavila_fast.quant.layers import Device, KernelInt8Embedding, KernelInt8Linear, M, matrix_NK, shared_copy, swap
 from lavila_fast.quant.scheme import named_layers
@@ -42,15 +42,19 @@ from lavila_fast.quant.scheme import named_layers
 _LOG = logging.getLogger("lavila_fast.quant")
 
 CHOICES = ("fp32", "fp16", "bf16", "int8", "bnb-int8", "bnb-nf4")
-BLOCKS = "text_decoder.transformer.h."
+DECODER_BLOCKS = "text_decoder.transformer.h."
 OUTLIER = 6.0  # LLM.int8()'s: columns of the input with a larger magnitude are multiplied in 16 bits
-BLOCK = 64  # weights that share a scale in NF4
-_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NF4_SIZE = 64  # weights that share a scale in NF4
+_FLOAT_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def convert(
-    narrator: Narrator, precision: str, device: Device = "cpu", keep: Collection[str] = (), outlier: float = OUTLIER
-) -> Narrator:
+def convert_decoder(
+    narrator: NarratorModel,
+    precision: str,
+    device: Device = "cpu",
+    keep: Collection[str] = (),
+    outlier: float = OUTLIER,
+) -> NarratorModel:
     """A copy of a float32 narrator in another precision, in eval mode; see the module.
 
     Args:
@@ -68,7 +72,7 @@ def convert(
     if precision not in CHOICES:
         raise InputError(f"precision {precision!r} is none of {', '.join(CHOICES)}")
     device = torch.device(device)
-    dtype = _FLOATS.get(precision) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    dtype = _FLOAT_TYPES.get(precision) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     model = shared_copy(narrator)
     if precision in ("fp16", "bnb-int8"):  # LLM.int8() goes through float16, too
         swap(model, lambda _, child: SafeSquaredMlp(child) if isinstance(child, Mlp) and child.squared_relu else None)
@@ -115,17 +119,17 @@ def to_bitsandbytes(
     device: Device = "cpu",
     dtype: torch.dtype = torch.float32,
     outlier: float = OUTLIER,
-    within: str = BLOCKS,
+    within: str = DECODER_BLOCKS,
 ) -> M:
     """Swap the matrices of GPT-2's blocks for bitsandbytes' layers, in place.
 
     Args:
-        module: A Narrator.
+        module: A NarratorModel.
         bits: 8 for LLM.int8(), 4 for NF4 with double quantization, in blocks of 64 inputs: layers whose inputs are no
             multiple of that (no released model has any) stay float.
         device: Where the new layers shall be.
         dtype: What 4-bit products are computed in.
-        outlier: Threshold of LLM.int8(); see `convert`.
+        outlier: Threshold of LLM.int8(); see `convert_decoder`.
         within: Where names of layers that are swapped start.
 
     Raises:
@@ -145,9 +149,11 @@ def to_bitsandbytes(
         if bits == 8:
             new = bnb.nn.Linear8bitLt(K, N, has_fp16_weights=False, threshold=outlier, device="meta")
             new.weight = bnb.nn.Int8Params(weight_NK, requires_grad=False).to(device)
-        elif K % BLOCK == 0:
+        elif K % NF4_SIZE == 0:
             new = bnb.nn.Linear4bit(K, N, compute_dtype=dtype, quant_type="nf4", device="meta")
-            new.weight = bnb.nn.Params4bit(weight_NK, False, blocksize=BLOCK, quant_type="nf4", module=new).to(device)
+            new.weight = bnb.nn.Params4bit(weight_NK, False, blocksize=NF4_SIZE, quant_type="nf4", module=new).to(
+                device
+            )
         else:
             return None
         kept = torch.float16 if bits == 8 else dtype

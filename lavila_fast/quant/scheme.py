@@ -31,11 +31,10 @@ from lavila_fast.quant.layers import (
     shared_copy,
     swap,
 )
+from lavila_fast.quant.names import PRECISIONS, TARGETS
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "mixed")
-TARGETS = ("cpu", "cuda", "tensorrt", "jetson", "rtx")
 HEADS = ("fc_cls", "image_projection", "text_projection")
-FLOAT = ("img_attn_pool.to_q", *HEADS)
+KEPT_FLOAT = ("img_attn_pool.to_q", *HEADS)
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -138,7 +137,7 @@ def rounded(model: M, dtype: torch.dtype) -> M:
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers of an `open_copy` that can be quantized."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D | TiedEmbedding) and not name.startswith(FLOAT):
+        if isinstance(module, nn.Linear | Conv1D | TiedEmbedding) and not name.startswith(KEPT_FLOAT):
             yield name, module
 
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer as Backend
 
 from lavila_fast.errors import InputError
+from lavila_fast.files import sha256, write_text
 from lavila_fast.text import vocabularies
 from lavila_fast.text.clean import clean_clip, close_spaces
 
@@ -56,11 +57,13 @@ class Tokenizer:
         backend: The splitter, of the `tokenizers` library.
         kind: ``gpt2``, ``clip`` or ``wordpiece``.
         context: Length L that `encode` pads and cuts to.
+        digest: Of the files it was read from; empty where there were none.
     """
 
     backend: Backend
     kind: Kind
     context: int = 77
+    digest: str = ""
 
     def __post_init__(self) -> None:
         """Check that the vocabulary has the tokens of its kind."""
@@ -140,10 +143,10 @@ class Tokenizer:
         return close_spaces(text) if clean else text
 
     def save(self, path: str | Path) -> Path:
-        """Write one `tokenizer.json`; `path` is the file, or a folder that is there already."""
+        """Write one `tokenizer.json`, whole or not at all; `path` is the file, or a folder that is there already."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
-        path.write_text(self.backend.to_str(pretty=False), encoding="utf-8")
+        write_text(path, self.backend.to_str(pretty=False))
         return path
 
 
@@ -154,6 +157,12 @@ def _find(folder: Path, pattern: str, kind: str) -> Path:
     wanted = f"tokenizer.json or {' and '.join(_KINDS[kind].files)}"
     what = f"several files fit {pattern}" if found else f"no {pattern}"
     raise InputError(f"{folder}: {what}; a {kind} tokenizer needs {wanted} (`lavila-fast models pull` brings them)")
+
+
+def holds_vocabulary(folder: Path, kind: Kind) -> bool:
+    """Whether there is something in a folder that looks like a vocabulary of this kind."""
+    own = all(any(folder.glob(pattern)) for pattern in _KINDS[kind].files)
+    return own or (folder / "tokenizer.json").is_file()
 
 
 def load_tokenizer(source: str | Path | Sequence[str | Path], kind: Kind, context: int = 77) -> Tokenizer:
@@ -178,4 +187,5 @@ def load_tokenizer(source: str | Path | Sequence[str | Path], kind: Kind, contex
     if not whole_file and len(paths) != len(_KINDS[kind].files):
         raise InputError(f"{paths[0]}: a {kind} tokenizer needs {' and '.join(_KINDS[kind].files)} or a tokenizer.json")
     build: Callable[..., Any] = vocabularies.whole_backend if whole_file else _KINDS[kind].build
-    return Tokenizer(build(*paths), kind, context)
+    backend = build(*paths)
+    return Tokenizer(backend, kind, context, " ".join(map(sha256, paths)))

@@ -13,10 +13,20 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
 
 CHUNK_SECONDS = 300
+WHOLE = 0.99  # of its length, from which on a chunk is whole
+
+
+def segment_borders(start_frame: int, end_frame: int, segments: int) -> NDArray[np.int64]:
+    """Where `segments` equal segments of ``[start_frame, end_frame)`` begin and end, (segments + 1,)."""
+    if segments < 1:
+        raise InputError(f"{segments} frames a clip: at least 1 is needed")
+    steps = np.round((end_frame - start_frame - 1) / segments * np.arange(segments + 1))
+    return steps.astype(np.int64) + start_frame
 
 
 def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
@@ -30,9 +40,7 @@ def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
     Returns:
         `segments` non-decreasing indices. Frames repeat where there are fewer frames than segments.
     """
-    if segments < 1:
-        raise InputError(f"{segments} frames a clip: at least 1 is needed")
-    borders = np.round((end_frame - start_frame - 1) / segments * np.arange(segments + 1)).astype(int) + start_frame
+    borders = segment_borders(start_frame, end_frame, segments)
     return [int(i) for i in (borders[:-1] + np.minimum(borders[1:], end_frame)) // 2]
 
 
@@ -104,8 +112,11 @@ def chunked_reads(
 ) -> list[tuple[int, list[int]]]:
     """Which frames of which chunk files make a clip of a video stored in chunks.
 
-    A clip that runs over its chunk takes the rest from the next one. Where there is no next one, the segments are laid
-    again over what is left of the chunk. Indices count frames of the file they point into, at its own rate.
+    A clip that runs over its chunk takes the rest from the next one. Where there is none any more, the segments are
+    laid again over what is left of the chunk. Indices count frames of the file they point into, at its own rate.
+
+    Only what lies beyond a chunk's length is in the next one: if a chunk was cut short, what it lacks is missing. The
+    lengths of real chunks differ a little, as key frames fall; what is at most a hundredth short is whole.
 
     Args:
         chunk_frames: First second of each chunk file → number of its frames.
@@ -116,10 +127,11 @@ def chunked_reads(
         chunk_seconds: Length of a chunk.
 
     Returns:
-        One or two ``(first second of the chunk, indices inside it)``.
+        One or two ``(first second of the chunk, indices inside it)``; an index that the chunk has no frame for is
+        missing.
 
     Raises:
-        InputError: the chunk that holds `start` is missing.
+        InputError: the chunk that holds `start` is missing, or is the last and ends before.
     """
     chunk = int(start) // chunk_seconds * chunk_seconds
     length = chunk_frames.get(chunk, 0)
@@ -130,13 +142,21 @@ def chunked_reads(
     ids = frame_indices(first, stop, segments)
     if max(ids) < length:
         return [(chunk, ids)]
-    following = chunk_frames.get(chunk + chunk_seconds, 0)
-    if following < 1:
-        return [(chunk, frame_indices(min(first, length - 1), length, segments))]
-    here = [i for i in ids if i < length]
-    faster = rates[chunk + chunk_seconds] / rates[chunk]
-    there = [min(round(i % length * faster), following - 1) for i in ids if i >= length]
-    return [read for read in ((chunk, here), (chunk + chunk_seconds, there)) if read[1]]
+    following, last = chunk + chunk_seconds, max(chunk_frames)
+    if chunk == last:
+        if first >= length:
+            raise InputError(f"clip {start:g}-{end:g} s starts after the end of chunk {chunk}, the last")
+        return [(chunk, frame_indices(first, length, segments))]
+    nominal = round(rates[chunk] * chunk_seconds)
+    border = length if length >= nominal * WHOLE else nominal
+    here = [i for i in ids if i < border]
+    frames = chunk_frames.get(following, 0)
+    if frames < 1:
+        return [(chunk, ids)]
+    faster = rates[following] / rates[chunk]
+    there = [round(i % border * faster) for i in ids if i >= border]
+    there = [min(i, frames - 1) for i in there] if following == last else there
+    return [read for read in ((chunk, here), (following, there)) if read[1]]
 
 
 def windows(

@@ -13,20 +13,18 @@ from collections.abc import Callable
 from functools import cache
 
 from lavila_fast.errors import InputError, MissingExtraError
+from lavila_fast.log import log_once
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.gpu.dali_reader import DaliDecoder
 from lavila_fast.video.gpu.nvcodec_reader import NvCodecDecoder, TorchCodecDecoder
 from lavila_fast.video.gpu.unit_reader import UnitReader
 from lavila_fast.video.gpu.unit_requests import UnitDecoder, gpu_missing
-from lavila_fast.video.log import say_once
+from lavila_fast.video.names import DECODERS, GPU_DECODERS
 from lavila_fast.video.requests import FileReader
 
-_DECODERS: dict[str, Callable[[int, str], UnitDecoder]] = {
-    "dali": DaliDecoder,
-    "pynvvideocodec": NvCodecDecoder,
-    "torchcodec": TorchCodecDecoder,
-}
-DECODERS = ("auto", "pyav", *_DECODERS)
+_DECODERS: dict[str, Callable[[int, str], UnitDecoder]] = dict(
+    zip(GPU_DECODERS, (DaliDecoder, NvCodecDecoder, TorchCodecDecoder), strict=True)
+)
 
 
 @cache
@@ -59,7 +57,7 @@ def unit_decoders(name: str, size: int, device: str) -> tuple[UnitDecoder, ...]:
         except (MissingExtraError, InputError) as error:
             reasons.append(str(error))
     taken = ", ".join(one.name for one in found) or "pyav"
-    say_once(logging.INFO, f"decoding with {taken}" + ("" if found else f": {'; '.join(reasons)}"))
+    log_once("video", logging.INFO, f"decoding with {taken}" + ("" if found else f": {'; '.join(reasons)}"))
     return tuple(found)
 
 

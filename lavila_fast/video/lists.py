@@ -1,80 +1,161 @@
 """Clip lists: CSV, JSONL, or the pickle that LaViLa's annotation files come in. Rows stream out as `Clip`s.
 
-A pickle can run any code when it is loaded freely. This reader resolves no name but numpy's two scalar constructors,
-and those to harmless stand-ins of its own, so that a list holds containers, strings and numbers or is refused.
+Whatever is unclear is refused with its line, for a list that is read wrongly narrates other clips than were meant.
 
     for clip in read_list("clips.csv"): ...
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
+import io
+import itertools
 import json
 import math
-import pickle
-import struct
+import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lavila_fast.errors import InputError
 from lavila_fast.records import Clip
+from lavila_fast.video.pickled import read_rows
 
 _NAMES = {
     "video": ("video", "video_uid", "video_id", "uid", "vid"),
     "start": ("start", "start_second", "start_seconds", "start_sec", "clip_start", "start_timestamp"),
     "end": ("end", "end_second", "end_seconds", "end_sec", "clip_end", "end_timestamp", "stop"),
 }
-MAX_PICKLE_BYTES = 2 << 30
+MAX_LINE = 1 << 20
+"""Characters: no row of a list is longer, and a file that is none (a disk, zeros for ever) is not read to its end."""
+_NUMBER = re.compile(r"-?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_THOUSANDS = re.compile(r"[1-9][0-9]{0,2},[0-9]{3}")
+_CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,2}(?:[.,][0-9]*)?)")
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
-def _seconds(value: Any) -> float:
-    """Seconds from a number or from ``hh:mm:ss.f``."""
-    total = 0.0
-    for part in str(value).split(":"):
-        total = total * 60 + float(part)
-    return total
+def _seconds(value: Any, comma: bool) -> float:
+    """Seconds from a number, or from text: seconds, ``mm:ss.f`` or ``hh:mm:ss.f``.
+
+    A decimal comma is one where nothing else can be meant, and with `comma` in ``1,500``, too.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    if not isinstance(value, str):
+        return float(value)
+    text = value.strip()
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = int(clock[1] or 0), int(clock[2]), float(clock[3].replace(",", "."))
+        if seconds >= 60 or (clock[1] and minutes >= 60):
+            raise ValueError
+        return (hours * 60 + minutes) * 60 + seconds
+    if not _NUMBER.fullmatch(text) or (_THOUSANDS.fullmatch(text) and not comma):
+        raise ValueError
+    return float(text.replace(",", "."))
 
 
-def _clip(video: Any, start: Any, end: Any, where: str) -> Clip:
+def _clip(video: Any, start: Any, end: Any, where: str, comma: bool = False) -> Clip:
     if not isinstance(video, str) or not video.strip():
         raise InputError(f"{where}: the video's name is missing; give it in the column or field 'video'")
     try:
-        first, last = _seconds(start), _seconds(end)
-    except ValueError:
-        raise InputError(f"{where}: start {start!r} and end {end!r} must be seconds or hh:mm:ss") from None
+        first, last = _seconds(start, comma), _seconds(end, comma)
+    except (ValueError, OverflowError):
+        raise InputError(
+            f"{where}: {_quoted(start, end)} must be seconds or hh:mm:ss, such as 75.5 or 0:01:15"
+        ) from None
     if not (math.isfinite(first) and math.isfinite(last) and 0 <= first < last):
         raise InputError(f"{where}: start {start} and end {end} do not make a clip; 0 <= start < end is needed")
+    if round(first * 1000) == round(last * 1000):
+        raise InputError(f"{where}: start {start} and end {end} are the same millisecond; make the clip longer")
     return Clip(video.strip(), first, last)
 
 
-def _pick(row: dict[str, Any], where: str) -> Clip:
+def _quoted(start: Any, end: Any) -> str:
+    """The two for a message; what nests could unfold to anything, and is not quoted."""
+    short = all(isinstance(value, float) or (isinstance(value, str) and len(value) <= 40) for value in (start, end))
+    return f"start {start!r} and end {end!r}" if short else "start and end"
+
+
+def _pick(row: dict[str, Any], where: str, comma: bool = False) -> Clip:
     """The clip in a row with named fields."""
-    lower = {str(name).strip().lower(): value for name, value in row.items()}
     values: list[Any] = []
     for field, names in _NAMES.items():
-        found = [name for name in names if lower.get(name) is not None]
+        found = [name for name in names if row.get(name) is not None]
         if not found:
             raise InputError(f"{where}: no '{field}'; name it one of {', '.join(names)}")
-        values.append(lower[found[0]])
-    return _clip(values[0], values[1], values[2], where)
+        values.append(row[found[0]])
+    return _clip(values[0], values[1], values[2], where, comma)
+
+
+def _named(name: Any) -> str:
+    return str(name).strip().lower()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """A list as text: UTF-8, or UTF-16 with a byte-order mark, as spreadsheets write it."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+        raise InputError(f"{path}: not a file; give a list of clips")
+    with path.open("rb") as file:
+        begin = file.peek(4)[:4]
+        if b"\0" in begin and not begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise InputError(f"{path}: not UTF-8 text (bytes 0 at its beginning); save it as UTF-8")
+        encoding = "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        with io.TextIOWrapper(file, encoding, newline="") as text:
+            yield text
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Lines of a list, none of them too long to hold."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise InputError(f"{path}, line {number}: longer than {MAX_LINE} characters; this is not a list of clips")
+        yield line
+
+
+def _separator(header: str) -> str:
+    """What separates the fields: what makes the names of the columns out of the first line; else commas."""
+
+    def known(separator: str) -> int:
+        names = {_named(name) for row in csv.reader([header], delimiter=separator) for name in row}
+        return sum(any(name in names for name in same) for same in _NAMES.values())
+
+    return max(_SEPARATORS, key=known)  # the first of those that do equally well
 
 
 def _read_csv(path: Path) -> Iterator[Clip]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    with _opened(path) as file:
+        lines = _lines(file, path)
+        first = next(lines, "")
+        separator = _separator(first)
+        rows = csv.reader(itertools.chain([first], lines), delimiter=separator, strict=True)
         try:
-            if not rows.fieldnames:
+            names = [_named(name) for name in next(rows, [])]
+            if not any(names):
                 raise InputError(f"{path}: empty; its first line must name the columns video,start,end")
+            known = [name for name in names if any(name in same for same in _NAMES.values())]
+            if len(set(known)) < len(known):
+                raise InputError(f"{path}, line 1: a column is named twice; give each a name of its own")
             for row in rows:
-                yield _pick(row, f"{path}, line {rows.line_num}")
+                where = f"{path}, line {rows.line_num}"
+                if len(row) > len(names):
+                    told = f"{len(row)} fields, but the first line names {len(names)}, separated by"
+                    raise InputError(f"{where}: {told} {_SEPARATORS[separator]}; put decimal commas in quotes")
+                if row:
+                    yield _pick(dict(zip(names, row, strict=False)), where, comma=separator != ",")
         except csv.Error as error:
             raise InputError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Clip]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+    with _opened(path) as file:
+        for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
@@ -84,65 +165,11 @@ def _read_jsonl(path: Path) -> Iterator[Clip]:
                 raise InputError(f"{where}: not JSON ({error}); write one object a line") from error
             if not isinstance(row, dict):
                 raise InputError(f'{where}: not an object; write {{"video": …, "start": …, "end": …}}')
-            yield _pick(row, where)
-
-
-class _Dtype:
-    """Stands in for a numpy dtype: remembers its code and byte order, does nothing else."""
-
-    def __init__(self, code: object, *_: object) -> None:
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
-            self.order = ">"
-
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    """How old pickle protocols spell bytes."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it holds bytes in an unknown spelling")
-    return text.encode("latin1")
-
-
-def _scalar(dtype: object, raw: object) -> float:
-    formats = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "u8": "Q", "u4": "I"}
-    code = formats.get(str(dtype.code)) if isinstance(dtype, _Dtype) else None
-    if code is None or not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
-        raise pickle.UnpicklingError("it holds numpy values other than numbers")
-    return float(struct.unpack(dtype.order + code, raw)[0])
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds containers, strings and numbers; a name of anything else is refused, so no foreign code can run."""
-
-    _stand_ins: dict[tuple[str, str], Callable[..., Any]] = {  # noqa: RUF012
-        ("_codecs", "encode"): _encode,
-        ("numpy", "dtype"): _Dtype,
-        ("numpy.core.multiarray", "scalar"): _scalar,
-        ("numpy._core.multiarray", "scalar"): _scalar,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only the stand-ins."""
-        if (module, name) not in self._stand_ins:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not loaded for safety")
-        return self._stand_ins[module, name]
+            yield _pick({_named(name): value for name, value in row.items()}, where)
 
 
 def _read_pickle(path: Path) -> Iterator[Clip]:
-    if path.stat().st_size > MAX_PICKLE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_PICKLE_BYTES >> 30} GiB; split it or write it as CSV or JSONL")
-    try:
-        with path.open("rb") as file:
-            rows = _Unpickler(file).load()
-    except OSError:
-        raise
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise InputError(f"{path}: not a readable list of clips ({error}); write it as CSV or JSONL") from error
-    if not isinstance(rows, (list, tuple)):
-        raise InputError(f"{path}: holds a {type(rows).__name__}, not a list of (video, start, end, …)")
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(read_rows(path), 1):
         where = f"{path}, row {number}"
         if not isinstance(row, (list, tuple)) or len(row) < 3:
             raise InputError(f"{where}: not a tuple (video, start, end, …)")
@@ -161,8 +188,9 @@ _READERS: dict[str, Callable[[Path], Iterator[Clip]]] = {
 def read_list(path: str | Path) -> Iterator[Clip]:
     """Read a clip list; the suffix of its name says the format: .csv, .jsonl, .pkl.
 
-    CSV needs a header line. Columns and fields are called video, start and end (or video_uid, uid, start_second,
-    end_second, …); others are ignored. Times are seconds or hh:mm:ss. A pickle is a list of (uid, start, end, …).
+    CSV needs a header line; commas, semicolons or tabs separate its fields. Columns and fields are called video, start
+    and end (or video_uid, uid, start_second, end_second, …); others are ignored. Times are seconds or hh:mm:ss, with a
+    decimal point or comma. A pickle is a list of (uid, start, end, …).
 
     Yields:
         Clips in the order of the file.

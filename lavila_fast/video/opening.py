@@ -14,14 +14,22 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.disk import DiskFile, disk_error
 from lavila_fast.video.orientation import Orientation
+from lavila_fast.video.pulse import beat
 from lavila_fast.video.timeline import Repairs
 
-MAX_PIXELS = 8192 * 8192
-"""Of a picture, unless more are asked for: with 16 references 1.8 GB in 8 bits."""
+CONTAINERS = (
+    "mov,matroska,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,mxg,gxf,rm,wtv,ivf,nut,nsv,nuv,roq,smjpeg,mpjpeg,mjpeg,dv,"
+    "yuv4mpegpipe,mpegvideo,m4v,h261,h263,h264,hevc,evc,vvc,av1,obu,vc1,avs,avs2,avs3,dirac,dnxhd,ingenient,dhav,bink,"
+    "gif,apng,jpegxl_anim,gif_pipe,webp_pipe,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe,"
+    "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,ape,au,caf,tta,wv"  # only to be told that these hold audio only
+)
+"""FFmpeg's names of the formats that are read: such as are made of one file and lead to no other."""
 _LISTING = ("mov,mp4", "matroska", "avi")  # whose headers list all streams
 _LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
 REFETCH = "fetch the file again or re-encode it"
+MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,43 +98,56 @@ def denied(path: Path) -> VideoError:
 
 
 @contextlib.contextmanager
-def open_video(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, Any]]:
+def open_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
     Args:
         path: The file.
-        max_pixels: The most that a picture may have, as coded; larger ones are refused before anything is decoded, also
-            where they come in the middle of a file. A decoder holds up to 17 pictures.
+        most_pixels: The most that a picture may have, as coded; larger ones are refused before anything is decoded,
+            also where they come in the middle of a file. A decoder holds up to 17 pictures.
 
     Raises:
-        VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures.
+        VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures; or
+            the disk does not give it.
     """
     path = Path(path)
     _check_file(path)
-    with contextlib.ExitStack() as closing:
-        container = closing.enter_context(_container(path, max_pixels))
+    with contextlib.ExitStack() as held:
+        container = held.enter_context(_container(path))
         if not _pictures(container) and not container.format.name.startswith(_LISTING):
-            closing.close()
-            container = closing.enter_context(_container(path, max_pixels, _LOOK_LONGER))
-        pictures = _pictures(container)
-        if not pictures:
-            what = "holds audio only" if container.streams.audio else "has no video stream"
-            raise VideoError(path, what, "leave it out or give the file with the pictures")
-        best = container.streams.best("video")
-        stream = best if best in pictures else pictures[0]
-        if stream.codec_context is None:
-            raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
-        _check_size(path, stream.codec_context, max_pixels)
-        yield container, stream
+            held.close()
+            container = held.enter_context(_container(path, _LOOK_LONGER))
+        yield container, _stream(path, container, most_pixels)
 
 
-def _container(path: Path, max_pixels: int, more: dict[str, str] | None = None) -> Any:
-    # Local files only: neither a name such as "http:x.mp4" nor a playlist inside a file leads to the network.
-    options = {"protocol_whitelist": "file", "max_pixels": str(max_pixels)} | (more or {})
+@contextlib.contextmanager
+def _container(path: Path, more: dict[str, str] | None = None) -> Iterator[Any]:
     try:
-        return av.open(f"file:{path}", metadata_errors="replace", options=options)
+        disk = DiskFile(path)
     except PermissionError:
         raise denied(path) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
+    with contextlib.closing(disk):
+        try:
+            with _opened(path, disk, more or {}) as container:
+                yield container
+        except MemoryError:
+            raise
+        except (av.error.FFmpegError, OSError, VideoError) as error:
+            if disk.trouble is None:
+                raise
+            raise disk_error(path, disk.trouble) from error
+
+
+def _opened(path: Path, disk: DiskFile, more: dict[str, str]) -> Any:
+    # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **more}
+    try:
+        return av.open(disk, metadata_errors="replace", options=options)
+    except MemoryError:
+        raise
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
@@ -137,12 +158,23 @@ def _pictures(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
-def _check_size(path: Path, codec: Any, max_pixels: int) -> None:
+def _stream(path: Path, container: Any, most_pixels: int) -> Any:
+    """The video stream that is read."""
+    pictures = _pictures(container)
+    if not pictures:
+        what = "holds audio only" if container.streams.audio else "has no video stream"
+        raise VideoError(path, what, "leave it out or give the file with the pictures")
+    best = container.streams.best("video")
+    stream = best if best in pictures else pictures[0]
+    codec = stream.codec_context
+    if codec is None:
+        raise VideoError(path, "its codec is unknown to this FFmpeg", "re-encode it, for instance to H.264")
     width, height = max(codec.width, codec.coded_width), max(codec.height, codec.coded_height)
-    if width * height > max_pixels:
-        what = f"has pictures of {width}x{height} pixels, more than the {max_pixels} allowed"
+    if width * height > most_pixels:
+        what = f"has pictures of {width}x{height} pixels, more than the {most_pixels} allowed"
         raise VideoError(path, what, "allow them by --max-pixels where there is memory for 17 of them, or leave it out")
-    codec.options = {"max_pixels": str(max_pixels)}
+    codec.options = {**codec.options, "max_pixels": str(most_pixels)}
+    return stream
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -152,6 +184,8 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
         av.error.FFmpegError, OSError: the container breaks off.
     """
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            beat()
+            yield packet
     except IndexError:  # PyAV has no stream object for one that appears in the middle of a file, and says so at the end
         return

@@ -15,8 +15,10 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.opening import MAX_PIXELS, REFETCH, VideoInfo, open_video, packets
+from lavila_fast.video.disk import disk_error, trouble_of
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video, packets
 from lavila_fast.video.orientation import orientation
+from lavila_fast.video.pulse import beat
 from lavila_fast.video.walk import facts
 
 
@@ -27,26 +29,18 @@ class OpenFile:
     info: VideoInfo
     container: Any
     stream: Any
-    max_pixels: int = MAX_PIXELS
+    most_pixels: int = MOST_PIXELS
 
 
 @contextlib.contextmanager
-def open_file(path: Path, known: VideoInfo | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[OpenFile]:
-    """Open a file, and find out its facts unless they are `known`; for `max_pixels` see `open_video`.
+def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS) -> Iterator[OpenFile]:
+    """Open a file, and find out its facts unless they are `known`; for `most_pixels` see `open_video`.
 
     Raises:
         VideoError: see `open_video` and `walk.facts`.
     """
-    with open_video(path, max_pixels) as (container, stream):
-        yield OpenFile(known or facts(path, container, stream, max_pixels), container, stream, max_pixels)
-
-
-def _until_it_breaks(container: Any, stream: Any, failures: list[str]) -> Iterator[Any]:
-    try:
-        yield from packets(container, stream)
-    except (av.error.FFmpegError, OSError) as error:
-        failures.append(error.strerror or str(error))
-    yield None  # whatever happened: give out what the decoder holds
+    with open_video(path, most_pixels) as (container, stream):
+        yield OpenFile(known or facts(path, container, stream, most_pixels), container, stream, most_pixels)
 
 
 class _Stamps:
@@ -86,26 +80,76 @@ class _Stamps:
             heapq.heapify(self._places)
 
 
+class FrameDecoder:
+    """Decodes the packets of an open file, in the order in which they are stored; all of them, or those it is fed.
+
+    Attributes:
+        file: The file.
+        failures: What could not be read or decoded.
+    """
+
+    def __init__(self, file: OpenFile, failures: list[str]) -> None:
+        self.file, self.failures = file, failures
+        self._stamps = _Stamps(file.info, file.stream)
+
+    def packets(self) -> Iterator[Any]:
+        """Packets with pictures, with `pts` on the file's clock, or None; until the container ends or breaks off."""
+        try:
+            for packet in packets(self.file.container, self.file.stream):
+                if packet.size:
+                    self._stamps.packet(packet)
+                    yield packet
+        except MemoryError:
+            raise  # of FFmpeg or of Python: no fault of the file's
+        except (av.error.FFmpegError, OSError) as error:
+            if trouble_of(self.file.container):
+                raise  # not the file's fault: what follows would be guessed
+            self.failures.append(error.strerror or str(error))
+        if trouble := trouble_of(self.file.container):  # which FFmpeg takes for the end of the file
+            raise disk_error(self.file.info.path, trouble)
+
+    def feed(self, packet: Any) -> Iterator[Any]:
+        """Decode a packet; frames come in the order in which they are shown, with `pts` like their packets'."""
+        return self._decode(packet)
+
+    def skip(self, packet: Any) -> None:
+        """Leave a packet out."""
+        self._stamps.lost(packet)
+
+    def drain(self) -> Iterator[Any]:
+        """The frames that the decoder still holds."""
+        return self._decode(None)
+
+    def restart(self) -> None:
+        """Forget what was decoded: what follows begins anew."""
+        self.file.stream.codec_context.flush_buffers()
+
+    def _decode(self, packet: Any) -> Iterator[Any]:
+        beat()
+        try:
+            frames = self.file.stream.decode(packet)
+        except av.error.EOFError:  # drained before
+            return
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:
+            self.failures.append(error.strerror or str(error))
+            self._stamps.lost(packet)
+            return
+        for frame in frames:
+            self._stamps.frame(frame)
+            yield frame
+
+
 def decoded(file: OpenFile, failures: list[str]) -> Iterator[Any]:
     """Frames from where the file stands, in the order in which they are shown, with `pts` on its clock, or None.
 
     What cannot be decoded is skipped and noted in `failures`.
     """
-    stamps = _Stamps(file.info, file.stream)
-    for packet in _until_it_breaks(file.container, file.stream, failures):
-        if packet is not None and packet.size:
-            stamps.packet(packet)
-        try:
-            frames = file.stream.decode(None) if packet is None else packet.decode()
-        except av.error.EOFError:  # flushed before
-            continue
-        except av.error.FFmpegError as error:
-            failures.append(error.strerror or str(error))
-            stamps.lost(packet)
-            continue
-        for frame in frames:
-            stamps.frame(frame)
-            yield frame
+    decoder = FrameDecoder(file, failures)
+    for packet in decoder.packets():
+        yield from decoder.feed(packet)
+    yield from decoder.drain()
 
 
 def first_frame(file: OpenFile) -> Any:

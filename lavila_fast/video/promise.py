@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 
 import av
 
+from lavila_fast.video.disk import disk_error
+
 _SHORT = 1.0  # seconds that a file may lack of what its header promises
 _GENEROUS = 20  # times the share of missing bytes
 _HEAD = 1 << 16  # bytes in which headers lie
@@ -29,13 +31,19 @@ def promise(path: Path, container: Any, reached: float, zero: float) -> float:
         container: PyAV's.
         reached: Second on the clock that its packets reach.
         zero: Time stamp at which the clock stands at 0.
+
+    Raises:
+        VideoError: the disk does not give the file.
     """
     claim, name = (container.duration or 0) / av.time_base, container.format.name
     if name.startswith(("matroska", "asf")) and claim > zero + _SHORT:
         claim -= max(zero, 0.0)  # they count from the first tick
     if claim <= reached + _SHORT:
         return 0.0
-    size, end = path.stat().st_size, _end(path, name)
+    try:
+        size, end = path.stat().st_size, _end(path, name)
+    except OSError as error:
+        raise disk_error(path, error) from error
     if end is None or end <= size:
         return 0.0
     return min(float(claim), (reached + _SHORT) * _GENEROUS * end / max(size, 1))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads
+from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.opening import REFETCH, VideoInfo
 from lavila_fast.video.probe import OpenFile
@@ -41,12 +41,16 @@ class DecodedClip:
             model's input, normalised float32 (3, T, S, S).
         times: Second, on the clock of its file, from which each frame is shown.
         damaged: Whether frames are substitutes for others that cannot be read, or are damaged themselves.
+        decoded: Frames of this video decoded so far.
+        content: Which video it is (see `content`); its random numbers are drawn by this. Empty: by its name.
     """
 
     clip: Clip
     frames: Image
     times: tuple[float, ...] = ()
     damaged: bool = False
+    decoded: int = 0
+    content: str = ""
 
 
 def _whole_requests(info: VideoInfo, clips: Sequence[Clip], frames: int, health: Health) -> list[ClipRequest]:
@@ -90,6 +94,16 @@ def _chunk_rates(infos: dict[int, VideoInfo]) -> dict[int, float]:
     return {start: round(fps) if abs(fps - round(fps)) < 0.01 else fps for start, fps in own.items()}
 
 
+def _ends(infos: dict[int, VideoInfo], chunk: int) -> str:
+    """Why frames after a chunk's own are missing."""
+    seconds = infos[chunk].frames / infos[chunk].fps
+    if chunk == max(infos):
+        return f"{infos[chunk].path.name}, the last, ends at {seconds:.1f} s"
+    if seconds >= CHUNK_SECONDS * WHOLE:
+        return f"chunk {chunk + CHUNK_SECONDS} is missing"
+    return f"{infos[chunk].path.name} ends at {seconds:.1f} s of {CHUNK_SECONDS}"
+
+
 def _plan_chunks(
     infos: dict[int, VideoInfo], clips: Sequence[Clip], frames: int, health: Health
 ) -> dict[int, list[ClipRequest]]:
@@ -102,14 +116,21 @@ def _plan_chunks(
             reads = chunked_reads(lengths, rates, clip.start, clip.end, frames)
         except InputError:
             health.lost += 1
-            health.notes.append(f"chunk {int(clip.start) // CHUNK_SECONDS * CHUNK_SECONDS} is missing")
+            chunk = int(clip.start) // CHUNK_SECONDS * CHUNK_SECONDS
+            health.notes.append(_ends(infos, chunk) if chunk in infos else f"chunk {chunk} is missing")
             continue
         collected, slot = OpenClip.empty(clip, frames), 0
         for chunk, ids in reads:
-            info = infos[chunk]
-            times = [info.begin + i / (info.rate or rates[chunk]) for i in ids]
-            plans.setdefault(chunk, []).append(ClipRequest(collected, times, slot))
+            there = [i for i in ids if i < lengths[chunk]]  # the others come after these, and have no frame
+            if len(there) < len(ids):
+                health.notes.append(_ends(infos, chunk))
+                collected.left -= len(ids) - len(there)
+            if there:
+                info = infos[chunk]
+                times = [info.begin + i / (info.rate or rates[chunk]) for i in there]
+                plans.setdefault(chunk, []).append(ClipRequest(collected, times, slot))
             slot += len(ids)
+        health.lost += collected.left == 0
     return plans
 
 
@@ -163,7 +184,7 @@ def read_clips(
             `FrameTransform` gets the decoder's frames themselves. Without it a clip holds frames at source size.
         threads: Decoding threads of PyAV, 0 for as many as FFmpeg likes. Only a damaged file can look different under
             another number of threads.
-        decoder: One of `decoders.DECODERS`; all show the same frames. ``auto`` is PyAV for frames on the CPU, and the
+        decoder: One of `names.DECODERS`; all show the same frames. ``auto`` is PyAV for frames on the CPU, and the
             first that is installed and serves the file for frames on a GPU. Others than these two need a
             `FrameTransform`.
         device: Where the frames are wanted: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -187,8 +208,9 @@ def read_clips(
     serve = partial(reader.read, gate=FrameGate(transform), threads=threads, health=health)
     for collected in walk(source, clips, frames_per_clip, serve, health) if clips else ():
         if images := collected.give_out():
-            frames = reader.stack(images, axis=1 if resized else 0)
-            yield DecodedClip(collected.clip, frames, tuple(collected.times), collected.damaged)
+            stacked = reader.stack(images, axis=1 if resized else 0)
+            times = tuple(collected.times)
+            yield DecodedClip(collected.clip, stacked, times, collected.damaged, health.frames)
         else:
             health.lost += 1
     _report(source, len(clips), health)

@@ -209,9 +209,13 @@ class RequestQueue:
 
 @dataclass(slots=True)
 class Health:
-    """What went wrong while reading a video: clips lost, undecodable pieces, and remarks on its length."""
+    """What went wrong while reading a video: clips lost, undecodable pieces, and remarks on its length.
+
+    `frames` counts those that were decoded.
+    """
 
     lost: int = 0
+    frames: int = 0
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -8,36 +8,21 @@ A list's uid becomes a source by `locate`, a source becomes clips by `expand_win
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import windows
-from lavila_fast.video.opening import MAX_PIXELS, VideoInfo, denied
+from lavila_fast.video.clips import CHUNK_SECONDS, windows
+from lavila_fast.video.facts import VideoFacts, read_facts
+from lavila_fast.video.kinds import PREFERRED, SUFFIXES, has_video_suffix
+from lavila_fast.video.opening import MOST_PIXELS, VideoInfo, denied
 from lavila_fast.video.probe import OpenFile, open_file
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        "mp4",
-        "m4v",
-        "mov",
-        "mkv",
-        "webm",
-        "avi",
-        "ts",
-        "mts",
-        "m2ts",
-        "mpg",
-        "mpeg",
-        "ogv",
-        "flv",
-        "wmv",
-        "mxf",
-    )
-)
+FileState = tuple[Path, int, int]  # a file, its size and the time of its last change
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +34,21 @@ class VideoSource:
 
     Attributes:
         name: In the output.
-        path: Where it lies.
-        max_pixels: The most that a picture may have; see `open_video`.
+        path: The file or folder.
+        content: Its identity (see `content.content_id`), where somebody has found that out already.
+        most_pixels: A larger picture is refused before it is decoded.
+        infos: What is known: file, size and time of its last change → facts.
+        look: Reads the facts of a file of this video somewhere else, where a file that breaks its reader breaks nothing
+            more. None: here.
     """
 
     name: str
     path: Path
-    max_pixels: int = MAX_PIXELS
-    _infos: dict[tuple[Path, int, int], VideoInfo] = field(default_factory=dict, compare=False, repr=False)
+    content: str = ""
+    most_pixels: int = MOST_PIXELS
+    infos: dict[FileState, VideoInfo] = field(default_factory=dict, compare=False, repr=False)
+    _facts: dict[FileState, VideoFacts] = field(default_factory=dict, compare=False, repr=False)
+    look: Callable[[VideoSource, Path], None] | None = field(default=None, compare=False, repr=False)
 
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[OpenFile]:
@@ -66,17 +58,28 @@ class VideoSource:
             VideoError: it cannot be opened, or there is not a single frame.
         """
         key = _state(path)
-        with open_file(path, self._infos.get(key) if key else None, self.max_pixels) as file:
+        with open_file(path, self.infos.get(key) if key else None, self.most_pixels) as file:
             if key:
-                self._infos[key] = file.info
+                self.infos[key] = file.info
             yield file
 
     def info(self, path: Path) -> VideoInfo:
         """Facts about the video's file or one of its chunks, read once; errors as for `open`."""
-        if (key := _state(path)) and key in self._infos:
-            return self._infos[key]
+        key = _state(path)
+        if self.look and key not in self.infos:
+            self.look(self, path)
+        if key in self.infos:
+            return self.infos[key]
         with self.open(path) as file:
             return file.info
+
+    def facts(self, path: Path) -> VideoFacts:
+        """What a GPU decoder must know of one of these files, read once; errors as for `read_facts`."""
+        key = _state(path)
+        found = (self._facts.get(key) if key else None) or read_facts(path)
+        if key:
+            self._facts[key] = found
+        return found
 
     @property
     def is_chunked(self) -> bool:
@@ -87,7 +90,7 @@ class VideoSource:
             return False
 
 
-def _state(path: Path) -> tuple[Path, int, int] | None:
+def _state(path: Path) -> FileState | None:
     """What changes when a file does; None if it cannot be seen, which opening it will say better."""
     try:
         seen = path.stat()
@@ -96,34 +99,82 @@ def _state(path: Path) -> tuple[Path, int, int] | None:
     return path, seen.st_size, seen.st_mtime_ns
 
 
+_LATE_SECONDS = 3600
+
+
+def _chunks(folder: Path) -> dict[int, list[Path]]:
+    """First second → the files that are named by it; names that a number would be spelt otherwise than are none."""
+    found: dict[int, list[Path]] = {}
+    for path in folder.iterdir():
+        stem = path.stem
+        if has_video_suffix(path.name) and stem.isascii() and stem.isdecimal() and stem == str(int(stem)):
+            found.setdefault(int(stem), []).append(path)
+    return found
+
+
 def is_chunk_folder(path: Path) -> bool:
-    """Whether a folder holds video files that are all named by their first second."""
+    """Whether a folder holds one video in chunks: all its video files are named by their first second.
+
+    Those begin near 0 and go on in steps of a chunk's length, with no more missing than there are. Recordings that
+    are named by seconds of an epoch, by dates or by the time of day are videos of their own.
+    """
     try:
-        stems = [p.stem for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+        chunks = _chunks(path)
+        others = [p for p in path.iterdir() if has_video_suffix(p.name) and not p.name.startswith(".")]
     except OSError:
         return False
-    return bool(stems) and all(stem.isdecimal() for stem in stems)
+    if not chunks or len(others) > sum(map(len, chunks.values())):
+        return False
+    near = min(chunks) <= _LATE_SECONDS and max(chunks) <= _LATE_SECONDS + 2 * CHUNK_SECONDS * len(chunks)
+    return near and not any(start % CHUNK_SECONDS for start in chunks)
 
 
 def chunk_files(path: Path) -> dict[int, Path]:
     """First second → file of a chunk folder, in order of time.
 
     Raises:
-        VideoError: the folder cannot be read or holds no chunks.
+        VideoError: the folder cannot be read, holds no chunks, or two files for one chunk.
     """
     try:
-        found = {int(p.stem): p for p in path.iterdir() if p.stem.isdecimal() and p.suffix.lower() in SUFFIXES}
+        found = _chunks(path)
     except PermissionError:
         raise denied(path) from None
     except OSError as error:
         raise VideoError(path, f"cannot be listed ({error.strerror})", "check the path") from error
     if not found:
         raise VideoError(path, "holds no chunks", "chunks are named by their first second: 0.mp4, 300.mp4, …")
-    return dict(sorted(found.items()))
+    for files in found.values():
+        if len(files) > 1:
+            names = " and ".join(sorted(file.name for file in files))
+            raise VideoError(path, f"holds {names} for one chunk", "leave one of them there")
+    return {start: files[0] for start, files in sorted(found.items())}
+
+
+@lru_cache(maxsize=8)
+def _names(folder: str, changed: int) -> Mapping[str, tuple[str, ...]]:
+    """Names in a folder by what is left of them in small letters; `changed` makes it look again."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208  # names that no path can be made of are looked for, too
+        found.setdefault(name.casefold(), []).append(name)
+    return {name: tuple(names) for name, names in found.items()}
+
+
+def _in_capitals(path: Path) -> Path | None:
+    """A file or folder whose suffix is spelt with other capitals than `path` has, or that has a suffix `path` lacks."""
+    folder = str(path.parent)
+    names = _names(folder, os.stat(folder).st_mtime_ns)  # noqa: PTH116
+    for suffix in ("", *PREFERRED, *sorted(SUFFIXES.difference(PREFERRED))):
+        for name in names.get((path.name + suffix).casefold(), ()):
+            stem = len(path.name) if suffix else len(path.stem)
+            if name[:stem] == path.name[:stem]:
+                return path.with_name(name)
+    return None
 
 
 def locate(video: str, root: str | Path | None = None) -> VideoSource:
     """Find the video that a clip list names: a file or chunk folder `video`, or `video` with a suffix such as .mp4.
+
+    Capitals do not matter in a suffix, and cameras like them.
 
     Args:
         video: Name or uid in the list.
@@ -137,12 +188,18 @@ def locate(video: str, root: str | Path | None = None) -> VideoSource:
     if root is not None and (pure.is_absolute() or ".." in pure.parts):
         raise InputError(f"{video}: leads out of {root}; names in a clip list are relative to that folder")
     path = Path(root or "", video)
-    for candidate in (path, *(path.with_name(path.name + suffix) for suffix in sorted(SUFFIXES))):
-        try:
-            if candidate.exists():
-                return VideoSource(video, candidate)
-        except PermissionError:
-            raise denied(candidate) from None
+    try:
+        if path.exists():
+            return VideoSource(video, path)
+        if found := _in_capitals(path) if path.name else None:
+            return VideoSource(video, found)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        raise denied(path) from None
+    except (OSError, ValueError) as error:
+        what = getattr(error, "strerror", None) or str(error)
+        raise VideoError(path, f"cannot be looked for ({what.lower()})", "check the clip list") from error
     raise VideoError(path, "does not exist", "check the clip list and the folder of the videos")
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from lavila_fast.kernels import native as library
 from lavila_fast.kernels.preprocess import native
-from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, Picture, taps, to_rgb
-from lavila_fast.video.log import say_once
+from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, YuvPicture, taps, yuv_to_rgb
+from lavila_fast.log import log_once
 from lavila_fast.video.orientation import orientation
 
 Frame = Any  # av.VideoFrame
@@ -106,7 +106,7 @@ class FrameTransform:
 @dataclass
 class _OfFile:
     transform: FrameTransform
-    known: dict[tuple[object, ...], Picture | None] = field(default_factory=dict)
+    known: dict[tuple[object, ...], YuvPicture | None] = field(default_factory=dict)
 
     def show(self, frame: Frame) -> NDArray[np.float32]:
         size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
@@ -117,28 +117,28 @@ class _OfFile:
         held = [native.Plane(each.buffer_ptr, each.line_size, each.buffer_size) for each in frame.planes] if how else []
         if how is None or min(plane.stride for plane in held) < 0:  # rows from the bottom to the top
             return of(upright(frame))
-        image: NDArray[np.float32] = native.convert(how, held, of.size, of.mean, of.std, *orientation(frame))
+        image: NDArray[np.float32] = native.convert_planes(how, held, of.size, of.mean, of.std, *orientation(frame))
         return image
 
 
-def _how(frame: Frame) -> Picture | None:
+def _how(frame: Frame) -> YuvPicture | None:
     """Frames like this as the native library is to see them, but for their planes; None if it cannot serve them."""
     why = _why_not(frame)
     found = None if why else _tried(frame)
     if found is None:
-        say_once(logging.INFO, f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
+        log_once("video", logging.INFO, f"frames by PyAV and numpy: {why or 'swscale has other colours here'}")
     else:
-        say_once(logging.INFO, f"frames by the native library ({library.library().lv_isa().decode()})")  # type: ignore[union-attr]
+        log_once("video", logging.INFO, f"frames by the native library ({library.isa()})")
     return found
 
 
 def _why_not(frame: Frame) -> str:
     pixels, width, height = frame.format.name, frame.width, frame.height
-    why = native.why_not(Picture(pixels, width, height, ())) or ("interlaced" if frame.interlaced_frame else "")
+    why = native.why_not(YuvPicture(pixels, width, height, ())) or ("interlaced" if frame.interlaced_frame else "")
     return why or ("" if frame.colorspace in MATRICES else f"colour matrix {int(frame.colorspace)}")
 
 
-def _tried(frame: Frame) -> Picture | None:
+def _tried(frame: Frame) -> YuvPicture | None:
     """The description under which a pattern with this frame's properties gets swscale's very colours."""
     pattern = frame.reformat(_PATTERN, _PATTERN, interpolation="POINT", threads=1)
     random = np.random.Generator(np.random.Philox(2022))
@@ -149,8 +149,8 @@ def _tried(frame: Frame) -> Picture | None:
     expected = pattern.to_ndarray(format="rgb24", threads=1)
     full = frame.color_range == 2 or frame.format.name.startswith("yuvj")
     for left in (True, False):
-        one = Picture(frame.format.name, _PATTERN, _PATTERN, planes(pattern), int(frame.colorspace), full, left)
-        if np.array_equal(to_rgb(one), expected):
+        one = YuvPicture(frame.format.name, _PATTERN, _PATTERN, planes(pattern), int(frame.colorspace), full, left)
+        if np.array_equal(yuv_to_rgb(one), expected):
             return one._replace(width=frame.width, height=frame.height, planes=())
     return None
 

@@ -6,8 +6,8 @@ with open_video(path) as (container, stream):
 
 from __future__ import annotations
 
-import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.opening import MAX_PIXELS, REFETCH, VideoInfo, open_video
+from lavila_fast.video.disk import disk_error, trouble_of
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
 from lavila_fast.video.promise import promise
+from lavila_fast.video.pulse import beat
 from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
@@ -66,13 +68,13 @@ def same_rate(one: float, other: float, seconds: float) -> bool:
     return abs(one - other) * seconds <= _ONE_FRAME
 
 
-def facts(path: Path, container: Any, stream: Any, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def facts(path: Path, container: Any, stream: Any, most_pixels: int = MOST_PIXELS) -> VideoInfo:
     """Facts that need no decoding: its orientation is not known yet, and width and height are the coded ones.
 
     Raises:
         VideoError: there is not a single frame.
     """
-    found = _header(container, stream) or _walk(path, container, stream, max_pixels)
+    found = _header(container, stream) or _walk(path, container, stream, most_pixels)
     stored = found.stored and container.format.name.startswith(STORING)
     tick, codec = float(stream.time_base), stream.codec_context
     begin = found.first * tick
@@ -126,12 +128,12 @@ def _start(container: Any, stream: Any) -> float:
     return float(container.start_time / av.time_base)
 
 
-def _walk(path: Path, container: Any, stream: Any, max_pixels: int) -> _Found:
+def _walk(path: Path, container: Any, stream: Any, most_pixels: int) -> _Found:
     """Go over all packets of a file, in a container of its own."""
     tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
     table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
     zero = _start(container, stream)
-    reached, supported = _collect(path, stream, table, zero, max_pixels)
+    reached, supported = _collect(path, stream, table, zero, most_pixels)
     rates = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
     timeline = Timeline.of(table, rates, _until(container, zero) / tick)
     times, count = timeline.times, len(timeline.times)
@@ -181,7 +183,7 @@ def _numbered(path: Path, table: PacketTable, rates: list[float]) -> _Found:
     return _Found(0, round(frames / rate / table.tick), frames, rate, rate, 0.0, everything, stored=False)
 
 
-def _collect(path: Path, stream: Any, table: PacketTable, zero: float, max_pixels: int) -> tuple[float, bool]:
+def _collect(path: Path, stream: Any, table: PacketTable, zero: float, most_pixels: int) -> tuple[float, bool]:
     """Fill the table.
 
     Returns:
@@ -190,8 +192,8 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float, max_pixel
     """
     reached, early, others = 0.0, 0, 0
     hides = stream.codec_context.codec.canonical_name == "vp8"
-    with open_video(path, max_pixels) as (container, own), contextlib.suppress(av.error.FFmpegError, IndexError):
-        for packet in container.demux():
+    with open_video(path, most_pixels) as (container, own):
+        for packet in _all_packets(container):
             if packet.pts is not None:
                 time = float(packet.pts * packet.time_base)
                 reached = max(reached, time + float((packet.duration or 0) * packet.time_base))
@@ -200,4 +202,18 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float, max_pixel
                 continue
             shown = not packet.is_discard and not (hides and not bytes(packet)[0] & _VP8_SHOWN)
             table.add(packet.dts, packet.pts, packet.duration or 0, packet.is_keyframe, shown)
+        if trouble := trouble_of(container):
+            raise disk_error(path, trouble)
     return reached, early > _FEW or others <= _FEW
+
+
+def _all_packets(container: Any) -> Iterator[Any]:
+    """The packets of all streams, as far as they can be read."""
+    try:
+        for packet in container.demux():
+            beat()
+            yield packet
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, IndexError):
+        return

@@ -31,6 +31,7 @@ typedef struct {
 #endif
 
 LV_CUDA_API int lv_cuda_version(void);
+LV_CUDA_API const char* lv_cuda_sources(void);  // the key of what it was compiled from, see kernels/libraries.py
 LV_CUDA_API int lv_cuda_devices(int* count);
 LV_CUDA_API const char* lv_cuda_error(int);
 // frames (count), in host memory → out (clips, 3, places, size, size), contiguous, of a LV_CUDA type, on `device`;

@@ -59,6 +59,10 @@ __device__ __forceinline__ void two_pixels(const Batch& batch, T* out) {
 
 }  // namespace
 
+// The key comes as a bare word: compilers differ in how quotes reach them.
+#define LV_WORD(x) #x
+#define LV_WORDS(x) LV_WORD(x)
+
 // Named plainly, for profilers and the table of resources.
 #define LV_KERNEL(name, T)                                                                  \
     extern "C" __global__ void __launch_bounds__(kThreads)                                  \
@@ -72,6 +76,8 @@ LV_KERNEL(preprocess_bf16, __nv_bfloat16)
 extern "C" {
 
 int lv_cuda_version(void) { return 1; }
+
+const char* lv_cuda_sources(void) { return LV_WORDS(LAVILA_CUDA_SOURCES); }
 
 int lv_cuda_devices(int* count) { return cudaGetDeviceCount(count); }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lavila_fast.archive.formats.csv import Csv
+from lavila_fast.archive.formats.csv import Csv, SafeCsv
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.formats.pkl import Pickle
 from lavila_fast.archive.formats.srt import SubRip
@@ -19,6 +19,7 @@ from lavila_fast.archive.formats.text import Text
 from lavila_fast.archive.formats.vtt import WebVtt
 from lavila_fast.archive.formats.writer import Writer
 
+__all__ = ["FORMATS", "JSONL", "TEXT", "Format", "Writer", "offered", "suffixes"]
 JSONL, TEXT = "jsonl", "text"
 """What is written and what is printed where nothing else is asked for; a JSONL file is its own journal."""
 
@@ -33,6 +34,7 @@ class Format:
         one_video: It cannot say which video a line is about, so each video has its own file.
         printable: It can be written clip by clip to a pipe or terminal.
         offered: ``--format`` takes it.
+        safe: The writer whose cells no spreadsheet takes for a formula, where such a thing can happen.
         frame_times: It can say when the frames that the model saw are shown.
     """
 
@@ -41,12 +43,13 @@ class Format:
     one_video: bool = False
     printable: bool = False
     offered: bool = True
+    safe: type[Writer] | None = None
     frame_times: bool = False
 
 
 FORMATS: dict[str, Format] = {
     JSONL: Format(JsonLines, ".jsonl", printable=True, frame_times=True),
-    "csv": Format(Csv, ".csv", printable=True, frame_times=True),
+    "csv": Format(Csv, ".csv", printable=True, safe=SafeCsv, frame_times=True),
     "srt": Format(SubRip, ".srt", one_video=True),
     "vtt": Format(WebVtt, ".vtt", one_video=True),
     "pkl": Format(Pickle, ".pkl"),

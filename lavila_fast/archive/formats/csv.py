@@ -1,17 +1,22 @@
-"""Comma-separated values with a header line."""
+"""Comma-separated values with a header line (RFC 4180, with a newline between rows)."""
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections.abc import Sequence
 
-from lavila_fast.archive.formats.writer import Writer, encode, short
+from lavila_fast.archive.formats.writer import Writer, encode, short, spelt_out
 from lavila_fast.records import Narration
+
+_QUOTED = re.compile(r'[,"\n]|^\s|\s$')
+_FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # full-width signs count, too
 
 
 class Csv(Writer):
-    """The same columns as `JsonLines`; the times of frames stand in one, with spaces between them."""
+    """The same columns as `JsonLines`, but for `damaged`; the times of frames stand in one, with spaces between them.
+
+    Every line break in a cell is a newline, and what a terminal would obey is spelt out.
+    """
 
     header = b"video,start,end,sample,text,perplexity,logprob\n"
     times = False
@@ -22,10 +27,21 @@ class Csv(Writer):
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""
-        text = io.StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        for row in rows:
-            frames = [" ".join(map(repr, row.frames or ()))] if self.times else []
-            plain = row.video, row.start, row.end, row.sample, row.text
-            lines.writerow([*plain, short(row.perplexity), short(row.logprob), *frames])
-        return encode(text.getvalue())
+        return b"".join(encode(",".join(self._cells(row)) + "\n") for row in rows)
+
+    def _cells(self, row: Narration) -> list[str]:
+        numbers = ["" if value is None else repr(value) for value in (short(row.perplexity), short(row.logprob))]
+        frames = [" ".join(map(repr, row.frames or ()))] if self.times else []
+        times = repr(row.start), repr(row.end)
+        return [self._cell(row.video), *times, str(row.sample), self._cell(row.text), *numbers, *frames]
+
+    def _cell(self, text: str) -> str:
+        text = spelt_out(text)
+        return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+class SafeCsv(Csv):
+    """`Csv` for spreadsheets: a name or sentence that begins like a formula has an apostrophe before it."""
+
+    def _cell(self, text: str) -> str:
+        return super()._cell(f"'{text}" if _FORMULA.match(text) else text)

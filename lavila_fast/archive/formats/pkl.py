@@ -6,14 +6,14 @@ import pickle
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from lavila_fast.archive.formats.writer import Clips, Writer
+from lavila_fast.archive.formats.writer import ClipRows, Writer
 from lavila_fast.records import Narration
 
 
 class Pickle(Writer):
     """The original's file: a list of (video, start, end, text, perplexity), the last two lists where samples > 1."""
 
-    def write(self, clips: Clips, file: BinaryIO) -> None:
+    def write(self, clips: ClipRows, file: BinaryIO) -> None:
         """See `Writer.write`."""
         pickle.dump([self._tuple(rows) for rows in clips], file, protocol=4)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lavila_fast.archive.formats.writer import Writer, clock, encode, one_line
 from lavila_fast.records import Narration
+from lavila_fast.shown import shown
 
 
 class Text(Writer):
@@ -18,6 +19,6 @@ class Text(Writer):
         """See `Writer.clip`."""
         lines = [f"{clock(row.start)[:-2]} - {clock(row.end)[:-2]}  {one_line(row.text)}" for row in rows]
         if rows[0].video != self.video:
-            lines.insert(0, rows[0].video)
+            lines.insert(0, shown(rows[0].video))
         self.video = rows[0].video
         return encode("\n".join(lines) + "\n")

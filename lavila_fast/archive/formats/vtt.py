@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lavila_fast.archive.formats.writer import Writer, clock, encode, one_line
+from lavila_fast.archive.formats.writer import Writer, cue_lines, cue_times, encode
 from lavila_fast.records import Narration
 
 
 class WebVtt(Writer):
-    """WebVTT: one cue a clip, one line a sample."""
+    """WebVTT: one cue a clip, one line a sample that says anything."""
 
     header = b"WEBVTT\n\n"
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""
-        texts = [one_line(row.text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for row in rows]
-        return encode("\n".join([f"{clock(rows[0].start)} --> {clock(rows[0].end)}", *texts]) + "\n\n")
+        lines = cue_lines(row.text for row in rows)
+        lines = [line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for line in lines]
+        return encode("\n".join([cue_times(rows[0], "."), *lines]) + "\n\n")

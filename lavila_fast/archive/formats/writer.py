@@ -10,8 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 from lavila_fast.records import Narration
+from lavila_fast.shown import OBEYED, spelt
 
-Clips = Iterable[Sequence[Narration]]
+NOTHING = "…"
+"""Stands in a cue whose sentences are all empty; a cue of times alone is none to many readers."""
+
+ClipRows = Iterable[Sequence[Narration]]
 
 
 def short(value: float) -> float | None:
@@ -19,15 +23,36 @@ def short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+def _spell(milliseconds: int, separator: str) -> str:
+    minutes, rest = divmod(max(milliseconds, 0), 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{separator}{rest % 1000:03}"
+
+
 def clock(seconds: float, separator: str = ".") -> str:
-    """``hh:mm:ss.mmm``."""
-    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}{separator}{milliseconds % 1000:03}"
+    """``hh:mm:ss.mmm``; the hours have as many digits as they need."""
+    return _spell(round(seconds * 1000), separator)
+
+
+def cue_times(row: Narration, separator: str) -> str:
+    """The line of times that begins a cue: its end comes after its start, however short the clip is."""
+    start, end = round(row.start * 1000), round(row.end * 1000)
+    return f"{_spell(start, separator)} --> {_spell(max(end, start + 1), separator)}"
 
 
 def one_line(text: str) -> str:
     """The text without line breaks, which would end a cue, and without what a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return " ".join(OBEYED.sub(" ", text).split())
+
+
+def cue_lines(texts: Iterable[str]) -> list[str]:
+    """Lines of a cue: one a sentence that is not empty, for an empty line would end the cue; never none at all."""
+    return [line for text in texts if (line := one_line(text))] or [NOTHING]
+
+
+def spelt_out(text: str) -> str:
+    """What a terminal would obey spelt out, but for tabs and line breaks; those are all newlines."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return OBEYED.sub(lambda found: found[0] if found[0] in "\t\n" else spelt(found[0]), text)
 
 
 def encode(text: str) -> bytes:
@@ -47,7 +72,7 @@ class Writer:
         """The bytes of one clip's sentences."""
         raise NotImplementedError
 
-    def write(self, clips: Clips, file: BinaryIO) -> None:
+    def write(self, clips: ClipRows, file: BinaryIO) -> None:
         """Write a whole file."""
         file.write(self.header)
         for rows in clips:

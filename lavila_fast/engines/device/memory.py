@@ -4,7 +4,7 @@ Only four things are ever done to them: make, write from the host, read to the h
 own binding, cuda-bindings: a few megabytes that also a Jetson has, where torch is gigabytes and may be missing. The
 same code runs on host memory, where it is tested; `CudaMemory` itself was never run.
 
-Blocks carry the name of their type, because numpy knows no bfloat16.
+A `DeviceArray` carries the name of its type, because numpy knows no bfloat16.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from lavila_fast.errors import LavilaError, MissingExtraError
 
-SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
-class Block:
+class DeviceArray:
     """Contiguous memory on a device; parts and views share it."""
 
     pointer: int
@@ -35,14 +35,14 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return prod(self.shape) * SIZES[self.dtype]
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
 
-    def part(self, first: int, last: int) -> Block:
+    def part(self, first: int, last: int) -> DeviceArray:
         """Entries ``first … last - 1`` of the first axis."""
-        stride = prod(self.shape[1:]) * SIZES[self.dtype]
+        stride = prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
         return replace(self, pointer=self.pointer + first * stride, shape=(last - first, *self.shape[1:]))
 
-    def view(self, *shape: int) -> Block:
+    def view(self, *shape: int) -> DeviceArray:
         """The same memory, or the front of it, with other axes."""
         assert prod(shape) <= prod(self.shape)
         return replace(self, shape=shape)
@@ -54,20 +54,21 @@ class Memory(Protocol):
     device: str
     index: int
     stream: int
+    architecture: str  # ``cpu``, or what code for a GPU is compiled for (``sm_90``)
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """New memory, all zero; it lives as long as a block of it."""
         ...
 
-    def write(self, block: Block, array: NDArray[Any]) -> None:
+    def write(self, block: DeviceArray, array: NDArray[Any]) -> None:
         """Copy from the host, as the block's type."""
         ...
 
-    def read(self, block: Block) -> NDArray[Any]:
+    def read(self, block: DeviceArray) -> NDArray[Any]:
         """Copy to the host, after all work so far is done."""
         ...
 
-    def copy(self, source: Block, target: Block) -> None:
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """Copy between blocks of one size that do not overlap."""
         ...
 
@@ -82,26 +83,26 @@ def _bytes_of(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 class HostMemory:
     """Memory of the processor."""
 
-    device, index, stream = "cpu", 0, 0
+    device, index, stream, architecture = "cpu", 0, 0, "cpu"
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `Memory`."""
-        array = np.zeros(max(1, prod(shape) * SIZES[dtype]), np.uint8)
-        return Block(array.ctypes.data, shape, dtype, array)
+        array = np.zeros(max(1, prod(shape) * ITEM_BYTES[dtype]), np.uint8)
+        return DeviceArray(array.ctypes.data, shape, dtype, array)
 
-    def write(self, block: Block, array: NDArray[Any]) -> None:
+    def write(self, block: DeviceArray, array: NDArray[Any]) -> None:
         """See `Memory`."""
         source = _bytes_of(array, block.dtype)
         assert source.nbytes == block.nbytes
         ctypes.memmove(block.pointer, source.ctypes.data, block.nbytes)
 
-    def read(self, block: Block) -> NDArray[Any]:
+    def read(self, block: DeviceArray) -> NDArray[Any]:
         """See `Memory`."""
         array = np.empty(block.shape, np.dtype(block.dtype))
         ctypes.memmove(array.ctypes.data, block.pointer, block.nbytes)
         return array
 
-    def copy(self, source: Block, target: Block) -> None:
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """See `Memory`."""
         assert source.nbytes == target.nbytes
         ctypes.memmove(target.pointer, source.pointer, source.nbytes)
@@ -127,6 +128,8 @@ class CudaMemory:
         self._done(*runtime.cudaSetDevice(index))
         self._stream = self._done(*runtime.cudaStreamCreate())
         self.stream = int(self._stream)
+        properties = self._done(*runtime.cudaGetDeviceProperties(index))
+        self.architecture = f"sm_{properties.major}{properties.minor}"
 
     def _done(self, code: Any, *result: Any) -> Any:
         if code != self._cuda.cudaError_t.cudaSuccess:
@@ -138,28 +141,28 @@ class CudaMemory:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDefault
         self._done(*self._cuda.cudaMemcpyAsync(target, source, size, kind, self._stream))
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Block:
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         """See `Memory`."""
-        size = max(1, prod(shape) * SIZES[dtype])
+        size = max(1, prod(shape) * ITEM_BYTES[dtype])
         owner = _Owner(int(self._done(*self._cuda.cudaMalloc(size))))
         weakref.finalize(owner, self._cuda.cudaFree, owner.pointer)
         self._done(*self._cuda.cudaMemsetAsync(owner.pointer, 0, size, self._stream))
-        return Block(owner.pointer, shape, dtype, owner)
+        return DeviceArray(owner.pointer, shape, dtype, owner)
 
-    def write(self, block: Block, array: NDArray[Any]) -> None:
+    def write(self, block: DeviceArray, array: NDArray[Any]) -> None:
         """See `Memory`. The host's memory is pageable, so the call returns only once it has been read."""
         source = _bytes_of(array, block.dtype)
         assert source.nbytes == block.nbytes
         self._move(block.pointer, source.ctypes.data, block.nbytes)
 
-    def read(self, block: Block) -> NDArray[Any]:
+    def read(self, block: DeviceArray) -> NDArray[Any]:
         """See `Memory`."""
         array = np.empty(block.shape, np.dtype(block.dtype))
         self._move(array.ctypes.data, block.pointer, block.nbytes)
         self._done(*self._cuda.cudaStreamSynchronize(self._stream))
         return array
 
-    def copy(self, source: Block, target: Block) -> None:
+    def copy(self, source: DeviceArray, target: DeviceArray) -> None:
         """See `Memory`."""
         assert source.nbytes == target.nbytes
         self._move(target.pointer, source.pointer, source.nbytes)

@@ -1,10 +1,10 @@
-"""ONNX Runtime on NVIDIA GPUs: its CUDA and TensorRT providers, everything bound by address.
+"""ONNX Runtime on NVIDIA GPUs: its CUDA, TensorRT and TensorRT-RTX providers, everything bound by address.
 
 Caches, visual keys and values and logits stay on the device; inputs and outputs of a step are bound to the memory of
 `slots`, the new token is written where the old ones lie. The same binding runs on the CPU (``provider="cpu"``), which
-is how it is tested; the CUDA and TensorRT providers were never run.
+is how it is tested; the other providers were never run.
 
-The TensorRT provider takes one memory for the input and another for the output of a cache, because TensorRT promises
+The TensorRT providers take one memory for the input and another for the output of a cache, because TensorRT promises
 nothing about a scatter in place; CUDA and CPU kernels skip the copy when both are one.
 """
 
@@ -18,16 +18,24 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
+from lavila_fast.bundle.graph_names import ENCODER
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.device.memory import Block, CudaMemory, HostMemory, Memory
+from lavila_fast.engines.device.memory import CudaMemory, DeviceArray, HostMemory, Memory
+from lavila_fast.engines.device.ort_plugin import plugin_devices, plugin_options, profile_options
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.machine import available_cpus
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
-ENCODER, DECODER = "encoder.onnx", "decoder_inplace.onnx"
-TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+Provider = Literal["cpu", "cuda", "tensorrt", "rtx"]
+INPLACE_DECODER = "decoder_inplace.onnx"
+TYPES_OF_ONNX = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 NEEDS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+IDENTITIES = {
+    "cpu": "onnxruntime",
+    "cuda": "cuda",
+    "tensorrt": "onnxruntime-tensorrt",
+    "rtx": "onnxruntime-rtx",
+}
 WORKSPACE = 2 << 30  # bytes
 BFLOAT16 = 16  # of onnx.TensorProto; numpy has none
 
@@ -61,11 +69,17 @@ def tensorrt_options(memory: Memory, cache: Path, profiles: Mapping[str, Sequenc
         "trt_max_workspace_size": str(WORKSPACE),
         "trt_context_memory_sharing_enable": "1",
     }
-    for i, which in enumerate(("min", "opt", "max")):
-        if profiles:
-            shapes = (f"{name}:{'x'.join(map(str, sizes[i]))}" for name, sizes in profiles.items())
-            options[f"trt_profile_{which}_shapes"] = ",".join(shapes)
-    return options
+    return options | profile_options("trt_profile_{}_shapes", profiles)
+
+
+def lacks(provider: Provider) -> str:
+    """Why this ONNX Runtime cannot run a provider, and what to do; "" where it can, as far as can be told."""
+    if provider not in NEEDS or NEEDS[provider] in ort.get_available_providers():
+        return ""
+    return (
+        f"this ONNX Runtime has no {NEEDS[provider]}; run: pip uninstall -y onnxruntime onnxruntime-gpu && "
+        f"pip install onnxruntime-gpu cuda-bindings{clash()}"
+    )
 
 
 def clash(installed: Callable[[str], str] = version) -> str:
@@ -95,7 +109,7 @@ class OrtSlotRuntime(SlotRuntime):
         Args:
             folder: A bundle exported for ``cuda`` or ``tensorrt``.
             config: The narrator's sizes.
-            provider: ``cuda``, ``tensorrt``, or ``cpu``.
+            provider: ``cuda``, ``tensorrt``, ``rtx`` (see `ort_plugin`), or ``cpu``.
             device: Number of the GPU.
             threads: Of the CPU provider.
             aliased: Write caches in place; None: unless TensorRT runs the graph.
@@ -103,31 +117,35 @@ class OrtSlotRuntime(SlotRuntime):
 
         Raises:
             InputError: this ONNX Runtime has no such provider.
+            MissingExtraError: the plug-in or cuda-bindings is not installed.
             BundleError: a graph is missing or does not fit.
         """
-        if provider in NEEDS and NEEDS[provider] not in ort.get_available_providers():
-            raise InputError(
-                f"this ONNX Runtime has no {NEEDS[provider]}; run: pip uninstall -y onnxruntime onnxruntime-gpu && "
-                f"pip install onnxruntime-gpu cuda-bindings{clash()}"
-            )
+        if missing := lacks(provider):
+            raise InputError(missing)
+        devices = plugin_devices(device) if provider == "rtx" else []
         memory: Memory = HostMemory() if provider == "cpu" else CudaMemory(device)
 
         def open_graph(name: str) -> Any:
-            shapes = (profiles or {}).get(name, {})
-            return _session(folder / name, _providers(provider, memory, folder / "ort_tensorrt", shapes), threads)
+            shapes, cache = (profiles or {}).get(name, {}), folder / f"ort_{provider}"
+            if provider in ("tensorrt", "rtx"):
+                cache.mkdir(exist_ok=True)
+            options = _session_options(threads)
+            if devices:
+                options.add_provider_for_devices(devices, plugin_options(memory, cache, shapes))
+            return _session(folder / name, _providers(provider, memory, cache, shapes), options)
 
-        self.encoder, self.decoder = open_graph(ENCODER), open_graph(DECODER)
+        self.encoder, self.decoder = open_graph(ENCODER), open_graph(INPLACE_DECODER)
         past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
-        if past is None or past.type not in TYPES or not isinstance(past.shape[2], int):
-            raise BundleError(f"{folder / DECODER}: not a decoder with caches in place; export it again")
-        self.identity = {"cpu": "onnxruntime", "cuda": "cuda", "tensorrt": "onnxruntime-tensorrt"}[provider]
-        aliased = provider != "tensorrt" if aliased is None else aliased
-        super().__init__(config, memory, TYPES[past.type], past.shape[2], aliased)
-        self.video_dtype = TYPES[self.encoder.get_inputs()[0].type]
+        if past is None or past.type not in TYPES_OF_ONNX or not isinstance(past.shape[2], int):
+            raise BundleError(f"{folder / INPLACE_DECODER}: not a decoder with caches in place; export it again")
+        self.identity = IDENTITIES[provider] + (f" {memory.architecture}" if provider != "cpu" else "")
+        aliased = provider in ("cpu", "cuda") if aliased is None else aliased
+        super().__init__(config, memory, TYPES_OF_ONNX[past.type], past.shape[2], aliased)
+        self.video_dtype = TYPES_OF_ONNX[self.encoder.get_inputs()[0].type]
         layers, gates = range(config.text.n_layer), range(len(config.text.cross_layers))
         self._caches = [f"{kind}_{i}" for i in layers for kind in ("key", "value")]
         self._cross = [f"cross_{kind}_{i}" for i in gates for kind in ("key", "value")]
-        self._check(folder / DECODER)
+        self._check(folder / INPLACE_DECODER)
 
     def _check(self, path: Path) -> None:
         found = {i.name for i in self.decoder.get_inputs()}
@@ -136,24 +154,24 @@ class OrtSlotRuntime(SlotRuntime):
             odd = sorted(found ^ wanted)[0]
             raise BundleError(f"{path}: input {odd!r} does not fit the model sizes in bundle.json; export it again")
 
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
         self._bound(self.encoder, {"video": video}, dict(zip(self._cross, cross, strict=True)))
 
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         inputs = {"ids": ids, "lengths": lengths, **dict(zip(self._cross, cross, strict=True))}
         inputs |= {f"past_{name}": block for name, block in zip(self._caches, past, strict=True)}
         outputs = {f"present_{name}": block for name, block in zip(self._caches, present, strict=True)}
         self._bound(self.decoder, inputs, {"logits": logits, **outputs})
 
-    def _bound(self, session: Any, inputs: Mapping[str, Block], outputs: Mapping[str, Block]) -> None:
+    def _bound(self, session: Any, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
         binding, device, index = session.io_binding(), self.memory.device, self.memory.index
         for name, block in inputs.items():
             binding.bind_input(name, device, index, _element(block), list(block.shape), block.pointer)
@@ -162,7 +180,7 @@ class OrtSlotRuntime(SlotRuntime):
         session.run_with_iobinding(binding)
 
 
-def _element(block: Block) -> Any:
+def _element(block: DeviceArray) -> Any:
     return BFLOAT16 if block.dtype == "bfloat16" else np.dtype(block.dtype).type
 
 
@@ -171,19 +189,24 @@ def _providers(
 ) -> list[Any]:
     if provider == "cpu":
         return ["CPUExecutionProvider"]
+    if provider == "rtx":
+        return []  # the session's options name it
     cuda = (NEEDS["cuda"], cuda_options(memory))
     if provider == "cuda":
         return [cuda]
-    cache.mkdir(exist_ok=True)
     return [(NEEDS["tensorrt"], tensorrt_options(memory, cache, profiles)), cuda]
 
 
-def _session(path: Path, providers: list[Any], threads: int | None) -> Any:
+def _session_options(threads: int | None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
+    return options
+
+
+def _session(path: Path, providers: list[Any], options: Any) -> Any:
     try:
-        return ort.InferenceSession(path, options, providers=providers)
+        return ort.InferenceSession(path, options, providers=providers or None)
     except Exception as error:  # onnxruntime raises its own unrelated classes, one a failure
         reason = str(error).splitlines()[0][:200]
         raise BundleError(

@@ -1,7 +1,7 @@
-"""`sampling.choose` beside logits on a GPU, by the kernel of `kernels.decode`, so that they need not leave it.
+"""`sampling.choose_tokens` beside logits on a GPU, by the kernel of `kernels.decode`, so that they need not leave it.
 
 The same token for the same uniform number, but for sums that round to different sides of it; see
-`kernels.decode.reference.sample`. On the CPU `sampling.choose` is the faster one. Never run on a GPU yet.
+`kernels.decode.reference.sample`. On the CPU `sampling.choose_tokens` is the faster one. Never run on a GPU yet.
 
 Shape suffixes: M lines of logits, N rows, V vocabulary.
 """
@@ -13,19 +13,19 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lavila_fast.engines.device.memory import Block, Memory
+from lavila_fast.arrays import F64, I64
+from lavila_fast.engines.device.memory import DeviceArray, Memory
 from lavila_fast.engines.sampling import Chosen, Warp
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Sampler = Callable[[Block, NDArray[np.int64], Warp, NDArray[np.float64]], Chosen]
+Sampler = Callable[[DeviceArray, I64, Warp, F64], Chosen]
 
 
 def sampler_beside(memory: Memory) -> Sampler | None:
-    """A `choose` that reads logits where they lie, or None where torch is missing or sees no GPU."""
+    """A `choose_tokens_in_torch` that reads logits where they lie, or None where torch is missing or sees no GPU."""
     if memory.device != "cuda" or find_spec("torch") is None:
         return None
     import torch
@@ -34,9 +34,11 @@ def sampler_beside(memory: Memory) -> Sampler | None:
         return None
     stream = torch.cuda.ExternalStream(memory.stream, device=memory.index)  # type: ignore[no-untyped-call]
 
-    def sample(logits: Block, source: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(logits: DeviceArray, source: I64, warp: Warp, u: F64) -> Chosen:
         with torch.cuda.stream(stream), torch.inference_mode():
-            return choose(torch.as_tensor(_Array(logits), device=f"cuda:{memory.index}"), source, warp, u)
+            return choose_tokens_in_torch(
+                torch.as_tensor(_Array(logits), device=f"cuda:{memory.index}"), source, warp, u
+            )
 
     return sample
 
@@ -44,7 +46,7 @@ def sampler_beside(memory: Memory) -> Sampler | None:
 class _Array:
     """A block as others see it: the CUDA array interface, version 3."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: DeviceArray) -> None:
         self.__cuda_array_interface__: dict[str, Any] = {
             "shape": block.shape,
             "typestr": np.dtype(block.dtype).str,
@@ -53,8 +55,8 @@ class _Array:
         }
 
 
-def choose(logits_MV: Tensor, source: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
-    """Choose a token for each of N rows; see `sampling.choose`, which takes the same on the host.
+def choose_tokens_in_torch(logits_MV: Tensor, source: I64, warp: Warp, u: F64) -> Chosen:
+    """Choose a token for each of N rows; see `sampling.choose_tokens`, which takes the same on the host.
 
     Args:
         logits_MV: float32, on any device.

@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.device.memory import SIZES, Block, Memory
+from lavila_fast.engines.device.memory import ITEM_BYTES, DeviceArray, Memory
 from lavila_fast.engines.device.sampling import sampler_beside
-from lavila_fast.engines.host.state import F32, I64, TWO
-from lavila_fast.engines.protocol import ClipContext, Writer
-from lavila_fast.engines.sampling import Chosen, Warp, choose, log_softmax
+from lavila_fast.engines.host.state import MIN_ROWS
+from lavila_fast.engines.protocol import ClipContext, WriterKind
+from lavila_fast.engines.sampling import Chosen, Warp, choose_tokens, log_softmax
 from lavila_fast.errors import InputError
 
 
@@ -30,7 +30,7 @@ from lavila_fast.errors import InputError
 class SlotContext:
     """Key (1, h, d, Q) and value (1, h, Q, d) of each gated block in turn, for each clip, on the device."""
 
-    clips: tuple[tuple[Block, ...], ...]
+    clips: tuple[tuple[DeviceArray, ...], ...]
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -53,12 +53,12 @@ class SlotState:
         self.slot, self.nth = np.empty(0, np.int64), np.empty(0, np.int64)
         self.lengths = np.empty(0, np.int64)
         self.most_rows = 0
-        self.caches: list[Block] = []
-        self.cross: list[Block] = []
-        self.scratch: list[Block] = []
-        self.logits: Block | None = None
-        self.ids: Block | None = None
-        self.ages: Block | None = None
+        self.caches: list[DeviceArray] = []
+        self.cross: list[DeviceArray] = []
+        self.scratch: list[DeviceArray] = []
+        self.logits: DeviceArray | None = None
+        self.ids: DeviceArray | None = None
+        self.ages: DeviceArray | None = None
 
     @property
     def rows(self) -> int:
@@ -87,7 +87,7 @@ class SlotRuntime(ABC):
     Args:
         config: The model's sizes.
         memory: Of the engine's device.
-        dtype: Of caches and visual keys and values, a key of `memory.SIZES`.
+        dtype: Of caches and visual keys and values, a key of `memory.ITEM_BYTES`.
         capacity: C, of the decoder graph.
         aliased: Whether the engine may write a cache while reading it; else it gets other memory and the result is
             copied back.
@@ -95,7 +95,7 @@ class SlotRuntime(ABC):
 
     identity: str
     device: str = "cpu"  # frames come from the host's memory
-    writer: Writer = "steps"
+    writer: WriterKind = "steps"
 
     def __init__(self, config: NarratorConfig, memory: Memory, dtype: str, capacity: int, aliased: bool = True) -> None:
         self.config, self.memory, self.dtype = config, memory, dtype
@@ -106,18 +106,18 @@ class SlotRuntime(ABC):
         self.most_clips, self.most_samples = 1 << 30, 1 << 30
 
     @abstractmethod
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
         """Video (1, 3, T, H, W) → key (1, h, d, Q), value (1, h, Q, d) of each gated block, into `cross`."""
 
     @abstractmethod
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         """See `export.graphs.inplace.InplaceDecoder.forward`; written in place, `present` is `past`."""
 
@@ -125,7 +125,7 @@ class SlotRuntime(ABC):
         """See `NarratorRuntime.encode`. One clip at a time, so that a result cannot depend on its neighbours."""
         return SlotContext(tuple(self._encode_one(one[None]) for one in video))
 
-    def _encode_one(self, video: F32) -> tuple[Block, ...]:
+    def _encode_one(self, video: F32) -> tuple[DeviceArray, ...]:
         block = self.memory.zeros(video.shape, self.video_dtype)
         self.memory.write(block, video)
         cross = tuple(self.memory.zeros((1, *shape), self.dtype) for shape in self._cross_shapes())
@@ -163,7 +163,7 @@ class SlotRuntime(ABC):
 
     def _make_room(self, state: SlotState, slots: int, rows: int) -> None:
         """Make room for `slots` slots of `rows` rows; what is in use stays."""
-        slots, rows = max(slots, state.slots), max(rows, state.most_rows, TWO)
+        slots, rows = max(slots, state.slots), max(rows, state.most_rows, MIN_ROWS)
         if (slots, rows) == (state.slots, state.most_rows):
             return
         if slots > self.most_clips or rows > self.most_samples:
@@ -192,7 +192,7 @@ class SlotRuntime(ABC):
         assert state.ids is not None
         assert state.ages is not None
 
-        def part(blocks: Sequence[Block]) -> list[Block]:
+        def part(blocks: Sequence[DeviceArray]) -> list[DeviceArray]:
             return [block.part(first, last) for block in blocks]
 
         mine, ages, logits = part([state.ids, state.ages, state.logits])
@@ -205,14 +205,14 @@ class SlotRuntime(ABC):
             for new, old in zip(present, past, strict=True):
                 self.memory.copy(new, old)
 
-    def sample(self, state: SlotState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(self, state: SlotState, warp: Warp, u: F64) -> Chosen:
         """See `NarratorRuntime.sample`."""
         lines, place = self._lines(state)
         if self._sampler is not None:
             return self._sampler(lines, place, warp, u)
-        return choose(self.memory.read(lines), place, warp, u)
+        return choose_tokens(self.memory.read(lines), place, warp, u)
 
-    def _lines(self, state: SlotState) -> tuple[Block, I64]:
+    def _lines(self, state: SlotState) -> tuple[DeviceArray, I64]:
         """Logits of the slots up to the last one in use, (M, V), and the line of each row, (N,)."""
         assert state.logits is not None
         used = state.logits.part(0, int(state.slot.max()) + 1)
@@ -255,7 +255,7 @@ class SlotRuntime(ABC):
         assert state.logits is not None
         base, lines = slot * state.most_rows, state.slots * state.most_rows
         for block in (*state.caches, state.logits):
-            rows = block.view(lines, block.nbytes // lines // SIZES[block.dtype])
+            rows = block.view(lines, block.nbytes // lines // ITEM_BYTES[block.dtype])
             self.memory.copy(rows.part(base + source, base + source + 1), rows.part(base + target, base + target + 1))
 
 

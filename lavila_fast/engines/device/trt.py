@@ -19,11 +19,11 @@ from typing import Any
 from lavila_fast.bundle.engine_key import check_engine, engine_path, load_builder, mend, needs_host_code, this_machine
 from lavila_fast.bundle.graph_names import cross_names, past_names
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.device.memory import Block, CudaMemory
+from lavila_fast.engines.device.memory import CudaMemory, DeviceArray
 from lavila_fast.engines.device.slots import SlotRuntime
 from lavila_fast.errors import BundleError, LavilaError
 
-ENCODER, DECODER = "encoder", "decoder_inplace"
+ENCODE, DECODE = "encoder", "decoder_inplace"
 # What this module calls of TensorRT's classes; a test looks each up in TensorRT-RTX.
 CALLED = {
     "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
@@ -58,30 +58,31 @@ class TensorRtRuntime(SlotRuntime):
             BundleError: an engine is missing, altered, or was built for something else, or
                 brings code of its own that the user has not allowed (`engine_key.ALLOW`).
         """
-        self._trt, self.identity = load_builder(builder), builder
+        self._trt = load_builder(builder)
         machine = this_machine(builder, device)
         memory = CudaMemory(device)
+        self.identity = f"{builder} {memory.architecture}"
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         engines = {}
-        for name in (ENCODER, DECODER):
+        for name in (ENCODE, DECODE):
             path = engine_path(folder, name)
             key = check_engine(path, folder / f"{name}.onnx", machine)
             if needs_host_code(path, key):
                 self._runtime.engine_host_code_allowed = True
             engines[name] = self._load(path)
         self._engines = engines
-        self.encoder, self.decoder = (engines[name].create_execution_context() for name in (ENCODER, DECODER))
-        decoder, past = engines[DECODER], past_names(config.text.n_layer)
+        self.encoder, self.decoder = (engines[name].create_execution_context() for name in (ENCODE, DECODE))
+        decoder, past = engines[DECODE], past_names(config.text.n_layer)
         self._past, self._present = past, [name.replace("past", "present") for name in past]
         self._cross = cross_names(len(config.text.cross_layers))
-        self._called = self._names(ENCODER, ["video"], self._cross)
-        self._called |= self._names(DECODER, ["ids", "lengths", *past, *self._cross], ["logits", *self._present])
-        first = self._called[DECODER, past[0]]
+        self._called = self._names(ENCODE, ["video"], self._cross)
+        self._called |= self._names(DECODE, ["ids", "lengths", *past, *self._cross], ["logits", *self._present])
+        first = self._called[DECODE, past[0]]
         super().__init__(
-            config, memory, self._type(DECODER, past[0]), decoder.get_tensor_shape(first)[2], self._in_place()
+            config, memory, self._type(DECODE, past[0]), decoder.get_tensor_shape(first)[2], self._in_place()
         )
-        self.video_dtype = self._type(ENCODER, "video")
-        most = decoder.get_tensor_profile_shape(self._called[DECODER, "ids"], 0)[2]
+        self.video_dtype = self._type(ENCODE, "video")
+        most = decoder.get_tensor_profile_shape(self._called[DECODE, "ids"], 0)[2]
         self.most_clips, self.most_samples = most[0], most[1]
 
     def _names(self, engine: str, inputs: list[str], outputs: list[str]) -> dict[tuple[str, str], str]:
@@ -109,30 +110,30 @@ class TensorRtRuntime(SlotRuntime):
 
     def _in_place(self) -> bool:
         """Whether outputs of the caches are their inputs; TensorRT before 10.15 cannot say and does not do it."""
-        ask = getattr(self._engines[DECODER], "get_aliased_input_tensor", None)
+        ask = getattr(self._engines[DECODE], "get_aliased_input_tensor", None)
         pairs = [
-            (self._called[DECODER, i], self._called[DECODER, o]) for i, o in zip(self._past, self._present, strict=True)
+            (self._called[DECODE, i], self._called[DECODE, o]) for i, o in zip(self._past, self._present, strict=True)
         ]
         return ask is not None and all(ask(o) == i for i, o in pairs)
 
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
-        self._execute(ENCODER, {"video": video}, dict(zip(self._cross, cross, strict=True)))
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
+        self._execute(ENCODE, {"video": video}, dict(zip(self._cross, cross, strict=True)))
 
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         inputs = {"ids": ids, "lengths": lengths, **dict(zip(self._past, past, strict=True))}
         outputs = dict(zip(self._present, present, strict=True))
-        self._execute(DECODER, inputs | dict(zip(self._cross, cross, strict=True)), {"logits": logits, **outputs})
+        self._execute(DECODE, inputs | dict(zip(self._cross, cross, strict=True)), {"logits": logits, **outputs})
 
-    def _execute(self, engine: str, inputs: Mapping[str, Block], outputs: Mapping[str, Block]) -> None:
-        context = self.encoder if engine == ENCODER else self.decoder
+    def _execute(self, engine: str, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+        context = self.encoder if engine == ENCODE else self.decoder
         fits = []
         for name, block in {**inputs, **outputs}.items():
             theirs = self._called[engine, name]

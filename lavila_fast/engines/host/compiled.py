@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lavila_fast.arrays import F32
 from lavila_fast.bundle.engine_key import AOT, Machine, check_engine, engine_path, mend, require_trust
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
+from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
 
-def _torch() -> Any:
+def _import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
@@ -37,7 +38,7 @@ class _OnDevice(HostRuntime):
 
     def __init__(self, config: NarratorConfig, device: str, threads: int | None) -> None:
         super().__init__(config)
-        self._torch, self._where = _torch(), device
+        self._torch, self._where = _import_torch(), device
         if device != "cpu" and not self._torch.cuda.is_available():
             raise InputError(f"PyTorch sees no GPU here, so device {device!r} cannot be used; take cpu")
         if threads:
@@ -60,13 +61,13 @@ class _OnDevice(HostRuntime):
 
 
 class CompiledRuntime(_OnDevice):
-    """A `models.narrator.Narrator` under `torch.compile`."""
+    """A `models.narrator.NarratorModel` under `torch.compile`."""
 
     identity = "torch-compiled"
 
     def __init__(
         self,
-        model: Narrator,
+        model: NarratorModel,
         threads: int | None = None,
         device: str = "cpu",
         backend: str | Callable[..., Any] = "inductor",
@@ -152,7 +153,7 @@ class AotRuntime(_OnDevice):
 
 def aot_machine(device: str = "cpu") -> Machine:
     """What packages are compiled for: this PyTorch and this processor's vector instructions, or this GPU."""
-    torch = _torch()
+    torch = _import_torch()
     if device == "cpu":
         return Machine(AOT, str(torch.__version__), "cpu", str(torch.backends.cpu.get_cpu_capability()))
     major, minor = torch.cuda.get_device_capability()

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
+from lavila_fast.arrays import F32
+from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from lavila_fast.models.narrator import Narrator
+    from lavila_fast.models.narrator import NarratorModel
 
 
 class TorchRuntime(HostRuntime):
-    """Runs a `models.narrator.Narrator` eagerly on the CPU, float32; the caches are shared with torch, not copied."""
+    """Runs a `models.narrator.NarratorModel` eagerly on the CPU, float32; its caches are shared with torch."""
 
     identity = "torch"
 
-    def __init__(self, model: Narrator, threads: int | None = None) -> None:
+    def __init__(self, model: NarratorModel, threads: int | None = None) -> None:
         """Keep `model` (eval mode); `threads` sets torch's process-wide intra-op threads."""
         try:
             import torch

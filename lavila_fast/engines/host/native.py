@@ -9,105 +9,32 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
+from ctypes import c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lavila_fast.bundle.weights import WEIGHTS, Arrays, read_weights
+from lavila_fast.arrays import F32, F64, I64
+from lavila_fast.bundle.graph_names import WEIGHTS
+from lavila_fast.bundle.weights import Arrays, map_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
-from lavila_fast.engines.protocol import ClipContext, Writer
+from lavila_fast.engines.host.native_library import Handle, last_error, open_library, tensor_table
+from lavila_fast.engines.protocol import ClipContext, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.errors import BundleError, InputError
-from lavila_fast.kernels import native
 from lavila_fast.machine import available_cpus
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 _ACTS = {"quick_gelu": 1, "gelu": 2}  # `lavila::Act`
-_FLOATS, _INTS, _DOUBLES = (np.ctypeslib.ndpointer(t, flags="C_CONTIGUOUS") for t in (np.float32, np.int64, np.float64))
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "lv_tsf_new": (c_void_p, [POINTER(native.Tensor), c_int, c_char_p, *[c_int] * 9, c_void_p]),
-    "lv_tsf_run": (c_int, [c_void_p, _FLOATS, c_int, _FLOATS, c_int]),
-    "lv_tsf_free": (None, [c_void_p]),
-    "lv_pool_new": (c_void_p, [POINTER(native.Tensor), *[c_int] * 5, c_void_p]),
-    "lv_pool_run": (c_int, [c_void_p, _FLOATS, c_int, _FLOATS]),
-    "lv_pool_free": (None, [c_void_p]),
-    "lv_decoder_new": (c_void_p, [POINTER(native.Tensor), *[c_int] * 8, c_void_p]),
-    "lv_decoder_free": (None, [c_void_p]),
-    "lv_decoder_clip": (c_void_p, [c_void_p, _FLOATS]),
-    "lv_clip_free": (None, [c_void_p]),
-    "lv_rows_new": (c_void_p, [c_void_p]),
-    "lv_rows_free": (None, [c_void_p]),
-    "lv_rows_join": (c_int, [c_void_p, POINTER(c_void_p), c_int, c_int]),
-    "lv_rows_step": (c_int, [c_void_p, _INTS, c_int]),
-    "lv_rows_select": (c_int, [c_void_p, _INTS, c_int]),
-    "lv_rows_count": (c_int, [c_void_p]),
-    "lv_rows_slots": (None, [c_void_p, _INTS]),
-    "lv_rows_logits": (c_int, [c_void_p, _FLOATS]),
-    "lv_rows_logprobs": (c_int, [c_void_p, _FLOATS]),
-    "lv_choose": (
-        c_int,
-        [c_void_p, _FLOATS, c_int, _INTS, c_int64, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS],
-    ),
-    "lv_rows_sample": (c_int, [c_void_p, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS]),
-}
-
-
-def _library() -> ctypes.CDLL:
-    """The library with its functions declared.
-
-    Raises:
-        InputError: it cannot be used here.
-    """
-    library: ctypes.CDLL | None = native.library()
-    if library is None:
-        raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-def _reason(library: ctypes.CDLL) -> str:
-    return str(library.lv_error().decode("utf-8", "replace"))
-
-
-class _Handle:
-    """A native object, freed when nobody holds it."""
-
-    def __init__(self, library: ctypes.CDLL, make: str, free: str, *arguments: Any) -> None:
-        """Call `make`; `free` is called when this is collected. Raises ValueError with the library's reason."""
-        self.pointer = getattr(library, make)(*arguments)
-        if not self.pointer:
-            raise ValueError(_reason(library))
-        weakref.finalize(self, getattr(library, free), self.pointer)
-
-
-def _tensors(arrays: Arrays) -> tuple[Any, list[Any]]:
-    """Arrays as an array of `lv_tensor`, and what must live as long as it."""
-    kept = [(name.encode(), np.ascontiguousarray(a)) for name, a in arrays.items() if a.ndim <= 4]
-    table = (native.Tensor * len(kept))()
-    for entry, (name, array) in zip(table, kept, strict=True):
-        if array.dtype not in _DTYPES:
-            raise ValueError(f"tensor {name.decode()!r} is of type {array.dtype}, not float32, float16 or int8")
-        shape = arrays[name.decode()].shape  # a contiguous copy of a number has an axis
-        entry.name, entry.dtype, entry.rank = name, _DTYPES[array.dtype], len(shape)
-        entry.shape, entry.data = (c_int64 * 4)(*shape), array.ctypes.data
-    return table, kept
 
 
 @dataclass(frozen=True)
 class NativeContext:
     """Cross-attention keys and values of some clips, on the native side."""
 
-    clips: tuple[_Handle, ...]
+    clips: tuple[Handle, ...]
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -120,7 +47,7 @@ class NativeState:
     def __init__(self, runtime: NativeRuntime) -> None:
         self._runtime = runtime  # its weights must live
         self._library = runtime._library
-        self._handle = _Handle(self._library, "lv_rows_new", "lv_rows_free", runtime._decoder.pointer)
+        self._handle = Handle(self._library, "lv_rows_new", "lv_rows_free", runtime._decoder.pointer)
 
     @property
     def pointer(self) -> int:
@@ -153,7 +80,7 @@ class NativeRuntime:
     """
 
     device = "cpu"
-    writer: Writer = "steps"
+    writer: WriterKind = "steps"
 
     def __init__(self, folder: Path, config: NarratorConfig, threads: int | None = None) -> None:
         """Pack the weights of a bundle folder.
@@ -167,14 +94,14 @@ class NativeRuntime:
             InputError: the native engine cannot run here.
             BundleError: the weights are missing, damaged, or not of this narrator.
         """
-        library = _library()
-        self._build(library, read_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
+        library = open_library()
+        self._build(library, map_weights(folder / WEIGHTS, "narrator."), config, threads, folder / WEIGHTS)
 
     @classmethod
     def from_tensors(cls, arrays: Arrays, config: NarratorConfig, threads: int | None = None) -> NativeRuntime:
         """The same from arrays as a bundle holds them, named without ``narrator.``; see `bundle.weights`."""
         self = cls.__new__(cls)
-        self._build(_library(), arrays, config, threads, "weights")
+        self._build(open_library(), arrays, config, threads, "weights")
         return self
 
     def _build(
@@ -186,16 +113,16 @@ class NativeRuntime:
         count = threads or available_cpus()
         self._lock = threading.Lock()
         try:
-            table, kept = _tensors(arrays)
-            self._threads = _Handle(library, "lv_threads_new", "lv_threads_free", count)
+            table, kept = tensor_table(arrays)
+            self._threads = Handle(library, "lv_threads_new", "lv_threads_free", count)
             head = table, len(table)
-            self._encoder = _Handle(
+            self._encoder = Handle(
                 library, "lv_tsf_new", "lv_tsf_free", *head, b"visual.", *_vision(vision), self._threads.pointer
             )
             sizes = vision.dim, text.n_embd, config.pool_heads, config.queries
-            self._pool = _Handle(library, "lv_pool_new", "lv_pool_free", *head, *sizes, self._threads.pointer)
+            self._pool = Handle(library, "lv_pool_new", "lv_pool_free", *head, *sizes, self._threads.pointer)
             deep = text.n_embd, text.n_layer, text.n_head, text.vocab, text.n_positions, text.freq, config.queries
-            self._decoder = _Handle(library, "lv_decoder_new", "lv_decoder_free", *head, *deep, self._threads.pointer)
+            self._decoder = Handle(library, "lv_decoder_new", "lv_decoder_free", *head, *deep, self._threads.pointer)
         except ValueError as error:
             raise BundleError(f"{where}: {error}; this is not the narrator that bundle.json describes") from error
         # The words' vectors are read where they lie.
@@ -205,7 +132,7 @@ class NativeRuntime:
         with self._lock:
             failed = getattr(self._library, name)(*arguments)
         if failed:
-            raise InputError(_reason(self._library))
+            raise InputError(last_error(self._library))
 
     def visual_tokens(self, video: F32) -> F32:
         """What the decoder sees of one clip: normalised float32 video (3, T, H, W) → (Q, E)."""
@@ -223,9 +150,9 @@ class NativeRuntime:
             raise InputError(f"visual tokens have shape {visual_BQE.shape}; expected (B, {wanted[0]}, {wanted[1]})")
         return NativeContext(tuple(self._clip(np.ascontiguousarray(one, np.float32)) for one in visual_BQE))
 
-    def _clip(self, visual_QE: F32) -> _Handle:
+    def _clip(self, visual_QE: F32) -> Handle:
         with self._lock:
-            return _Handle(self._library, "lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
+            return Handle(self._library, "lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
 
     def encode(self, video: F32) -> NativeContext:
         """See `NarratorRuntime.encode`. One clip at a time, so that a result cannot depend on its neighbours.
@@ -275,7 +202,7 @@ class NativeRuntime:
         self._call(name, state.pointer, out)
         return out
 
-    def sample(self, state: NativeState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(self, state: NativeState, warp: Warp, u: F64) -> Chosen:
         """See `NarratorRuntime.sample`."""
         rows = state.rows
         if len(u) != rows:
@@ -303,10 +230,10 @@ def native_identity(instructions: str, arrays: Arrays) -> str:
     return "native avx2" if instructions == "avx2" else "native avx512"
 
 
-def native_choose(logits: F32, source: I64, warp: Warp, u: NDArray[np.float64], threads: int = 1) -> Chosen:
-    """`sampling.choose` by the native library; its threads live for this call only."""
-    library = _library()
-    rows, pool = len(source), _Handle(library, "lv_threads_new", "lv_threads_free", threads)
+def native_choose(logits: F32, source: I64, warp: Warp, u: F64, threads: int = 1) -> Chosen:
+    """`sampling.choose_tokens` by the native library; its threads live for this call only."""
+    library = open_library()
+    rows, pool = len(source), Handle(library, "lv_threads_new", "lv_threads_free", threads)
     chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
     failed = library.lv_choose(
         pool.pointer,
@@ -323,7 +250,7 @@ def native_choose(logits: F32, source: I64, warp: Warp, u: NDArray[np.float64], 
         chosen.entropy,
     )
     if failed:
-        raise InputError(_reason(library))
+        raise InputError(last_error(library))
     return chosen
 
 

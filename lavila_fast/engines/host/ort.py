@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from lavila_fast.arrays import F32
 from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, cross_names, past_names
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.host.state import F32, HostRuntime, StepInputs
+from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import BundleError
 from lavila_fast.machine import available_cpus
 

@@ -14,18 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.protocol import ClipContext, Writer
-from lavila_fast.engines.sampling import Chosen, Warp, choose, log_softmax
+from lavila_fast.engines.protocol import ClipContext, WriterKind
+from lavila_fast.engines.sampling import Chosen, Warp, choose_tokens, log_softmax
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
 PAGE = 16  # the cache grows by this many tokens
 # A product with one row takes another path in most libraries and rounds differently. No product here ever has fewer
 # rows than this, so that a narration does not depend on which others happen to be in flight.
-TWO = 2
+MIN_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def grid_of(slot: I64, clips: int) -> tuple[I64, I64]:
     order = np.argsort(slot, kind="stable")
     nth = np.empty(len(slot), np.int64)
     nth[order] = np.arange(len(slot)) - np.repeat(np.cumsum(counts) - counts, counts)
-    grid = np.zeros((clips, max(TWO, int(counts.max()))), np.int64)
+    grid = np.zeros((clips, max(MIN_ROWS, int(counts.max()))), np.int64)
     grid[slot, nth] = np.arange(len(slot))
     return grid, slot * grid.shape[1] + nth
 
@@ -123,7 +121,7 @@ class HostRuntime(ABC):
 
     identity: str
     device: str = "cpu"
-    writer: Writer = "steps"
+    writer: WriterKind = "steps"
 
     def __init__(self, config: NarratorConfig) -> None:
         self.config = config
@@ -173,7 +171,7 @@ class HostRuntime(ABC):
         self, state: HostState, first: int, ids: I64, lengths: I64, slot: I64, cross: list[F32]
     ) -> tuple[F32, F32]:
         """Feed `ids` to the rows from `first` on: logits (N, V) and new keys and values (2 · layers, N, h, d)."""
-        rows, padded = len(ids), max(TWO, len(ids))
+        rows, padded = len(ids), max(MIN_ROWS, len(ids))
         state.reserve(first + padded, int(lengths.max()) + 1)
         if rows < padded:
             ids, lengths, slot = np.append(ids, ids), np.append(lengths, 0), np.append(slot, slot)
@@ -182,9 +180,9 @@ class HostRuntime(ABC):
         logits, new = self._step(StepInputs(ids, lengths, grid, place, past, cross))
         return logits[:rows], new[:, :rows]
 
-    def sample(self, state: HostState, warp: Warp, u: NDArray[np.float64]) -> Chosen:
+    def sample(self, state: HostState, warp: Warp, u: F64) -> Chosen:
         """See `NarratorRuntime.sample`."""
-        return choose(state.logits, state.source, warp, u)
+        return choose_tokens(state.logits, state.source, warp, u)
 
     def logprobs(self, state: HostState) -> F32:
         """See `NarratorRuntime.logprobs`."""

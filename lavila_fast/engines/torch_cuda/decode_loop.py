@@ -31,11 +31,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.host.state import I64
 from lavila_fast.engines.sampling import Chosen, Warp
 from lavila_fast.engines.torch_cuda.encoder import EncoderBatch
-from lavila_fast.engines.torch_cuda.launch import Launcher, Mark
+from lavila_fast.engines.torch_cuda.launch import Event, Launcher
 from lavila_fast.engines.torch_cuda.memory import room_for
 from lavila_fast.engines.torch_cuda.step import LaneMap, SlotDecoder
 from lavila_fast.errors import InputError
@@ -46,7 +46,7 @@ Decode = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, LaneMap | None], Tens
 
 
 @dataclass(frozen=True)
-class Rules:
+class SamplingParams:
     """How tokens are chosen, and how many a sentence may have, begin token included. A captured graph is for one."""
 
     warp: Warp
@@ -104,10 +104,10 @@ class DecodeLoop:
         self._cross_kv = zeros(2 * len(text.cross_layers), B, h, config.queries, d, dtype=decoder.dtype)
         self._out_M3 = zeros(M, 3)
         self._host_buffers = cycle([launcher.host_buffer(self._out_M3) for _ in range(lag + 1)])
-        self._queued: deque[tuple[int, Mark, Tensor]] = deque()
-        self._steps: dict[tuple[int, Rules], Callable[[], None]] = {}
+        self._queued: deque[tuple[int, Event, Tensor]] = deque()
+        self._steps: dict[tuple[int, SamplingParams], Callable[[], None]] = {}
         self._reserved, self._number = False, 0
-        launcher.settle()  # what was made on the default stream is there for the others
+        launcher.synchronize()  # what was made on the default stream is there for the others
 
     @property
     def nbytes(self) -> int:
@@ -128,51 +128,51 @@ class DecodeLoop:
     def admit(self, slots: I64, batch: EncoderBatch, first: int) -> None:
         """Put encoded clips, from number `first` of `batch` on, into idle slots."""
         with self.launcher.decoding(), torch.no_grad():
-            batch.done.hold()
+            batch.done.wait()
             where = self.launcher.upload(slots)
             self._cross_kv.index_copy_(1, where, batch.cross[:, first : first + len(slots)])
-            batch.taken = self.launcher.mark()
+            batch.taken = self.launcher.record_event()
             self._lengths_B.index_fill_(0, where, 0)
             self._ids_BR.index_fill_(0, where, self.end)
             self._live_BR.index_fill_(0, where, True)
 
-    def draw(self, slots: I64, u: NDArray[np.float64]) -> None:
+    def draw(self, slots: I64, u: F64) -> None:
         """Uniform numbers (n, R, K) for the next K = `drawn` steps of these slots, due when a clip used up its last."""
         with self.launcher.decoding(), torch.no_grad():
             upload = self.launcher.upload
             self._draws_BRK.index_copy_(0, upload(slots), upload(u))
 
-    def prepare(self, rules: Rules) -> None:
-        """Capture the steps for `rules`. All slots must be idle; a step then changes nothing.
+    def prepare(self, params: SamplingParams) -> None:
+        """Capture the steps for `params`. All slots must be idle; a step then changes nothing.
 
         Raises:
             InputError: no room on the device.
         """
         for slots in self.buckets:
-            if (slots, rules) not in self._steps:
-                with room_for(f"a step of {slots} clips"):
-                    self._steps[slots, rules] = self.launcher.capture(lambda n=slots: self._advance(n, rules))  # type: ignore[misc]
+            if (slots, params) not in self._steps:
+                with room_for(f"a step of {slots} clips", "lower --batch-size"):
+                    self._steps[slots, params] = self.launcher.capture(lambda n=slots: self._advance(n, params))  # type: ignore[misc]
 
-    def launch(self, slots: int, rules: Rules) -> None:
+    def launch(self, slots: int, params: SamplingParams) -> None:
         """Queue a step of the first `slots` slots at least."""
         assert len(self._queued) <= self.lag
         bucket = next(n for n in self.buckets if n >= slots)
         with self.launcher.decoding():
-            self._steps[bucket, rules]()
+            self._steps[bucket, params]()
             buffer = next(self._host_buffers)[: bucket * self.rows]
             buffer.copy_(self._out_M3[: bucket * self.rows], non_blocking=True)
-            self._queued.append((self._number, self.launcher.mark(), buffer))
+            self._queued.append((self._number, self.launcher.record_event(), buffer))
         self._number += 1
 
     def read(self) -> StepOutcome:
         """Wait for the oldest step not yet read. The arrays hold until the next launch."""
-        number, mark, buffer = self._queued.popleft()
-        mark.wait()
+        number, event, buffer = self._queued.popleft()
+        event.synchronize()
         tokens, logprob, entropy = buffer.numpy().reshape(-1, self.rows, 3).transpose(2, 0, 1)
         return StepOutcome(number, Chosen(tokens.astype(np.int64), _floats(logprob), _floats(entropy)))
 
     @torch.no_grad()
-    def _advance(self, n: int, rules: Rules) -> None:
+    def _advance(self, n: int, params: SamplingParams) -> None:
         live_nR, lengths_n, R = self._live_BR[:n], self._lengths_B[:n], self.rows
         active_n = live_nR.any(1)
         lengths_M = torch.where(live_nR, lengths_n[:, None], -1).flatten()
@@ -181,7 +181,7 @@ class DecodeLoop:
         logits_LV = self.decode(self._ids_BR[:n].flatten(), lengths_M, active_n, caches, cross, lane_map)
         step_n11 = (lengths_n % DRAWN).long()[:, None, None]
         u_M = self._draws_BRK[:n].gather(2, step_n11.expand(-1, R, 1)).flatten()
-        warp, u_L = rules.warp, u_M if lane_map is None else u_M[lane_map.row_L]
+        warp, u_L = params.warp, u_M if lane_map is None else u_M[lane_map.row_L]
         chosen = sample(logits_LV, u_L, warp.temperature, warp.top_k, warp.top_p, warp.greedy)
         tokens_M, logprob_M, entropy_M = chosen if lane_map is None else (one[lane_map.lane_M] for one in chosen)
         for column, values in enumerate((tokens_M.int(), logprob_M.view(torch.int32), entropy_M.view(torch.int32))):
@@ -189,7 +189,7 @@ class DecodeLoop:
         tokens_nR = tokens_M.view(n, R)
         self._ids_BR[:n].copy_(tokens_nR)
         # A sentence now has begin token, one a step before, and this one.
-        live_nR &= (tokens_nR != self.end) & (lengths_n + 2 < rules.limit)[:, None]
+        live_nR &= (tokens_nR != self.end) & (lengths_n + 2 < params.limit)[:, None]
         lengths_n += active_n.int()
 
     def reserve(self) -> None:
@@ -207,7 +207,7 @@ class DecodeLoop:
         self._queued.clear()
         with self.launcher.decoding():
             self._live_BR.zero_()
-        self.launcher.settle()  # whoever frees the loop, or its clips, frees what nobody reads any more
+        self.launcher.synchronize()  # whoever frees the loop, or its clips, frees what nobody reads any more
         self._reserved = False
 
 
@@ -221,7 +221,7 @@ def _map_lanes(live_M: Tensor, lanes: int) -> LaneMap | None:
     return LaneMap(row_L, (count_M - 1).clamp(0, lanes - 1))
 
 
-def _floats(bits: NDArray[np.int32]) -> NDArray[np.float32]:
+def _floats(bits: NDArray[np.int32]) -> F32:
     return np.ascontiguousarray(bits).view(np.float32)
 
 

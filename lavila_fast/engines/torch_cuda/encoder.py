@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from lavila_fast.config import NarratorConfig
-from lavila_fast.engines.torch_cuda.launch import Launcher, Mark
+from lavila_fast.engines.torch_cuda.launch import Event, Launcher
 from lavila_fast.errors import InputError
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 BUFFERS = 2  # batches: one is read while the other is computed
 Encode = Callable[[Tensor], Sequence[Tensor]]
 
 
-def keys_values(model: Narrator) -> Encode:
+def keys_values(model: NarratorModel) -> Encode:
     """From normalised video (E, 3, T, H, W): key (E, h, d, Q), value (E, h, Q, d) of each gated block in turn."""
 
     def encode(video: Tensor) -> list[Tensor]:
@@ -60,7 +60,7 @@ class EncoderBatch:
         self.video = torch.zeros((batch, *self.shape), dtype=dtypes[0], device=launcher.device)
         self.cross = torch.zeros(sizes, dtype=dtypes[1], device=launcher.device)
         self._mean, self._std = (torch.tensor(c, device=launcher.device) for c in (vision.mean, vision.std))
-        self.clips, self.done, self.taken = 0, Mark(), Mark()
+        self.clips, self.done, self.taken = 0, Event(), Event()
         self._run = launcher.capture(self._compute, encoding=True)  # what this computes first is nobody's
 
     def clear(self) -> None:
@@ -69,23 +69,23 @@ class EncoderBatch:
 
     def put(self, clip: Any) -> None:
         """Upload one more clip, beside whatever is computed; see `normalised` for what a clip is."""
-        made = self.launcher.mark() if getattr(clip, "is_cuda", False) else Mark()  # on the caller's stream
+        made = self.launcher.record_event() if getattr(clip, "is_cuda", False) else Event()  # on the caller's stream
         with self.launcher.uploading(), torch.no_grad():
-            made.hold()
+            made.wait()
             if not self.clips:
-                self.done.hold()  # until then the old batch is read
+                self.done.wait()  # until then the old batch is read
             self.video[self.clips].copy_(self.normalised(clip))
         self.clips += 1
 
     def start(self) -> None:
         """Queue the batch's computation."""
         with self.launcher.uploading():
-            loaded = self.launcher.mark()
+            loaded = self.launcher.record_event()
         with self.launcher.encoding():
-            loaded.hold()
-            self.taken.hold()
+            loaded.wait()
+            self.taken.wait()
             self._run()
-            self.done = self.launcher.mark()
+            self.done = self.launcher.record_event()
 
     def normalised(self, clip: Any) -> Tensor:
         """A clip on the device, (3, T, H, W) normalised.

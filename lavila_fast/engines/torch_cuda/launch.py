@@ -27,17 +27,17 @@ _LOG = logging.getLogger("lavila_fast.engines")
 WARM_UPS = 3
 
 
-class Mark:
+class Event:
     """A point in a stream's work. On the CPU it has always been reached."""
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         """Let the host wait until it is reached."""
 
-    def reached(self) -> bool:
+    def query(self) -> bool:
         """Whether it is reached."""
         return True
 
-    def hold(self) -> None:
+    def wait(self) -> None:
         """Let the current stream wait until it is reached; the host goes on."""
 
 
@@ -47,9 +47,11 @@ class Launcher:
     Attributes:
         device: Where tensors are.
         graphs: Whether work is captured.
+        architecture: ``cpu``, or what code for a GPU is compiled for (``sm_90``).
     """
 
     graphs = False
+    architecture = "cpu"
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -74,9 +76,9 @@ class Launcher:
         """Host memory of the shape and type of `like`, that the device can write on its own."""
         return torch.zeros_like(like, device="cpu")
 
-    def mark(self) -> Mark:
-        """A mark after all work of the current stream so far."""
-        return Mark()
+    def record_event(self) -> Event:
+        """An event after all work of the current stream so far."""
+        return Event()
 
     def new_pool(self, encoding: bool = False) -> None:
         """Let what is captured from now on share memory of its own: PyTorch wants no pool whose graphs are all gone."""
@@ -86,8 +88,12 @@ class Launcher:
         work()
         return work
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until the device has done everything."""
+
+    def total_bytes(self) -> int | None:
+        """Memory of the device, used or not, or None where nobody counts it."""
+        return None
 
     def free_bytes(self) -> int | None:
         """Memory that can still be had, or None where nobody counts it."""
@@ -98,18 +104,18 @@ def _tensor(values: Any) -> Tensor:
     return values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
 
 
-class _CudaMark(Mark):
+class _CudaEvent(Event):
     def __init__(self, device: torch.device) -> None:
         self._device, self._event = device, torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(device))
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
         self._event.synchronize()
 
-    def reached(self) -> bool:
+    def query(self) -> bool:
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
-    def hold(self) -> None:
+    def wait(self) -> None:
         torch.cuda.current_stream(self._device).wait_event(self._event)
 
 
@@ -129,6 +135,7 @@ class CudaLauncher(Launcher):
         super().__init__(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
         torch.cuda.set_device(self.device)  # Triton's kernels start on the current one
         self.graphs = graphs
+        self.architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(self.device))
         # A step is short and many wait for it; the encoder fills what it leaves.
         self._streams = [torch.cuda.Stream(self.device, priority=p) for p in (-1, 0, 0)]  # type: ignore[no-untyped-call]
         self._pools = [torch.cuda.graph_pool_handle() for _ in range(2)]  # the two run at once: no common memory
@@ -158,9 +165,9 @@ class CudaLauncher(Launcher):
         """See `Launcher`."""
         return torch.zeros(like.shape, dtype=like.dtype, pin_memory=True)
 
-    def mark(self) -> Mark:
+    def record_event(self) -> Event:
         """See `Launcher`."""
-        return _CudaMark(self.device)
+        return _CudaEvent(self.device)
 
     def new_pool(self, encoding: bool = False) -> None:
         """See `Launcher`."""
@@ -168,11 +175,11 @@ class CudaLauncher(Launcher):
 
     def capture(self, work: Callable[[], None], encoding: bool = False) -> Callable[[], None]:
         """See `Launcher`."""
-        self.settle()
+        self.synchronize()
         with torch.cuda.stream(self._streams[encoding]):
             for _ in range(WARM_UPS):
                 work()
-        self.settle()
+        self.synchronize()
         if not self.graphs:
             return work
         gc.collect()  # in the middle of a capture it might free what cannot be freed there
@@ -186,7 +193,7 @@ class CudaLauncher(Launcher):
             self._leave_capture(before, how["pool"])
             _LOG.warning("without CUDA graphs, and slower: %s", str(error).strip().split("\n")[0])
             return work
-        self.settle()
+        self.synchronize()
         return graph.replay
 
     def _how(self, encoding: bool) -> dict[str, Any]:
@@ -199,11 +206,15 @@ class CudaLauncher(Launcher):
         torch.cuda.set_stream(before)
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self.device.index, pool)
-        self.settle()
+        self.synchronize()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """See `Launcher`."""
         torch.cuda.synchronize(self.device)
+
+    def total_bytes(self) -> int | None:
+        """See `Launcher`."""
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
 
     def free_bytes(self) -> int | None:
         """See `Launcher`. PyTorch counts the graphs' pools as unused, so it gives back what it can, and CUDA counts."""

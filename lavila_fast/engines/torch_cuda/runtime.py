@@ -11,34 +11,36 @@ code runs without graphs; there it is tested. Never run on a GPU yet.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from lavila_fast.engines.device.memory import Block
-from lavila_fast.engines.device.sampling import Sampler, choose
+from lavila_fast.arrays import F64, I64
+from lavila_fast.engines.device.memory import DeviceArray
+from lavila_fast.engines.device.sampling import Sampler, choose_tokens_in_torch
 from lavila_fast.engines.device.slots import SlotRuntime
-from lavila_fast.engines.protocol import Writer
+from lavila_fast.engines.protocol import WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
-from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, Rules
+from lavila_fast.engines.torch_cuda.decode_loop import DecodeLoop, SamplingParams
 from lavila_fast.engines.torch_cuda.encoder import BUFFERS, Encode, EncoderBatch, keys_values
 from lavila_fast.engines.torch_cuda.launch import launcher_for
 from lavila_fast.engines.torch_cuda.memory import (
-    NAMES,
+    TYPE_NAMES,
     TorchMemory,
+    check_room,
     choose_lanes,
     choose_slots,
     room_for,
     slot_bytes,
 )
 from lavila_fast.engines.torch_cuda.step import SlotDecoder, with_folded_gates
-from lavila_fast.models.narrator import Narrator
-from lavila_fast.quant.low_bit import convert
+from lavila_fast.models.narrator import NarratorModel
+from lavila_fast.quant.low_bit import convert_decoder
 
 ENCODE_BATCH = 32
 CPU_ENCODE_BATCH = 2
+DEFAULT_SAMPLES = 10  # samples a clip, as the original writes
 
 
 class TorchGpuRuntime(SlotRuntime):
@@ -48,19 +50,20 @@ class TorchGpuRuntime(SlotRuntime):
         memory: Of the plain protocol.
         launcher: Of the device.
         precision: Of `quant.low_bit.CHOICES`.
+        slots: Clips in flight at most, whoever writes and however many samples: products keep their shape.
         encode_batch: Clips the encoder takes at once.
     """
 
     memory: TorchMemory
-    writer: Writer = "ahead"
+    writer: WriterKind = "ahead"
 
     def __init__(
         self,
-        model: Narrator,
+        model: NarratorModel,
         device: str = "cuda",
         precision: str = "bf16",
         slots: int | None = None,
-        rows: int = 10,
+        rows: int = DEFAULT_SAMPLES,
         capacity: int | None = None,
         *,
         compile_encoder: str | None = None,
@@ -80,8 +83,8 @@ class TorchGpuRuntime(SlotRuntime):
             device: ``cpu``, ``cuda``, ``cuda:1``.
             precision: Of `quant.low_bit.CHOICES`; ``fp32`` is the reference's. ``bnb-int8`` has the host look at the
                 data, so it runs without graphs.
-            slots: Clips in flight at most; None takes what fits into the GPU's memory, up to 512.
-            rows: Samples a clip that `warm_up` prepares for; another number costs new slots at the first call.
+            slots: Clips in flight at most; None takes what a GPU of this size holds, up to 512.
+            rows: Samples a clip that slots are counted for where `slots` is None, and that `warm_up` prepares for.
             capacity: Tokens a sentence may have, without the last; None takes the model's.
             compile_encoder: A mode of `torch.compile` (``default``, ``max-autotune-no-cudagraphs``), or None.
             compile_step: Whether to compile the decoder's step too.
@@ -100,11 +103,13 @@ class TorchGpuRuntime(SlotRuntime):
         self.launcher = launcher_for(device, graphs)
         where = self.launcher.device
         with room_for("the model"):
-            self.model = convert(with_folded_gates(model), precision, where)
+            self.model = convert_decoder(with_folded_gates(model), precision, where)
         self.decoder = SlotDecoder(self.model.text_decoder)
         config = self.model.config
         most = min(config.max_tokens, config.text.n_positions) - 1
-        super().__init__(config, TorchMemory(where), NAMES[self.decoder.dtype], capacity or most)
+        super().__init__(
+            config, TorchMemory(where, self.launcher.architecture), TYPE_NAMES[self.decoder.dtype], capacity or most
+        )
         self._sampler = _sampler(self.memory)
         self._encode_any = encoder or keys_values(self.model)
         self._video = torch.float32 if encoder else self.model.visual.cls_token.dtype
@@ -120,8 +125,10 @@ class TorchGpuRuntime(SlotRuntime):
         }
         self._told["compiled_step"] = compile_step
         self.precision, self.device = precision, str(where)
-        self.identity = f"torch-cuda {precision}"
-        self._slots, self._rows, self._lanes, self._lag, self._steady = slots, rows, lanes, lag, steady
+        one = slot_bytes(config, rows, self.capacity, self.decoder.dtype)
+        self.slots = slots or choose_slots(self.launcher.total_bytes(), _weight_bytes(self.model), one)
+        self.identity = f"torch-cuda {precision} {self.launcher.architecture}, {self.slots} clips in flight"
+        self._rows, self._lanes, self._lag, self._steady = rows, lanes, lag, steady
         self.encode_batch = encode_batch or (CPU_ENCODE_BATCH if where.type == "cpu" else ENCODE_BATCH)
         self._loop: DecodeLoop | None = None
         self._encoder_batches: list[EncoderBatch] = []
@@ -130,7 +137,7 @@ class TorchGpuRuntime(SlotRuntime):
         return [(self.heads, self.config.queries, self.size) for _ in range(2 * len(self.config.text.cross_layers))]
 
     @torch.no_grad()
-    def _encode(self, video: Block, cross: Sequence[Block]) -> None:
+    def _encode(self, video: DeviceArray, cross: Sequence[DeviceArray]) -> None:
         tensors = self._encode_any(self.memory.tensor(video).to(self._video))
         for number, (block, tensor) in enumerate(zip(cross, tensors, strict=True)):
             self.memory.tensor(block).copy_(tensor if number % 2 else tensor.transpose(-1, -2))
@@ -138,12 +145,12 @@ class TorchGpuRuntime(SlotRuntime):
     @torch.no_grad()
     def _step(
         self,
-        ids: Block,
-        lengths: Block,
-        past: Sequence[Block],
-        cross: Sequence[Block],
-        logits: Block,
-        present: Sequence[Block],
+        ids: DeviceArray,
+        lengths: DeviceArray,
+        past: Sequence[DeviceArray],
+        cross: Sequence[DeviceArray],
+        logits: DeviceArray,
+        present: Sequence[DeviceArray],
     ) -> None:
         B, R = ids.shape
         ages_B = self.memory.tensor(lengths).int()
@@ -158,7 +165,7 @@ class TorchGpuRuntime(SlotRuntime):
         """The slots for `samples` rows a clip, made at the first call and whenever the number changes.
 
         Raises:
-            InputError: no room on the device, or somebody is writing.
+            InputError: no room on the device for `slots` clips of so many samples, or somebody is writing.
         """
         if self._loop is None or self._loop.rows != samples:
             if self._loop is not None:
@@ -166,10 +173,12 @@ class TorchGpuRuntime(SlotRuntime):
                 self._loop = None
             self.encoder_batches()  # they take their memory first
             self.launcher.new_pool()
-            one = slot_bytes(self.config, samples, self.capacity, self.decoder.dtype)
-            slots = choose_slots(self._slots, self.launcher.free_bytes(), one)
+            slots = self.slots
+            check_room(
+                slots, slot_bytes(self.config, samples, self.capacity, self.decoder.dtype), self.launcher.free_bytes()
+            )
             sizes, lanes = (slots, samples, self.capacity), choose_lanes(self._lanes, slots, samples)
-            with room_for(f"{slots} clips in flight"):
+            with room_for(f"{slots} clips in flight", "lower --batch-size"):
                 self._loop = DecodeLoop(
                     self.config, self.decoder, self.launcher, sizes, lanes, self._lag, self._steady, self._decode
                 )
@@ -187,13 +196,15 @@ class TorchGpuRuntime(SlotRuntime):
                 ]
         return self._encoder_batches
 
-    def warm_up(self, samples: int | None = None, rules: Rules | None = None) -> None:
+    def warm_up(self, samples: int | None = None, params: SamplingParams | None = None) -> None:
         """Compile and capture all that `write_ahead` will use; it does so itself when it must.
 
         Raises:
             InputError: see `decode_loop`.
         """
-        self.decode_loop(samples or self._rows).prepare(rules or Rules(Warp(0.7, top_p=0.95), self.capacity + 1))
+        self.decode_loop(samples or self._rows).prepare(
+            params or SamplingParams(Warp(0.7, top_p=0.95), self.capacity + 1)
+        )
 
     def describe(self) -> dict[str, Any]:
         """What runs and how, for reports: JSON-ready."""
@@ -219,10 +230,14 @@ class TorchGpuRuntime(SlotRuntime):
         return about
 
 
-def _sampler(memory: TorchMemory) -> Sampler:
-    """`choose` on that memory; not a method, with which a runtime would hold itself and its gigabytes."""
+def _weight_bytes(model: NarratorModel) -> int:
+    return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
 
-    def sample(lines: Block, place: NDArray[np.int64], warp: Warp, u: NDArray[np.float64]) -> Chosen:
-        return choose(memory.tensor(lines), place, warp, u)
+
+def _sampler(memory: TorchMemory) -> Sampler:
+    """Chooses tokens on that memory; not a method, with which a runtime would hold itself and its gigabytes."""
+
+    def sample(lines: DeviceArray, place: I64, warp: Warp, u: F64) -> Chosen:
+        return choose_tokens_in_torch(memory.tensor(lines), place, warp, u)
 
     return sample

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from lavila_fast.kernels.decode.ops import cached_attention, cross_attention
 from lavila_fast.kernels.norm.ops import add_layer_norm
 from lavila_fast.models.gpt2 import Block, Conv1D, CrossAttention, GatedGPT2, Mlp, SelfAttention, TiedEmbedding
-from lavila_fast.models.narrator import Narrator
+from lavila_fast.models.narrator import NarratorModel
 
 OPEN = 20.0  # tanh of it is 1
 TILE = 64  # the head's rows are padded to a multiple of this
 
 
-def with_folded_gates(model: Narrator) -> Narrator:
+def with_folded_gates(model: NarratorModel) -> NarratorModel:
     """A copy whose gates are open, the projections behind them multiplied instead: two products a block less.
 
     It shares all other tensors with `model`.

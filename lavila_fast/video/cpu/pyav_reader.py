@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.cpu.bitstream import look_for
+from lavila_fast.video.cpu.economy import Thinned, Wants
 from lavila_fast.video.opening import REFETCH
-from lavila_fast.video.probe import OpenFile, decoded
+from lavila_fast.video.probe import FrameDecoder, OpenFile, decoded
 from lavila_fast.video.requests import (
     SEEK_BEYOND,
     SEEK_MARGIN,
@@ -33,20 +35,29 @@ from lavila_fast.video.transforms import FrameTransform, upright
 _SEEKABLE = ("mov,mp4", "matroska")  # containers whose timestamps are the same after a seek
 
 
-def _frames(file: OpenFile, clock: Clock, target: float, failures: list[str]) -> Iterator[Any]:
-    """Frames from the first on, or from shortly before second `target` where that is far and a seek is exact."""
-    container, stream = file.container, file.stream
+def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
+    """The wanted frames from where the file stands, and whatever others come along."""
+    decoder, look = FrameDecoder(file, failures), look_for(file.stream)
+    if look is None or not file.info.stored or file.info.repairs:
+        return decoded(file, failures)
+    seeks = file.container.format.name.startswith(_SEEKABLE)
+    return iter(Thinned(decoder, look, clock, wants, seeks))
+
+
+def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
+    """Frames from the first on, or from shortly before the first wanted where that is far and a seek is exact."""
+    container, stream, target = file.container, file.stream, wants.times[0]
     far = target - file.info.begin >= SEEK_BEYOND
     if not far or file.info.repairs or not container.format.name.startswith(_SEEKABLE):
-        yield from decoded(file, failures)
+        yield from _decoded(file, clock, wants, failures)
         return
     container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
-    frames = decoded(file, failures)
+    frames = _decoded(file, clock, wants, failures)
     landed = next(frames, None)
     at = None if landed is None else clock.time(landed)
-    if at is None or at > target:
+    if at is None or at > target + clock.slack:
         container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
-        yield from decoded(file, failures)
+        yield from _decoded(file, clock, wants, failures)
         return
     yield landed
     yield from frames
@@ -76,8 +87,9 @@ class PyavReader:
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
         clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
-        frames = _frames(file, clock, queue.waiting[0].times[0], health.failures)
+        frames = _frames(file, clock, Wants(queue.times(), clock.slack, clock.step), health.failures)
         for span in spans_of(frames, clock, health.failures):
+            health.frames += 1
             yield from queue.take(span, show)
             if not queue:
                 return

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.log import log_once
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.gpu.unit_requests import UnitDecoder, UnitRequest, centre
 from lavila_fast.video.gpu.units import Unit, Unsuitable, pictures
-from lavila_fast.video.log import say_once
 from lavila_fast.video.probe import OpenFile, open_file
 from lavila_fast.video.requests import (
     SEEK_BEYOND,
@@ -175,8 +175,8 @@ class UnitReader:
             return
         reason = yield from self._read_units(file, queue, gate.transform, gate)
         if reason:
-            say_once(logging.WARNING, f"{file.info.path.name}: {reason}: decoded by PyAV")
-            with open_file(file.info.path, file.info, file.max_pixels) as again:
+            log_once("video", logging.WARNING, f"{file.info.path.name}: {reason}: decoded by PyAV")
+            with open_file(file.info.path, file.info, file.most_pixels) as again:
                 yield from PyavReader().read(again, queue.rest(), gate, threads, health)
 
     def _read_units(

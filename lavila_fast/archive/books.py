@@ -1,0 +1,181 @@
+"""The books of a run: what is known of each video while it is worked on, and what its record says in the end.
+
+A video's record is there before its first row is, so that rows always stand for a content that somebody noted. Of
+several files with one content the first is narrated; the others, its twins, get copies of its rows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from lavila_fast.archive.decoding import EndOfVideo
+from lavila_fast.archive.faults import DISK, LASTING, MISSING, TWIN
+from lavila_fast.archive.inputs import Job
+from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.recognise import Look, Recognised, Wishes
+from lavila_fast.archive.spans import span_of
+from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
+from lavila_fast.records import Narration
+from lavila_fast.video.sources import Extent, VideoSource, extent
+
+
+@dataclass
+class _Work:
+    """A video of this run."""
+
+    look: Look
+    extent: Extent | None = None
+    begun: bool = False
+    frames: int = 0
+    damaged: int = 0
+    twins: list[str] = field(default_factory=list)
+
+
+class Books:
+    """Of one run with an output in files.
+
+    Attributes:
+        copied: Clips whose rows were copied from a video of the same content.
+    """
+
+    def __init__(self, journal: Journal, records: Records, known: Recognised, wishes: Wishes) -> None:
+        self._journal, self._records, self._wishes = journal, records, wishes
+        self._work = {look.name: _Work(look) for look in known.todo}
+        self._first: dict[tuple[object, ...], str] = {}
+        self._closed: dict[str, EndOfVideo] = {}
+        self._lock = threading.Lock()
+        self.copied = 0
+
+    def jobs(self) -> list[Job]:
+        """What is to be done, under the names that the videos have in the output.
+
+        Those that a disk did not give come last: a twin of one may lie on a better disk.
+        """
+        jobs = [
+            replace(work.look.job, source=replace(work.look.job.source, name=name, content=work.look.id or ""))
+            for name, work in self._work.items()
+        ]
+        return sorted(jobs, key=lambda job: self._code(job) == DISK)
+
+    def _code(self, job: Job) -> str | None:
+        known = self._records.get(job.source.name)
+        return known.code if known else None
+
+    def miss(self, lines: Mapping[str, str]) -> None:
+        """Write down videos that a list names and nobody can find, by name."""
+        for video, line in lines.items():
+            known = self._records.get(video)
+            if known is None or known.status == FAILED:
+                self._records.put(VideoRecord(None, video, video, FAILED, MISSING, line, "open"))
+
+    def source(self, source: VideoSource) -> VideoSource:
+        """A video with its identity, once that is known."""
+        return replace(source, content=self._work[source.name].look.id or "")
+
+    def measure(self, job: Job) -> Extent | EndOfVideo:
+        """Where a video begins and ends; or its end, where another one of this content is being narrated.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        name = job.source.name
+        work = self._work[name]
+        work.look.identify(self._wishes.full)
+        clips = None if job.clips is None else tuple(span_of(clip) for clip in job.clips)
+        with self._lock:
+            first = self._first.setdefault((work.look.id, work.look.full, clips), name)
+        if first != name:
+            return EndOfVideo(name, twin_of=first)
+        if job.clips is None:
+            known = self._records.get(name)
+            if known is not None and known.id == work.look.id and known.duration is not None:
+                work.extent = Extent(known.begin, known.duration)
+            else:
+                work.extent = extent(job.source)
+        return work.extent or Extent(0.0, 0.0)
+
+    def begin(self, row: Narration, frames: int) -> None:
+        """A clip is about to be written: its video's record comes first."""
+        work = self._work[row.video]
+        work.frames = max(work.frames, frames)
+        work.damaged += row.damaged
+        if not work.begun:
+            work.begun = True
+            known = self._records.get(row.video)
+            record = work.look.noted(known if known and known.id == work.look.id else None)
+            self._records.put(replace(record, status=PARTIAL, code=None, error=None, stage=None))
+
+    def end(self, ended: EndOfVideo) -> Iterator[EndOfVideo]:
+        """Close a video that is through with all its rows, and its twins; gives the ends of the latter."""
+        self._close(ended)
+        for twin in self._work[ended.video].twins:
+            yield self._copy(ended, twin)
+
+    def twin(self, ended: EndOfVideo) -> EndOfVideo | None:
+        """The end of a video that is the twin of another; None while that one is not through."""
+        assert ended.twin_of is not None
+        if ended.twin_of in self._closed:
+            return self._copy(self._closed[ended.twin_of], ended.video)
+        self._work[ended.twin_of].twins.append(ended.video)
+        return None
+
+    def _copy(self, ended: EndOfVideo, twin: str) -> EndOfVideo:
+        first, work = self._work[ended.video], self._work[twin]
+        work.extent = first.extent
+        for rows in self._journal.rows(ended.video):
+            copied = [replace(row, video=twin) for row in rows]
+            if copied and span_of(copied[0]) not in self._journal.done.get(twin, ()):
+                self.begin(copied[0], 0)
+                self._journal.append(copied)
+                self.copied += 1
+        failure, code = ended.failure, ended.code
+        if failure:
+            before, path = first.look.job.source.path, work.look.job.source.path
+            said = failure.startswith(f"{before}: ")
+            failure = f"{path}{failure[len(str(before)) :]}" if said else f"{path}: of the same content; {failure}"
+            code = code if code in LASTING else TWIN
+        own = replace(ended, video=twin, failure=failure, code=code, seconds=0.0)
+        self._close(own)
+        return own
+
+    def _close(self, ended: EndOfVideo) -> None:
+        work, known = self._work[ended.video], self._records.get(ended.video)
+        self._closed[ended.video] = ended
+        clips = self._journal.done.get(ended.video)
+        count = len(clips) if clips is not None else 0
+        if known and known.id and work.look.id is None:  # it cannot be read now; its rows stay, and what is known
+            if known.status != DONE:
+                status = PARTIAL if count else FAILED
+                said = replace(known, status=status, code=ended.code, error=ended.failure, stage=ended.stage)
+                self._records.put(said)
+            return
+        mine = known if known and known.id == work.look.id else None
+        before = mine.damaged if mine and not work.begun else 0
+        status = (PARTIAL if count else FAILED) if ended.failure else (DONE if count else SKIPPED)
+        seconds, seen = self._asked(work), work.extent
+        if seen is None and mine is not None and mine.duration is not None:
+            seen = Extent(mine.begin, mine.duration)
+        self._records.put(
+            replace(
+                work.look.noted(mine),
+                status=status,
+                code=ended.code,
+                error=ended.failure,
+                stage=ended.stage,
+                seconds=round(ended.seconds, 3),
+                begin=seen.begin if seen else 0.0,
+                duration=seen.end if seen else None,
+                coverage=round(min(1.0, clips.seconds() / seconds), 4) if clips is not None and seconds else 0.0,
+                clips=count,
+                damaged=work.damaged or before,
+                frames=work.frames or (mine.frames if mine else 0),
+            )
+        )
+
+    def _asked(self, work: _Work) -> float:
+        """Seconds that narrations could cover."""
+        if work.look.job.clips is None:
+            return work.extent.end - work.extent.begin if work.extent else 0.0
+        return sum(clip.end - clip.start for clip in work.look.job.clips)

@@ -1,0 +1,38 @@
+"""A word for each way in which a video can fail, for tables; and which of them a file keeps while it is unchanged."""
+
+from __future__ import annotations
+
+from lavila_fast.errors import InputError, StorageError, VideoError
+
+DISK, MISSING, TWIN = "disk", "missing", "twin"
+_WORDS = {  # what a `VideoError` says → the word; the first that is found counts
+    "does not exist": MISSING,
+    "permission denied": "denied",
+    "is empty": "empty",
+    "from the disk": DISK,
+    "cannot be read (": DISK,
+    "cannot be listed": DISK,
+    "is a folder": "not-a-video",
+    "a pipe or a device": "not-a-video",
+    "not a video that can be opened": "not-a-video",
+    "holds audio only": "not-a-video",
+    "has no video stream": "not-a-video",
+    "codec is unknown": "codec",
+    "holds no frames": "no-frames",
+    "none of its frames": "no-frames",
+    "ends at": "truncated",
+    "is missing": "truncated",
+    "damaged pieces": "damaged",
+    "could not be read": "damaged",
+}
+LASTING = {"empty", "not-a-video", "codec", "no-frames", "truncated", "damaged"}
+"""A file that failed so fails so again, until it changes."""
+
+
+def fault_code(error: BaseException) -> str:
+    """The word for what ended a video."""
+    if isinstance(error, VideoError):
+        return next((word for part, word in _WORDS.items() if part in error.what), "unreadable")
+    if isinstance(error, StorageError):
+        return "output"
+    return "input" if isinstance(error, InputError) else "unexpected"

@@ -1,0 +1,266 @@
+"""Decoding no more of a file than its wanted frames need, to the bit.
+
+A clip wants 4 of 60 frames. Packets say when their pictures are shown before anything is decoded, and `bitstream` says
+what other pictures need them. So a picture that nobody wants and nothing needs is not decoded; nor is what follows the
+last wanted picture of a group, up to the next picture with which decoding can begin.
+
+If anything is out of the ordinary (times missing or doubled, an error, a wanted picture that does not come out) the
+stretch is decoded again and all that follows is decoded in full.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lavila_fast.log import log_once
+from lavila_fast.video.cpu.bitstream import NEEDED, Coded, Look
+from lavila_fast.video.probe import FrameDecoder
+from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock
+
+_PACKETS, _BYTES = 1200, 64 << 20  # of a group that is held until its end is known
+_GROUPS = 3  # held to be decoded again
+
+
+class _Trouble(Exception):
+    """Leaving frames out does not go well."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A packet on its way to the decoder.
+
+    Attributes:
+        packet: The packet.
+        time: Second at which its picture is shown, or None.
+        coded: What is known about it.
+        wanted: Whether its picture is wanted.
+    """
+
+    packet: Any
+    time: float | None
+    coded: Coded
+    wanted: bool = False
+
+
+@dataclass(slots=True)
+class Group:
+    """Packets from one with which decoding can begin to the next; `leads` are shown before the first.
+
+    Attributes:
+        held: In order of decoding.
+        plain: Whether all is as it should be.
+        begins: Whether decoding can begin with its first packet.
+    """
+
+    held: list[Held] = field(default_factory=list)
+    plain: bool = True
+    begins: bool = False
+
+    @property
+    def leads(self) -> list[Held]:
+        """Pictures that are shown before the first and decoded after it."""
+        first = self.held[0].time
+        return [one for one in self.held[1:] if first is not None and one.time is not None and one.time < first]
+
+
+def groups(packets: Iterator[Any], look: Look, time: Callable[[Any], float | None]) -> Iterator[Group]:
+    """Packets in groups; one that is too long is cut, and the cut is no beginning."""
+    group, size = Group(), 0
+    for packet in packets:
+        coded = NEEDED if packet.is_corrupt else look(packet)
+        full = len(group.held) >= _PACKETS or size > _BYTES
+        if group.held and (coded.entry or full):
+            yield group
+            group, size = Group(begins=coded.entry), 0
+        if not group.held:
+            group.begins = coded.entry
+        one = Held(packet, time(packet), coded)
+        group.plain &= one.time is not None and not packet.is_discard and not packet.is_corrupt
+        group.plain &= coded.entry or not coded.sets
+        group.held.append(one)
+        size += packet.size
+    if group.held:
+        yield group
+
+
+@dataclass(frozen=True)
+class Wants:
+    """The seconds that are wanted of a file, rising; a frame answers from `slack` before its own time on.
+
+    A frame that is decoded last counts as shown for a `step`. Where a longer pause holds the last wanted second, the
+    frame that ends the pause is wanted, too.
+    """
+
+    times: Sequence[float]
+    slack: float
+    step: float
+
+    def between(self, time: float, stop: float) -> bool:
+        """Whether a frame that is shown from `time` to `stop` is wanted."""
+        low = bisect.bisect_left(self.times, time - self.slack)
+        return low < len(self.times) and self.times[low] < stop - self.slack
+
+    def pauses(self, time: float, stop: float) -> bool:
+        """Whether it takes the frame at `stop` to know that the one at `time` is still shown at the end."""
+        return stop < math.inf and time + self.step <= self.times[-1] + self.slack < stop
+
+    def following(self, time: float) -> float:
+        """The first wanted second for a frame shown at `time` or a later one; infinity if there is none."""
+        low = bisect.bisect_left(self.times, time - self.slack)
+        return self.times[low] if low < len(self.times) else math.inf
+
+    def choose(self, group: Group, following: Group | None) -> tuple[list[Held], bool]:
+        """What of a group must be decoded, given the one that follows, and whether more of it may be needed then.
+
+        Marks what is wanted.
+        """
+        leads = [] if following is None else following.leads
+        if not group.plain or not self._mark(group, following, leads) or not (following is None or following.plain):
+            return group.held, True
+        last = max((i for i, one in enumerate(group.held) if one.wanted), default=-1)
+        if following is not None:
+            closed = following.begins and (following.held[0].coded.resets or all(one.coded.leading for one in leads))
+            if not closed or any(one.wanted for one in leads if one.coded.leading):
+                last = len(group.held) - 1
+        before = any(one.wanted for one in group.leads) or not group.begins
+        first = group.held[0].time or 0.0
+        chosen = [
+            one
+            for one in group.held[: last + 1]
+            if (one.wanted or not one.coded.unneeded) and (before or not one.coded.leading or (one.time or 0.0) > first)
+        ]
+        return chosen, last == len(group.held) - 1
+
+    def _mark(self, group: Group, following: Group | None, leads: Sequence[Held]) -> bool:
+        """Mark what is wanted of a group and of the pictures that lead the next; False if times are doubled."""
+        first = group.held[0].time or 0.0
+        own = [one for one in group.held if (one.time or 0.0) >= first]
+        shown = sorted([*own, *leads, *(following.held[:1] if following else ())], key=lambda one: one.time or 0.0)
+        times = [one.time or 0.0 for one in shown]
+        if any(a >= b for a, b in itertools.pairwise(times)):
+            return False
+        for i, (one, time, stop) in enumerate(zip(shown, times, [*times[1:], math.inf], strict=True)):
+            if following is None or one is not following.held[0]:
+                one.wanted |= self.between(time, stop)
+            if self.pauses(time, stop):
+                shown[i + 1].wanted = True
+        return True
+
+
+class Thinned:
+    """Frames of a file of which only some are wanted.
+
+    Args:
+        decoder: Decodes.
+        look: Looks at packets.
+        clock: Reads their times.
+        wants: What is wanted.
+        seeks: Whether the container's index is used to leap over long stretches; else their packets are read.
+    """
+
+    def __init__(self, decoder: FrameDecoder, look: Look, clock: Clock, wants: Wants, seeks: bool = False) -> None:
+        self._decoder, self._wants, self._look, self._clock, self._seeks = decoder, wants, look, clock, seeks
+        self._groups = groups(decoder.packets(), look, clock.time)
+        self._expected: list[int] = []  # a heap: times, in ticks, of wanted pictures that the decoder holds
+        self._recent: list[Group] = []
+        self._fed = self._cut = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Wanted frames, and such as came with them, in the order in which they are shown."""
+        group = next(self._groups, None)
+        while group is not None:
+            following = next(self._groups, None)
+            failed = len(self._decoder.failures)
+            self._recent = [*self._recent[-_GROUPS:], group]
+            try:
+                yield from self._expecting(self._thin(group, *self._wants.choose(group, following)))
+                if following is None:
+                    yield from self._expecting(self._decoder.drain())
+                    self._all_came(math.inf)
+                elif (target := self._far(following)) is not None:
+                    yield from self._expecting(self._pause())
+                    following = self._leap(following, target)
+            except _Trouble as trouble:
+                log_once(
+                    "video",
+                    logging.INFO,
+                    f"{self._decoder.file.info.path.name}: {trouble}: decoded in full from there on",
+                )
+                del self._decoder.failures[failed:]
+                yield from self._in_full(following)
+                return
+            group = following
+
+    def _far(self, following: Group) -> float | None:
+        """The second to leap to: the next one that is wanted, if it is far beyond where `following` begins."""
+        times = [one.time for one in (following.held[0], *following.leads) if one.time is not None]
+        if not self._seeks or not following.plain or not times:
+            return None
+        target = self._wants.following(min(times))
+        return target if SEEK_BEYOND < target - times[0] < math.inf else None
+
+    def _leap(self, here: Group, target: float) -> Group | None:
+        """The group with which decoding goes on: before `target`, or the one at hand where the index leads astray."""
+        container, stream = self._decoder.file.container, self._decoder.file.stream
+        begin = here.held[0].time or 0.0
+        container.seek(self._clock.ticks(target - SEEK_MARGIN), stream=stream)
+        self._groups, self._recent = groups(self._decoder.packets(), self._look, self._clock.time), []
+        landed = next(self._groups, None)
+        if landed is not None and landed.begins and begin <= (landed.held[0].time or -1.0) <= target:
+            return landed
+        self._seeks = False
+        container.seek(self._clock.ticks(begin), stream=stream)
+        self._groups = groups(self._decoder.packets(), self._look, self._clock.time)
+        return next(self._groups, None)
+
+    def _thin(self, group: Group, chosen: list[Held], whole: bool) -> Iterator[Any]:
+        if not chosen or (self._cut and not group.held[0].coded.resets):
+            yield from self._pause()
+        feed = {id(one) for one in chosen}
+        for one in group.held:
+            if id(one) not in feed:
+                self._decoder.skip(one.packet)
+                continue
+            if one.wanted:
+                heapq.heappush(self._expected, one.packet.pts)
+            failed, self._fed = len(self._decoder.failures), True
+            yield from self._decoder.feed(one.packet)
+            if len(self._decoder.failures) > failed:
+                raise _Trouble(self._decoder.failures[-1])
+        self._cut = not whole
+
+    def _pause(self) -> Iterator[Any]:
+        """Get what the decoder holds; what it is fed next begins anew."""
+        if self._fed:
+            yield from self._decoder.drain()
+            self._decoder.restart()
+            self._fed = self._cut = False
+
+    def _expecting(self, frames: Iterator[Any]) -> Iterator[Any]:
+        for frame in frames:
+            if frame.pts is not None:
+                self._all_came(frame.pts)
+                while self._expected and self._expected[0] == frame.pts:
+                    heapq.heappop(self._expected)
+            yield frame
+
+    def _all_came(self, before: float) -> None:
+        if self._expected and self._expected[0] < before:
+            raise _Trouble("a frame did not come out")
+
+    def _in_full(self, following: Group | None) -> Iterator[Any]:
+        """Decode recent groups again, if that can be done, and then all the rest."""
+        first = next((i for i, group in enumerate(self._recent) if group.begins), None)
+        again = [] if first is None else self._recent[first:]
+        self._decoder.restart()
+        rest = itertools.chain(again, [following] if following else [], self._groups)
+        for one in (one for group in rest for one in group.held):
+            yield from self._decoder.feed(one.packet)
+        yield from self._decoder.drain()

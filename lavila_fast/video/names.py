@@ -1,0 +1,6 @@
+"""What decoders are called, for those who list them without loading one; `video.decoders` has a row for each."""
+
+from __future__ import annotations
+
+GPU_DECODERS = ("dali", "pynvvideocodec", "torchcodec")
+DECODERS = ("auto", "pyav", *GPU_DECODERS)
