@@ -92,3 +92,7 @@ def test_each_codec_in_each_container(tmp_path: Path, container: str, codec: str
 def test_a_pause_that_holds_the_last_wanted_second(tmp_path: Path) -> None:
     """What ends it is no wanted frame, and is decoded all the same: it says that the one before is still shown."""
     check(Film("webm", "libvpx", Fraction(10), 40, pauses=((34, 0.3),)), tmp_path)
+
+
+def test_a_rate_is_counted_without_the_errors_of_arithmetic(tmp_path: Path) -> None:
+    check(Film("nut", "mpeg4", Fraction(10), 41), tmp_path)

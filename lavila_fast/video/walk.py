@@ -143,6 +143,8 @@ def _walk(path: Path, container: Any, stream: Any, most_pixels: int) -> _Found:
     # Such files have a guessed rate; believe it only if it agrees with the count, save for a few at a torn end.
     if seconds > 0 and abs(count / seconds - fps) * seconds > _TORN_FRAMES:
         fps = count / seconds
+        if math.isclose(fps, timeline.rate):  # 41 / 4.1 is a little less than 10, and would count frames too few
+            fps = timeline.rate
     fps = fps or _USUAL
     listed = _listed(container, stream, len(table.dts))
     if (listed and seconds > 2 * listed + _NEAR) or not _possible(seconds, max(count, timeline.places), timeline.rate):
