@@ -31,7 +31,7 @@ from lavila_fast.presets import CLIP_SECONDS
 from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.video.children.pool import SERVES, Children
+from lavila_fast.video.children.pool import Children, serves
 from lavila_fast.video.content import content_id
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.reader import DecodedClip, read_clips
@@ -169,7 +169,7 @@ class Narrator:
     @property
     def can_isolate(self) -> bool:
         """Whether its videos are such that `Children` decode them: by PyAV, for the CPU."""
-        return self.device == "cpu" and self.decoder in ("auto", "pyav") and SERVES
+        return self.device == "cpu" and self.decoder in ("auto", "pyav") and serves()
 
     def narrate_clips(
         self,

@@ -19,6 +19,7 @@ from scribe import Scribe
 from test_video_coded import write_video
 
 from lavila_fast.archive.request import Request
+from lavila_fast.bench.children import measure
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.narrator import Narrator
@@ -220,13 +221,14 @@ def test_a_child_waits_until_its_clips_are_taken(tmp_path: Path, film: Path) -> 
 
 
 def test_a_reader_that_gives_up_costs_a_child(film: Path) -> None:
-    before = own()
+    before, held = own(), len(list(Path("/proc/self/fd").iterdir()))
     with Children() as children:
         clips = children.read(VideoSource("v", film), seconds(8), 1, SMALL)
         next(clips)
         del clips
         assert own() == before
         assert len(list(children.read(VideoSource("v", film), seconds(8), 1, SMALL))) == 8
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
 
 
 def test_large_pictures(tmp_path: Path) -> None:
@@ -288,6 +290,13 @@ def test_memory_has_no_name(monkeypatch: pytest.MonkeyPatch, film: Path) -> None
     assert place().endswith("(deleted)")
     with Children() as children:
         assert len(list(children.read(VideoSource("v", film), seconds(8), 1, SMALL))) == 8
+
+
+def test_the_benchmark_reads_all_clips_both_ways() -> None:
+    rows = measure(2, 1, [(64, 48, 4)])["rows"]
+    assert [(row["height"], row["readers"]) for row in rows] == [(48, 1), (48, 2)]
+    for row in rows:
+        assert row["child_vs_thread"] == row["children"] / row["threads"] > 0
 
 
 @pytest.mark.parametrize("limits", [(0.0, 1), (float("nan"), 1), (1.0, 0)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +41,8 @@ def videos(tmp_path: Path) -> Path:
     folder.mkdir()
     film = write_video(folder / "a.mp4", 60, Fraction(10))
     for name in ("abort-b", "eat-c", "hang-d", "segv-e", "z"):
-        shutil.copy(film, folder / f"{name}.mp4")
+        own = (16).to_bytes(4, "big") + b"free" + name.encode().ljust(8)  # else they were one video
+        (folder / f"{name}.mp4").write_bytes(film.read_bytes() + own)
     return folder
 
 
@@ -184,14 +184,25 @@ def test_large_pictures_are_refused(
 ) -> None:
     words = ["narrate", str(videos / "a.mp4"), "-o", str(tmp_path / "out.jsonl"), "--max-pixels", "99"]
     assert run([*words, where]) == 1
-    assert "its pictures have 64 x 32 pixels, more than 99" in capsys.readouterr().err
+    assert "has pictures of 64x32 pixels, more than the 99 allowed" in capsys.readouterr().err
 
 
 def test_isolation_that_cannot_be(
     videos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "SERVES", False)
+    monkeypatch.setattr(pool, "serves", lambda: False)
     assert run(["narrate", str(videos / "a.mp4"), "--isolate"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: --isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
+        "error: --isolate: only frames that PyAV decodes for the CPU are, on Linux without `ulimit -f`"
     ]
+
+
+def test_where_files_are_limited_this_process_decodes(tmp_path: Path, videos: Path) -> None:
+    """Memory without a name counts as a file."""
+    words = [*NARRATE, str(videos / "a.mp4"), "-o", str(tmp_path / "out.jsonl")]
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]
+    for more, code in ((["--isolate"], 2), ([], 0)):
+        done = subprocess.run(
+            [*limited, *words, *more], env=plant(tmp_path / "planted"), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stderr

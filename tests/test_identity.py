@@ -90,7 +90,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_clip_says_that_it_holds_substitutes() -> None:
     image = np.zeros((2, 2))
     for images, damaged in (([image, image], False), ([image, None], True), ([None, image], True)):
-        one = OpenClip(Clip("v", 0, 2), list(images), 0)
+        one = OpenClip(Clip("v", 0, 2), list(images), [0.0, 1.0], 0)
         assert len(one.give_out()) == 2
         assert one.damaged is damaged
 

@@ -199,15 +199,13 @@ def test_done_videos_are_not_decoded(
     lines = Path("out.jsonl").read_bytes().splitlines(keepends=True)
     Path("out.jsonl").write_bytes(b"".join(lines[:7]))  # v0 and half of v1
     opened: list[tuple[str, int]] = []
-    from lavila_fast import narrator as pipeline
+    real = Narrator.read
 
-    real = pipeline.read_clips
-
-    def read(source: VideoSource, clips: list[Clip], *rest: Any, **how: str) -> Iterator[DecodedClip]:
+    def read(self: Narrator, source: VideoSource, clips: list[Clip], **how: Any) -> Iterator[DecodedClip]:
         opened.append((source.path.name, len(clips)))
-        return real(source, clips, *rest, **how)
+        return real(self, source, clips, **how)
 
-    monkeypatch.setattr(pipeline, "read_clips", read)
+    monkeypatch.setattr(Narrator, "read", read)
     assert narrate(videos, "-o", "out.jsonl") == 0
     assert opened == [("v1.mp4", 3), ("v2.mp4", 2)]
     assert Path("out.jsonl").read_bytes() == b"".join(lines)

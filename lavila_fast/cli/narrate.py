@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
-_NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are decoded elsewhere, on Linux"
+_NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Linux without `ulimit -f`"
 
 
 @click.command()
@@ -177,11 +177,11 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
 def _children(given: dict[str, Any]) -> Iterator[Children | None]:
     """Processes that decode, the first of which is ready when the model is."""
     from lavila_fast.video.children.limits import GIB, Limits
-    from lavila_fast.video.children.pool import SERVES, Children
+    from lavila_fast.video.children.pool import Children, serves
 
-    if given["isolate"] and not SERVES:
+    if given["isolate"] and not serves():
         raise InputError(_NOT_ISOLATED)
-    if SERVES and given["isolate"] is not False:
+    if serves() and given["isolate"] is not False:
         with Children(Limits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
             children.start()
             yield children

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
     from lavila_fast.video.sources import VideoSource
     from lavila_fast.video.transforms import FrameTransform
 
-SERVES = sys.platform == "linux"  # elsewhere a child cannot be bound to its parent's life, nor its memory bounded
+
+def serves() -> bool:
+    """Whether children work here: Linux binds them to their parent's life, and no limit of files their memory."""
+    if sys.platform != "linux":
+        return False
+    import resource  # unknown to Windows
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 class Children:
