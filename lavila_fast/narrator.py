@@ -17,7 +17,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import NarratorConfig, to_dict
@@ -194,7 +194,12 @@ class Narrator:
         return self.device == "cpu" and self.decoder in ("auto", "pyav") and serves()
 
     def narrate_clips(
-        self, decoded: Iterable[DecodedClip], options: Options | None = None, batch: int = 8
+        self,
+        decoded: Iterable[DecodedClip],
+        options: Options | None = None,
+        batch: int = 8,
+        *,
+        frame_times: bool = False,
     ) -> Iterator[list[Narration]]:
         """Narrate clips as they come.
 
@@ -203,6 +208,7 @@ class Narrator:
             options: How to write.
             batch: Clips in flight. It changes speed and memory, never a result; ``torch-cuda`` keeps the number it was
                 opened with.
+            frame_times: Say when the frames that were seen are shown (`Narration.frames`).
 
         Returns:
             The sentences of each clip, in the order the clips came.
@@ -217,12 +223,16 @@ class Narrator:
 
     def _narrate_clips(self, decoded: Iterable[DecodedClip], options: Options, batch: int) -> Iterator[list[Narration]]:
         pending = (
-            PendingClip((n, one.clip, one.damaged), clip_key(options.seed, _drawn_by(one), one.clip.start), one.frames)
+            PendingClip(
+                (n, one.clip, _Seen(one.damaged, _frames(one) if frame_times else None)),
+                clip_key(options.seed, _drawn_by(one), one.clip.start),
+                one.frames,
+            )
             for n, one in enumerate(decoded)
         )
         try:
-            for clip, damaged, sentences in _in_order(write(self.runtime, pending, options, batch)):
-                yield [self._narration(clip, i, one, damaged) for i, one in enumerate(sentences)]
+            for clip, seen, sentences in _in_order(write(self.runtime, pending, options, batch)):
+                yield [self._narration(clip, i, one, seen) for i, one in enumerate(sentences)]
         except NotFiniteError as error:
             if not isinstance(error.clip, tuple):
                 raise
@@ -237,6 +247,7 @@ class Narrator:
         stride_seconds: float | None = None,
         options: Options | None = None,
         batch: int = 8,
+        frame_times: bool = False,
         children: Children | None = None,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
@@ -247,6 +258,7 @@ class Narrator:
             stride_seconds: From one window's start to the next; None takes `clip_seconds`.
             options: How to write.
             batch: See `narrate_clips`.
+            frame_times: See `narrate_clips`.
             children: See `read`.
 
         Raises:
@@ -278,14 +290,27 @@ class Narrator:
             except VideoError as error:
                 trouble.append(error)
 
-        for sentences in self.narrate_clips(good(), options, batch):
+        for sentences in self.narrate_clips(good(), options, batch, frame_times=frame_times):
             yield from sentences
         if trouble:
             raise trouble[0]
 
-    def _narration(self, clip: Clip, sample: int, one: Written, damaged: bool) -> Narration:
+    def _narration(self, clip: Clip, sample: int, one: Written, seen: _Seen) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
-        return Narration(clip.video, clip.start, clip.end, sample, text, one.perplexity, one.logprob, damaged)
+        scores = one.perplexity, one.logprob
+        return Narration(clip.video, clip.start, clip.end, sample, text, *scores, seen.damaged, seen.frames)
+
+
+class _Seen(NamedTuple):
+    """What is told of a clip's frames: whether substitutes stand among them, and if asked for, when they are shown."""
+
+    damaged: bool
+    frames: tuple[float, ...] | None
+
+
+def _frames(one: DecodedClip) -> tuple[float, ...]:
+    """When its frames are shown, to the millisecond."""
+    return tuple(round(float(time), 3) for time in one.times)
 
 
 def _drawn_by(one: DecodedClip) -> str:
@@ -311,7 +336,7 @@ def _fingerprint(bundle: Bundle) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-Owner = tuple[int, Clip, bool]  # number, clip, whether it is damaged
+Owner = tuple[int, Clip, _Seen]
 
 
 def _open_again(source: str, how: dict[str, Any], fingerprint: str) -> Narrator:
@@ -322,12 +347,12 @@ def _open_again(source: str, how: dict[str, Any], fingerprint: str) -> Narrator:
     return narrator
 
 
-def _in_order(written: Iterator[tuple[Owner, list[Written]]]) -> Iterator[tuple[Clip, bool, list[Written]]]:
+def _in_order(written: Iterator[tuple[Owner, list[Written]]]) -> Iterator[tuple[Clip, _Seen, list[Written]]]:
     """Clips finish in any order; give them out in that of their numbers."""
-    waiting: dict[int, tuple[Clip, bool, list[Written]]] = {}
+    waiting: dict[int, tuple[Clip, _Seen, list[Written]]] = {}
     turn = 0
-    for (number, clip, damaged), sentences in written:
-        waiting[number] = clip, damaged, sentences
+    for (number, clip, seen), sentences in written:
+        waiting[number] = clip, seen, sentences
         while turn in waiting:
             yield waiting.pop(turn)
             turn += 1

@@ -36,6 +36,7 @@ class Narration:
         logprob: Mean natural-log probability of the chosen tokens, end token included, under the unwarped
             distribution.
         damaged: Some of the clip's frames could not be read, and their neighbours stand in for them.
+        frames: Second, on the video's clock, from which each frame that the model saw is shown; None if nobody asked.
     """
 
     video: str
@@ -46,10 +47,13 @@ class Narration:
     perplexity: float
     logprob: float
     damaged: bool = False
+    frames: tuple[float, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as it is written, keys in the order of the fields; `damaged` only where it is."""
+        """The row as it is written, keys in the order of the fields; `damaged` where it is, `frames` where known."""
         values = asdict(self)
         if not self.damaged:
             del values["damaged"]
+        if self.frames is None:
+            del values["frames"]
         return values

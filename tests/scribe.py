@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,14 +33,17 @@ class Scribe:
         self.read_of.append(source.path.name)
         content = source.content or content_id(source.path)
         for one in read_clips(source, clips, 4):
-            yield DecodedClip(one.clip, one.frames, one.times, one.damaged, one.decoded, content)
+            yield replace(one, content=content)
 
-    def narrate_clips(self, decoded: Iterable[DecodedClip], options: Options, batch: int) -> Iterator[list[Narration]]:
+    def narrate_clips(
+        self, decoded: Iterable[DecodedClip], options: Options, batch: int, *, frame_times: bool = False
+    ) -> Iterator[list[Narration]]:
         for one in decoded:
             self.written += 1
             text, clip = f"{one.content[:8]} {one.clip.start:g}", one.clip
+            told = one.damaged, one.times if frame_times else None
             samples = range(options.samples)
-            yield [Narration(clip.video, clip.start, clip.end, i, text, 1.0, -1.0, one.damaged) for i in samples]
+            yield [Narration(clip.video, clip.start, clip.end, i, text, 1.0, -1.0, *told) for i in samples]
 
 
 def narrate(*inputs: object, output: str, wishes: Wishes | None = None, **how: Any) -> tuple[Summary, Scribe]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scribe import narrate
+from test_video_coded import write_video
 
 from lavila_fast.archive.decoding import Decoders, EndOfVideo
 from lavila_fast.archive.formats import FORMATS
@@ -352,6 +354,30 @@ def test_names_of_files_never_collide() -> None:
     assert len({name.lower() for name in files.values()}) == len(files) == 6
 
 
+@pytest.mark.parametrize("output", ["-", "out.jsonl"])
+def test_a_limit_on_pixels_reaches_each_video(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("v.mp4"), 10, size=(64, 32))
+    allowed, _ = narrate("v.mp4", output=output, max_pixels=64 * 32, overwrite=True)
+    assert (allowed.clips, allowed.failed) == (1, [])
+    refused, _ = narrate("v.mp4", output=output, max_pixels=64 * 32 - 1, overwrite=True)
+    assert "more than the 2047 allowed" in refused.failed[0]
+
+
+def test_copied_and_renamed_rows_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("a.mp4"), 100, size=(64, 32))
+    Path("b.mp4").write_bytes(Path("a.mp4").read_bytes())
+    told = [0.24, 0.72, 1.2, 1.72]
+    for names in (["a.mp4", "b.mp4"], ["moved.mp4", "b.mp4"]):
+        if "moved.mp4" in names:
+            Path("a.mp4").rename("moved.mp4")
+        narrate(*names, output="out.jsonl", frame_times=True)
+        found = [parse(line) for line in Path("out.jsonl").read_bytes().splitlines(keepends=True)]
+        assert {row.video for row in found if row} == set(names)
+        assert [row.frames for row in found if row and row.start == 0] == [pytest.approx(told)] * 2
+
+
 # --- decoding threads ------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +391,9 @@ class Plan:
 
     def clips(self, job: Job, seconds: float) -> list[Clip]:
         return [] if "done" in job.source.name else [Clip(job.source.name, i, i + 1) for i in range(int(seconds))]
+
+    def count(self, job: Job, seconds: float) -> int:
+        return len(self.clips(job, seconds))
 
 
 def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:

@@ -6,18 +6,22 @@ import gzip
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from faults import planted, processes
+from scribe import Scribe
 from test_video_coded import write_video
 
+from lavila_fast.archive.request import Request
 from lavila_fast.bench.children import measure
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError, VideoError
+from lavila_fast.generate.options import Options
 from lavila_fast.narrator import Narrator
 from lavila_fast.records import Clip
 from lavila_fast.video.children.child import Child
@@ -232,18 +236,40 @@ def test_large_pictures(tmp_path: Path) -> None:
     path = write_video(tmp_path / "large.mp4", 4, Fraction(2), size=(3072, 3072))
     with Children(Limits(memory=GIB // 16)) as children:
         source = VideoSource("v", path, most_pixels=1 << 20)
-        line = f"VideoError: {path}: its pictures have 3072 x 3072 pixels, more than 1048576; "
+        line = (
+            f"VideoError: {path}: has pictures of 3072x3072 pixels, more than the 1048576 allowed; "
+            "allow them by --max-pixels where there is memory for 17 of them, or leave it out"
+        )
         for clips in (children.read(source, seconds(2), 1, SMALL), read_clips(source, seconds(2), 1, SMALL)):
-            assert outcome(clips)[1] == f"{line}make them smaller, or allow more: --max-pixels"
+            assert outcome(clips)[1] == line
         line = outcome(children.read(VideoSource("v", path), seconds(2), 1, SMALL))[1]
         assert "needed more than 0.0625 GB of memory" in line
 
 
 def test_a_narrator_takes_them(film: Path, children: Children) -> None:
     narrator = Narrator.from_pretrained("nano", threads=1)
-    expected = list(narrator.narrate(film))
+    expected = list(narrator.narrate(film, frame_times=True))
     assert expected
-    assert list(narrator.narrate(film, children=children)) == expected
+    assert all(row.frames for row in expected)
+    assert list(narrator.narrate(film, frame_times=True, children=children)) == expected
+
+
+@pytest.mark.parametrize("output", ["-", "out.jsonl"])
+def test_they_open_and_read_the_videos_of_a_run(film: Path, tmp_path: Path, output: str) -> None:
+    seen: list[VideoSource] = []
+
+    class Apart(Scribe):
+        def read(self, source: VideoSource, clips: Sequence[Clip], children: object = None) -> Iterator[DecodedClip]:
+            seen.append(source)
+            assert isinstance(children, Children)
+            return children.read(source, clips, 4, SMALL)
+
+    request = Request((str(film),), Options(), output=str(tmp_path / output) if output != "-" else output)
+    found = request.find()
+    with Children() as children:
+        summary = request.run(cast("Narrator", Apart()), "scribe", found, request.choose_output(found), children)
+        assert (summary.clips, summary.failed) == (4, [])
+        assert [source.look for source in seen] == [children.look]
 
 
 def test_memory_has_no_name(monkeypatch: pytest.MonkeyPatch, film: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import json
 import os
@@ -90,6 +91,30 @@ def test_rows_are_what_the_narrator_says(narrate: Callable[..., int], bundle: Pa
         (pytest.approx(n.perplexity, rel=1e-5), pytest.approx(n.logprob, rel=1e-5)) for n in said
     ]
     assert len(set(texts(rows(Path("out.jsonl"))))) > 20
+
+
+def test_rows_say_when_the_frames_that_were_seen_are_shown(
+    narrate: Callable[..., int], videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrate(videos, "-o", "plain.jsonl", "--temperature", 0)
+    assert narrate(videos, "-o", "out.jsonl", "--temperature", 0, "--frame-times") == 0
+    told = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    for row in told:
+        middles = [row["start"] + (row["end"] - row["start"]) * (i + 0.5) / 4 for i in range(4)]
+        assert row["frames"] == pytest.approx(middles, abs=0.21)
+        assert row["frames"] == [round(time, 3) for time in row["frames"]]
+    plain = [json.loads(line) for line in Path("plain.jsonl").read_text().splitlines()]
+    assert [{name: value for name, value in row.items() if name != "frames"} for row in told] == plain
+    assert narrate(videos, "-o", "out.csv", "--temperature", 0, "--frame-times") == 0
+    with Path("out.csv").open(newline="") as file:
+        cells = [[float(word) for word in row["frames"].split()] for row in csv.DictReader(file)]
+    assert cells == [row["frames"] for row in told]
+    before = Path("out.csv").read_bytes()  # made again from its journal
+    assert narrate(videos, "-o", "out.csv", "--temperature", 0, "--frame-times") == 0
+    assert Path("out.csv").read_bytes() == before
+    capsys.readouterr()
+    assert narrate(videos, "--format", "srt", "-o", "subtitles/", "--frame-times") == 2
+    assert lines(capsys) == ["error: --frame-times: srt has no room for them; give --format jsonl or csv"]
 
 
 def test_batch_and_workers_change_nothing(narrate: Callable[..., int], videos: Path) -> None:
@@ -315,8 +340,8 @@ def test_a_signal_that_a_library_turns_into_its_own_error(
 ) -> None:
     whole = Narrator.narrate_clips
 
-    def interrupted(*given: Any) -> Iterator[Any]:
-        for number, one in enumerate(whole(*given)):
+    def interrupted(*given: Any, **how: Any) -> Iterator[Any]:
+        for number, one in enumerate(whole(*given, **how)):
             if number == 3:
                 function = ctypes.CDLL(None).abs
                 function.argtypes = [Argument]

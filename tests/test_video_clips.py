@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavila_fast.errors import InputError
-from lavila_fast.video.clips import chunked_reads, frame_indices, whole_file_indices, windows
+from lavila_fast.video.clips import chunked_reads, frame_indices, whole_file_indices, window_count, windows
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR", Path(__file__).parent / "data/golden"))
 
@@ -134,3 +134,18 @@ def test_windows_refuse(bad: float) -> None:
         list(windows(10.0, bad, 1.0))
     with pytest.raises(InputError):
         list(windows(10.0, 1.0, bad))
+
+
+@given(
+    st.floats(0, 60),
+    st.sampled_from([0.04, 0.5, 1.0, 2.0, 2.5, 10 / 3, 10.0]),
+    st.sampled_from([0.04, 0.5, 1.0, 2.0, 5.0, 7.3]),
+    st.floats(0, 61),
+)
+def test_windows_are_counted_without_making_them(duration: float, clip: float, stride: float, begin: float) -> None:
+    assert window_count(duration, clip, stride, begin) == sum(1 for _ in windows(duration, clip, stride, begin))
+
+
+def test_years_of_windows_are_counted_at_once() -> None:
+    assert window_count(2.0**40, 2.0, 2.0) == 2**39
+    assert next(windows(2.0**40, 2.0, 2.0)) == (0.0, 2.0)

@@ -60,6 +60,10 @@ class Plan(Protocol):
         """The clips of a video that lasts like this which are not done yet."""
         ...
 
+    def count(self, job: Job, seen: Extent) -> int:
+        """How many they are, about; 0 only if there is none."""
+        ...
+
 
 Read = Callable[[VideoSource, Sequence[Clip]], Iterator[DecodedClip]]
 
@@ -145,7 +149,7 @@ class Decoders:
         if isinstance(seen, EndOfVideo):
             self._put(seen)
             return
-        count = sum(1 for _ in self._plan.clips(job, seen))
+        count = self._plan.count(job, seen)
         self.total += count
         if count:
             self._measured.put((job, seen))

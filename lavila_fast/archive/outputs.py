@@ -11,7 +11,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -25,17 +25,40 @@ from lavila_fast.records import Clip, Narration
 
 @dataclass(frozen=True)
 class Output:
-    """What to write and where; `path` None is standard output, and `safe` is for spreadsheets."""
+    """What to write and where.
+
+    Attributes:
+        format: A name among `FORMATS`.
+        kind: Of place.
+        path: None is standard output.
+        safe: For spreadsheets.
+        frame_times: With the times of frames.
+    """
 
     format: str
     kind: Literal["stream", "file", "folder"]
     path: Path | None = None
     safe: bool = False
+    frame_times: bool = False
+
+    def with_frame_times(self) -> Output:
+        """The same, with the times of frames.
+
+        Raises:
+            InputError: the format has no room for them.
+        """
+        if not FORMATS[self.format].frame_times:
+            able = " or ".join(name for name, row in FORMATS.items() if row.frame_times)
+            raise InputError(f"--frame-times: {self.format} has no room for them; give --format {able}")
+        return replace(self, frame_times=True)
 
     def writer(self) -> Writer:
         """A writer for a new file."""
         row = FORMATS[self.format]
-        return (row.safe or row.writer)() if self.safe else row.writer()
+        writer = (row.safe or row.writer)() if self.safe else row.writer()
+        if self.frame_times:
+            writer.add_frame_times()
+        return writer
 
     def __str__(self) -> str:
         """For messages."""

@@ -10,7 +10,7 @@ from lavila_fast.archive.decoding import EndOfVideo
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
 from lavila_fast.records import Clip, Narration
-from lavila_fast.video.clips import windows
+from lavila_fast.video.clips import window_count, windows
 from lavila_fast.video.sources import Extent, extent
 
 
@@ -39,6 +39,16 @@ class Windows:
         times = windows(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
         everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
         return self.sink.lacking(job.source.name, job.clips or everything)
+
+    def count(self, job: Job, seen: Extent) -> int:
+        """See `Plan`."""
+        left = self.clips(job, seen)
+        if job.clips is not None:
+            return sum(1 for _ in left)
+        if next(left, None) is None:
+            return 0
+        every = window_count(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
+        return max(every - self.sink.count(job.source.name), 1)
 
     def covers(self, row: Narration) -> float:
         """Seconds of video that a clip stands for."""

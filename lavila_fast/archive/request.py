@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
-from lavila_fast.archive.inputs import FoundInputs, find_clips, find_videos
+from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
@@ -22,7 +22,6 @@ from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.video.opening import MOST_PIXELS
-from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
@@ -43,6 +42,7 @@ class Request:
         stride_seconds: From one window's start to the next; None takes `clip_seconds`.
         batch: Clips narrated together.
         workers: Videos decoded at once.
+        frame_times: Rows say when the frames that the model saw are shown.
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
         quiet: Only errors.
@@ -60,6 +60,7 @@ class Request:
     stride_seconds: float | None = None
     batch: int = 8
     workers: int = 1
+    frame_times: bool = False
     overwrite: bool = False
     prints_summary: bool = False
     quiet: bool = False
@@ -87,14 +88,18 @@ class Request:
         Raises:
             InputError: output, format and number of videos do not fit each other.
         """
-        output = self._choose_output(found)
+        output = self._off_standard(self._choose_output(found))
         if self.csv_safe and FORMATS[output.format].safe is None:
             raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        output = output.with_frame_times() if self.frame_times else output
         return replace(output, safe=self.csv_safe)
 
     def _choose_output(self, found: FoundInputs) -> Output:
         one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
-        output = choose_output(self.output, self.format, len(found.jobs), one)
+        return choose_output(self.output, self.format, len(found.jobs), one)
+
+    def _off_standard(self, output: Output) -> Output:
+        """The same, or a file where standard output is for the summary."""
         if not (self.prints_summary and output.kind == "stream" and output.path is None):
             return output
         if self.output == "-":
@@ -120,7 +125,9 @@ class Request:
             try:
                 self._note(progress, found.notes)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
-                return Run(narrator, found, stream, plan, progress, self.workers, self.batch).go(self.options)
+                left = replace(found, jobs=self._bounded(found.jobs, children))
+                run = Run(narrator, left, stream, plan, progress, self.workers, self.batch, children=children)
+                return run.go(self.options, self.frame_times)
             finally:
                 stream.release()
         identity = self._identity(narrator, model, describe_windows(*lengths))
@@ -132,21 +139,22 @@ class Request:
             known = recognise(found, journal, records, self.wishes)
             books = Books(journal, records, known, self.wishes)
             books.miss(found.missing)
-            jobs = [replace(job, source=self._bounded(job.source, children)) for job in books.jobs()]
-            left = FoundInputs(jobs, [*found.failed, *known.failed])
+            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names, self.overwrite)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             plan = Windows(*lengths, sink, bool(self.clip_list), books)
             run = Run(narrator, left, sink, plan, progress, self.workers, self.batch, known.finished, children)
-            return run.go(self.options)
+            return run.go(self.options, self.frame_times)
 
     def _note(self, progress: Progress, lines: Sequence[str]) -> None:
         for line in () if self.quiet else lines:
             progress.say(line)
 
-    def _bounded(self, source: VideoSource, children: Children | None) -> VideoSource:
-        return replace(source, most_pixels=self.max_pixels, look=children.look if children else None)
+    def _bounded(self, jobs: Sequence[Job], children: Children | None) -> list[Job]:
+        """The same videos, opened by children if there are any, and no larger than is allowed."""
+        bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": children.look if children else None}
+        return [replace(job, source=replace(job.source, **bounds)) for job in jobs]
 
     def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
         decoder = None if narrator.device == "cpu" else narrator.decoder  # a GPU's differ by a few levels

@@ -22,7 +22,9 @@ def parse(line: bytes) -> Narration | None:
             return None
         perplexity, logprob = (_number(values[name]) for name in ("perplexity", "logprob"))
         round((start + end) * 1000)  # neither infinite nor not a number
-        return Narration(video, start, end, sample, text, perplexity, logprob, values.get("damaged") is True)
+        damaged, frames = values.get("damaged") is True, values.get("frames")
+        shown = None if frames is None else tuple(float(time) for time in frames)
+        return Narration(video, start, end, sample, text, perplexity, logprob, damaged, shown)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 

@@ -116,15 +116,15 @@ class Run:
     def _read(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
         return self.narrator.read(self.books.source(source) if self.books else source, clips, children=self._children)
 
-    def go(self, options: Options) -> Summary:
-        """Narrate everything.
+    def go(self, options: Options, frame_times: bool = False) -> Summary:
+        """Narrate everything; with `frame_times` rows say when the frames that were seen are shown.
 
         Raises:
             StorageError: the output cannot be written; what was written before is whole.
         """
         try:
             with self.signals.installed():
-                self._narrate(options)
+                self._narrate(options, frame_times)
         except Stopped as stop:
             self.summary.stopped = stop.exit_code
         finally:
@@ -134,7 +134,7 @@ class Run:
             self.summary.video_seconds = self.progress.video_seconds
         return self.summary
 
-    def _narrate(self, options: Options) -> None:
+    def _narrate(self, options: Options, frame_times: bool) -> None:
         stop: Stopped | None = None
         try:
             for line in self._early:
@@ -142,7 +142,7 @@ class Run:
             for video in self._finished:
                 with self.signals():
                     self._write_out(video)
-            for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch):
+            for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch, frame_times=frame_times):
                 with self.signals():
                     if self.books:
                         self.books.begin(rows[0], self._frames.get(rows[0].video, 0))

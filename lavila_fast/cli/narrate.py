@@ -120,6 +120,7 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Li
 )
 @click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed.")
 @click.option("--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames.")
+@click.option("--frame-times", is_flag=True, help="Rows say when the frames that the model saw are shown, in seconds.")
 @click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
@@ -199,6 +200,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
         "clip_seconds",
         "stride_seconds",
         "workers",
+        "frame_times",
         "overwrite",
         "quiet",
         "csv_safe",

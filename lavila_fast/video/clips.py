@@ -177,11 +177,8 @@ def windows(
     Yields:
         ``(start, end)`` in seconds.
     """
-    for name, value in (("clip", clip_seconds), ("stride", stride_seconds)):
-        if not (math.isfinite(value) and value >= 0.001):
-            raise InputError(f"{name} of {value} seconds: it must be at least a millisecond")
-    last = round(duration, 3) if math.isfinite(duration) else 0.0
-    first = i = max(math.floor((begin - clip_seconds) / stride_seconds) + 1, 0) if math.isfinite(begin) else 0
+    last, first = _first_window(duration, clip_seconds, stride_seconds, begin)
+    i = first
     start = round(i * stride_seconds, 3)
     while i == first or last - start >= clip_seconds / 2:
         if last <= start:
@@ -193,3 +190,32 @@ def windows(
             return
         i += 1
         start = round(i * stride_seconds, 3)
+
+
+def _first_window(duration: float, clip_seconds: float, stride_seconds: float, begin: float) -> tuple[float, int]:
+    """Where windows end, and the number of the first that is not over before pictures begin."""
+    for name, value in (("clip", clip_seconds), ("stride", stride_seconds)):
+        if not (math.isfinite(value) and value >= 0.001):
+            raise InputError(f"{name} of {value} seconds: it must be at least a millisecond")
+    last = round(duration, 3) if math.isfinite(duration) else 0.0
+    return last, max(math.floor((begin - clip_seconds) / stride_seconds) + 1, 0) if math.isfinite(begin) else 0
+
+
+def window_count(duration: float, clip_seconds: float, stride_seconds: float, begin: float = 0.0) -> int:
+    """How many `windows` there are, by arithmetic: a file may claim to last for years."""
+    last, first = _first_window(duration, clip_seconds, stride_seconds, begin)
+
+    def start(i: int) -> float:
+        return round(i * stride_seconds, 3)
+
+    def counts(i: int) -> bool:  # window i is one of them
+        fits = i == first or last - start(i) >= clip_seconds / 2
+        over = i > first and min(round(start(i - 1) + clip_seconds, 3), last) >= last
+        return fits and start(i) < last and not over
+
+    if last <= start(first):
+        return 0
+    guess = max(math.ceil((last - clip_seconds) / stride_seconds), first)
+    stop = next((i for i in range(guess + 2, max(guess - 3, first), -1) if counts(i)), first) + 1
+    before = next((i for i in range(first, stop) if min(round(start(i) + clip_seconds, 3), last) > begin), stop)
+    return stop - before

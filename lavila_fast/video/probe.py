@@ -24,22 +24,23 @@ from lavila_fast.video.walk import facts
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is open at its beginning, PyAV's container and video stream, with its facts."""
+    """A file that is open at its beginning, PyAV's container and video stream, with its facts and the limit it met."""
 
     info: VideoInfo
     container: Any
     stream: Any
+    most_pixels: int = MOST_PIXELS
 
 
 @contextlib.contextmanager
 def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS) -> Iterator[OpenFile]:
-    """Open a file, and find out its facts unless they are `known`.
+    """Open a file, and find out its facts unless they are `known`; for `most_pixels` see `open_video`.
 
     Raises:
         VideoError: see `open_video` and `walk.facts`.
     """
     with open_video(path, most_pixels) as (container, stream):
-        yield OpenFile(known or facts(path, container, stream), container, stream)
+        yield OpenFile(known or facts(path, container, stream, most_pixels), container, stream, most_pixels)
 
 
 class _Stamps:

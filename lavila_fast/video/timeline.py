@@ -12,7 +12,7 @@ back beyond what reordering explains is another recording, which follows the one
 
 from __future__ import annotations
 
-import itertools
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +20,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-_REORDERED = 17  # decoders hold 16 pictures at most: one more, and what was to be shown before has been decoded
-_PAUSE = 1.0  # seconds: a longer jump of the stamps is looked at
-_TAIL = 3  # frames that are too few to confirm a jump
-_FAR = 10.0  # seconds; and as many times the longest pause that is confirmed: farther, a tail is not believed
-_EXCURSION = 512  # frames: a cluster of Matroska shares one stamp
+from lavila_fast.video.judge import FAR, PAUSE, REORDERED, Judge, Ticks
+
 _LACKS = 4.5  # frames that a constant rate may lack, in all
 _MISSING = 0.02  # or this share of them
+_NEAR = 0.25  # of a frame: this near to their places are the frames of a constant rate, beside rounding to ticks
+_MOST = 0.9  # at least this share of them
 _NONE = np.iinfo(np.int64).min
-Ticks = NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -110,12 +108,13 @@ class Timeline:
     places: int = 0
 
     @classmethod
-    def of(cls, table: PacketTable, rates: Sequence[float] = ()) -> Timeline:
+    def of(cls, table: PacketTable, rates: Sequence[float] = (), until: float = math.inf) -> Timeline:
         """Work out the clock of a file; `times` is empty if no picture is shown.
 
         Args:
             table: All its packets.
             rates: Frames a second that its header names.
+            until: Tick at which its header says that it ends.
         """
         if not table.dts:
             return cls(np.zeros(0, np.int64), 0, SOUND)
@@ -123,10 +122,10 @@ class Timeline:
         dts, pts, lasts = (np.array(values, np.int64) for values in (table.dts, table.pts, table.duration))
         decode = _risen(np.where(dts != _NONE, dts, pts), table.usual)
         step = _step(decode, lasts)
-        shift, denied = _Judge(decode, step, table.tick).verdict()
+        shift, denied = Judge(decode, step, table.tick, until).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
         if table.stored:
-            denied |= _denied_by_order(given, decode, shift, step, table.tick)
+            denied |= _denied_by_order(given + shift, _believed(decode + shift, denied), step, table.tick)
         times, first = given + shift, int(np.argmax(key)) if key.any() else 0
         usable = shown & ~denied & (np.arange(len(times)) >= first)
         if not denied[first] and table.stored:
@@ -164,84 +163,19 @@ def _step(decode: Ticks, lasts: Ticks) -> int:
     return max(int(usual or (np.median(lasts) if len(lasts) else 0)), 1)
 
 
-@dataclass(slots=True)
-class _Judge:
-    """Looks at the jumps of decoding stamps, in which frames are `step` ticks apart."""
-
-    decode: Ticks
-    step: int
-    tick: float
-
-    def verdict(self) -> tuple[Ticks, NDArray[np.bool_]]:
-        """Ticks to add to each stamp, and which stamps are damage."""
-        decode, step = self.decode, self.step
-        pause = max(_REORDERED * step, int(_PAUSE / self.tick))
-        gaps = np.diff(decode)
-        borders = [0, *(np.flatnonzero((gaps > pause) | (gaps < -_REORDERED * step)) + 1).tolist(), len(decode)]
-        shift, denied = np.zeros(len(decode), np.int64), np.zeros(len(decode), bool)
-        runs = self._but_strays(list(itertools.pairwise(borders)), denied)
-        at, longest, added = 0, 0, 0
-        while at + 1 < len(runs):
-            end, back = int(decode[runs[at][1] - 1]), self._back(runs, at, pause)
-            if back is not None:  # the stamps come back: what lies between is damage
-                denied[runs[at][1] : runs[back][0]] = True
-                shift[runs[at][1] :] = added
-                at = back
-                continue
-            begin, stop = runs[at + 1]
-            jump = int(decode[begin]) - end
-            few = at + 2 == len(runs) and stop - begin <= _TAIL
-            if few and (jump < 0 or jump > max(_FAR / self.tick, _FAR * max(longest, step))):
-                denied[begin:stop] = True
-            elif jump < 0:
-                added += step - jump
-            else:
-                longest = max(longest, jump)
-            shift[begin:] = added
-            at += 1
-        return shift, denied
-
-    def _but_strays(self, runs: list[tuple[int, int]], denied: NDArray[np.bool_]) -> list[tuple[int, int]]:
-        """All runs but those of a few frames that all around denies, which are marked as damage."""
-        kept = [runs[0]]
-        if len(runs) > 1 and runs[0][1] <= _TAIL < runs[1][1] - runs[1][0] and self._strange(runs[0], runs[1]):
-            denied[: runs[0][1]], kept = True, []
-        for run, following in itertools.pairwise(runs[1:]):
-            if run[1] - run[0] <= _TAIL and self.decode[following[0]] < self.decode[run[0]]:
-                denied[run[0] : run[1]] = True
-            else:
-                kept.append(run)
-        return [*kept, *runs[1:][-1:]]
-
-    def _strange(self, first: tuple[int, int], second: tuple[int, int]) -> bool:
-        """Whether a few frames at the beginning are denied by all that follows."""
-        jump = abs(int(self.decode[second[0]]) - int(self.decode[first[1] - 1]))
-        return jump > max(_FAR / self.tick, _FAR * _REORDERED * self.step) and second[1] - second[0] > _REORDERED
-
-    def _back(self, runs: list[tuple[int, int]], at: int, pause: int) -> int | None:
-        """The next run that goes on where run `at` ended, after stamps that went away and came back, or None."""
-        end = int(self.decode[runs[at][1] - 1])
-        for later in range(at + 2, min(at + 2 + _REORDERED, len(runs))):
-            between = runs[later][0] - runs[at][1]
-            left, begin = int(self.decode[runs[at + 1][0]]), int(self.decode[runs[later][0]])
-            went_and_came = left < end or begin < int(self.decode[runs[later][0] - 1])
-            limit = _REORDERED if left < end else _EXCURSION  # a longer one that began by going back is a recording
-            near = end - self.step <= begin <= end + pause + 3 * between * self.step
-            if between <= limit and went_and_came and near:
-                return later
-        return None
+def _believed(stamps: Ticks, denied: NDArray[np.bool_]) -> Ticks:
+    """Stamps in which a denied one repeats the one before, or the first good one."""
+    return stamps if denied.all() else _risen(np.where(denied, _NONE, stamps), 0)
 
 
-def _denied_by_order(given: Ticks, decode: Ticks, shift: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
+def _denied_by_order(shown: Ticks, decoded: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
     """Presentation stamps that the decoding order rules out: before they are decoded, or far beyond what follows."""
-    count, slack = len(decode), max(_REORDERED * step, int(_PAUSE / tick))
-    decoded = decode + shift
-    later = np.minimum(np.arange(count) + _REORDERED, count - 1)
+    count, slack = len(decoded), max(REORDERED * step, int(PAUSE / tick))
+    later = np.minimum(np.arange(count) + REORDERED, count - 1)
     highest = np.maximum.accumulate(decoded)[later] + slack
-    tail = np.arange(count) + _REORDERED >= count
+    tail = np.arange(count) + REORDERED >= count
     longest = int(np.diff(decoded).max(initial=0))
-    highest[tail] = np.maximum(highest[tail], decoded[-1] + max(_FAR / tick, _FAR * longest))
-    shown = given + shift
+    highest[tail] = np.maximum(highest[tail], decoded[-1] + max(FAR / tick, FAR * longest))
     return np.asarray((shown > highest) | (shown < decoded - slack))
 
 
@@ -259,11 +193,26 @@ def _constant(
         if not 0 < rate * spread < len(usable) + allowed:
             continue
         places = np.rint(since * rate).astype(np.int64)
-        alone = np.bincount(places)[places] == 1
-        lacking = int(places.max()) + 1 - int(alone.sum())
+        near = np.abs(since * rate - places) < _NEAR + tick * rate
+        if near.mean() < _MOST:
+            continue
+        held = np.bincount(places)
+        astray = _strayed(held)[places]
+        lacking = len(held) - int((held > 0).sum()) + int((held[places] > 1).sum())
         if lacking < best[0]:
-            best = lacking, rate, int(places.max()) + 1, usable[~alone]
+            best = lacking, rate, len(held), usable[astray]
     return best[1:] if best[0] <= allowed else (0.0, 0, none)
+
+
+def _strayed(held: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Places that hold more than one frame where an empty one is so near that one of them may belong there.
+
+    Without one the file says twice the same, and what is shown first stays.
+    """
+    empty = np.concatenate([[0], np.cumsum(held == 0)])
+    at = np.arange(len(held))
+    around = empty[np.minimum(at + REORDERED, len(held))] - empty[np.maximum(at - REORDERED, 0)]
+    return np.asarray((held > 1) & (around > 0))
 
 
 def _changes(shift: Ticks) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ with open_video(path) as (container, stream):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +16,26 @@ import av
 
 from lavila_fast.errors import VideoError
 from lavila_fast.video.disk import disk_error, trouble_of
-from lavila_fast.video.opening import REFETCH, VideoInfo, open_video
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
+from lavila_fast.video.promise import promise
 from lavila_fast.video.pulse import beat
 from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
 _COUNTED = "mov,mp4"
+_TELLING = ("matroska", "flv", "asf")  # whose headers tell the duration, which else is what the last stamp says
 _ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
 _TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
 _SAME = 1e-5  # seconds: a container's start is rounded to microseconds
-_SEGMENT = b"\x18\x53\x80\x67"  # of Matroska
 _SHORT = 1.0  # seconds that a file may lack of what its header promises
 _NEAR = 10.0  # seconds
 _FEW = 2  # packets
 _VP8_SHOWN = 0x10
+_SLOWEST, _FASTEST = 1 / 60, 1000.0  # frames a second that a constant rate can have
+_RAREST = 1 / 3600  # and all others
+_USUAL = 25.0
+_COARSEST = 1.5  # frames a tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class _Found:
         rate: Of a constant rate, or 0.
         zero: Time stamp, in seconds, at which the presentation starts.
         repairs: Of the time stamps.
+        stored: Whether the stamps say when pictures are shown, if the container's do.
     """
 
     first: int
@@ -53,6 +60,7 @@ class _Found:
     rate: float
     zero: float
     repairs: Repairs = SOUND
+    stored: bool = True
 
 
 def same_rate(one: float, other: float, seconds: float) -> bool:
@@ -60,13 +68,14 @@ def same_rate(one: float, other: float, seconds: float) -> bool:
     return abs(one - other) * seconds <= _ONE_FRAME
 
 
-def facts(path: Path, container: Any, stream: Any) -> VideoInfo:
+def facts(path: Path, container: Any, stream: Any, most_pixels: int = MOST_PIXELS) -> VideoInfo:
     """Facts that need no decoding: its orientation is not known yet, and width and height are the coded ones.
 
     Raises:
         VideoError: there is not a single frame.
     """
-    found = _header(container, stream) or _walk(path, container, stream)
+    found = _header(container, stream) or _walk(path, container, stream, most_pixels)
+    stored = found.stored and container.format.name.startswith(STORING)
     tick, codec = float(stream.time_base), stream.codec_context
     begin = found.first * tick
     zero = begin if found.zero > begin or begin - found.zero < _SAME else found.zero
@@ -80,12 +89,18 @@ def facts(path: Path, container: Any, stream: Any) -> VideoInfo:
         begin=round(begin - zero, 6),
         duration=round(found.stop * tick - zero, 6),
         zero=zero,
-        stored=container.format.name.startswith(STORING),
+        stored=stored,
         repairs=found.repairs,
         orientation=UPRIGHT,
         codec=codec.name,
         pix_fmt=codec.pix_fmt or "unknown",
     )
+
+
+def _possible(seconds: float, frames: int, rate: float) -> bool:
+    """Whether so many frames can last so long."""
+    slowest = _SLOWEST if rate else _RAREST
+    return seconds <= 0 or slowest <= frames / seconds <= _FASTEST
 
 
 def _header(container: Any, stream: Any) -> _Found | None:
@@ -102,6 +117,8 @@ def _header(container: Any, stream: Any) -> _Found | None:
         return None
     base = float(stream.base_rate or 0) or fps
     rate = base if same_rate(base, fps, seconds) else 0.0
+    if not _possible(seconds, frames, rate):
+        return None
     return _Found(first, first + stream.duration, frames, fps, rate, _start(container, stream))
 
 
@@ -111,14 +128,14 @@ def _start(container: Any, stream: Any) -> float:
     return float(container.start_time / av.time_base)
 
 
-def _walk(path: Path, container: Any, stream: Any) -> _Found:
+def _walk(path: Path, container: Any, stream: Any, most_pixels: int) -> _Found:
     """Go over all packets of a file, in a container of its own."""
     tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
     table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
     zero = _start(container, stream)
-    reached, supported = _collect(path, stream, table, zero)
+    reached, supported = _collect(path, stream, table, zero, most_pixels)
     rates = [float(rate or 0) for rate in (stream.base_rate, stream.average_rate, stream.guessed_rate)]
-    timeline = Timeline.of(table, rates)
+    timeline = Timeline.of(table, rates, _until(container, zero) / tick)
     times, count = timeline.times, len(timeline.times)
     if not count:
         raise VideoError(path, "holds no frames (zero duration)", REFETCH)
@@ -126,16 +143,49 @@ def _walk(path: Path, container: Any, stream: Any) -> _Found:
     # Such files have a guessed rate; believe it only if it agrees with the count, save for a few at a torn end.
     if seconds > 0 and abs(count / seconds - fps) * seconds > _TORN_FRAMES:
         fps = count / seconds
-    fps = fps or 25.0
+        if math.isclose(fps, timeline.rate):  # 41 / 4.1 is a little less than 10, and would count frames too few
+            fps = timeline.rate
+    fps = fps or _USUAL
+    listed = _listed(container, stream, len(table.dts))
+    if (listed and seconds > 2 * listed + _NEAR) or not _possible(seconds, max(count, timeline.places), timeline.rate):
+        return _numbered(path, table, [sum(table.shown) / listed, *rates] if listed else rates)
     if timeline.places > count:  # some are missing: the clock says which
         fps, count = timeline.rate, timeline.places
-    zero = zero if supported else int(times[0]) * tick
-    promised = _promise(path, container, reached - zero, zero)
+    zero = zero if supported and container.start_time is not None else int(times[0]) * tick
+    promised = promise(path, container, reached - zero, zero)
     stop = max(timeline.stop, int((promised + zero) / tick)) if promised else timeline.stop
     return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs)
 
 
-def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[float, bool]:
+def _until(container: Any, zero: float) -> float:
+    """Time stamp, seconds, at which a header says that the file ends, however it counts; else infinity."""
+    if not container.format.name.startswith(_TELLING) or not container.duration:
+        return math.inf
+    return float(container.duration / av.time_base) + max(zero, 0.0)
+
+
+def _listed(container: Any, stream: Any, packets: int) -> float:
+    """Seconds that an MP4 whose header lists all packets says it lasts, apart from what each of them says; else 0."""
+    if not container.format.name.startswith(_COUNTED) or stream.frames < packets:
+        return 0.0
+    return float((stream.duration or 0) * stream.time_base)
+
+
+def _numbered(path: Path, table: PacketTable, rates: list[float]) -> _Found:
+    """Of a file whose stamps no pictures could have: they are shown one after the other, at a rate that is usual.
+
+    Raises:
+        VideoError: its clock is too coarse for that.
+    """
+    rate = next((rate for rate in rates if 1 <= rate <= _FASTEST), _USUAL)
+    if table.tick * rate > _COARSEST:
+        raise VideoError(path, f"its clock is damaged: it goes in steps of {table.tick:g} s", REFETCH)
+    frames = max(sum(table.shown), 1)
+    everything = Repairs(denied=frozenset(range(len(table.dts))))
+    return _Found(0, round(frames / rate / table.tick), frames, rate, rate, 0.0, everything, stored=False)
+
+
+def _collect(path: Path, stream: Any, table: PacketTable, zero: float, most_pixels: int) -> tuple[float, bool]:
     """Fill the table.
 
     Returns:
@@ -144,7 +194,7 @@ def _collect(path: Path, stream: Any, table: PacketTable, zero: float) -> tuple[
     """
     reached, early, others = 0.0, 0, 0
     hides = stream.codec_context.codec.canonical_name == "vp8"
-    with open_video(path) as (container, own):
+    with open_video(path, most_pixels) as (container, own):
         for packet in _all_packets(container):
             if packet.pts is not None:
                 time = float(packet.pts * packet.time_base)
@@ -169,40 +219,3 @@ def _all_packets(container: Any) -> Iterator[Any]:
         raise
     except (av.error.FFmpegError, IndexError):
         return
-
-
-def _promise(path: Path, container: Any, reached: float, zero: float) -> float:
-    """Seconds that a file's header promises and the file, having been cut off, does not hold; else 0."""
-    claim, name = (container.duration or 0) / av.time_base, container.format.name
-    if claim <= reached + _SHORT:
-        return 0.0
-    if name.startswith("matroska"):
-        # Some count the duration from zero, whatever the first time stamp.
-        return claim if claim > zero + reached + _SHORT and _lacks_bytes(path, _segment_end(path)) else 0.0
-    if name == "avi":
-        return claim if _lacks_bytes(path, _riff_end(path)) else 0.0
-    return claim if name.startswith((_COUNTED, "asf", "flv")) else 0.0
-
-
-def _lacks_bytes(path: Path, end: int | None) -> bool:
-    return end is not None and path.stat().st_size < end
-
-
-def _riff_end(path: Path) -> int | None:
-    """Bytes that an AVI file says it has."""
-    with path.open("rb") as file:
-        head = file.read(8)
-    return int.from_bytes(head[4:], "little") + 8 if head[:4] == b"RIFF" else None
-
-
-def _segment_end(path: Path) -> int | None:
-    """Bytes that a Matroska file says it has; None if it does not say."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    at = head.find(_SEGMENT)
-    if at < 0 or at + 12 > len(head):
-        return None
-    at += len(_SEGMENT)
-    length = 9 - head[at].bit_length()  # the first set bit says how many bytes the number has
-    size = int.from_bytes(head[at : at + length], "big") & ((1 << 7 * length) - 1)
-    return None if length > 8 or size == (1 << 7 * length) - 1 else at + length + size

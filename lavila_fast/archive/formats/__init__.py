@@ -35,6 +35,7 @@ class Format:
         printable: It can be written clip by clip to a pipe or terminal.
         offered: ``--format`` takes it.
         safe: The writer whose cells no spreadsheet takes for a formula, where such a thing can happen.
+        frame_times: It can say when the frames that the model saw are shown.
     """
 
     writer: type[Writer]
@@ -43,11 +44,12 @@ class Format:
     printable: bool = False
     offered: bool = True
     safe: type[Writer] | None = None
+    frame_times: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    JSONL: Format(JsonLines, ".jsonl", printable=True),
-    "csv": Format(Csv, ".csv", printable=True, safe=SafeCsv),
+    JSONL: Format(JsonLines, ".jsonl", printable=True, frame_times=True),
+    "csv": Format(Csv, ".csv", printable=True, safe=SafeCsv, frame_times=True),
     "srt": Format(SubRip, ".srt", one_video=True),
     "vtt": Format(WebVtt, ".vtt", one_video=True),
     "pkl": Format(Pickle, ".pkl"),

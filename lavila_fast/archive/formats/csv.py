@@ -13,12 +13,17 @@ _FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # full-width signs
 
 
 class Csv(Writer):
-    """The same columns as `JsonLines`, but for `damaged`.
+    """The same columns as `JsonLines`, but for `damaged`; the times of frames stand in one, with spaces between them.
 
     Every line break in a cell is a newline, and what a terminal would obey is spelt out.
     """
 
     header = b"video,start,end,sample,text,perplexity,logprob\n"
+    times = False
+
+    def add_frame_times(self) -> None:
+        """See `Writer.add_frame_times`."""
+        self.header, self.times = self.header[:-1] + b",frames\n", True
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""
@@ -26,7 +31,9 @@ class Csv(Writer):
 
     def _cells(self, row: Narration) -> list[str]:
         numbers = ["" if value is None else repr(value) for value in (short(row.perplexity), short(row.logprob))]
-        return [self._cell(row.video), repr(row.start), repr(row.end), str(row.sample), self._cell(row.text), *numbers]
+        frames = [" ".join(map(repr, row.frames or ()))] if self.times else []
+        times = repr(row.start), repr(row.end)
+        return [self._cell(row.video), *times, str(row.sample), self._cell(row.text), *numbers, *frames]
 
     def _cell(self, text: str) -> str:
         text = spelt_out(text)

@@ -12,7 +12,10 @@ from lavila_fast.shown import OBEYED
 
 
 class JsonLines(Writer):
-    """One JSON object a sentence: video, start, end, sample, text, perplexity, logprob; and damaged, where it is."""
+    """One JSON object a sentence: video, start, end, sample, text, perplexity, logprob.
+
+    And `damaged`, where it is; `frames`, if asked for.
+    """
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""

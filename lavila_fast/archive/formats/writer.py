@@ -65,6 +65,9 @@ class Writer:
 
     header = b""
 
+    def add_frame_times(self) -> None:
+        """Make room for the times of frames, before anything is written."""
+
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """The bytes of one clip's sentences."""
         raise NotImplementedError

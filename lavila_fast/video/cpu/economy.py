@@ -92,15 +92,24 @@ def groups(packets: Iterator[Any], look: Look, time: Callable[[Any], float | Non
 
 @dataclass(frozen=True)
 class Wants:
-    """The seconds that are wanted of a file, rising; a frame answers from `slack` before its own time on."""
+    """The seconds that are wanted of a file, rising; a frame answers from `slack` before its own time on.
+
+    A frame that is decoded last counts as shown for a `step`. Where a longer pause holds the last wanted second, the
+    frame that ends the pause is wanted, too.
+    """
 
     times: Sequence[float]
     slack: float
+    step: float
 
     def between(self, time: float, stop: float) -> bool:
         """Whether a frame that is shown from `time` to `stop` is wanted."""
         low = bisect.bisect_left(self.times, time - self.slack)
         return low < len(self.times) and self.times[low] < stop - self.slack
+
+    def pauses(self, time: float, stop: float) -> bool:
+        """Whether it takes the frame at `stop` to know that the one at `time` is still shown at the end."""
+        return stop < math.inf and time + self.step <= self.times[-1] + self.slack < stop
 
     def following(self, time: float) -> float:
         """The first wanted second for a frame shown at `time` or a later one; infinity if there is none."""
@@ -137,9 +146,11 @@ class Wants:
         times = [one.time or 0.0 for one in shown]
         if any(a >= b for a, b in itertools.pairwise(times)):
             return False
-        for one, time, stop in zip(shown, times, [*times[1:], math.inf], strict=True):
+        for i, (one, time, stop) in enumerate(zip(shown, times, [*times[1:], math.inf], strict=True)):
             if following is None or one is not following.held[0]:
-                one.wanted = self.between(time, stop)
+                one.wanted |= self.between(time, stop)
+            if self.pauses(time, stop):
+                shown[i + 1].wanted = True
         return True
 
 

@@ -87,7 +87,7 @@ class PyavReader:
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
         clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
-        frames = _frames(file, clock, Wants(queue.times(), clock.slack), health.failures)
+        frames = _frames(file, clock, Wants(queue.times(), clock.slack, clock.step), health.failures)
         for span in spans_of(frames, clock, health.failures):
             health.frames += 1
             yield from queue.take(span, show)

@@ -176,7 +176,7 @@ class UnitReader:
         reason = yield from self._read_units(file, queue, gate.transform, gate)
         if reason:
             log_once("video", logging.WARNING, f"{file.info.path.name}: {reason}: decoded by PyAV")
-            with open_file(file.info.path, file.info) as again:
+            with open_file(file.info.path, file.info, file.most_pixels) as again:
                 yield from PyavReader().read(again, queue.rest(), gate, threads, health)
 
     def _read_units(
