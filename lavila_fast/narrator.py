@@ -14,8 +14,9 @@ import hashlib
 import json
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,9 +220,11 @@ class Narrator:
         """
         options = options or Options()
         _require_batch(batch)
-        return self._narrate_clips(decoded, options, batch)
+        return self._narrate_clips(decoded, options, batch, frame_times)
 
-    def _narrate_clips(self, decoded: Iterable[DecodedClip], options: Options, batch: int) -> Iterator[list[Narration]]:
+    def _narrate_clips(
+        self, decoded: Iterable[DecodedClip], options: Options, batch: int, frame_times: bool
+    ) -> Iterator[list[Narration]]:
         pending = (
             PendingClip(
                 (n, one.clip, _Seen(one.damaged, _frames(one) if frame_times else None)),
@@ -270,15 +273,15 @@ class Narrator:
         stride = _seconds("stride_seconds", length if stride_seconds is None else stride_seconds)
         _require_batch(batch)
         source = VideoSource(str(path), Path(path), look=children.look if children else None)
-        return self._narrate(source, length, stride, options, batch, children)
+        say = partial(self.narrate_clips, options=options, batch=batch, frame_times=frame_times)
+        return self._narrate(source, length, stride, say, children)
 
     def _narrate(
         self,
         source: VideoSource,
         length: float,
         stride: float,
-        options: Options | None,
-        batch: int,
+        say: Callable[[Iterator[DecodedClip]], Iterator[list[Narration]]],
         children: Children | None,
     ) -> Iterator[Narration]:
         clips = list(expand_windows(source, length, stride))
@@ -290,7 +293,7 @@ class Narrator:
             except VideoError as error:
                 trouble.append(error)
 
-        for sentences in self.narrate_clips(good(), options, batch, frame_times=frame_times):
+        for sentences in say(good()):
             yield from sentences
         if trouble:
             raise trouble[0]
