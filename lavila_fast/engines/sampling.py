@@ -83,14 +83,15 @@ def choose_tokens(logits: F32, source: I64, warp: Warp, u: F64) -> Chosen:
         u: (N,) uniform numbers in [0, 1); not read when greedy.
 
     Returns:
-        Where a logit is no finite number: token 0, its scores NaN. Whoever takes the token must look at them.
+        Where a logit is not a number, or infinite: token 0, its scores NaN. Whoever takes the token must look at them.
+        A logit of minus infinity is a word that cannot be; its line has no entropy.
     """
     rows = len(source)
     chosen = Chosen(np.empty(rows, np.int64), np.empty(rows, np.float32), np.empty(rows, np.float32))
     for line in np.unique(source):
         mine = np.flatnonzero(source == line)
         shifted, weights, total, chosen.entropy[mine] = _softmax(logits[line])
-        if not np.isfinite(chosen.entropy[mine[0]]):  # it meets every logit, so one of them is no finite number
+        if not np.isfinite(total):  # it meets every logit: one of them is not a number, or infinite
             chosen.tokens[mine], chosen.logprob[mine], chosen.entropy[mine] = 0, np.nan, np.nan
             continue
         if warp.greedy:
