@@ -34,14 +34,14 @@ COMMAND = "python -m lavila_fast.bench.children"
 CASES = ((512, 288, 60), (1920, 1080, 10))  # pixels, pixels, seconds
 FRAMES, CLIP_SECONDS = 4, 2.0
 TRANSFORM = FrameTransform(224, CLIP_MEAN, CLIP_STD)
-Read = Callable[[VideoSource, Sequence[Clip]], Any]
+Reading = Callable[[VideoSource, Sequence[Clip]], Any]
 
 
-def measure(readers: int, repeats: int, cases: Sequence[tuple[int, int, int]] = CASES) -> dict[str, Any]:
+def measure_children(readers: int, repeats: int, cases: Sequence[tuple[int, int, int]] = CASES) -> dict[str, Any]:
     """Clips a second of both ways, by size and number of readers."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, Children() as children:
-        ways: dict[str, Read] = {
+        ways: dict[str, Reading] = {
             "threads": partial(read_clips, frames_per_clip=FRAMES, transform=TRANSFORM),
             "children": partial(children.read, frames=FRAMES, transform=TRANSFORM),
         }
@@ -58,7 +58,7 @@ def measure(readers: int, repeats: int, cases: Sequence[tuple[int, int, int]] = 
     return {"rows": rows}
 
 
-def _read(read: Read, path: Path, clips: Sequence[Clip], at_once: int) -> None:
+def _read(read: Reading, path: Path, clips: Sequence[Clip], at_once: int) -> None:
     def one(_: int) -> int:
         return sum(1 for _ in read(VideoSource("film", path), clips))
 
@@ -73,7 +73,7 @@ def _read(read: Read, path: Path, clips: Sequence[Clip], at_once: int) -> None:
 @click.option("--repeats", default=9, show_default=True, help="Turns.")
 def main(output: Path | None, readers: int, repeats: int) -> None:
     """Time children against threads."""
-    result = {"command": " ".join([COMMAND, *sys.argv[1:]]), "machine": machine(), **measure(readers, repeats)}
+    result = {"command": " ".join([COMMAND, *sys.argv[1:]]), "machine": machine(), **measure_children(readers, repeats)}
     for row in result["rows"]:
         click.echo(
             f"{row['height']} pixels, {row['readers']} at once: {row['threads']:.1f} clips/s in threads, "

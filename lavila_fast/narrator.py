@@ -339,7 +339,7 @@ def _fingerprint(bundle: Bundle) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-Owner = tuple[int, Clip, _Seen]
+_InFlight = tuple[int, Clip, _Seen]
 
 
 def _open_again(source: str, how: dict[str, Any], fingerprint: str) -> Narrator:
@@ -350,7 +350,7 @@ def _open_again(source: str, how: dict[str, Any], fingerprint: str) -> Narrator:
     return narrator
 
 
-def _in_order(written: Iterator[tuple[Owner, list[Written]]]) -> Iterator[tuple[Clip, _Seen, list[Written]]]:
+def _in_order(written: Iterator[tuple[_InFlight, list[Written]]]) -> Iterator[tuple[Clip, _Seen, list[Written]]]:
     """Clips finish in any order; give them out in that of their numbers."""
     waiting: dict[int, tuple[Clip, _Seen, list[Written]]] = {}
     turn = 0

@@ -27,7 +27,7 @@ from lavila_fast.archive.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.names import name_files
 from lavila_fast.archive.outputs import Output, choose_output
-from lavila_fast.archive.rows import parse
+from lavila_fast.archive.rows import parse_row
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
@@ -198,7 +198,7 @@ def test_rows_come_back_in_order_of_time(tmp_path: Path) -> None:
 
 def test_a_file_name_that_is_not_utf8_survives() -> None:
     video = os.fsdecode(b"caf\xe9.mp4")
-    row = parse(JsonLines().clip(sentences(video, 0.0, 1)))
+    row = parse_row(JsonLines().clip(sentences(video, 0.0, 1)))
     assert row is not None
     assert row.video == video
 
@@ -226,7 +226,7 @@ def test_damage_is_told_in_jsonl_and_leaves_csv_s_columns_alone() -> None:
     assert list(values)[-1] == "damaged"
     assert values["damaged"] is True
     assert written("csv", clip) == written("csv", CLIPS[:1])
-    back = parse(written("jsonl", clip).splitlines(keepends=True)[0])
+    back = parse_row(written("jsonl", clip).splitlines(keepends=True)[0])
     assert back is not None
     assert back.damaged
 
@@ -373,7 +373,7 @@ def test_copied_and_renamed_rows_keep_their_times(tmp_path: Path, monkeypatch: p
         if "moved.mp4" in names:
             Path("a.mp4").rename("moved.mp4")
         narrate(*names, output="out.jsonl", frame_times=True)
-        found = [parse(line) for line in Path("out.jsonl").read_bytes().splitlines(keepends=True)]
+        found = [parse_row(line) for line in Path("out.jsonl").read_bytes().splitlines(keepends=True)]
         assert {row.video for row in found if row} == set(names)
         assert [row.frames for row in found if row and row.start == 0] == [pytest.approx(told)] * 2
 

@@ -25,7 +25,7 @@ from lavila_fast.generate.options import Options
 from lavila_fast.narrator import Narrator
 from lavila_fast.records import Clip
 from lavila_fast.video.children.child import Child
-from lavila_fast.video.children.limits import Limits
+from lavila_fast.video.children.limits import ChildLimits
 from lavila_fast.video.children.memory import PLACES, anonymous
 from lavila_fast.video.children.pool import Children
 from lavila_fast.video.children.wire import pack_error, unpack_error
@@ -171,7 +171,7 @@ FAULTS = {
 @pytest.mark.usefixtures("planted")
 def test_a_broken_codec_costs_one_video(tmp_path: Path, film: Path, fault: str) -> None:
     bad, good, before = as_fault(film, tmp_path, fault), VideoSource("v", film), own()
-    with Children(Limits(2.0, GIB // 4)) as children:
+    with Children(ChildLimits(2.0, GIB // 4)) as children:
         found, line = outcome(children.read(bad, seconds(8), 2, SMALL))
         assert line == f"VideoError: {bad.path}: {FAULTS[fault]}"
         assert len(found) == 1  # two frames were shown
@@ -195,7 +195,7 @@ def test_a_bug_keeps_its_name_and_the_child(tmp_path: Path, film: Path) -> None:
 @pytest.mark.usefixtures("planted")
 def test_slow_is_not_dead(tmp_path: Path, film: Path) -> None:
     """Progress counts, not the time of a video; and nobody is blamed while the parent is busy."""
-    with Children(Limits(1.0)) as children:
+    with Children(ChildLimits(1.0)) as children:
         clips = children.read(as_fault(film, tmp_path, "slow"), seconds(6), 1, SMALL)
         next(clips)
         time.sleep(1.5)
@@ -203,7 +203,7 @@ def test_slow_is_not_dead(tmp_path: Path, film: Path) -> None:
 
 
 def test_a_child_waits_until_its_clips_are_taken(tmp_path: Path, film: Path) -> None:
-    child = Child(Limits())
+    child = Child(ChildLimits())
     try:
         source = {"name": "v", "path": str(film)}
         told = {"frames": 1, "size": 8, "mean": [0.0] * 3, "std": [1.0] * 3, "threads": 1, "place": 4 * 3 * 64}
@@ -234,7 +234,7 @@ def test_a_reader_that_gives_up_costs_a_child(film: Path) -> None:
 def test_large_pictures(tmp_path: Path) -> None:
     """Refused before they are decoded; or, where they are allowed, bound by memory, and that is what is said."""
     path = write_video(tmp_path / "large.mp4", 4, Fraction(2), size=(3072, 3072))
-    with Children(Limits(memory=GIB // 16)) as children:
+    with Children(ChildLimits(memory=GIB // 16)) as children:
         source = VideoSource("v", path, most_pixels=1 << 20)
         line = (
             f"VideoError: {path}: has pictures of 3072x3072 pixels, more than the 1048576 allowed; "
@@ -302,4 +302,4 @@ def test_the_benchmark_reads_all_clips_both_ways() -> None:
 @pytest.mark.parametrize("limits", [(0.0, 1), (float("nan"), 1), (1.0, 0)])
 def test_limits_make_sense(limits: tuple[float, int]) -> None:
     with pytest.raises(InputError, match="more than 0"):
-        Limits(*limits)
+        ChildLimits(*limits)

@@ -101,7 +101,7 @@ def test_facts_of_a_file_are_read_once_and_anew_where_it_has_changed(
 ) -> None:
     path, reads = tmp_path / "a.mp4", []
     write_video(path, 150, size=(64, 64))
-    monkeypatch.setattr(sources, "read_facts", lambda file: (reads.append(file), read_facts(file))[1])
+    monkeypatch.setattr(sources, "read_facts", lambda file, most: (reads.append(file), read_facts(file, most))[1])
     clips = [Clip(str(path), start, 9.0) for start in (0.0, 0.5, 1.0)]
     batches = ListBatches(clips, np.zeros((3, 4), np.int64), replace(STILL, img=64), 3, ahead=0)
     assert number_of(batches.at(0)[0][0, -1]) > 100

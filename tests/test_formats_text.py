@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.writer import NOTHING
-from lavila_fast.archive.rows import parse
+from lavila_fast.archive.rows import parse_row
 from lavila_fast.records import Narration
 from lavila_fast.shown import shown, shown_lines
 
@@ -145,7 +145,7 @@ def test_csv_and_json_lines_say_what_was_said(clips: Said, video: str) -> None:
     for line, (_, _, text) in zip(lines, flat, strict=True):
         assert line.decode().splitlines() == [line.decode()]
         assert not obeyed(line.decode())
-        read = parse(line + b"\n")
+        read = parse_row(line + b"\n")
         assert read is not None
         assert (read.text, read.video, json.loads(line)["text"]) == (text, video, text)
 

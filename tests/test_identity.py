@@ -16,7 +16,7 @@ import pytest
 from lavila_fast.errors import VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video import content
-from lavila_fast.video.content import content_id, stamp
+from lavila_fast.video.content import content_id, stamp_of
 from lavila_fast.video.disk import DiskFile
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.requests import OpenClip
@@ -66,13 +66,13 @@ def test_a_chunk_folder_is_its_chunks(tmp_path: Path) -> None:
             (tmp_path / name / f"{start}.mp4").write_bytes(start.encode() * 100)
     known = content_id(tmp_path / "a")
     assert content_id(tmp_path / "b") == known
-    assert stamp(tmp_path / "a").size == 400
+    assert stamp_of(tmp_path / "a").size == 400
     (tmp_path / "b/600.mp4").write_bytes(b"more")
     assert content_id(tmp_path / "b") != known
 
 
 def test_what_is_not_there_is_a_line(tmp_path: Path) -> None:
-    for ask in (stamp, content_id):
+    for ask in (stamp_of, content_id):
         with pytest.raises(VideoError, match="does not exist"):
             ask(tmp_path / "none.mp4")
 

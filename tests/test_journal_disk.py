@@ -23,8 +23,8 @@ from lavila_fast import files
 from lavila_fast.archive import index, journal
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.journal import Journal
-from lavila_fast.archive.rows import parse
-from lavila_fast.archive.spans import Clips, Columns, Done, span_of
+from lavila_fast.archive.rows import parse_row
+from lavila_fast.archive.spans import Columns, Done, DoneClips, span_of
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.pretrained import ASSETS
 from lavila_fast.records import Clip, Narration
@@ -162,7 +162,7 @@ def test_two_runs_where_there_are_no_locks_lose_nothing(tmp_path: Path) -> None:
     if any("PTRACE" in one for one in said):
         pytest.skip("strace is not here: this system forbids it")
     lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
-    assert all(parse(line) for line in lines)
+    assert all(parse_row(line) for line in lines)
     good = [one.returncode == 0 for one in runs]
     assert any(good)
     for name, ended in zip("ab", good, strict=True):
@@ -241,9 +241,9 @@ def test_a_journal_saved_by_an_editor_in_another_text_is_refused(tmp_path: Path,
 
 def test_lines_in_another_text_are_no_rows() -> None:
     row = JsonLines().clip(sentences("a", 0.0, 1)).decode()
-    assert parse(row.encode())
+    assert parse_row(row.encode())
     for encoding in ("utf-16", "utf-16-le", "utf-32", "utf-8-sig"):
-        assert parse(row.encode(encoding)) is None
+        assert parse_row(row.encode(encoding)) is None
 
 
 # --- the index -------------------------------------------------------------------------------------------------------
@@ -345,18 +345,18 @@ def test_odd_clips_have_no_index_and_are_known(tmp_path: Path, worth_it: None) -
 
 def test_lacking_is_what_is_not_there() -> None:
     spans = {(start * 10, 20): start for start in range(0, 9000, 3)}
-    clips = Clips(Columns.of(spans))
+    clips = DoneClips(Columns.of(spans))
     clips.add((5, 7), 1)
     wanted = [Clip("v", start / 100, start / 100 + 0.02) for start in range(9000)] + [Clip("v", 1e10, 1e10 + 1)]
     expected = [clip for clip in wanted if span_of(clip) not in spans]
     assert list(clips.lacking(wanted)) == expected
-    assert list(Clips(Columns.of({})).lacking(wanted)) == wanted
+    assert list(DoneClips(Columns.of({})).lacking(wanted)) == wanted
     assert all(span in clips for span in [*spans, (5, 7)])
     assert (5, 8) not in clips
 
 
 def test_seconds_covered_count_once() -> None:
-    assert Clips(Columns.of({(0, 2000): 0, (1000, 2000): 1, (5000, 500): 2})).seconds() == 3.5
+    assert DoneClips(Columns.of({(0, 2000): 0, (1000, 2000): 1, (5000, 500): 2})).seconds() == 3.5
 
 
 def test_millions_of_rows_take_little_memory_and_no_time(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from test_video_coded import write_video
 from lavila_fast.archive.faults import LASTING, fault_code
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.recognise import Wishes
-from lavila_fast.archive.videos import Records, VideoRecord, find_records, parse, read_records
+from lavila_fast.archive.videos import Records, VideoRecord, find_records, parse_record, read_records
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.records import Narration
@@ -518,10 +518,10 @@ def test_status_of_a_good_run_is_zero(place: Path, capsys: pytest.CaptureFixture
 
 def test_hostile_records_are_no_records() -> None:
     good = VideoRecord("1", "v", "/v")
-    assert parse(json.dumps({"id": "1", "video": "v", "path": "/v", "new": 1}).encode()) == good
+    assert parse_record(json.dumps({"id": "1", "video": "v", "path": "/v", "new": 1}).encode()) == good
     for line in (b"", b"null", b"[1]", b"{}", b'{"id":1,"video":"v","path":"/v"}', b"\xff\xfe", b"[" * 100_000):
-        assert parse(line) is None
-    assert parse(b'{"id":null,"video":"v","path":null}') is None
+        assert parse_record(line) is None
+    assert parse_record(b'{"id":null,"video":"v","path":null}') is None
 
 
 def test_a_stranger_s_table_is_not_overwritten(place: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lavila_fast.video.timeline import PacketTable, Timeline
+from lavila_fast.video.clock.timeline import PacketTable, Timeline
 
 STEP = 3600  # ticks of a frame: 25 a second
 TICK = 1 / 90000

@@ -24,7 +24,7 @@ from typing import Any
 from lavila_fast.archive import index
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import difference
-from lavila_fast.archive.rows import parse, whole_clips
+from lavila_fast.archive.rows import parse_row, whole_clips
 from lavila_fast.archive.spans import Done, span_of
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import locked, replacing, storage_error, sync, warn
@@ -226,7 +226,7 @@ class Journal:
         with storage_error(self.path), self.path.open("rb") as file:
             for _, offset in self.done[video].in_order():
                 file.seek(offset)
-                rows = [parse(file.readline()) for _ in range(self.samples)]
+                rows = [parse_row(file.readline()) for _ in range(self.samples)]
                 yield [row for row in rows if row is not None]
 
     def sync(self) -> None:

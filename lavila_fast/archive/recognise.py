@@ -21,7 +21,7 @@ from lavila_fast.archive.inputs import FoundInputs, Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.videos import DONE, Records, VideoRecord
 from lavila_fast.errors import StorageError, VideoError
-from lavila_fast.video.content import Stamp, content_id, stamp
+from lavila_fast.video.content import Stamp, content_id, stamp_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Look:
         if self.trouble:
             raise self.trouble
         path = self.job.source.path
-        self.stamp = self.stamp or stamp(path)
+        self.stamp = self.stamp or stamp_of(path)
         self.id = self.id or content_id(path)
         if full:
             self.full = self.full or content_id(path, full=True)
@@ -160,7 +160,7 @@ class _Recogniser:
         if seen.mine:
             seen.name = seen.mine.video
         try:
-            seen.stamp = stamp(job.source.path)
+            seen.stamp = stamp_of(job.source.path)
             if seen.mine and seen.mine.stamp == seen.stamp and not self._wishes.full:
                 seen.id = seen.mine.id
             if seen.id is None and (seen.mine or seen.stamp.size in self._sizes):

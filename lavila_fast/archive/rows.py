@@ -12,7 +12,7 @@ from lavila_fast.records import Narration
 _decode = json.JSONDecoder().decode
 
 
-def parse(line: bytes) -> Narration | None:
+def parse_row(line: bytes) -> Narration | None:
     """A row of the journal, or None for anything else."""
     try:
         values = _decode(line.decode())  # bytes `json` would also read in UTF-16
@@ -41,7 +41,7 @@ def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple
     rows: list[Narration] = []
     begin = offset
     for line in file:
-        row = parse(line) if line.endswith(b"\n") else None
+        row = parse_row(line) if line.endswith(b"\n") else None
         if rows and (row is None or row.sample != len(rows) or not _one_clip(row, rows[0])):
             rows = []
         if row is not None and row.sample == len(rows):

@@ -72,7 +72,7 @@ def fits(span: Span) -> bool:
 
 
 @dataclass
-class Clips(Sized):
+class DoneClips(Sized):
     """The clips of one video."""
 
     base: Columns
@@ -147,13 +147,13 @@ class Clips(Sized):
         return covered / 1000
 
 
-class Done(Mapping[str, Clips]):
+class Done(Mapping[str, DoneClips]):
     """The clips of all videos of a journal, by the video's name."""
 
     def __init__(self) -> None:
         self._columns = Columns.of({})
         self._places: dict[str, tuple[int, int]] = {}
-        self._touched: dict[str, Clips] = {}
+        self._touched: dict[str, DoneClips] = {}
 
     @classmethod
     def of_columns(cls, names: list[str], counts: list[int], columns: Columns) -> Done:
@@ -167,11 +167,11 @@ class Done(Mapping[str, Clips]):
         self._places = {name: (stop - count, stop) for name, count, stop in zip(names, counts, stops, strict=True)}
         self._columns, self._touched = columns, {}
 
-    def __getitem__(self, video: str) -> Clips:
+    def __getitem__(self, video: str) -> DoneClips:
         """The clips of one video."""
         if video in self._touched:
             return self._touched[video]
-        return Clips(self._columns.part(*self._places[video]))
+        return DoneClips(self._columns.part(*self._places[video]))
 
     def __iter__(self) -> Iterator[str]:
         """Names of the videos, in the order in which they were begun."""
@@ -185,7 +185,7 @@ class Done(Mapping[str, Clips]):
     def add(self, video: str, span: Span, offset: int) -> bool:
         """Take note of a clip, unless it is there already."""
         if video not in self._touched:
-            self._touched[video] = Clips(self._columns.part(*self._places.get(video, (0, 0))))
+            self._touched[video] = DoneClips(self._columns.part(*self._places.get(video, (0, 0))))
         return self._touched[video].add(span, offset)
 
     def settle(self) -> None:

@@ -80,7 +80,7 @@ _KINDS: dict[str, Any] = {"str": str, "float": (int, float), "int": int}
 _FIELDS = {one.name: _KINDS[str(one.type).removesuffix(" | None")] for one in dataclasses.fields(VideoRecord)}
 
 
-def parse(line: bytes) -> VideoRecord | None:
+def parse_record(line: bytes) -> VideoRecord | None:
     """A record, or None for a line that is none."""
     try:
         values = json.loads(line.decode())
@@ -103,7 +103,7 @@ def read_records(path: Path) -> dict[str, VideoRecord]:
         OSError: as the system gives it.
     """
     with path.open("rb") as file:
-        found = (parse(line) for line in file if line.endswith(b"\n"))
+        found = (parse_record(line) for line in file if line.endswith(b"\n"))
         return {one.video: one for one in found if one is not None}
 
 

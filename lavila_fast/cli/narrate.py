@@ -176,13 +176,13 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
 @contextlib.contextmanager
 def _children(given: dict[str, Any]) -> Iterator[Children | None]:
     """Processes that decode, the first of which is ready when the model is."""
-    from lavila_fast.video.children.limits import GIB, Limits
+    from lavila_fast.video.children.limits import GIB, ChildLimits
     from lavila_fast.video.children.pool import Children, serves
 
     if given["isolate"] and not serves():
         raise InputError(_NOT_ISOLATED)
     if serves() and given["isolate"] is not False:
-        with Children(Limits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
+        with Children(ChildLimits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
             children.start()
             yield children
     else:

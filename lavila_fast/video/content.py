@@ -37,7 +37,7 @@ class Stamp:
     ctime: int
 
 
-def stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
     """What the system tells of a file or chunk folder.
 
     Raises:

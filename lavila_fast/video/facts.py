@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.video.opening import MOST_PIXELS
 from lavila_fast.video.orientation import UPRIGHT, Orientation, orientation
 from lavila_fast.video.probe import first_frame, open_file
 
-CONTAINERS = ("mov,mp4", "matroska")  # whose packets carry the time at which each frame is shown
+UNIT_CONTAINERS = ("mov,mp4", "matroska")  # whose packets carry the time at which each frame is shown
 _CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
 _FORMATS = ("yuv420p", "yuvj420p")
 # Shortest and longest side that NVDEC takes in every generation in use (Video Codec SDK, decoder support matrix).
@@ -54,7 +55,7 @@ class VideoFacts:
         Args:
             nvdec: Compute capability of the GPU that decodes; None for a decoder on the CPU.
         """
-        if not self.container.startswith(CONTAINERS):
+        if not self.container.startswith(UNIT_CONTAINERS):
             return f"the container {self.container.split(',')[0]} does not say when each frame is shown"
         if self.codec not in _CODECS:
             return f"codec {self.codec}"
@@ -119,11 +120,11 @@ def _facts_of(container: Any, stream: Any, frame: Any) -> VideoFacts:
     )
 
 
-def read_facts(path: Path) -> VideoFacts:
-    """Decode the first frame of a file.
+def read_facts(path: Path, most_pixels: int = MOST_PIXELS) -> VideoFacts:
+    """Decode the first frame of a file; for `most_pixels` see `opening.open_video`.
 
     Raises:
         VideoError: it cannot be opened, or not a single frame can be decoded.
     """
-    with open_file(path) as file:
+    with open_file(path, most_pixels=most_pixels) as file:
         return _facts_of(file.container, file.stream, first_frame(file))

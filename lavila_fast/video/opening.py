@@ -14,10 +14,10 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.clock.timeline import Repairs
 from lavila_fast.video.disk import DiskFile, disk_error
 from lavila_fast.video.orientation import Orientation
 from lavila_fast.video.pulse import beat
-from lavila_fast.video.timeline import Repairs
 
 CONTAINERS = (
     "mov,matroska,avi,mpegts,mpeg,flv,live_flv,asf,ogg,mxf,mxg,gxf,rm,wtv,ivf,nut,nsv,nuv,roq,smjpeg,mpjpeg,mjpeg,dv,"
@@ -37,7 +37,7 @@ class VideoInfo:
     """Facts about a file's video stream. Its clock is a player's: seconds since the presentation starts.
 
     What a header says is a claim. MP4's is believed where its numbers agree with each other; every other file is walked
-    through once, packet by packet without decoding, which costs about a hundredth of what decoding does (`walk`).
+    through once, packet by packet without decoding, which costs about a hundredth of what decoding does (`clock.walk`).
 
     Attributes:
         path: The file.

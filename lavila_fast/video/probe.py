@@ -15,11 +15,11 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.clock.walk import facts
 from lavila_fast.video.disk import disk_error, trouble_of
 from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video, packets
 from lavila_fast.video.orientation import orientation
 from lavila_fast.video.pulse import beat
-from lavila_fast.video.walk import facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOS
     """Open a file, and find out its facts unless they are `known`; for `most_pixels` see `open_video`.
 
     Raises:
-        VideoError: see `open_video` and `walk.facts`.
+        VideoError: see `open_video` and `clock.walk.facts`.
     """
     with open_video(path, most_pixels) as (container, stream):
         yield OpenFile(known or facts(path, container, stream, most_pixels), container, stream, most_pixels)

@@ -20,13 +20,13 @@ from pathlib import Path
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
+from lavila_fast.video.clock.walk import same_rate
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.opening import REFETCH, VideoInfo
 from lavila_fast.video.probe import OpenFile
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform, wanted_times
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform
-from lavila_fast.video.walk import same_rate
 
 _Serve = Callable[[OpenFile, Sequence[ClipRequest]], Iterator[OpenClip]]
 

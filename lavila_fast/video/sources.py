@@ -76,7 +76,7 @@ class VideoSource:
     def facts(self, path: Path) -> VideoFacts:
         """What a GPU decoder must know of one of these files, read once; errors as for `read_facts`."""
         key = _state(path)
-        found = (self._facts.get(key) if key else None) or read_facts(path)
+        found = (self._facts.get(key) if key else None) or read_facts(path, self.most_pixels)
         if key:
             self._facts[key] = found
         return found

@@ -107,9 +107,8 @@ class TorchGpuRuntime(SlotRuntime):
         self.decoder = SlotDecoder(self.model.text_decoder)
         config = self.model.config
         most = min(config.max_tokens, config.text.n_positions) - 1
-        super().__init__(
-            config, TorchMemory(where, self.launcher.architecture), TYPE_NAMES[self.decoder.dtype], capacity or most
-        )
+        memory = TorchMemory(where, self.launcher.architecture)
+        super().__init__(config, memory, TYPE_NAMES[self.decoder.dtype], capacity or most)
         self._sampler = _sampler(self.memory)
         self._encode_any = encoder or keys_values(self.model)
         self._video = torch.float32 if encoder else self.model.visual.cls_token.dtype
@@ -119,11 +118,8 @@ class TorchGpuRuntime(SlotRuntime):
             mode: dict[str, Any] = {"mode": compile_encoder} if compile_backend == "inductor" else {}
             self._encode_batch = torch.compile(self._encode_any, **options, **mode)
         self._decode = torch.compile(self.decoder, **options) if compile_step else self.decoder
-        self._told: dict[str, Any] = {
-            "precision": precision,
-            "encoder": "given" if encoder else compile_encoder or "eager",
-        }
-        self._told["compiled_step"] = compile_step
+        told = "given" if encoder else compile_encoder or "eager"
+        self._told: dict[str, Any] = {"precision": precision, "encoder": told, "compiled_step": compile_step}
         self.precision, self.device = precision, str(where)
         one = slot_bytes(config, rows, self.capacity, self.decoder.dtype)
         self.slots = slots or choose_slots(self.launcher.total_bytes(), _weight_bytes(self.model), one)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lavila_fast.errors import LavilaError, VideoError
 from lavila_fast.video import pulse
-from lavila_fast.video.children.limits import GIB, Limits
+from lavila_fast.video.children.limits import GIB, ChildLimits
 from lavila_fast.video.children.memory import Ring, anonymous
 from lavila_fast.video.children.wire import DEBUG, Message, Wire
 
@@ -38,7 +38,7 @@ class Child:
         ring: Where its clips lie.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ChildLimits) -> None:
         """Start it, without waiting until it is ready.
 
         Raises:

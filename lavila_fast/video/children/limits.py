@@ -11,7 +11,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Limits:
+class ChildLimits:
     """Bounds of a decoder.
 
     Attributes:

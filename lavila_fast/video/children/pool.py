@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavila_fast.errors import LavilaError
 from lavila_fast.video.children.child import Child
-from lavila_fast.video.children.limits import Limits
+from lavila_fast.video.children.limits import ChildLimits
 from lavila_fast.video.children.wire import Message, pack_facts, unpack_error, unpack_facts
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def serves() -> bool:
 class Children:
     """A pool of children. All methods may be called by any thread."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits, self._lock = limits or Limits(), threading.Lock()
+    def __init__(self, limits: ChildLimits | None = None) -> None:
+        self._limits, self._lock = limits or ChildLimits(), threading.Lock()
         self._begin()
 
     def _begin(self) -> None:

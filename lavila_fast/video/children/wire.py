@@ -124,9 +124,9 @@ def pack_facts(facts: dict[tuple[Path, int, int], VideoInfo]) -> list[Any]:
 
 def unpack_facts(told: list[Any]) -> dict[tuple[Path, int, int], VideoInfo]:
     """The same again."""
+    from lavila_fast.video.clock.timeline import Repairs
     from lavila_fast.video.opening import VideoInfo
     from lavila_fast.video.orientation import Orientation
-    from lavila_fast.video.timeline import Repairs
 
     facts = {}
     for (path, size, changed), info in told:

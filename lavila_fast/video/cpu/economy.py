@@ -4,8 +4,9 @@ A clip wants 4 of 60 frames. Packets say when their pictures are shown before an
 what other pictures need them. So a picture that nobody wants and nothing needs is not decoded; nor is what follows the
 last wanted picture of a group, up to the next picture with which decoding can begin.
 
-If anything is out of the ordinary (times missing or doubled, an error, a wanted picture that does not come out) the
-stretch is decoded again and all that follows is decoded in full.
+If anything is out of the ordinary (times missing or doubled, an error, a damaged picture, a wanted one that does not
+come out) the stretch is decoded again and all that follows is decoded in full. What a decoder conceals without a word,
+as FFmpeg's of HEVC and MPEG-2 sometimes do, may look different than after a full decode.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lavila_fast.log import log_once
-from lavila_fast.video.cpu.bitstream import NEEDED, Coded, Look
+from lavila_fast.video.bitstream import NEEDED_BY_ALL, LookAt, PictureUse
 from lavila_fast.video.probe import FrameDecoder
 from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock
 
@@ -39,18 +40,18 @@ class Held:
     Attributes:
         packet: The packet.
         time: Second at which its picture is shown, or None.
-        coded: What is known about it.
+        use: What is known about it.
         wanted: Whether its picture is wanted.
     """
 
     packet: Any
     time: float | None
-    coded: Coded
+    use: PictureUse
     wanted: bool = False
 
 
 @dataclass(slots=True)
-class Group:
+class PictureGroup:
     """Packets from one with which decoding can begin to the next; `leads` are shown before the first.
 
     Attributes:
@@ -70,20 +71,20 @@ class Group:
         return [one for one in self.held[1:] if first is not None and one.time is not None and one.time < first]
 
 
-def groups(packets: Iterator[Any], look: Look, time: Callable[[Any], float | None]) -> Iterator[Group]:
+def groups(packets: Iterator[Any], look: LookAt, time: Callable[[Any], float | None]) -> Iterator[PictureGroup]:
     """Packets in groups; one that is too long is cut, and the cut is no beginning."""
-    group, size = Group(), 0
+    group, size = PictureGroup(), 0
     for packet in packets:
-        coded = NEEDED if packet.is_corrupt else look(packet)
+        use = NEEDED_BY_ALL if packet.is_corrupt else look(packet)
         full = len(group.held) >= _PACKETS or size > _BYTES
-        if group.held and (coded.entry or full):
+        if group.held and (use.entry or full):
             yield group
-            group, size = Group(begins=coded.entry), 0
+            group, size = PictureGroup(begins=use.entry), 0
         if not group.held:
-            group.begins = coded.entry
-        one = Held(packet, time(packet), coded)
+            group.begins = use.entry
+        one = Held(packet, time(packet), use)
         group.plain &= one.time is not None and not packet.is_discard and not packet.is_corrupt
-        group.plain &= coded.entry or not coded.sets
+        group.plain &= use.entry or not use.sets
         group.held.append(one)
         size += packet.size
     if group.held:
@@ -116,7 +117,7 @@ class Wants:
         low = bisect.bisect_left(self.times, time - self.slack)
         return self.times[low] if low < len(self.times) else math.inf
 
-    def choose(self, group: Group, following: Group | None) -> tuple[list[Held], bool]:
+    def choose(self, group: PictureGroup, following: PictureGroup | None) -> tuple[list[Held], bool]:
         """What of a group must be decoded, given the one that follows, and whether more of it may be needed then.
 
         Marks what is wanted.
@@ -126,19 +127,19 @@ class Wants:
             return group.held, True
         last = max((i for i, one in enumerate(group.held) if one.wanted), default=-1)
         if following is not None:
-            closed = following.begins and (following.held[0].coded.resets or all(one.coded.leading for one in leads))
-            if not closed or any(one.wanted for one in leads if one.coded.leading):
+            closed = following.begins and (following.held[0].use.resets or all(one.use.leading for one in leads))
+            if not closed or any(one.wanted for one in leads if one.use.leading):
                 last = len(group.held) - 1
         before = any(one.wanted for one in group.leads) or not group.begins
         first = group.held[0].time or 0.0
         chosen = [
             one
             for one in group.held[: last + 1]
-            if (one.wanted or not one.coded.unneeded) and (before or not one.coded.leading or (one.time or 0.0) > first)
+            if (one.wanted or not one.use.unneeded) and (before or not one.use.leading or (one.time or 0.0) > first)
         ]
         return chosen, last == len(group.held) - 1
 
-    def _mark(self, group: Group, following: Group | None, leads: Sequence[Held]) -> bool:
+    def _mark(self, group: PictureGroup, following: PictureGroup | None, leads: Sequence[Held]) -> bool:
         """Mark what is wanted of a group and of the pictures that lead the next; False if times are doubled."""
         first = group.held[0].time or 0.0
         own = [one for one in group.held if (one.time or 0.0) >= first]
@@ -165,11 +166,11 @@ class Thinned:
         seeks: Whether the container's index is used to leap over long stretches; else their packets are read.
     """
 
-    def __init__(self, decoder: FrameDecoder, look: Look, clock: Clock, wants: Wants, seeks: bool = False) -> None:
+    def __init__(self, decoder: FrameDecoder, look: LookAt, clock: Clock, wants: Wants, seeks: bool = False) -> None:
         self._decoder, self._wants, self._look, self._clock, self._seeks = decoder, wants, look, clock, seeks
         self._groups = groups(decoder.packets(), look, clock.time)
         self._expected: list[int] = []  # a heap: times, in ticks, of wanted pictures that the decoder holds
-        self._recent: list[Group] = []
+        self._recent: list[PictureGroup] = []
         self._fed = self._cut = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -198,7 +199,7 @@ class Thinned:
                 return
             group = following
 
-    def _far(self, following: Group) -> float | None:
+    def _far(self, following: PictureGroup) -> float | None:
         """The second to leap to: the next one that is wanted, if it is far beyond where `following` begins."""
         times = [one.time for one in (following.held[0], *following.leads) if one.time is not None]
         if not self._seeks or not following.plain or not times:
@@ -206,7 +207,7 @@ class Thinned:
         target = self._wants.following(min(times))
         return target if SEEK_BEYOND < target - times[0] < math.inf else None
 
-    def _leap(self, here: Group, target: float) -> Group | None:
+    def _leap(self, here: PictureGroup, target: float) -> PictureGroup | None:
         """The group with which decoding goes on: before `target`, or the one at hand where the index leads astray."""
         container, stream = self._decoder.file.container, self._decoder.file.stream
         begin = here.held[0].time or 0.0
@@ -220,8 +221,8 @@ class Thinned:
         self._groups = groups(self._decoder.packets(), self._look, self._clock.time)
         return next(self._groups, None)
 
-    def _thin(self, group: Group, chosen: list[Held], whole: bool) -> Iterator[Any]:
-        if not chosen or (self._cut and not group.held[0].coded.resets):
+    def _thin(self, group: PictureGroup, chosen: list[Held], whole: bool) -> Iterator[Any]:
+        if not chosen or (self._cut and not group.held[0].use.resets):
             yield from self._pause()
         feed = {id(one) for one in chosen}
         for one in group.held:
@@ -245,6 +246,8 @@ class Thinned:
 
     def _expecting(self, frames: Iterator[Any]) -> Iterator[Any]:
         for frame in frames:
+            if frame.is_corrupt:  # what a decoder puts in place of damage depends on all that it has seen
+                raise _Trouble("a frame is damaged")
             if frame.pts is not None:
                 self._all_came(frame.pts)
                 while self._expected and self._expected[0] == frame.pts:
@@ -255,7 +258,7 @@ class Thinned:
         if self._expected and self._expected[0] < before:
             raise _Trouble("a frame did not come out")
 
-    def _in_full(self, following: Group | None) -> Iterator[Any]:
+    def _in_full(self, following: PictureGroup | None) -> Iterator[Any]:
         """Decode recent groups again, if that can be done, and then all the rest."""
         first = next((i for i, group in enumerate(self._recent) if group.begins), None)
         again = [] if first is None else self._recent[first:]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.cpu.bitstream import look_for
+from lavila_fast.video.bitstream import look_for
 from lavila_fast.video.cpu.economy import Thinned, Wants
 from lavila_fast.video.opening import REFETCH
 from lavila_fast.video.probe import FrameDecoder, OpenFile, decoded

@@ -185,7 +185,7 @@ class UnitReader:
         """Serve what units can; returns why something is left, or an empty string."""
         name, show = "", gate.before(_normalised(transform))
         try:
-            facts = read_facts(file.info.path)
+            facts = read_facts(file.info.path, file.most_pixels)
             decoder = suitable(self.candidates, facts)
             name = decoder.name
             units = wanted_units(file, queue.times())

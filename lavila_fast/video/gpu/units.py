@@ -20,6 +20,7 @@ from typing import Any
 
 import av
 
+from lavila_fast.video.bitstream import nal_units
 from lavila_fast.video.requests import FrameSpan
 
 _IDR, _IRAP = 5, range(16, 22)  # NAL unit types of H.264 and HEVC that a decoder can begin with
@@ -82,21 +83,14 @@ class Picture:
     ordinal: int
 
 
-def _nal_types(data: bytes) -> Iterator[int]:
-    """First bytes of the NAL units of a packet, length-prefixed (MP4, Matroska)."""
-    at = 0
-    while at + 4 < len(data):
-        yield data[at + 4]
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-
-
 def is_entry(codec: str, packet: Any, data: bytes) -> bool:
     """Whether a decoder can begin here at once; H.264's key flag also stands where pictures only recover by and by."""
     if not packet.is_keyframe or codec not in ("h264", "hevc"):
         return bool(packet.is_keyframe)
+    firsts = [unit[0] for unit in nal_units(memoryview(data), 4) if len(unit)]  # MP4 and Matroska: lengths of 4 bytes
     if codec == "h264":
-        return any(first & 0x1F == _IDR for first in _nal_types(data))
-    return any(first >> 1 & 0x3F in _IRAP for first in _nal_types(data))
+        return any(first & 0x1F == _IDR for first in firsts)
+    return any(first >> 1 & 0x3F in _IRAP for first in firsts)
 
 
 def _coded(container: Any, stream: Any) -> Iterator[Coded]:

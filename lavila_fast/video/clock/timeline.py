@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.video.judge import FAR, PAUSE, REORDERED, Judge, Ticks
+from lavila_fast.video.clock.judge import FAR, PAUSE, REORDERED, Judge, Ticks
 
 _LACKS = 4.5  # frames that a constant rate may lack, in all
 _MISSING = 0.02  # or this share of them

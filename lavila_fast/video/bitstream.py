@@ -19,7 +19,7 @@ _ALL_KEYS = frozenset(
 _BY_KEYS = frozenset(("vp8", "vp9", "av1", "theora", "ffv1"))
 
 
-class Coded(NamedTuple):
+class PictureUse(NamedTuple):
     """What is known about a packet.
 
     Attributes:
@@ -37,17 +37,17 @@ class Coded(NamedTuple):
     sets: bool = False
 
 
-NEEDED = Coded()
-Look = Callable[[Any], Coded]
+NEEDED_BY_ALL = PictureUse()
+LookAt = Callable[[Any], PictureUse]
 
 
-def look_for(stream: Any) -> Look | None:
+def look_for(stream: Any) -> LookAt | None:
     """How to look at the packets of a stream; None if nothing can be said about them."""
     codec = stream.codec_context.codec.canonical_name
     if codec in _ALL_KEYS:
-        return lambda packet: Coded(entry=True, resets=True, unneeded=True)
+        return lambda packet: PictureUse(entry=True, resets=True, unneeded=True)
     if codec in _BY_KEYS:
-        return lambda packet: Coded(packet.is_keyframe)
+        return lambda packet: PictureUse(packet.is_keyframe)
     extra = bytes(stream.codec_context.extradata or b"")
     if codec == "h264":
         return _H264(extra)
@@ -110,7 +110,7 @@ class _Bits:
 
 
 def whole_frames(unit: Bytes) -> bool:
-    """Whether a sequence parameter set of H.264 rules out that fields are coded apart (``frame_mbs_only_flag``)."""
+    """Whether a sequence parameter set of H.264 rules out that fields are use apart (``frame_mbs_only_flag``)."""
     bits = _Bits(unit, 1)
     profile = bits.read(8)
     bits.read(16)
@@ -166,7 +166,7 @@ class _H264:
         if len(unit) > 4 and unit[0] & 31 == _SPS:
             self.frames = whole_frames(unit)
 
-    def __call__(self, packet: Any) -> Coded:
+    def __call__(self, packet: Any) -> PictureUse:
         sets = False
         for unit in nal_units(memoryview(packet), self.length):
             kind = unit[0] & 31 if len(unit) else 0
@@ -176,8 +176,8 @@ class _H264:
                 self._sps(unit)
             elif 1 <= kind <= _IDR:
                 entry = kind == _IDR and self.frames and (sets or not self.inside)
-                return Coded(entry, entry, self.frames and not unit[0] & 0x60, sets=sets)
-        return Coded(sets=sets)
+                return PictureUse(entry, entry, self.frames and not unit[0] & 0x60, sets=sets)
+        return PictureUse(sets=sets)
 
 
 @dataclass
@@ -201,7 +201,7 @@ class _Hevc:
         if len(unit) > 3 and unit[0] >> 1 & 63 == _HEVC_SPS:
             self.layers = (unit[2] >> 1 & 7) + 1
 
-    def __call__(self, packet: Any) -> Coded:
+    def __call__(self, packet: Any) -> PictureUse:
         sets = False
         for unit in nal_units(memoryview(packet), self.length):
             if len(unit) < 2:
@@ -215,16 +215,16 @@ class _Hevc:
                 begins = sets or not self.inside
                 resets = kind in _HEVC_IDR and begins
                 unneeded = kind < 16 and not kind % 2 and layer == self.layers
-                return Coded(resets or (kind == _HEVC_CRA and begins), resets, unneeded, kind in _HEVC_RASL, sets)
-        return Coded(sets=sets)
+                return PictureUse(resets or (kind == _HEVC_CRA and begins), resets, unneeded, kind in _HEVC_RASL, sets)
+        return PictureUse(sets=sets)
 
 
-def _mpeg2(packet: Any) -> Coded:
+def _mpeg2(packet: Any) -> PictureUse:
     """B pictures are needed by no other; those between an I picture and the one before it need both."""
     data = bytes(memoryview(packet)[:4096])
     at = data.find(b"\0\0\1\0")
     if at < 0 or at + 6 > len(data):
-        return NEEDED
+        return NEEDED_BY_ALL
     kind = data[at + 5] >> 3 & 7
     entry = kind == 1 and packet.is_keyframe and b"\0\0\1\xb3" in data[:at]
-    return Coded(entry, False, kind == 3, kind == 3)
+    return PictureUse(entry, False, kind == 3, kind == 3)

@@ -15,12 +15,12 @@ from typing import Any
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.video.clock.promise import promise
+from lavila_fast.video.clock.timeline import SOUND, PacketTable, Repairs, Timeline
 from lavila_fast.video.disk import disk_error, trouble_of
 from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
-from lavila_fast.video.promise import promise
 from lavila_fast.video.pulse import beat
-from lavila_fast.video.timeline import SOUND, PacketTable, Repairs, Timeline
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
 _COUNTED = "mov,mp4"
