@@ -19,7 +19,7 @@ from scribe import Scribe
 from test_video_coded import write_video
 
 from lavila_fast.archive.request import Request
-from lavila_fast.bench.children import measure
+from lavila_fast.bench.children import measure_children
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.narrator import Narrator
@@ -293,7 +293,7 @@ def test_memory_has_no_name(monkeypatch: pytest.MonkeyPatch, film: Path) -> None
 
 
 def test_the_benchmark_reads_all_clips_both_ways() -> None:
-    rows = measure(2, 1, [(64, 48, 4)])["rows"]
+    rows = measure_children(2, 1, [(64, 48, 4)])["rows"]
     assert [(row["height"], row["readers"]) for row in rows] == [(48, 1), (48, 2)]
     for row in rows:
         assert row["child_vs_thread"] == row["children"] / row["threads"] > 0

@@ -12,7 +12,7 @@ import av
 import pytest
 from test_video_coded import write_video
 
-from lavila_fast.archive.inputs import Found, find_clips, find_videos
+from lavila_fast.archive.inputs import FoundInputs, find_clips, find_videos
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.video.kinds import begins_like_video, is_video
 from lavila_fast.video.probe import open_video
@@ -30,7 +30,7 @@ def touch(*names: str, content: bytes = b"x") -> None:
         Path(name).write_bytes(content)
 
 
-def names(found: Found) -> list[str]:
+def names(found: FoundInputs) -> list[str]:
     return [job.source.name for job in found.jobs]
 
 
