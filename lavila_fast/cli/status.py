@@ -69,7 +69,8 @@ def totals(records: Sequence[VideoRecord]) -> dict[str, Any]:
 def _lines(told: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{told[name]} {name}" for name in (DONE, PARTIAL, FAILED, SKIPPED) if told[name])
     damaged = f", {told['damaged']} of them damaged" if told["damaged"] else ""
-    lines = [f"{told['total']} videos: {counts or 'none'}", f"{told['clips']} clips{damaged}"]
+    videos = "1 video" if told["total"] == 1 else f"{told['total']} videos"
+    lines = [f"{videos}: {counts or 'none'}", f"{told['clips']} clips{damaged}"]
     if told["reasons"]:
         lines.append("failures:")
         lines += [f"  {why['videos']:5}  {code}: {_shown(why['first'])}" for code, why in told["reasons"].items()]
