@@ -94,5 +94,10 @@ def test_a_pause_that_holds_the_last_wanted_second(tmp_path: Path) -> None:
     check(Film("webm", "libvpx", Fraction(10), 40, pauses=((34, 0.3),)), tmp_path)
 
 
+def test_pictures_before_a_long_stretch_of_sound(tmp_path: Path) -> None:
+    """Eight seconds of sound lie in the file before its first picture, which is shown before them."""
+    check(Film("ts", "libx264", Fraction(1), 40, lead=-0.5, pauses=((1, 7.0),)), tmp_path)
+
+
 def test_a_rate_is_counted_without_the_errors_of_arithmetic(tmp_path: Path) -> None:
     check(Film("nut", "mpeg4", Fraction(10), 41), tmp_path)

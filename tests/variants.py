@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -197,7 +198,8 @@ class Truth:
             with av.open(str(path)) as container:
                 stamps = sorted(packet.dts for packet in container.demux(video=0) if packet.size)
             frames = [(stamp, number) for stamp, (_, number) in zip(stamps, frames, strict=True)]
-        zero = min(frames)[0] * tick if begin is None else begin / av.time_base
+        first = min(frames)[0] * tick  # FFmpeg may not see it where much sound is stored before
+        zero = first if begin is None else min(begin / av.time_base, first if film.lead is not None else math.inf)
         times = [stamp * tick - zero for stamp, _ in sorted(frames)]
         rate = float(film.rate)
         steady = all(abs((time - times[0]) * rate - i) < 0.2 for i, time in enumerate(times))

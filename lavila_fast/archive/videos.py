@@ -23,7 +23,7 @@ from lavila_fast.files import replacing, storage_error
 from lavila_fast.video.content import Stamp
 
 ENDING = ".videos.jsonl"
-DONE, PARTIAL, FAILED, SKIPPED = "done", "partial", "failed", "skipped"
+STATUSES = DONE, PARTIAL, FAILED, SKIPPED = "done", "partial", "failed", "skipped"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,15 @@ lavila-fast status subtitles/ --json
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, VideoRecord, find_records, read_records
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.shown import shown
-
-WORST = 10
 
 
 @click.command()
@@ -31,6 +27,9 @@ def status(output: str, as_json: bool) -> None:
     OUTPUT is what `narrate --output` was given; the records that are read lie beside it. Exit code 1 if any video
     failed or is not through.
     """
+    from lavila_fast.archive.totals import totals
+    from lavila_fast.archive.videos import STATUSES, find_records, read_records
+
     path = find_records(output)
     try:
         records = list(read_records(path).values())
@@ -40,34 +39,12 @@ def status(output: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**told, "videos": [asdict(one) for one in records]}))
     else:
-        tell("\n".join(map(shown, _lines(told))))
+        tell("\n".join(map(shown, _lines(told, STATUSES))))
     click.get_current_context().exit(int(bool(told["failed"] or told["partial"])))
 
 
-def totals(records: Sequence[VideoRecord]) -> dict[str, Any]:
-    """Counts, failures by reason (the first line of each), and the videos of which least is narrated."""
-    counts = Counter(one.status for one in records)
-    reasons: dict[str, dict[str, Any]] = {}
-    for one in records:
-        if one.error:
-            reason = reasons.setdefault(one.code or "unknown", {"videos": 0, "first": one.error})
-            reason["videos"] += 1
-    known = [one for one in records if one.coverage is not None and one.status != SKIPPED]
-    least = sorted((one for one in known if (one.coverage or 0.0) < 1), key=lambda one: one.coverage or 0.0)
-    return {
-        "total": len(records),
-        **{name: counts[name] for name in (DONE, PARTIAL, FAILED, SKIPPED)},
-        "clips": sum(one.clips for one in records),
-        "damaged": sum(one.damaged for one in records),
-        "seconds": round(sum(one.seconds for one in records), 3),
-        "duration": round(sum((one.duration or one.begin) - one.begin for one in records), 3),
-        "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1]["videos"])),
-        "worst": [{"video": one.video, "coverage": one.coverage, "duration": one.duration} for one in least[:WORST]],
-    }
-
-
-def _lines(told: dict[str, Any]) -> list[str]:
-    counts = ", ".join(f"{told[name]} {name}" for name in (DONE, PARTIAL, FAILED, SKIPPED) if told[name])
+def _lines(told: dict[str, Any], statuses: Sequence[str]) -> list[str]:
+    counts = ", ".join(f"{told[name]} {name}" for name in statuses if told[name])
     damaged = f", {told['damaged']} of them damaged" if told["damaged"] else ""
     videos = "1 video" if told["total"] == 1 else f"{told['total']} videos"
     lines = [f"{videos}: {counts or 'none'}", f"{told['clips']} clips{damaged}"]

@@ -26,6 +26,8 @@ _LACKS = 4.5  # frames that a constant rate may lack, in all
 _MISSING = 0.02  # or this share of them
 _NEAR = 0.25  # of a frame: this near to their places are the frames of a constant rate, beside rounding to ticks
 _MOST = 0.9  # at least this share of them
+_OUTLIERS = 3  # pictures whose stamps say nothing of the others'
+_SLACK = 2  # frames that decoding and presentation may be apart
 _NONE = np.iinfo(np.int64).min
 
 
@@ -170,13 +172,16 @@ def _believed(stamps: Ticks, denied: NDArray[np.bool_]) -> Ticks:
 
 def _denied_by_order(shown: Ticks, decoded: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
     """Presentation stamps that the decoding order rules out: before they are decoded, or far beyond what follows."""
-    count, slack = len(decoded), max(REORDERED * step, int(PAUSE / tick))
+    count, most = len(decoded), max(REORDERED * step, int(PAUSE / tick))
     later = np.minimum(np.arange(count) + REORDERED, count - 1)
-    highest = np.maximum.accumulate(decoded)[later] + slack
+    highest = np.maximum.accumulate(decoded)[later]
     tail = np.arange(count) + REORDERED >= count
+    beyond = np.sort((shown - highest)[~tail])  # by how much it is shown after what follows it is decoded: by nothing,
+    usual = int(max(beyond[-_OUTLIERS - 1], 0)) if len(beyond) > _OUTLIERS else most  # or by what the file is used to
+    highest += min(usual + _SLACK * step, most)
     longest = int(np.diff(decoded).max(initial=0))
     highest[tail] = np.maximum(highest[tail], decoded[-1] + max(FAR / tick, FAR * longest))
-    return np.asarray((shown > highest) | (shown < decoded - slack))
+    return np.asarray((shown > highest) | (shown < decoded - most))
 
 
 def _constant(

@@ -151,7 +151,8 @@ def _walk(path: Path, container: Any, stream: Any, most_pixels: int) -> _Found:
         return _numbered(path, table, [sum(table.shown) / listed, *rates] if listed else rates)
     if timeline.places > count:  # some are missing: the clock says which
         fps, count = timeline.rate, timeline.places
-    zero = zero if supported and container.start_time is not None else int(times[0]) * tick
+    begin = int(times[0]) * tick  # before the file's start where a long stretch of sound comes first in the file
+    zero = min(zero, begin) if supported and container.start_time is not None else begin
     promised = promise(path, container, reached - zero, zero)
     stop = max(timeline.stop, int((promised + zero) / tick)) if promised else timeline.stop
     return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs)
