@@ -66,6 +66,7 @@ def results(
     return folder, rehearse(ROOT, folder, **bare)
 
 
+@pytest.mark.slow
 def test_every_part_runs(results: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = results
     told = json.loads(done.stdout.splitlines()[-1])
@@ -82,6 +83,7 @@ def test_every_part_runs(results: tuple[Path, subprocess.CompletedProcess[str]])
     assert "not installed: av, platformdirs" in text
 
 
+@pytest.mark.slow
 def test_files_are_read_where_their_packages_are(tmp_path: Path) -> None:
     pytest.importorskip("av")
     done = rehearse(ROOT, tmp_path, "--part", "files")
@@ -90,6 +92,7 @@ def test_files_are_read_where_their_packages_are(tmp_path: Path) -> None:
     assert next(row for row in rows if row["by"] == "pyav" and "sentences" in row)["sentences_right"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_repeated(results: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = results
     before = (folder / "machine.json").read_bytes()

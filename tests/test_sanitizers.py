@@ -44,6 +44,7 @@ def test_everything_on_several_threads(sanitizer):
     assert "good" in sanitize.check_program(sanitizer, sanitize.widths()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("LD_PRELOAD" in os.environ, reason="runs under a sanitizer already")
 def test_python_tests_of_the_engine():
     pytest.importorskip("torch")

@@ -55,8 +55,9 @@ def test_what_was_asked_for_and_cannot_be_printed(
     assert (done.returncode, why in line, line.startswith("error: standard output: ")) == (1, True, True)
 
 
-@pytest.mark.parametrize("command", [f"{PROGRAM} models list", "LF v.mp4 --clip-seconds 0.05"])
+@pytest.mark.parametrize("command", [f"{PROGRAM} models list", "LF v.mp4 --clip-seconds 0.04 --samples 10"])
 def test_a_reader_that_has_seen_enough(shell: Callable[[str], subprocess.CompletedProcess[str]], command: str) -> None:
+    """What is printed is more than a pipe holds."""
     done = shell(f"{command} | head -1; echo ${{PIPESTATUS[0]}}")
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""

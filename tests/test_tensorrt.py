@@ -102,7 +102,7 @@ def types(path, op):
     return {known.get(node.input[0]) for node in model.graph.node if node.op_type == op}
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_every_graph_builds(tmp_path, graph, precision):
     model = MODELS[GRAPHS[graph][0]]()
@@ -122,6 +122,7 @@ def test_other_precisions_build(tmp_path, graph, precision):
     build_engine(write(graph, swapped(narrator_of_one_block(), precision), tmp_path), tmp_path / "graph.engine", RTX)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graph", ["encoder", "tensor_scatter"])
 def test_the_shipped_model_builds(tmp_path, nano, graph):
     build_engine(write(graph, swapped(nano, "int8"), tmp_path), tmp_path / "graph.engine", RTX)

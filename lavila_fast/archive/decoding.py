@@ -78,10 +78,11 @@ class Decoders:
     Attributes:
         total: Clips found so far that are to be narrated.
         planned: Whether `total` is final.
+        cpu: Seconds of processor time that the threads took which have ended.
     """
 
     def __init__(self, jobs: Sequence[Job], plan: Plan, read: Read, workers: int, room: int) -> None:
-        self.total, self.planned = 0, False
+        self.total, self.planned, self.cpu, self._lock = 0, False, 0.0, threading.Lock()
         self._jobs, self._plan, self._read = jobs, plan, read
         self._measured: queue.Queue[tuple[Job, Extent] | None] = queue.Queue()
         self._began: dict[str, float] = {}
@@ -118,6 +119,9 @@ class Decoders:
                 target()
             except Exception as error:  # out of memory, or a bug of ours: the main thread raises it
                 self._put(error)
+            finally:
+                with self._lock:
+                    self.cpu += time.thread_time()
 
     def _wait(self, source: queue.Queue[Item]) -> Item:
         while not self._stopped.is_set():

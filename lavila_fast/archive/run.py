@@ -6,6 +6,7 @@ can change it.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Summary:
-    """What a run did: videos looked at, clips done before it, clips narrated now, lines about what failed."""
+    """What a run did: videos looked at, clips done before it, clips narrated now, lines about what failed.
+
+    Attributes:
+        frames: That the narrated clips showed the model.
+        decoded: Frames that were decoded for them.
+        cpu: Seconds of processor time, all in all.
+        decode_cpu: Of these, for reading, decoding and scaling.
+    """
 
     videos: int
     done_before: int
@@ -39,6 +47,10 @@ class Summary:
     video_seconds: float = 0.0
     damaged: int = 0
     copied: int = 0
+    frames: int = 0
+    decoded: int = 0
+    cpu: float = 0.0
+    decode_cpu: float = 0.0
     failed: list[str] = field(default_factory=list)
     stopped: int | None = None
     try_again: bool = False
@@ -66,7 +78,19 @@ class Summary:
             "seconds": round(self.seconds, 3),
             "clips_per_second": round(self.clips / self.seconds, 3) if self.seconds else 0.0,
             "times_real_time": round(self.video_seconds / self.seconds, 3) if self.seconds else 0.0,
+            "frames_wanted": self.frames,
+            "frames_decoded": self.decoded,
+            "cpu_seconds": round(self.cpu, 3),
+            "decode_cpu_seconds": round(self.decode_cpu, 3),
         }
+
+    def costs(self) -> str:
+        """A line about speed and what it went into; empty where that is not known, or nothing was narrated."""
+        if not (self.frames and self.decoded and self.cpu and self.seconds):
+            return ""
+        share = min(self.decode_cpu / self.cpu, 1.0)
+        speed = f"{self.video_seconds / self.seconds:.1f}x real time"
+        return f"{speed}, {self.decoded / self.frames:.1f} frames decoded for each wanted, {share:.0%} of CPU time on it"
 
     def sentence(self, output: Output) -> str:
         """The last line of a run, for people."""
@@ -83,6 +107,12 @@ class Summary:
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _cpu() -> tuple[float, float]:
+    """Seconds of processor time of this process, and of its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system, spent.children_user + spent.children_system
 
 
 class Run:
@@ -112,6 +142,7 @@ class Run:
         self._in_flight: Counter[str] = Counter()
         self._frames: dict[str, int] = {}
         self._ended: dict[str, EndOfVideo] = {}
+        self._own, self._others = _cpu()
 
     def _read(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
         return self.narrator.read(self.books.source(source) if self.books else source, clips, children=self._children)
@@ -132,6 +163,9 @@ class Run:
             self.summary.clips, self.summary.seconds = self.progress.clips, self.progress.elapsed
             self.summary.copied = self.books.copied if self.books else 0
             self.summary.video_seconds = self.progress.video_seconds
+            own, others = _cpu()
+            self.summary.cpu = own - self._own + others - self._others
+            self.summary.decode_cpu = self._decoders.cpu + others - self._others
         return self.summary
 
     def _narrate(self, options: Options, frame_times: bool) -> None:
@@ -171,8 +205,11 @@ class Run:
                 with self.signals():
                     self._finish(event.video)
             else:
-                self._in_flight[event.clip.video] += 1
-                self._frames[event.clip.video] = event.decoded
+                video = event.clip.video
+                self._in_flight[video] += 1
+                self.summary.frames += len(event.times)
+                self.summary.decoded += event.decoded - self._frames.get(video, 0)
+                self._frames[video] = event.decoded
                 yield event
 
     def _count(self, row: Narration) -> None:

@@ -169,7 +169,7 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     if request.prints_summary:
         click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
     elif not request.quiet:
-        tell(summary.sentence(output), err=True)
+        tell("\n".join(line for line in (summary.costs(), summary.sentence(output)) if line), err=True)
     return summary.exit_code
 
 
