@@ -29,10 +29,12 @@ class Scribe:
     read_of: list[str] = field(default_factory=list)
     written: int = 0
 
-    def read(self, source: VideoSource, clips: Sequence[Clip], children: object = None) -> Iterator[DecodedClip]:
+    def read(
+        self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: object = None
+    ) -> Iterator[DecodedClip]:
         self.read_of.append(source.path.name)
         content = source.content or content_id(source.path)
-        for one in read_clips(source, clips, 4):
+        for one in read_clips(source, clips, 4, threads=threads):
             yield replace(one, content=content)
 
     def narrate_clips(

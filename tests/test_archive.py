@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from scribe import narrate
 from test_video_coded import write_video
 
-from lavila_fast.archive.decoding import Decoders, EndOfVideo
+from lavila_fast.archive.decoding import Crew, Decoders, EndOfVideo
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
@@ -31,8 +32,9 @@ from lavila_fast.archive.rows import parse_row
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
-from lavila_fast.video.reader import DecodedClip
-from lavila_fast.video.sources import VideoSource
+from lavila_fast.video.clips import windows
+from lavila_fast.video.reader import DecodedClip, read_clips
+from lavila_fast.video.sources import Extent, VideoSource, extent
 
 RUN = {"model": "m", "seed": 0}
 
@@ -407,7 +409,7 @@ def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
 
 def events(videos: Sequence[str], workers: int) -> list[DecodedClip | EndOfVideo]:
     jobs = [Job(VideoSource(name, Path(name))) for name in videos]
-    decoders = Decoders(jobs, Plan(), read, workers, room=2)
+    decoders = Decoders(jobs, Plan(), read, Crew(workers, workers, in_order=workers == 1), room=2)
     try:
         return list(decoders)
     finally:
@@ -430,6 +432,140 @@ def test_every_video_ends_once_after_its_clips(workers: int) -> None:
         assert isinstance(mine[-1], EndOfVideo)
 
 
+class Film:
+    """Windows of a second over whole films."""
+
+    def measure(self, job: Job) -> Extent:
+        return extent(job.source)
+
+    def clips(self, job: Job, seen: Extent) -> Iterator[Clip]:
+        return (Clip(job.source.name, *time) for time in windows(seen.end, 1.0, 1.0, seen.begin))
+
+    def count(self, job: Job, seen: Extent) -> int:
+        return len(list(self.clips(job, seen)))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("crew", [Crew(), Crew(3, 3), Crew(1, 4), Crew(3, 3, in_order=False)])
+def test_threads_that_share_a_film_show_what_one_shows(tmp_path: Path, suffix: str, crew: Crew) -> None:
+    videos = [VideoSource(name, tmp_path / f"{name}.{suffix}") for name in "ab"]
+    for video, options in zip(videos, [{"bf": "2", "g": "250"}, {"bf": "0", "g": "12"}], strict=True):
+        write_video(video.path, 700, 25, size=(64, 32), options=options)
+    served: list[str] = []
+
+    def tell(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+        served.append(source.name)
+        yield from read_clips(source, clips, 4)
+
+    decoders = Decoders([Job(video) for video in videos], Film(), tell, crew, room=4)
+    seen = list(decoders)
+    decoders.stop()
+    for video in videos:
+        whole = list(read_clips(video, list(Film().clips(Job(video), extent(video))), 4))
+        mine = [one for one in seen if isinstance(one, DecodedClip) and one.clip.video == video.name]
+        assert [one.clip for one in mine] == [one.clip for one in whole]
+        assert all(np.array_equal(a.frames, b.frames) for a, b in zip(mine, whole, strict=True))
+        assert [one.decoded for one in mine] == sorted(one.decoded for one in mine)
+    ends = [one for one in seen if isinstance(one, EndOfVideo)]
+    assert [end.failure for end in ends] == [None, None]
+    if crew.in_order:
+        assert [one.clip.video for one in seen if isinstance(one, DecodedClip)] == ["a"] * 28 + ["b"] * 28
+    assert (len(served) > 2) == (suffix != "ts" and crew.most > 1 and crew.in_order)
+
+
+def test_help_comes_when_the_model_waits() -> None:
+    """One thread is too slow: others take the next stretches, and leave them in order."""
+    threads: set[int] = set()
+
+    class Seekable(VideoSource):
+        can_seek = True
+
+    def slow(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+        for clip in clips:
+            threads.add(threading.get_ident())
+            time.sleep(0.1)
+            yield DecodedClip(clip, np.zeros(1), decoded=1)
+
+    class Long(Plan):
+        def measure(self, job: Job) -> float:
+            return 40.0
+
+    decoders = Decoders([Job(Seekable("a", Path("a")))], Long(), slow, Crew(1, 3), room=4)
+    began = time.monotonic()
+    seen = [one.clip.start for one in decoders if isinstance(one, DecodedClip)]
+    assert seen == list(range(40))
+    assert len(threads) == 3
+    assert time.monotonic() - began < 3.5
+    decoders.stop()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_failure_in_a_stretch_is_told_once(workers: int) -> None:
+    class Seekable(VideoSource):
+        can_seek = True
+
+    class Long(Plan):
+        def measure(self, job: Job) -> float:
+            return 40.0
+
+    def broken(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+        for clip in clips:
+            if 10 <= clip.start < 30:
+                raise VideoError(source.path, f"ends at {clip.start} s", "leave it")
+            yield DecodedClip(clip, np.zeros(1))
+
+    decoders = Decoders([Job(Seekable("a", Path("a")))], Long(), broken, Crew(workers, 3), room=4)
+    seen = list(decoders)
+    decoders.stop()
+    (end,) = [one for one in seen if isinstance(one, EndOfVideo)]
+    assert (end.code, end.stage) == ("truncated", "read")
+    assert "ends at 10 s" in (end.failure or "")
+    assert {one.clip.start for one in seen if isinstance(one, DecodedClip)} >= {*range(10)}
+
+
+def test_what_endangers_its_reader_is_not_tried_again() -> None:
+    tried = []
+
+    class Seekable(VideoSource):
+        can_seek = True
+
+    class Long(Plan):
+        def measure(self, job: Job) -> float:
+            return 400.0
+
+    def deadly(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+        tried.append(clips[0].start)
+        yield DecodedClip(clips[0], np.zeros(1))
+        raise VideoError(source.path, "no frame for 60 s", "leave it")
+
+    decoders = Decoders([Job(Seekable("a", Path("a")))], Long(), deadly, Crew(1, 3), room=4)
+    *clips, end = list(decoders)
+    decoders.stop()
+    assert (len(tried), len(clips)) == (1, 1)
+    assert isinstance(end, EndOfVideo)
+    assert end.code == "hung"
+
+
+def test_clips_of_a_film_that_was_cut_short_are_counted_over_all_stretches(tmp_path: Path) -> None:
+    whole, path = write_video(tmp_path / "w.mkv", 1000, 25, size=(64, 32)), tmp_path / "a.mkv"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    video = VideoSource("a", path)
+
+    class Promised(Film):
+        def measure(self, job: Job) -> Extent:
+            extent(job.source)
+            return Extent(0.0, 40.0)
+
+    ends = {}
+    for crew in (Crew(), Crew(2, 2)):
+        decoders = Decoders([Job(video)], Promised(), partial(read_clips, frames_per_clip=4), crew, room=4)
+        *clips, end = list(decoders)
+        decoders.stop()
+        ends[crew.most] = len(clips), getattr(end, "code", None), str(getattr(end, "failure", "")).split(":")[0]
+        assert f"{40 - len(clips)} of 40 clips could not be read" in end.failure
+    assert ends[1] == ends[2]
+
+
 def test_running_out_of_memory_ends_the_run() -> None:
     with pytest.raises(MemoryError):
         events(["huge", "a"], 1)
@@ -444,7 +580,7 @@ def test_decoding_waits_for_room_and_stops_when_told() -> None:
             yield DecodedClip(clips[0], np.zeros(1))
 
     before = threading.active_count()
-    decoders = Decoders([Job(VideoSource("a", Path("a")))], Plan(), endless, 1, room=2)
+    decoders = Decoders([Job(VideoSource("a", Path("a")))], Plan(), endless, Crew(), room=2)
     next(iter(decoders))
     time.sleep(0.3)
     assert len(taken) <= 5

@@ -1,31 +1,42 @@
-"""Threads that decode several videos at once into one short queue, so that memory stays bounded.
+"""Threads that decode several videos, or stretches of one, ahead of the model, so that memory stays bounded.
 
 A planning thread runs ahead and asks each video for its length, which is what an honest estimate of the time left
-needs; the decoding threads take videos in that order. Whatever goes wrong inside a video becomes part of its
-`EndOfVideo`.
+needs; the decoding threads take stretches of videos in that order. Whatever goes wrong inside a video becomes part of
+its `EndOfVideo`.
+
+A file whose index leads to any second is cut into stretches, so that all threads can work on it; others are one
+stretch. Clips of a video come in order all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
-import queue
+import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
-from lavila_fast.archive.faults import fault_code
+from lavila_fast.archive.faults import LASTING, fault_code
 from lavila_fast.archive.inputs import Job
 from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import Extent, VideoSource
 
-Item = TypeVar("Item")
+if TYPE_CHECKING:
+    from lavila_fast.video.children.pool import Children
+
 _POLL = 0.2  # seconds between looks at whether to stop
 _PATIENCE = 2.0  # seconds that threads have to end; they are daemons
+_HUNGER = 0.5  # seconds without a clip after which another thread helps
+_LONGEST = 128  # clips of a stretch, where one thread keeps up
+_LOST = re.compile(r"\d+ of \d+ clips(?= could not be read)")
+_WHOLE = 2048  # where there is a video for each thread
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class EndOfVideo:
         failure: A line for the user if that is too early.
         code: A word for it (see `faults`).
         stage: ``open`` or ``read``.
-        seconds: That measuring and decoding took, with all waiting.
+        seconds: From its opening to the end, with all waiting.
         twin_of: The video whose rows are this one's, for it has the same content.
     """
 
@@ -68,12 +79,66 @@ class Plan(Protocol):
 Read = Callable[[VideoSource, Sequence[Clip]], Iterator[DecodedClip]]
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """How many threads decode.
+
+    Attributes:
+        first: At the beginning.
+        most: When the model waits for clips.
+        in_order: Whether all clips of a video come before those of the next; else videos interleave.
+    """
+
+    first: int = 1
+    most: int = 1
+    in_order: bool = True
+
+
+@dataclass(eq=False)
+class _Stretch:
+    """Neighbouring clips of a video that one thread decodes; `ready` are those that nobody has taken yet."""
+
+    clips: list[Clip]
+    ready: deque[DecodedClip] = field(default_factory=deque)
+    done: bool = False
+    failure: tuple[str, str] | None = None
+
+
+@dataclass(eq=False)
+class _Video:
+    """A video that is being decoded.
+
+    Attributes:
+        left: Clips that are in no stretch yet; `all_out`: there are none.
+        cut: Whether it is decoded in several stretches.
+        began: When it was opened.
+        stretches: In order, from the one whose clips are taken now.
+        decoded: Frames of stretches that are through; `so_far` with those of the present one.
+        asked: Clips in stretches until now; `given` are those that came.
+        failure: The first one: a line, and a word for it.
+        server: The thread that had the last stretch; -1 before the first.
+    """
+
+    job: Job
+    left: Iterator[Clip]
+    cut: bool
+    began: float
+    stretches: deque[_Stretch] = field(default_factory=deque)
+    all_out: bool = False
+    decoded: int = 0
+    so_far: int = 0
+    asked: int = 0
+    given: int = 0
+    failure: tuple[str, str] | None = None
+    server: int = -1
+
+
 class _Stopped(BaseException):
     """Ends a thread."""
 
 
 class Decoders:
-    """Decode `jobs` with `workers` threads.
+    """Decode `jobs` with a crew of threads, each up to `room` clips ahead.
 
     Attributes:
         total: Clips found so far that are to be narrated.
@@ -81,111 +146,236 @@ class Decoders:
         cpu: Seconds of processor time that the threads took which have ended.
     """
 
-    def __init__(self, jobs: Sequence[Job], plan: Plan, read: Read, workers: int, room: int) -> None:
-        self.total, self.planned, self.cpu, self._lock = 0, False, 0.0, threading.Lock()
-        self._jobs, self._plan, self._read = jobs, plan, read
-        self._measured: queue.Queue[tuple[Job, Extent] | None] = queue.Queue()
-        self._began: dict[str, float] = {}
-        self._spent: dict[str, float] = {}
-        self._events: queue.Queue[DecodedClip | EndOfVideo | Exception] = queue.Queue(room)
-        self._stopped = threading.Event()
-        self._workers = workers
-        targets = [self._measure_all] + [self._work] * workers
-        self._threads = [threading.Thread(target=self._guard, args=(target,), daemon=True) for target in targets]
+    def __init__(
+        self, jobs: Sequence[Job], plan: Plan, read: Read, crew: Crew, room: int, children: Children | None = None
+    ) -> None:
+        """`read` may ask `children`, which end when these do."""
+        self.total, self.planned, self.cpu = 0, False, 0.0
+        self._jobs, self._plan, self._read, self._crew, self._room = jobs, plan, read, crew, room
+        self._children = children
+        self._state = threading.Condition()  # guards all that follows
+        self._videos: list[_Video] = []
+        self._ends: deque[EndOfVideo] = deque()
+        self._error: BaseException | None = None
+        self._stopped, self._size, self._hunger = False, room, 0.0
+        self._threads: list[threading.Thread] = []
+        self._workers = 0
 
     def __iter__(self) -> Iterator[DecodedClip | EndOfVideo]:
-        """Clips of a video in order of their ends, then its `EndOfVideo`; videos interleave where there are workers."""
-        for thread in self._threads:
-            thread.start()
+        """Clips of a video in order of their ends, then its `EndOfVideo`."""
+        self._start(self._measure_all)
+        for _ in range(self._crew.first):
+            self._hire()
         left = len(self._jobs)
         while left:
-            event = self._wait(self._events)
-            if isinstance(event, Exception):
-                raise event
+            event = self._next()
             left -= isinstance(event, EndOfVideo)
             yield event
 
     def stop(self) -> None:
         """End the threads; those inside a decoder end with its next clip."""
-        self._stopped.set()
+        with self._state:
+            self._stopped = True
+            self._state.notify_all()
+        if self._children:
+            self._children.close()
         deadline = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
+    def _hire(self) -> None:
+        self._workers += 1
+        self._start(self._work)
+
+    def _start(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._guard, args=(target,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
     def _guard(self, target: Callable[[], None]) -> None:
-        with contextlib.suppress(_Stopped):
-            try:
+        try:
+            with contextlib.suppress(_Stopped):
                 target()
-            except Exception as error:  # out of memory, or a bug of ours: the main thread raises it
-                self._put(error)
-            finally:
-                with self._lock:
-                    self.cpu += time.thread_time()
+        except Exception as error:  # out of memory, or a bug of ours: the main thread raises it
+            with self._state:
+                self._error = self._error or error
+                self._state.notify_all()
+        finally:
+            with self._state:
+                self.cpu += time.thread_time()
 
-    def _wait(self, source: queue.Queue[Item]) -> Item:
-        while not self._stopped.is_set():
-            try:
-                return source.get(timeout=_POLL)
-            except queue.Empty:
-                continue
-        raise _Stopped
+    def _wait(self) -> None:
+        """Until something may have changed; called with the state held."""
+        if self._stopped:
+            raise _Stopped
+        self._state.wait(_POLL)
+        if self._stopped:
+            raise _Stopped
 
-    def _put(self, event: DecodedClip | EndOfVideo | Exception) -> None:
-        while not self._stopped.is_set():
-            try:
-                return self._events.put(event, timeout=_POLL)
-            except queue.Full:
-                continue
-        raise _Stopped
+    # --- the main thread
+
+    def _next(self) -> DecodedClip | EndOfVideo:
+        with self._state:
+            while True:
+                if self._error:
+                    raise self._error
+                if self._ends:
+                    return self._ends.popleft()
+                for video in self._videos[:1] if self._crew.in_order else self._videos:
+                    if (event := self._event(video)) is not None:
+                        self._state.notify_all()
+                        return event
+                began = time.monotonic()
+                self._wait()
+                self._hunger += time.monotonic() - began
+                if self._hunger > _HUNGER and self._workers < self._crew.most and self._unserved():
+                    self._hunger = 0.0
+                    self._hire()
+
+    def _event(self, video: _Video) -> DecodedClip | EndOfVideo | None:
+        """What comes next of a video, if it is there."""
+        while video.stretches:
+            head = video.stretches[0]
+            if head.ready:
+                clip = head.ready.popleft()
+                video.given += 1
+                video.so_far = video.decoded + clip.decoded
+                return replace(clip, decoded=video.so_far)
+            if not head.done:
+                return None
+            video.stretches.popleft()
+            video.decoded, video.failure = video.so_far, video.failure or head.failure
+        if not video.all_out:
+            return None
+        self._videos.remove(video)
+        seconds = time.monotonic() - video.began
+        if video.failure is None:
+            return EndOfVideo(video.job.source.name, seconds=seconds)
+        line, code = video.failure
+        line = _LOST.sub(f"{video.asked - video.given} of {video.asked} clips", line)  # of one stretch, it says
+        return EndOfVideo(video.job.source.name, line, code, "read", seconds)
+
+    def _unserved(self) -> bool:
+        """Whether another thread would find something to do."""
+        return any(not video.all_out for video in self._videos)
+
+    # --- the planning thread
 
     def _measure_all(self) -> None:
         for job in self._jobs:
-            if self._stopped.is_set():
-                return
-            self._attempt(job, "open", self._measure)
-        self.planned = True
-        for _ in range(self._workers):
-            self._measured.put(None)
+            with self._state:
+                if self._stopped:
+                    return
+            began = time.monotonic()
+            failure = self._attempt(job, partial(self._measure, job, began))
+            if failure:
+                self._end(EndOfVideo(job.source.name, *failure, "open", time.monotonic() - began))
+        with self._state:
+            self.planned = True
+            self._state.notify_all()
 
-    def _measure(self, job: Job) -> None:
+    def _measure(self, job: Job, began: float) -> None:
         seen = self._plan.measure(job)
         if isinstance(seen, EndOfVideo):
-            self._put(seen)
+            self._end(seen)
             return
         count = self._plan.count(job, seen)
         self.total += count
-        if count:
-            self._measured.put((job, seen))
-        else:
-            self._end(job)
+        if not count:
+            self._end(EndOfVideo(job.source.name, seconds=time.monotonic() - began))
+            return
+        cut = self._crew.most > 1 and job.source.can_seek
+        with self._state:
+            self._videos.append(_Video(job, iter(self._plan.clips(job, seen)), cut, began))
+            self._state.notify_all()
+
+    def _end(self, end: EndOfVideo) -> None:
+        with self._state:
+            self._ends.append(end)
+            self._state.notify_all()
+
+    # --- the decoding threads
 
     def _work(self) -> None:
-        while (item := self._wait(self._measured)) is not None:
-            job, seen = item
-            self._attempt(job, "read", partial(self._decode, seen=seen))
+        while (taken := self._take()) is not None:
+            video, stretch = taken
+            failure = self._attempt(video.job, partial(self._decode, video, stretch))
+            with self._state:
+                stretch.done, stretch.failure = True, failure
+                if failure:
+                    self._spare(video, failure[1])
+                self._state.notify_all()
 
-    def _decode(self, job: Job, seen: Extent) -> None:
-        for decoded in self._read(job.source, list(self._plan.clips(job, seen))):
-            self._put(decoded)
-        self._end(job)
+    def _spare(self, video: _Video, code: str) -> None:
+        """Of a video that failed, try the rest in one go; of one that endangers its reader, nothing more."""
+        video.cut = False
+        if code not in LASTING:
+            video.left, video.all_out = iter(()), True
 
-    def _end(self, job: Job, failure: str | None = None, code: str | None = None, stage: str | None = None) -> None:
-        taken = time.monotonic() - self._began[job.source.name]
-        self._put(EndOfVideo(job.source.name, failure, code, stage, taken))
+    def _take(self) -> tuple[_Video, _Stretch] | None:
+        """The next stretch for this thread; None if there is none and never will be."""
+        with self._state:
+            while True:
+                video = self._choose()
+                if video is not None and (stretch := self._cut(video)) is not None:
+                    return video, stretch
+                if video is None and self.planned and not self._unserved():
+                    return None
+                if video is None:
+                    self._wait()
 
-    def _attempt(self, job: Job, stage: str, action: Callable[[Job], None]) -> None:
-        """Run `action`; an exception ends the video, not the run."""
-        waited = self._spent.get(job.source.name, 0.0)
-        self._began[job.source.name] = time.monotonic() - waited
+    def _choose(self) -> _Video | None:
+        """A video of which a stretch is to be decoded now, where there is room for one more."""
+        if sum(len(video.stretches) for video in self._videos) > self._workers:
+            return None
+        left = [video for video in self._videos if not video.all_out]
+        if self._crew.in_order:
+            return left[0] if left else None
+        me = threading.get_ident()
+        mine = [video for video in left if video.server == me]
+        fresh = [video for video in left if video.server < 0]
+        return next(iter([*mine, *fresh, *left]), None)
+
+    def _cut(self, video: _Video) -> _Stretch | None:
+        size = self._next_size()
+        clips = list(islice(video.left, size) if video.cut else video.left)
+        video.server, video.all_out = threading.get_ident(), not video.cut or len(clips) < size
+        if not clips:
+            self._state.notify_all()
+            return None
+        video.stretches.append(_Stretch(clips))
+        video.asked += len(clips)
+        return video.stretches[-1]
+
+    def _next_size(self) -> int:
+        """Clips of the next stretch; short ones where threads share a video: each of them begins at a key frame."""
+        if not self._crew.in_order and (not self.planned or any(video.server < 0 for video in self._videos)):
+            return _WHOLE
+        if self._workers > 1:
+            return self._room
+        size, self._size = self._size, min(2 * self._size, max(_LONGEST, self._room))
+        return size
+
+    def _decode(self, video: _Video, stretch: _Stretch) -> None:
+        for decoded in self._read(video.job.source, stretch.clips):
+            with self._state:
+                while len(stretch.ready) >= self._room:
+                    self._wait()
+                if self._stopped:
+                    raise _Stopped
+                stretch.ready.append(decoded)
+                self._state.notify_all()
+
+    def _attempt(self, job: Job, action: Callable[[], None]) -> tuple[str, str] | None:
+        """Run `action`; an exception becomes a line and a word for it, not the end of the run."""
         try:
-            action(job)
+            action()
         except MemoryError:
             raise
         except LavilaError as error:
-            self._end(job, str(error), fault_code(error), stage)
+            return str(error), fault_code(error)
         except Exception as error:
             what = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-            line = f"{job.source.path}: {what}; please report this file, or leave it out"
-            self._end(job, line, fault_code(error), stage)
-        self._spent[job.source.name] = time.monotonic() - self._began[job.source.name]
+            return f"{job.source.path}: {what}; please report this file, or leave it out", fault_code(error)
+        return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.books import Books
+from lavila_fast.archive.decoding import Crew, Decoders
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
@@ -21,11 +22,17 @@ from lavila_fast.archive.run import Run, Summary
 from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
+from lavila_fast.machine import available_cpus
+from lavila_fast.records import Clip
 from lavila_fast.video.opening import MOST_PIXELS
+from lavila_fast.video.reader import DecodedClip
+from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
     from lavila_fast.video.children.pool import Children
+
+_AHEAD = 16  # clips that a decoder may be ahead, at least
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Request:
         clip_seconds: Length of a window; None takes the model's.
         stride_seconds: From one window's start to the next; None takes `clip_seconds`.
         batch: Clips narrated together.
-        workers: Videos decoded at once.
+        workers: Videos decoded at once, which then interleave; None: one after the other, each by as many as needed.
+        decode_threads: Threads of each decoder.
         frame_times: Rows say when the frames that the model saw are shown.
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
@@ -59,7 +67,8 @@ class Request:
     clip_seconds: float | None = None
     stride_seconds: float | None = None
     batch: int = 8
-    workers: int = 1
+    workers: int | None = None
+    decode_threads: int = 1
     frame_times: bool = False
     overwrite: bool = False
     prints_summary: bool = False
@@ -126,7 +135,8 @@ class Request:
                 self._note(progress, found.notes)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
                 left = replace(found, jobs=self._bounded(found.jobs, children))
-                run = Run(narrator, left, stream, plan, progress, self.workers, self.batch, children=children)
+                decoders = self._decoders(narrator, left, plan, children)
+                run = Run(narrator, left, stream, plan, progress, decoders, self.batch)
                 return run.go(self.options, self.frame_times)
             finally:
                 stream.release()
@@ -144,8 +154,22 @@ class Request:
             sink = Files(output, journal, names, self.overwrite)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             plan = Windows(*lengths, sink, bool(self.clip_list), books)
-            run = Run(narrator, left, sink, plan, progress, self.workers, self.batch, known.finished, children)
+            decoders = self._decoders(narrator, left, plan, children)
+            run = Run(narrator, left, sink, plan, progress, decoders, self.batch, known.finished)
             return run.go(self.options, self.frame_times)
+
+    def _decoders(self, narrator: Narrator, found: FoundInputs, plan: Windows, children: Children | None) -> Decoders:
+        if self.workers is not None:
+            crew = Crew(min(self.workers, max(len(found.jobs), 1)), self.workers, in_order=self.workers == 1)
+        else:
+            crew = Crew(most=available_cpus() if narrator.device == "cpu" else 1)
+        books = plan.books
+
+        def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
+            source = books.source(source) if books else source
+            return narrator.read(source, clips, self.decode_threads, children=children)
+
+        return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
 
     def _note(self, progress: Progress, lines: Sequence[str]) -> None:
         for line in () if self.quiet else lines:

@@ -20,13 +20,11 @@ from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
 from lavila_fast.generate.options import Options
-from lavila_fast.records import Clip, Narration
+from lavila_fast.records import Narration
 from lavila_fast.video.reader import DecodedClip
-from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
     from lavila_fast.narrator import Narrator
-    from lavila_fast.video.children.pool import Children
 
 
 @dataclass
@@ -90,7 +88,8 @@ class Summary:
             return ""
         share = min(self.decode_cpu / self.cpu, 1.0)
         speed = f"{self.video_seconds / self.seconds:.1f}x real time"
-        return f"{speed}, {self.decoded / self.frames:.1f} frames decoded for each wanted, {share:.0%} of CPU time on it"
+        frames = f"{self.decoded / self.frames:.1f} frames decoded for each wanted"
+        return f"{speed}, {frames}, {share:.0%} of CPU time on decoding"
 
     def sentence(self, output: Output) -> str:
         """The last line of a run, for people."""
@@ -125,10 +124,9 @@ class Run:
         sink: Sink,
         plan: Windows,
         progress: Progress,
-        workers: int,
+        decoders: Decoders,
         batch: int,
         finished: Sequence[str] = (),
-        children: Children | None = None,
     ) -> None:
         """`finished` names videos of which nothing is to be done, besides those `found`."""
         self.narrator, self.sink, self.plan, self.progress, self.batch = narrator, sink, plan, progress, batch
@@ -137,15 +135,11 @@ class Run:
         self.summary = Summary(len(found.jobs) + len(found.failed) + len(finished), before)
         self.signals = DeferredSignals()
         self._early, self._finished = found.failed, finished
-        self._children = children
-        self._decoders = Decoders(found.jobs, plan, self._read, workers, 2 * batch)
+        self._decoders = decoders
         self._in_flight: Counter[str] = Counter()
         self._frames: dict[str, int] = {}
         self._ended: dict[str, EndOfVideo] = {}
         self._own, self._others = _cpu()
-
-    def _read(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
-        return self.narrator.read(self.books.source(source) if self.books else source, clips, children=self._children)
 
     def go(self, options: Options, frame_times: bool = False) -> Summary:
         """Narrate everything; with `frame_times` rows say when the frames that were seen are shown.
@@ -187,8 +181,6 @@ class Run:
             if not stop:
                 raise
         finally:
-            if self._children:
-                self._children.close()
             self._decoders.stop()
         self.sink.close()
         if stop:

@@ -82,7 +82,19 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Li
     help="What decodes video; auto takes the GPU's where the model runs on one.",
 )
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
-@click.option("--workers", type=POSITIVE, default=1, show_default=True, help="Videos decoded at once.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1024),
+    help="Videos decoded at once; those that are left share the last ones.  [default: one after the other, each by as"
+    " many as keep the model busy]",
+)
+@click.option(
+    "--decode-threads",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Threads of each decoder, for a file that no two can share: one without an index (TS, MPEG, AVI).",
+)
 @click.option(
     "--isolate/--no-isolate",
     default=None,
@@ -200,6 +212,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
         "clip_seconds",
         "stride_seconds",
         "workers",
+        "decode_threads",
         "frame_times",
         "overwrite",
         "quiet",

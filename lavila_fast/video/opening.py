@@ -27,6 +27,7 @@ CONTAINERS = (
 )
 """FFmpeg's names of the formats that are read: such as are made of one file and lead to no other."""
 _LISTING = ("mov,mp4", "matroska", "avi")  # whose headers list all streams
+SEEKABLE = ("mov,mp4", "matroska")
 _LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
 REFETCH = "fetch the file again or re-encode it"
 MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
@@ -55,6 +56,7 @@ class VideoInfo:
         orientation: How a player turns and mirrors the picture.
         codec: Name of the codec, such as ``h264``.
         pix_fmt: Pixel format, such as ``yuv420p10le``.
+        can_seek: Whether decoding can begin anywhere, for an index leads there and time stamps stay the same.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class VideoInfo:
     orientation: Orientation
     codec: str
     pix_fmt: str
+    can_seek: bool = False
 
     @property
     def rotation(self) -> int:

@@ -82,6 +82,13 @@ class VideoSource:
         return found
 
     @property
+    def can_seek(self) -> bool:
+        """Whether it is one file in which decoding can begin anywhere, as far as is known."""
+        key = _state(self.path)
+        found = self.infos.get(key) if key else None
+        return found is not None and found.can_seek
+
+    @property
     def is_chunked(self) -> bool:
         """Whether `path` is a folder of chunks."""
         try:

@@ -18,7 +18,7 @@ from lavila_fast.errors import VideoError
 from lavila_fast.video.clock.promise import promise
 from lavila_fast.video.clock.timeline import SOUND, PacketTable, Repairs, Timeline
 from lavila_fast.video.disk import disk_error, trouble_of
-from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, SEEKABLE, VideoInfo, open_video
 from lavila_fast.video.orientation import UPRIGHT
 from lavila_fast.video.pulse import beat
 
@@ -94,6 +94,7 @@ def facts(path: Path, container: Any, stream: Any, most_pixels: int = MOST_PIXEL
         orientation=UPRIGHT,
         codec=codec.name,
         pix_fmt=codec.pix_fmt or "unknown",
+        can_seek=container.format.name.startswith(SEEKABLE) and not found.repairs,
     )
 
 

@@ -26,6 +26,7 @@ from lavila_fast.video.probe import FrameDecoder
 from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock
 
 _PACKETS, _BYTES = 1200, 64 << 20  # of a group that is held until its end is known
+_MOST_THREADS = 64
 _GROUPS = 3  # held to be decoded again
 
 
@@ -172,6 +173,8 @@ class Thinned:
         self._expected: list[int] = []  # a heap: times, in ticks, of wanted pictures that the decoder holds
         self._recent: list[PictureGroup] = []
         self._fed = self._cut = False
+        # Each thread holds a picture; where pictures are groups, an error comes so many groups late.
+        self._keep = _GROUPS + (decoder.file.stream.codec_context.thread_count or _MOST_THREADS)
 
     def __iter__(self) -> Iterator[Any]:
         """Wanted frames, and such as came with them, in the order in which they are shown."""
@@ -179,7 +182,7 @@ class Thinned:
         while group is not None:
             following = next(self._groups, None)
             failed = len(self._decoder.failures)
-            self._recent = [*self._recent[-_GROUPS:], group]
+            self._recent = [*self._recent[-self._keep :], group]
             try:
                 yield from self._expecting(self._thin(group, *self._wants.choose(group, following)))
                 if following is None:

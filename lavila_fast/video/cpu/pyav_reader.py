@@ -32,23 +32,20 @@ from lavila_fast.video.requests import (
 )
 from lavila_fast.video.transforms import FrameTransform, upright
 
-_SEEKABLE = ("mov,mp4", "matroska")  # containers whose timestamps are the same after a seek
-
 
 def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
     """The wanted frames from where the file stands, and whatever others come along."""
     decoder, look = FrameDecoder(file, failures), look_for(file.stream)
     if look is None or not file.info.stored or file.info.repairs:
         return decoded(file, failures)
-    seeks = file.container.format.name.startswith(_SEEKABLE)
-    return iter(Thinned(decoder, look, clock, wants, seeks))
+    return iter(Thinned(decoder, look, clock, wants, file.info.can_seek))
 
 
 def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
     """Frames from the first on, or from shortly before the first wanted where that is far and a seek is exact."""
     container, stream, target = file.container, file.stream, wants.times[0]
     far = target - file.info.begin >= SEEK_BEYOND
-    if not far or file.info.repairs or not container.format.name.startswith(_SEEKABLE):
+    if not far or not file.info.can_seek:
         yield from _decoded(file, clock, wants, failures)
         return
     container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
