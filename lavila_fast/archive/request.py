@@ -167,7 +167,7 @@ class Request:
 
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
-            return narrator.read(source, clips, self.decode_threads, children=children)
+            return narrator.read(source, clips, threads=self.decode_threads, children=children)
 
         return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
 
