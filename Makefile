@@ -5,6 +5,7 @@
 # make bench-engines  every engine and precision against the uncached loop and others' tools (under 20 minutes)
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
 # make bench-decode  decoding what is wanted against decoding everything, frames compared to the bit
+# make bench-end-to-end  whole runs against the processor time that decoding and engine need
 # make gpu    on a machine with an NVIDIA GPU: builds, checks and times everything on it (python3 with torch and triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
@@ -16,7 +17,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode gpu nano nano-bundle parity clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-end-to-end gpu nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -55,6 +56,9 @@ $(DEV)/.peers: $(DEV)/.made
 bench-engines: $(DEV)/.peers
 	$(DEV)/bin/python -m lavila_fast.bench.engines --output bench/results/engines.json
 	@$(DEV)/bin/python -m lavila_fast.bench.report
+
+bench-end-to-end: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.end_to_end --output bench/results/end_to_end.json
 
 bench-decode: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.decode --output bench/results/decode.json

@@ -95,7 +95,7 @@ def run_contest(
     say("the machine's limits …")
     peaks = machine_peaks(threads)
     model = random_narrator()
-    contest = Contest(model, _random_clip(model.config.vision), threads)
+    contest = Contest(model, random_clip(model.config.vision), threads)
     contest.missing |= {group: "not asked for (--only)" for group in CONTESTANTS if group not in groups}
     lost, rows = quality(contest, work, films, clips) if "parity" in groups else ({}, [])
     wanted = {"onnxruntime", "native", "openvino"} & set(groups)
@@ -140,7 +140,8 @@ def quality(contest: Contest, work: Path, films: Path, clips: int) -> tuple[dict
     return lost or {}, one.rows if one else []
 
 
-def _random_clip(vision: VisionConfig) -> np.ndarray:
+def random_clip(vision: VisionConfig) -> np.ndarray:
+    """A clip of noise (1, 3, T, S, S), always the same."""
     shape = 1, 3, vision.frames, vision.img, vision.img
     noise: np.ndarray = torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy()
     return noise

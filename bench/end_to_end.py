@@ -1,0 +1,159 @@
+"""Whole runs, from files to rows on disk, against the processor time that their two halves need.
+
+    python -m lavila_fast.bench.end_to_end --output bench/results/end_to_end.json
+
+TimeSformer-B and GPT-2 with random weights in INT8, one sample of 12 tokens a clip, windows of 2 s, over generated
+H.264 of three sizes (x264's defaults, as in `bench.decode`). The pieces take turns, and medians count: the engine alone
+on frames that lie ready, decoding alone by one thread, and the run as the command makes it. A machine whose cores never
+wait would need `bound_ms`: (engine + decoding, in processor time) / cores. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import torch
+
+from lavila_fast.archive.request import Request
+from lavila_fast.bench.contestants import Contest
+from lavila_fast.bench.controlled import Controlled
+from lavila_fast.bench.decode import FULL, HALF, SMALL, CodedFilm, made
+from lavila_fast.bench.engines import make_bundles, random_clip
+from lavila_fast.bench.timing import cores, machine, stamp
+from lavila_fast.bench.uncached import random_narrator
+from lavila_fast.download import cache_dir
+from lavila_fast.errors import LavilaError
+from lavila_fast.files import write_json
+from lavila_fast.generate.options import Options
+from lavila_fast.narrator import Narrator
+from lavila_fast.video.children.pool import Children
+from lavila_fast.video.sources import VideoSource, expand_windows
+
+COMMAND = "python -m lavila_fast.bench.end_to_end"
+TOKENS, CLIP_SECONDS, BATCH = 12, 2.0, 8
+SIZES = ((SMALL, 96), (HALF, 48), (FULL, 48))  # pixels, seconds
+_START_SECONDS = 1.5  # which a child takes at most; the command starts it while the model loads
+
+
+def _bundle(threads: int) -> Path:
+    folder = cache_dir() / "bench-narrator"
+    folder.mkdir(parents=True, exist_ok=True)
+    model = random_narrator()
+    contest = Contest(model, random_clip(model.config.vision), threads)
+    found = make_bundles(contest, folder, ("int8",))
+    if "int8" not in found:
+        raise LavilaError(f"no bundle to narrate with: {contest.missing}")
+    return found["int8"]
+
+
+def _opened(bundle: Path, threads: int, tokens: int) -> Narrator:
+    narrator = Narrator.from_pretrained(bundle, engine="native", threads=threads)
+    return replace(narrator, runtime=Controlled(narrator.runtime, repeat(tokens)))
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds, and seconds of this process's processor time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _run(narrator: Narrator, path: Path, clips: int, workers: int | None) -> float:
+    """Seconds of a run into a file."""
+    with tempfile.TemporaryDirectory() as folder, Children() as children:
+        options, output = Options(), str(Path(folder) / "out.jsonl")
+        request = Request((str(path),), options, output=output, clip_seconds=CLIP_SECONDS, quiet=True, workers=workers)
+        children.start()
+        time.sleep(_START_SECONDS)
+        began = time.perf_counter()
+        found = request.find()
+        summary = request.run(narrator, "random", found, request.choose_output(found), children)
+        seconds = time.perf_counter() - began
+    if summary.clips != clips:
+        raise LavilaError(f"{summary.clips} of {clips} clips were narrated")
+    return seconds
+
+
+def measured(narrator: Narrator, path: Path, name: str, repeats: int) -> dict[str, Any]:
+    """A row: milliseconds a clip."""
+    source = VideoSource("film", path)
+    clips = list(expand_windows(source, CLIP_SECONDS, CLIP_SECONDS))
+    frames = list(narrator.read(source, clips))
+    options = Options()
+    pieces: dict[str, list[Any]] = {"engine": [], "decoding": [], "run": [], "one_decoder": []}
+    for _ in range(repeats + 1):
+        pieces["engine"].append(_timed(lambda: list(narrator.narrate_clips(iter(frames), options, BATCH))))
+        pieces["decoding"].append(_timed(lambda: list(narrator.read(source, clips))))
+        pieces["run"].append(_run(narrator, path, len(clips), None))
+        pieces["one_decoder"].append(_run(narrator, path, len(clips), 1))
+    each = 1000 / len(clips)
+    kept = {piece: times[1:] for piece, times in pieces.items()}  # the first one warms up
+    engine, engine_cpu = (median(times) * each for times in zip(*kept["engine"], strict=True))
+    decoding = median(cpu for _, cpu in kept["decoding"]) * each
+    run, one = median(kept["run"]) * each, median(kept["one_decoder"]) * each
+    bound = (engine_cpu + decoding) / cores()
+    return {
+        "film": name,
+        "clips": len(clips),
+        "engine_ms": round(engine, 1),
+        "engine_cpu_ms": round(engine_cpu, 1),
+        "decode_cpu_ms": round(decoding, 1),
+        "bound_ms": round(bound, 1),
+        "run_ms": round(run, 1),
+        "run_with_one_decoder_ms": round(one, 1),
+        "vs_cpu_bound": round(run / bound, 3),
+        "of_bare_engine": round(engine / run, 3),
+        "times": kept,
+    }
+
+
+def end_to_end_page(result: dict[str, Any]) -> str:
+    """The table, in Markdown."""
+    names = ("engine_ms", "engine_cpu_ms", "decode_cpu_ms", "bound_ms", "run_ms", "run_with_one_decoder_ms")
+    lines = ["| film | " + " | ".join((*names, "vs_cpu_bound")).replace("_", " ") + " |", "|---|" + "---:|" * 7]
+    for row in result["rows"]:
+        lines.append("| " + " | ".join(str(row[name]) for name in ("film", *names, "vs_cpu_bound")) + " |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the figures as JSON.")
+@click.option("--repeats", default=3, show_default=True, help="Of which the median counts.")
+@click.option("--tokens", default=TOKENS, show_default=True, help="Of each sentence.")
+def main(output: Path | None, repeats: int, tokens: int) -> None:
+    """Time whole runs against what their halves need."""
+    torch.set_num_threads(cores())
+    narrator = _opened(_bundle(cores()), cores(), tokens)
+    rows = []
+    for size, seconds in SIZES:
+        name = f"{size[1]}p"
+        film = CodedFilm(f"h264_{name}", "H.264, x264's defaults", "libx264", "mp4", size, {"crf": "23"})
+        rows.append(measured(narrator, made(film, cache_dir() / "bench-films", seconds), name, repeats))
+    result: dict[str, Any] = {
+        "command": " ".join([COMMAND, *sys.argv[1:]]),
+        "machine": machine(),
+        "tokens": tokens,
+        "rows": rows,
+    }
+    click.echo(end_to_end_page(result))
+    click.echo(stamp(result["machine"]))
+    if output:
+        write_json(output, result)
+    told = {row["film"]: row["vs_cpu_bound"] for row in rows}
+    click.echo(
+        json.dumps({"end_to_end_vs_cpu_bound": told, "end_to_end_of_bare_engine_288p": rows[0]["of_bare_engine"]})
+    )
+
+
+if __name__ == "__main__":
+    main()
