@@ -11,6 +11,7 @@ stretch. Clips of a video come in order all the same.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import time
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2  # seconds between looks at whether to stop
 _PATIENCE = 2.0  # seconds that threads have to end; they are daemons
-_HUNGER = 0.5  # seconds without a clip after which another thread helps
+_LOOK, _HUNGRY = 1.0, 0.1  # another thread helps where of a second the model has waited for clips so long a share
 _LONGEST = 128  # clips of a stretch, where one thread keeps up
 _LOST = re.compile(r"\d+ of \d+ clips(?= could not be read)")
 _WHOLE = 2048  # where there is a video for each thread
@@ -157,7 +158,8 @@ class Decoders:
         self._videos: list[_Video] = []
         self._ends: deque[EndOfVideo] = deque()
         self._error: BaseException | None = None
-        self._stopped, self._size, self._hunger = False, room, 0.0
+        self._stopped, self._size = False, room
+        self._looked, self._waited = math.inf, 0.0
         self._threads: list[threading.Thread] = []
         self._workers = 0
 
@@ -225,13 +227,21 @@ class Decoders:
                 for video in self._videos[:1] if self._crew.in_order else self._videos:
                     if (event := self._event(video)) is not None:
                         self._state.notify_all()
+                        self._look()
                         return event
                 began = time.monotonic()
                 self._wait()
-                self._hunger += time.monotonic() - began
-                if self._hunger > _HUNGER and self._workers < self._crew.most and self._unserved():
-                    self._hunger = 0.0
-                    self._hire()
+                self._waited += time.monotonic() - began
+
+    def _look(self) -> None:
+        """Hire another thread where the model waits; how long it took until the first clip came does not count."""
+        now = time.monotonic()
+        passed = now - self._looked
+        if passed == -math.inf or passed >= _LOOK:
+            hungry = self._waited > _HUNGRY * passed > 0
+            if hungry and self._workers < self._crew.most and any(not video.all_out for video in self._videos):
+                self._hire()
+            self._looked, self._waited = now, 0.0
 
     def _event(self, video: _Video) -> DecodedClip | EndOfVideo | None:
         """What comes next of a video, if it is there."""
@@ -255,10 +265,6 @@ class Decoders:
         line, code = video.failure
         line = _LOST.sub(f"{video.asked - video.given} of {video.asked} clips", line)  # of one stretch, it says
         return EndOfVideo(video.job.source.name, line, code, "read", seconds)
-
-    def _unserved(self) -> bool:
-        """Whether another thread would find something to do."""
-        return any(not video.all_out for video in self._videos)
 
     # --- the planning thread
 
@@ -320,7 +326,7 @@ class Decoders:
                 video = self._choose()
                 if video is not None and (stretch := self._cut(video)) is not None:
                     return video, stretch
-                if video is None and self.planned and not self._unserved():
+                if video is None and self.planned and all(one.all_out for one in self._videos):
                     return None
                 if video is None:
                     self._wait()
