@@ -20,7 +20,7 @@ import pytest
 from scribe import narrate
 from test_video_coded import write_video
 
-from lavila_fast.archive.decoding import Crew, Decoders, EndOfVideo
+from lavila_fast.archive.decoding import Crew, Decoders
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
@@ -29,6 +29,7 @@ from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.names import name_files
 from lavila_fast.archive.outputs import Output, choose_output
 from lavila_fast.archive.rows import parse_row
+from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Clip, Narration
@@ -470,7 +471,7 @@ def test_threads_that_share_a_film_show_what_one_shows(tmp_path: Path, suffix: s
     assert [end.failure for end in ends] == [None, None]
     if crew.in_order:
         assert [one.clip.video for one in seen if isinstance(one, DecodedClip)] == ["a"] * 28 + ["b"] * 28
-    assert (len(served) > 2) == (suffix != "ts" and crew.most > 1 and crew.in_order)
+        assert (len(served) > 2) == (suffix != "ts" and crew.most > 1)
 
 
 def test_help_comes_when_the_model_waits() -> None:

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from lavila_fast.archive.decoding import EndOfVideo
 from lavila_fast.archive.faults import DISK, LASTING, MISSING, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.recognise import Look, Recognised, Wishes
 from lavila_fast.archive.spans import span_of
+from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
 from lavila_fast.records import Narration
 from lavila_fast.video.sources import Extent, VideoSource, extent

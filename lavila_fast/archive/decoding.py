@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from lavila_fast.archive.faults import LASTING, fault_code
+from lavila_fast.archive.faults import fault_code
 from lavila_fast.archive.inputs import Job
+from lavila_fast.archive.stretches import EndOfVideo, SharedVideo, Stretch
 from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import DecodedClip
@@ -36,29 +35,7 @@ _POLL = 0.2  # seconds between looks at whether to stop
 _PATIENCE = 2.0  # seconds that threads have to end; they are daemons
 _LOOK, _HUNGRY = 1.0, 0.1  # another thread helps where of a second the model has waited for clips so long a share
 _LONGEST = 128  # clips of a stretch, where one thread keeps up
-_LOST = re.compile(r"\d+ of \d+ clips(?= could not be read)")
 _WHOLE = 2048  # where there is a video for each thread
-
-
-@dataclass(frozen=True)
-class EndOfVideo:
-    """No more clips of this video will come.
-
-    Attributes:
-        video: Its name.
-        failure: A line for the user if that is too early.
-        code: A word for it (see `faults`).
-        stage: ``open`` or ``read``.
-        seconds: From its opening to the end, with all waiting.
-        twin_of: The video whose rows are this one's, for it has the same content.
-    """
-
-    video: str
-    failure: str | None = None
-    code: str | None = None
-    stage: str | None = None
-    seconds: float = 0.0
-    twin_of: str | None = None
 
 
 class Plan(Protocol):
@@ -95,45 +72,6 @@ class Crew:
     in_order: bool = True
 
 
-@dataclass(eq=False)
-class _Stretch:
-    """Neighbouring clips of a video that one thread decodes; `ready` are those that nobody has taken yet."""
-
-    clips: list[Clip]
-    ready: deque[DecodedClip] = field(default_factory=deque)
-    done: bool = False
-    failure: tuple[str, str] | None = None
-
-
-@dataclass(eq=False)
-class _Video:
-    """A video that is being decoded.
-
-    Attributes:
-        left: Clips that are in no stretch yet; `all_out`: there are none.
-        cut: Whether it is decoded in several stretches.
-        began: When it was opened.
-        stretches: In order, from the one whose clips are taken now.
-        decoded: Frames of stretches that are through; `so_far` with those of the present one.
-        asked: Clips in stretches until now; `given` are those that came.
-        failure: The first one: a line, and a word for it.
-        server: The thread that had the last stretch; -1 before the first.
-    """
-
-    job: Job
-    left: Iterator[Clip]
-    cut: bool
-    began: float
-    stretches: deque[_Stretch] = field(default_factory=deque)
-    all_out: bool = False
-    decoded: int = 0
-    so_far: int = 0
-    asked: int = 0
-    given: int = 0
-    failure: tuple[str, str] | None = None
-    server: int = -1
-
-
 class _Stopped(BaseException):
     """Ends a thread."""
 
@@ -155,7 +93,9 @@ class Decoders:
         self._jobs, self._plan, self._read, self._crew, self._room = jobs, plan, read, crew, room
         self._children = children
         self._state = threading.Condition()  # guards all that follows
-        self._videos: list[_Video] = []
+        self._waiting: deque[SharedVideo] = deque()
+        self._active: list[SharedVideo] = []  # those of which a stretch was given out, and not all has been taken
+        self._began: dict[str, float] = {}
         self._ends: deque[EndOfVideo] = deque()
         self._error: BaseException | None = None
         self._stopped, self._size = False, room
@@ -224,8 +164,9 @@ class Decoders:
                     raise self._error
                 if self._ends:
                     return self._ends.popleft()
-                for video in self._videos[:1] if self._crew.in_order else self._videos:
-                    if (event := self._event(video)) is not None:
+                for video in self._active[:1] if self._crew.in_order else self._active:
+                    event = self._event(video)
+                    if event is not None:
                         self._state.notify_all()
                         self._look()
                         return event
@@ -233,38 +174,27 @@ class Decoders:
                 self._wait()
                 self._waited += time.monotonic() - began
 
+    def _event(self, video: SharedVideo) -> DecodedClip | EndOfVideo | None:
+        """What comes next of a video, if it is there."""
+        clip = video.take()
+        if clip is None and video.through:
+            self._active.remove(video)
+            return video.end(time.monotonic() - self._began.pop(video.job.source.name))
+        return clip
+
     def _look(self) -> None:
         """Hire another thread where the model waits; how long it took until the first clip came does not count."""
         now = time.monotonic()
         passed = now - self._looked
         if passed == -math.inf or passed >= _LOOK:
             hungry = self._waited > _HUNGRY * passed > 0
-            if hungry and self._workers < self._crew.most and any(not video.all_out for video in self._videos):
+            if hungry and self._workers < self._crew.most and not self._all_out():
                 self._hire()
             self._looked, self._waited = now, 0.0
 
-    def _event(self, video: _Video) -> DecodedClip | EndOfVideo | None:
-        """What comes next of a video, if it is there."""
-        while video.stretches:
-            head = video.stretches[0]
-            if head.ready:
-                clip = head.ready.popleft()
-                video.given += 1
-                video.so_far = video.decoded + clip.decoded
-                return replace(clip, decoded=video.so_far)
-            if not head.done:
-                return None
-            video.stretches.popleft()
-            video.decoded, video.failure = video.so_far, video.failure or head.failure
-        if not video.all_out:
-            return None
-        self._videos.remove(video)
-        seconds = time.monotonic() - video.began
-        if video.failure is None:
-            return EndOfVideo(video.job.source.name, seconds=seconds)
-        line, code = video.failure
-        line = _LOST.sub(f"{video.asked - video.given} of {video.asked} clips", line)  # of one stretch, it says
-        return EndOfVideo(video.job.source.name, line, code, "read", seconds)
+    def _all_out(self) -> bool:
+        """Whether nothing is left to decode of what has been measured."""
+        return not self._waiting and all(video.all_out for video in self._active)
 
     # --- the planning thread
 
@@ -291,9 +221,10 @@ class Decoders:
         if not count:
             self._end(EndOfVideo(job.source.name, seconds=time.monotonic() - began))
             return
-        cut = self._crew.most > 1 and job.source.can_seek
+        shares = self._crew.most > 1 and job.source.can_seek
         with self._state:
-            self._videos.append(_Video(job, iter(self._plan.clips(job, seen)), cut, began))
+            self._began[job.source.name] = began
+            self._waiting.append(SharedVideo(job, iter(self._plan.clips(job, seen)), shares))
             self._state.notify_all()
 
     def _end(self, end: EndOfVideo) -> None:
@@ -308,62 +239,45 @@ class Decoders:
             video, stretch = taken
             failure = self._attempt(video.job, partial(self._decode, video, stretch))
             with self._state:
-                stretch.done, stretch.failure = True, failure
-                if failure:
-                    self._spare(video, failure[1])
+                video.finish(stretch, failure)
                 self._state.notify_all()
 
-    def _spare(self, video: _Video, code: str) -> None:
-        """Of a video that failed, try the rest in one go; of one that endangers its reader, nothing more."""
-        video.cut = False
-        if code not in LASTING:
-            video.left, video.all_out = iter(()), True
-
-    def _take(self) -> tuple[_Video, _Stretch] | None:
+    def _take(self) -> tuple[SharedVideo, Stretch] | None:
         """The next stretch for this thread; None if there is none and never will be."""
         with self._state:
             while True:
                 video = self._choose()
-                if video is not None and (stretch := self._cut(video)) is not None:
-                    return video, stretch
-                if video is None and self.planned and all(one.all_out for one in self._videos):
+                if video is not None:
+                    stretch = video.cut(self._next_size(), threading.get_ident())
+                    self._state.notify_all()
+                    if stretch is not None:
+                        return video, stretch
+                elif self.planned and self._all_out():
                     return None
-                if video is None:
+                else:
                     self._wait()
 
-    def _choose(self) -> _Video | None:
+    def _choose(self) -> SharedVideo | None:
         """A video of which a stretch is to be decoded now, where there is room for one more."""
-        if sum(len(video.stretches) for video in self._videos) > self._workers:
+        if sum(len(video.stretches) for video in self._active) > self._workers:
             return None
-        left = [video for video in self._videos if not video.all_out]
-        if self._crew.in_order:
-            return left[0] if left else None
-        me = threading.get_ident()
-        mine = [video for video in left if video.server == me]
-        fresh = [video for video in left if video.server < 0]
-        return next(iter([*mine, *fresh, *left]), None)
-
-    def _cut(self, video: _Video) -> _Stretch | None:
-        size = self._next_size()
-        clips = list(islice(video.left, size) if video.cut else video.left)
-        video.server, video.all_out = threading.get_ident(), not video.cut or len(clips) < size
-        if not clips:
-            self._state.notify_all()
-            return None
-        video.stretches.append(_Stretch(clips))
-        video.asked += len(clips)
-        return video.stretches[-1]
+        left = [video for video in self._active if not video.all_out]
+        mine = left if self._crew.in_order else [one for one in left if one.server == threading.get_ident()]
+        if not mine and self._waiting:
+            self._active.append(self._waiting.popleft())
+            return self._active[-1]
+        return next(iter([*mine, *left]), None)
 
     def _next_size(self) -> int:
         """Clips of the next stretch; short ones where threads share a video: each of them begins at a key frame."""
-        if not self._crew.in_order and (not self.planned or any(video.server < 0 for video in self._videos)):
+        if not self._crew.in_order and (self._waiting or not self.planned):
             return _WHOLE
         if self._workers > 1:
             return self._room
         size, self._size = self._size, min(2 * self._size, max(_LONGEST, self._room))
         return size
 
-    def _decode(self, video: _Video, stretch: _Stretch) -> None:
+    def _decode(self, video: SharedVideo, stretch: Stretch) -> None:
         for decoded in self._read(video.job.source, stretch.clips):
             with self._state:
                 while len(stretch.ready) >= self._room:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lavila_fast.archive.books import Books
-from lavila_fast.archive.decoding import EndOfVideo
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
+from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.records import Clip, Narration
 from lavila_fast.video.clips import window_count, windows
 from lavila_fast.video.sources import Extent, extent

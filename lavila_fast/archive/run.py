@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.decoding import Decoders, EndOfVideo
+from lavila_fast.archive.decoding import Decoders
 from lavila_fast.archive.faults import DISK
 from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Output, Sink
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
+from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Narration
 from lavila_fast.video.reader import DecodedClip
