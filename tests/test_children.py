@@ -259,7 +259,14 @@ def test_they_open_and_read_the_videos_of_a_run(film: Path, tmp_path: Path, outp
     seen: list[VideoSource] = []
 
     class Apart(Scribe):
-        def read(self, source: VideoSource, clips: Sequence[Clip], children: object = None) -> Iterator[DecodedClip]:
+        def read(
+            self,
+            source: VideoSource,
+            clips: Sequence[Clip],
+            threads: int = 1,
+            children: object = None,
+            nearest: float = 0.0,
+        ) -> Iterator[DecodedClip]:
             seen.append(source)
             assert isinstance(children, Children)
             return children.read(source, clips, 4, SMALL)

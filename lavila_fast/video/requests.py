@@ -7,8 +7,9 @@ forgiven half a frame, so that rounding never matters; where it varies, they are
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -107,10 +108,16 @@ class ClipRequest:
     slot: int = 0
     done: int = 0
 
-    def take(self, span: FrameSpan, show: Show) -> None:
+    def upcoming(self, moved: Mapping[float, float]) -> float:
+        """The second to look at next: what is wanted, or what it has been moved to; infinity if there is none."""
+        if self.done == len(self.times):
+            return math.inf
+        return moved.get(self.times[self.done], self.times[self.done])
+
+    def take(self, span: FrameSpan, show: Show, moved: Mapping[float, float]) -> None:
         """Take what this span shows; times that it leaves behind are unreadable."""
-        while self.done < len(self.times) and self.times[self.done] < span.stop:
-            if self.times[self.done] >= span.first:
+        while (time := self.upcoming(moved)) < span.stop:
+            if time >= span.first:
                 self.open.times[self.slot] = span.time
                 self.open.damaged |= span.damaged
                 self._put(span.image(show))
@@ -164,11 +171,13 @@ class RequestQueue:
     Attributes:
         waiting: Requests whose first frame has not come yet, by that frame.
         stop: Second at which the last frame given ends; None before the first.
+        moved: Wanted seconds that another frame is to answer, and its own second.
     """
 
     def __init__(self, requests: Sequence[ClipRequest]) -> None:
         self.waiting = deque(sorted(requests, key=lambda request: request.times[0]))
         self.stop: float | None = None
+        self.moved: dict[float, float] = {}
         self._active: list[ClipRequest] = []
 
     def __bool__(self) -> bool:
@@ -182,10 +191,10 @@ class RequestQueue:
     def take(self, span: FrameSpan, show: Show) -> list[OpenClip]:
         """Give a frame to those that want it; the clips that are complete by it, in order of their ends."""
         self.stop = span.stop
-        while self.waiting and self.waiting[0].times[0] < span.stop:
+        while self.waiting and self.waiting[0].upcoming(self.moved) < span.stop:
             self._active.append(self.waiting.popleft())
         for request in self._active:
-            request.take(span, show)
+            request.take(span, show, self.moved)
         done = self._finished()
         self._active = [request for request in self._active if request.done < len(request.times)]
         return done
