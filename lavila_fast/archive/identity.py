@@ -41,16 +41,13 @@ class Identity:
         values |= values.pop("warp")
         if self.decoder is not None:
             values["decoder"] = self.decoder
-        return {
-            "model": f"{self.model} ({self.fingerprint})",
-            "clips": self.clips,
-            "frames": self.frames,
-            **values,
-        }
+        if self.frames != EXACT:
+            values["frames"] = self.frames
+        return {"model": f"{self.model} ({self.fingerprint})", "clips": self.clips, **values}
 
 
 LISTED = "a list"
-_BEFORE = {"frames": EXACT}  # settings of versions that knew no other value and noted none
+_USUAL = {"frames": EXACT}  # settings that are not noted
 
 
 def describe_windows(clip_seconds: float, stride_seconds: float) -> str:
@@ -63,7 +60,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
     A setting that one of them lacks counts as None: versions differ in what they note.
     """
-    before, now = {**_BEFORE, **before}, {**_BEFORE, **now}
+    before, now = {**_USUAL, **before}, {**_USUAL, **now}
     for name in {**now, **before}:
         old, new = before.get(name), now.get(name)
         if _essence(name, old) == _essence(name, new):

@@ -172,7 +172,8 @@ class Request:
 
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
-            return narrator.read(source, clips, self.decode_threads, children=children, nearest=self.nearest)
+            how: dict[str, Any] = {"threads": self.decode_threads, "nearest": self.nearest}
+            return narrator.read(source, clips, children=children, **how)
 
         return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
 

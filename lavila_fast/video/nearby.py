@@ -6,11 +6,12 @@ in_words(0.5)  # "nearest:0.5"
 
 from __future__ import annotations
 
-import math
+import sys
 
 from lavila_fast.errors import InputError
 
 EXACT, _NEAREST = "exact", "nearest:"
+_MOST = sys.float_info.max
 
 
 def seconds_of(words: str) -> float:
@@ -41,6 +42,6 @@ def checked(seconds: object) -> float:
     Raises:
         InputError: it is negative, endless or no number.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _MOST:
         raise InputError(f"nearest must be a number of seconds from 0 on, not {seconds!r}")
     return float(seconds)

@@ -171,9 +171,9 @@ class Wants:
 
     def _want(self, one: Held, time: float, stop: float, substitutes: Substitutes) -> None:
         """Mark a picture that is shown from `time` to `stop` if it is wanted, or what is shown instead."""
-        if stop == math.inf:  # the last one: how long it is shown is not known
-            one.wanted |= self.following(time) < stop
-            return
+        if stop == math.inf:  # the last one: what comes later finds nothing, not even something else
+            stop = time + self.step
+            one.wanted |= self.following(stop) < math.inf
         low, high = (bisect.bisect_left(self.times, bound - self.slack) for bound in (time, stop))
         for second in self.times[low:high]:
             other = substitutes.instead_of(one, second)
