@@ -62,7 +62,7 @@ def _whole_requests(info: VideoInfo, clips: Sequence[Clip], frames: int, health:
         except InputError:
             health.lost += 1
         else:
-            requests.append(ClipRequest(OpenClip.empty(clip, frames), times))
+            requests.append(ClipRequest(OpenClip.empty(clip, frames), times, start=clip.start, end=clip.end))
     if health.lost:
         shown = info.begin + info.frames / info.fps
         promised = f" of {info.duration:.1f} s" if shown < info.duration - 0.5 else ""
@@ -129,7 +129,8 @@ def _plan_chunks(
             if there:
                 info = infos[chunk]
                 times = [info.begin + i / (info.rate or rates[chunk]) for i in there]
-                plans.setdefault(chunk, []).append(ClipRequest(collected, times, slot))
+                request = ClipRequest(collected, times, slot, start=clip.start - chunk, end=clip.end - chunk)
+                plans.setdefault(chunk, []).append(request)
             slot += len(ids)
         health.lost += collected.left == 0
     return plans
@@ -191,11 +192,13 @@ def read_clips(
             `FrameTransform`.
         device: Where the frames are wanted: ``cpu``, ``cuda`` or ``cuda:N``.
         nearest: Seconds by which a frame may be off the wanted one, where another is cheaper: the nearest key frame,
-            or else the nearest that others need. 0: the very frames. PyAV for the CPU only; `times` tells of each.
+            or else the nearest that others need, never one outside of its clip. 0: the very frames. PyAV for the CPU
+            only; `times` tells of each.
 
     Yields:
-        Clips in order of their ends, each as soon as its last frame is there: numpy arrays on the CPU, tensors on a
-        GPU. A clip that is partly unreadable repeats its nearest readable frame.
+        Clips in order of their ends (with `nearest`, of the last frames that they show), each as soon as its last frame
+        is there: numpy arrays on the CPU, tensors on a GPU. A clip that is partly unreadable repeats its nearest
+        readable frame.
 
     Raises:
         InputError, MissingExtraError: the decoder is unknown, not installed, or lacks a GPU; or `nearest` makes no

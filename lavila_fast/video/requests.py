@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,22 +99,40 @@ class FrameSpan:
         return self.pixels
 
 
+class Wish(NamedTuple):
+    """A wanted second of a file's clock, and from when until when the clip lasts that wants it."""
+
+    time: float
+    start: float = -math.inf
+    end: float = math.inf
+
+
 @dataclass(slots=True)
 class ClipRequest:
-    """The seconds, rising, that an open clip wants from one file; `slot` is where the next image goes."""
+    """The seconds, rising, that an open clip wants from one file; `slot` is where the next image goes.
+
+    The clip lasts from `start` to `end` on the file's clock.
+    """
 
     open: OpenClip
     times: list[float]
     slot: int = 0
     done: int = 0
+    start: float = -math.inf
+    end: float = math.inf
 
-    def upcoming(self, moved: Mapping[float, float]) -> float:
+    def wishes(self) -> list[Wish]:
+        """All that it wants."""
+        return [Wish(time, self.start, self.end) for time in self.times]
+
+    def upcoming(self, moved: Mapping[Wish, float]) -> float:
         """The second to look at next: what is wanted, or what it has been moved to; infinity if there is none."""
         if self.done == len(self.times):
             return math.inf
-        return moved.get(self.times[self.done], self.times[self.done])
+        time = self.times[self.done]
+        return moved.get(Wish(time, self.start, self.end), time) if moved else time
 
-    def take(self, span: FrameSpan, show: Show, moved: Mapping[float, float]) -> None:
+    def take(self, span: FrameSpan, show: Show, moved: Mapping[Wish, float]) -> None:
         """Take what this span shows; times that it leaves behind are unreadable."""
         while (time := self.upcoming(moved)) < span.stop:
             if time >= span.first:
@@ -171,13 +189,15 @@ class RequestQueue:
     Attributes:
         waiting: Requests whose first frame has not come yet, by that frame.
         stop: Second at which the last frame given ends; None before the first.
-        moved: Wanted seconds that another frame is to answer, and its own second.
+        moved: Wishes that another frame is to answer, and a second at which that one is on display.
     """
 
-    def __init__(self, requests: Sequence[ClipRequest]) -> None:
-        self.waiting = deque(sorted(requests, key=lambda request: request.times[0]))
+    def __init__(self, requests: Sequence[ClipRequest], early: float | None = None) -> None:
+        """Of requests that take no frame before their first wanted one, or so long before their clips begin."""
+        self._early = early
+        self.waiting = deque(sorted(requests, key=self._begin))
         self.stop: float | None = None
-        self.moved: dict[float, float] = {}
+        self.moved: dict[Wish, float] = {}
         self._active: list[ClipRequest] = []
 
     def __bool__(self) -> bool:
@@ -188,10 +208,14 @@ class RequestQueue:
         """All seconds wanted, rising."""
         return sorted({time for request in (*self._active, *self.waiting) for time in request.times})
 
+    def wishes(self) -> list[Wish]:
+        """The same, with the lengths of clips."""
+        return sorted({wish for request in (*self._active, *self.waiting) for wish in request.wishes()})
+
     def take(self, span: FrameSpan, show: Show) -> list[OpenClip]:
         """Give a frame to those that want it; the clips that are complete by it, in order of their ends."""
         self.stop = span.stop
-        while self.waiting and self.waiting[0].upcoming(self.moved) < span.stop:
+        while self.waiting and self._begin(self.waiting[0]) < span.stop:
             self._active.append(self.waiting.popleft())
         for request in self._active:
             request.take(span, show, self.moved)
@@ -210,6 +234,11 @@ class RequestQueue:
     def rest(self) -> list[ClipRequest]:
         """What is not complete yet, to be asked of another reader from its first frame."""
         return [request.begin_again() for request in (*self._active, *self.waiting)]
+
+    def _begin(self, request: ClipRequest) -> float:
+        """The second from which on it may take frames."""
+        first = request.times[0]
+        return first if self._early is None else min(request.start, first) - self._early
 
     def _finished(self) -> list[OpenClip]:
         done = sorted((r for r in self._active if r.open.left == 0), key=lambda r: (r.times[-1], r.times[0]))

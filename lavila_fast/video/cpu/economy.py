@@ -28,7 +28,7 @@ from lavila_fast.log import log_once
 from lavila_fast.video.bitstream import NEEDED_BY_ALL, LookAt, PictureUse
 from lavila_fast.video.cpu.substitutes import Substitutes
 from lavila_fast.video.probe import FrameDecoder
-from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock
+from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock, Wish
 
 _PACKETS, _BYTES = 1200, 64 << 20  # of a group that is held until its end is known
 _MOST_THREADS = 64
@@ -108,28 +108,37 @@ class Wants:
 
     Attributes:
         near: Seconds by which a cheaper frame may be off the wanted one; 0 for no other.
-        moved: Wanted second → one at which the frame is on display that is shown instead; `choose` fills it in.
+        moved: Wish → a second at which the frame is on display that is shown instead; `choose` fills it in.
     """
 
-    times: Sequence[float]
+    wishes: Sequence[Wish]
     slack: float
     step: float
     near: float = 0.0
-    moved: dict[float, float] = field(default_factory=dict)
+    moved: dict[Wish, float] = field(default_factory=dict)
 
     def pauses(self, time: float, stop: float) -> bool:
         """Whether it takes the frame at `stop` to know that the one at `time` is still shown at the end."""
-        return stop < math.inf and time + self.step <= self.times[-1] + self.slack < stop
+        return stop < math.inf and time + self.step <= self.wishes[-1].time + self.slack < stop
 
     def following(self, time: float) -> float:
         """The first wanted second for a frame shown at `time` or a later one; infinity if there is none."""
-        low = bisect.bisect_left(self.times, time - self.slack)
-        return self.times[low] if low < len(self.times) else math.inf
+        low = self._place(time)
+        return self.wishes[low].time if low < len(self.wishes) else math.inf
+
+    def begin(self) -> float:
+        """The first second at which a frame is looked at, as far as is known."""
+        first = itertools.takewhile(lambda wish: wish.time == self.wishes[0].time, self.wishes)
+        return min(self.moved.get(wish, wish.time) for wish in first)
 
     def stay(self, shown: float) -> None:
         """Want the very frames again, where neither they nor those instead of them are shown by the second `shown`."""
-        for wanted in [wanted for wanted, to in self.moved.items() if to > shown <= wanted + self.slack]:
-            del self.moved[wanted]
+        for wish in [wish for wish, to in self.moved.items() if to > shown <= wish.time + self.slack]:
+            del self.moved[wish]
+
+    def _place(self, time: float) -> int:
+        """Of the first wish for a frame shown at `time` or a later one."""
+        return bisect.bisect_left(self.wishes, (time - self.slack,))
 
     def choose(self, group: PictureGroup, following: PictureGroup | None) -> tuple[list[Held], bool]:
         """What of a group must be decoded, given the one that follows, and whether more of it may be needed then.
@@ -174,12 +183,11 @@ class Wants:
         if stop == math.inf:  # the last one: what comes later finds nothing, not even something else
             stop = time + self.step
             one.wanted |= self.following(stop) < math.inf
-        low, high = (bisect.bisect_left(self.times, bound - self.slack) for bound in (time, stop))
-        for second in self.times[low:high]:
-            other = substitutes.instead_of(one, second)
+        for wish in self.wishes[self._place(time) : self._place(stop)]:
+            other = substitutes.instead_of(one, wish)
             other.wanted = True
             if other is not one:
-                self.moved[second] = (other.time or 0.0) - self.slack / 2  # safely inside what it answers for
+                self.moved[wish] = (other.time or 0.0) - self.slack / 2  # safely inside what it answers for
 
 
 class Thinned:

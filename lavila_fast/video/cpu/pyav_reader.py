@@ -44,7 +44,7 @@ def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str], lo
 
 def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
     """Frames from the first on, or from shortly before the first wanted where that is far and a seek is exact."""
-    container, stream, target, look = file.container, file.stream, wants.times[0], look_for(file.stream)
+    container, stream, target, look = file.container, file.stream, wants.wishes[0].time, look_for(file.stream)
     far = target - file.info.begin >= SEEK_BEYOND
     if not far or not file.info.can_seek:
         yield from _decoded(file, clock, wants, failures, look)
@@ -55,7 +55,7 @@ def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> 
     frames = _decoded(file, clock, wants, failures, look)
     landed = next(frames, None)
     at = None if landed is None else clock.time(landed)
-    if at is None or at > wants.moved.get(target, target) + clock.slack:
+    if at is None or at > wants.begin() + clock.slack:
         wants.moved.clear()
         container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
         yield from _decoded(file, clock, wants, failures, look)
@@ -89,13 +89,14 @@ class PyavReader:
         health: Health,
     ) -> Iterator[OpenClip]:
         """See `FileReader`."""
-        queue = RequestQueue(requests)
+        clock = Clock(file.info, file.stream)
+        queue = RequestQueue(requests, clock.step if self.near else None)
         if not queue:
             return
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
-        wants = Wants(queue.times(), clock.slack, clock.step, self.near, queue.moved)
+        show = gate.before(_show(gate.transform))
+        wants = Wants(queue.wishes(), clock.slack, clock.step, self.near, queue.moved)
         frames = _frames(file, clock, wants, health.failures)
         for span in spans_of(frames, clock, health.failures):
             health.frames += 1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lavila_fast.video.cpu.economy import Held, PictureGroup
+    from lavila_fast.video.requests import Wish
 
 _ROUNDING = 1e-9  # seconds that two times may differ by and be the same
 
@@ -48,21 +49,25 @@ class Substitutes:
         needed = [one for one in shown if one in entries or not (one.use.unneeded or one.use.leading)]
         return cls((entries, needed), near, slack)
 
-    def instead_of(self, wanted: Held, second: float) -> Held:
-        """What is shown at a second at which `wanted` is on display: itself, if nothing cheaper is near enough."""
+    def instead_of(self, wanted: Held, wish: Wish) -> Held:
+        """What is shown at a second at which `wanted` is on display: itself, if nothing cheaper is near enough.
+
+        A clip is shown nothing from before or behind it.
+        """
         time = _time(wanted)
         for shown in self.ranks:
-            other = _nearest(shown, time)
-            off = max(abs(_time(other) - time), abs(_time(other) - second) - self.slack)
-            if off <= self.near + _ROUNDING:
+            low, high = (bisect.bisect_left(shown, bound - self.slack, key=_time) for bound in (wish.start, wish.end))
+            other = _nearest(shown, time, low, high)
+            off = max(abs(_time(other) - time), abs(_time(other) - wish.time) - self.slack) if other else math.inf
+            if other and off <= self.near + _ROUNDING:
                 return other
         return wanted
 
 
-def _nearest(shown: Sequence[Held], time: float) -> Held:
-    """The picture closest to a second; the earlier one of two that are as close."""
-    low = bisect.bisect_left(shown, time, key=_time)
-    return min(shown[max(low - 1, 0) : low + 1], key=lambda one: abs(_time(one) - time))
+def _nearest(shown: Sequence[Held], time: float, low: int, high: int) -> Held | None:
+    """The picture closest to a second, of some of them; the earlier one of two that are as close."""
+    at = bisect.bisect_left(shown, time, low, high, key=_time)
+    return min(shown[max(at - 1, low) : min(at + 1, high)], key=lambda one: abs(_time(one) - time), default=None)
 
 
 def _time(one: Held) -> float:
