@@ -4,13 +4,14 @@
 
 The films are made here: a camera that moves over a textured plane, two things that move, grain. Windows of 2 s, 4
 frames each, one thread; both ways take turns, and the median of each counts, in time of this process (what other
-programs take is left out). Both include resizing and normalising. Every frame is compared to the bit. The last line is
-one JSON object.
+programs take is left out). Both include resizing and normalising. Every frame is compared to the bit. Beside them,
+``--frames nearest:SECONDS``, whose frames are others. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -31,12 +32,14 @@ from lavila_fast.download import cache_dir
 from lavila_fast.errors import LavilaError
 from lavila_fast.files import write_json
 from lavila_fast.video.cpu import pyav_reader
-from lavila_fast.video.reader import read_clips
+from lavila_fast.video.nearby import in_words
+from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
 COMMAND_DECODE = "python -m lavila_fast.bench.decode"
 RATE, SECONDS = 30, 16
+NEAREST = (0.25, 0.5, 1.0)  # seconds
 _X264 = {"preset": "veryfast", "crf": "23"}
 _CAMERA = "keyint=30:min-keyint=30:scenecut=0"  # a group of pictures a second
 
@@ -144,8 +147,8 @@ def made(film: CodedFilm, folder: Path, seconds: int) -> Path:
     return path
 
 
-def _reading(path: Path, found: dict[str, list[Any]], name: str) -> Callable[[], float]:
-    """Reads all windows and keeps their frames under `name`; gives seconds of this process's CPU time."""
+def _reading(path: Path, found: dict[str, list[Any]], name: str, nearest: float = 0.0) -> Callable[[], float]:
+    """Reads all windows and keeps the clips under `name`; gives seconds of this process's CPU time."""
     transform = FrameTransform(224, CLIP_MEAN, CLIP_STD)
 
     def read() -> float:
@@ -155,7 +158,7 @@ def _reading(path: Path, found: dict[str, list[Any]], name: str) -> Callable[[],
         try:
             source = VideoSource("v", path)
             clips, began = list(expand_windows(source, 2.0, 2.0)), time.process_time()
-            found[name] = [decoded.frames for decoded in read_clips(source, clips, 4, transform)]
+            found[name] = list(read_clips(source, clips, 4, transform, nearest=nearest))
             return time.process_time() - began
         finally:
             vars(pyav_reader)["look_for"] = look
@@ -171,14 +174,16 @@ def measured(film: CodedFilm, path: Path, seconds: int, repeats: int) -> dict[st
     """
     found: dict[str, list[Any]] = {}
     ways = {name: _reading(path, found, name) for name in ("full", "wanted")}
+    ways |= {in_words(seconds): _reading(path, found, in_words(seconds), seconds) for seconds in NEAREST}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, read in ways.items():
             times[name].append(read())
-    same = len(found["full"]) == len(found["wanted"])
-    if not same or not all(np.array_equal(a, b) for a, b in zip(found["full"], found["wanted"], strict=True)):
+    images = ([one.frames for one in found[name]] for name in ("full", "wanted"))
+    if not all(itertools.starmap(np.array_equal, itertools.zip_longest(*images))):
         raise LavilaError(f"{film.name}: a wanted frame is not that of a full decode")
-    full, wanted = (sorted(times[name])[repeats // 2] for name in ways)
+    middle = {name: sorted(times[name])[repeats // 2] for name in ways}
+    full, wanted = middle["full"], middle["wanted"]
     return {
         "film": film.name,
         "what": film.what,
@@ -187,15 +192,35 @@ def measured(film: CodedFilm, path: Path, seconds: int, repeats: int) -> dict[st
         "full_cpu_ms_per_second": round(1000 * full / seconds, 1),
         "wanted_cpu_ms_per_second": round(1000 * wanted / seconds, 1),
         "share": round(wanted / full, 3),
+        "nearest": [
+            {
+                "seconds": each,
+                "cpu_ms_per_second": round(1000 * middle[in_words(each)] / seconds, 1),
+                "share": round(middle[in_words(each)] / full, 3),
+                **_off(found[in_words(each)], found["wanted"]),
+            }
+            for each in NEAREST
+        ],
         "times": times,
     }
 
 
+def _off(found: list[DecodedClip], exact: list[DecodedClip]) -> dict[str, float]:
+    """Seconds that frames are off the wanted ones."""
+    off = np.abs(np.array([one.times for one in found]) - np.array([one.times for one in exact]))
+    return {"mean_off_s": round(float(off.mean()), 3), "most_off_s": round(float(off.max()), 3)}
+
+
 def decode_page(result: dict[str, Any]) -> str:
     """The table, in Markdown."""
-    lines = ["| film | size | all of it, CPU-ms a second | what is wanted | share |", "|---|---|---:|---:|---:|"]
+    near = "".join(f" nearest:{seconds:g} |" for seconds in NEAREST)
+    lines = [
+        f"| film | size | all of it, CPU-ms a second | what is wanted | share |{near}",
+        "|---|---|---:|---:|---:|" + "---:|" * len(NEAREST),
+    ]
     for one in result["films"]:
-        cells = one["what"], one["size"], one["full_cpu_ms_per_second"], one["wanted_cpu_ms_per_second"], one["share"]
+        cells = [one["what"], one["size"], one["full_cpu_ms_per_second"], one["wanted_cpu_ms_per_second"], one["share"]]
+        cells += [each["share"] for each in one["nearest"]]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 

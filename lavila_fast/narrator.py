@@ -37,6 +37,7 @@ from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.children.pool import Children, serves
 from lavila_fast.video.content import content_id
 from lavila_fast.video.decoders import file_reader
+from lavila_fast.video.nearby import checked
 from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
@@ -165,7 +166,12 @@ class Narrator:
         return self.runtime.device
 
     def read(
-        self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: Children | None = None
+        self,
+        source: VideoSource,
+        clips: Sequence[Clip],
+        threads: int = 1,
+        children: Children | None = None,
+        nearest: float = 0.0,
     ) -> Iterator[DecodedClip]:
         """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
 
@@ -174,20 +180,29 @@ class Narrator:
             clips: Clips of it.
             threads: See `video.reader.read_clips`.
             children: Processes that decode; None decodes in this one.
+            nearest: See `video.reader.read_clips`.
 
         Raises:
-            VideoError: see `video.reader.read_clips`.
+            InputError, VideoError: see `video.reader.read_clips`.
         """
         vision = self.config.vision
         transform = FrameTransform(vision.img, vision.mean, vision.std)
         content = source.content or content_id(source.path)
         if children:
-            decoded = children.read(source, clips, vision.frames, transform, threads)
+            decoded = children.read(source, clips, vision.frames, transform, threads, checked(nearest))
         else:
             where = {"decoder": self.decoder, "device": self.device}
-            decoded = read_clips(source, clips, vision.frames, transform, threads, **where)
+            decoded = read_clips(source, clips, vision.frames, transform, threads, **where, nearest=nearest)
         for one in decoded:
             yield replace(one, content=content)
+
+    def require_nearest(self, nearest: float) -> None:
+        """Say now what `read` would say of a number of seconds.
+
+        Raises:
+            InputError: it makes no sense, or a GPU decodes.
+        """
+        file_reader(self.decoder, self.config.vision.img, self.device, checked(nearest))
 
     @property
     def can_isolate(self) -> bool:
@@ -252,6 +267,7 @@ class Narrator:
         batch: int = 8,
         frame_times: bool = False,
         children: Children | None = None,
+        nearest: float = 0.0,
     ) -> Iterator[Narration]:
         """Narrate a whole video file or chunk folder, window by window.
 
@@ -263,18 +279,21 @@ class Narrator:
             batch: See `narrate_clips`.
             frame_times: See `narrate_clips`.
             children: See `read`.
+            nearest: Seconds by which a frame may be off the wanted one, where another is cheaper (see `read`).
 
         Raises:
-            InputError: lengths or a batch that make no sense.
+            InputError: lengths, a batch or `nearest` that make no sense, or `nearest` where a GPU decodes.
             VideoError: while narrations are taken: the video cannot be read, or (after all that could be) not to its
                 end.
         """
         length = _seconds("clip_seconds", self.clip_seconds if clip_seconds is None else clip_seconds)
         stride = _seconds("stride_seconds", length if stride_seconds is None else stride_seconds)
         _require_batch(batch)
+        self.require_nearest(nearest)
         source = VideoSource(str(path), Path(path), look=children.look if children else None)
         say = partial(self.narrate_clips, options=options, batch=batch, frame_times=frame_times)
-        return self._narrate(source, length, stride, say, children)
+        read = partial(self.read, children=children, nearest=nearest)
+        return self._narrate(source, length, stride, say, read)
 
     def _narrate(
         self,
@@ -282,14 +301,14 @@ class Narrator:
         length: float,
         stride: float,
         say: Callable[[Iterator[DecodedClip]], Iterator[list[Narration]]],
-        children: Children | None,
+        read: Callable[[VideoSource, Sequence[Clip]], Iterator[DecodedClip]],
     ) -> Iterator[Narration]:
         clips = list(expand_windows(source, length, stride))
         trouble: list[VideoError] = []
 
         def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
             try:
-                yield from self.read(source, clips, children=children)
+                yield from read(source, clips)
             except VideoError as error:
                 trouble.append(error)
 

@@ -30,12 +30,20 @@ class Scribe:
     written: int = 0
 
     def read(
-        self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: object = None
+        self,
+        source: VideoSource,
+        clips: Sequence[Clip],
+        threads: int = 1,
+        children: object = None,
+        nearest: float = 0.0,
     ) -> Iterator[DecodedClip]:
         self.read_of.append(source.path.name)
         content = source.content or content_id(source.path)
-        for one in read_clips(source, clips, 4, threads=threads):
+        for one in read_clips(source, clips, 4, threads=threads, nearest=nearest):
             yield replace(one, content=content)
+
+    def require_nearest(self, nearest: float) -> None:
+        pass
 
     def narrate_clips(
         self, decoded: Iterable[DecodedClip], options: Options, batch: int, *, frame_times: bool = False

@@ -206,7 +206,8 @@ def test_a_child_waits_until_its_clips_are_taken(tmp_path: Path, film: Path) -> 
     child = Child(ChildLimits())
     try:
         source = {"name": "v", "path": str(film)}
-        told = {"frames": 1, "size": 8, "mean": [0.0] * 3, "std": [1.0] * 3, "threads": 1, "place": 4 * 3 * 64}
+        levels = {"mean": [0.0] * 3, "std": [1.0] * 3}
+        told = {"frames": 1, "size": 8, **levels, "threads": 1, "nearest": 0.0, "place": 4 * 3 * 64}
         child.ring.fit(4 * 3 * 64)
         request = {"source": source, "facts": [], "clips": [(i, i + 1) for i in range(8)], **told}
         answers = child.ask(request, film)
@@ -260,7 +261,12 @@ def test_they_open_and_read_the_videos_of_a_run(film: Path, tmp_path: Path, outp
 
     class Apart(Scribe):
         def read(
-            self, source: VideoSource, clips: Sequence[Clip], threads: int = 1, children: object = None
+            self,
+            source: VideoSource,
+            clips: Sequence[Clip],
+            threads: int = 1,
+            children: object = None,
+            nearest: float = 0.0,
         ) -> Iterator[DecodedClip]:
             seen.append(source)
             assert isinstance(children, Children)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lavila_fast.generate.options import Options
+from lavila_fast.video.nearby import EXACT
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Identity:
         options: How sentences are written.
         clips: Which clips a video is cut into: `describe_windows`, or `LISTED`.
         decoder: What decodes video, where that changes a row; None where it does not.
+        frames: How exactly the model sees the frames that a clip wants, see `video.nearby`.
     """
 
     model: str
@@ -31,6 +33,7 @@ class Identity:
     options: Options
     clips: str
     decoder: str | None = None
+    frames: str = EXACT
 
     def settings(self) -> dict[str, Any]:
         """As they stand beside a journal, for `json`."""
@@ -38,10 +41,13 @@ class Identity:
         values |= values.pop("warp")
         if self.decoder is not None:
             values["decoder"] = self.decoder
+        if self.frames != EXACT:
+            values["frames"] = self.frames
         return {"model": f"{self.model} ({self.fingerprint})", "clips": self.clips, **values}
 
 
 LISTED = "a list"
+_USUAL = {"frames": EXACT}  # settings that are not noted
 
 
 def describe_windows(clip_seconds: float, stride_seconds: float) -> str:
@@ -54,6 +60,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
 
     A setting that one of them lacks counts as None: versions differ in what they note.
     """
+    before, now = {**_USUAL, **before}, {**_USUAL, **now}
     for name in {**now, **before}:
         old, new = before.get(name), now.get(name)
         if _essence(name, old) == _essence(name, new):

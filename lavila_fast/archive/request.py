@@ -24,6 +24,7 @@ from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
+from lavila_fast.video.nearby import in_words
 from lavila_fast.video.opening import MOST_PIXELS
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
@@ -50,6 +51,7 @@ class Request:
         batch: Clips narrated together.
         workers: Videos decoded at once, which then interleave; None: one after the other, each by as many as needed.
         decode_threads: Threads of each decoder.
+        nearest: Seconds by which a frame may be off the wanted one, where another is cheaper.
         frame_times: Rows say when the frames that the model saw are shown.
         overwrite: Forget what the output holds.
         prints_summary: Standard output is for the summary, so narrations go to a file.
@@ -69,6 +71,7 @@ class Request:
     batch: int = 8
     workers: int | None = None
     decode_threads: int = 1
+    nearest: float = 0.0
     frame_times: bool = False
     overwrite: bool = False
     prints_summary: bool = False
@@ -123,9 +126,11 @@ class Request:
         Videos are opened and decoded by `children`, which end with the run; without them, by this process.
 
         Raises:
-            InputError: the output was begun by a run that is not the same.
+            InputError: the output was begun by a run that is not the same, or `nearest` is asked of a GPU.
             StorageError: it cannot be written; what was written before is whole.
         """
+        if self.nearest:
+            narrator.require_nearest(self.nearest)
         clip = self.clip_seconds or narrator.clip_seconds
         lengths = clip, self.stride_seconds or clip
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
@@ -167,7 +172,8 @@ class Request:
 
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
-            return narrator.read(source, clips, threads=self.decode_threads, children=children)
+            how: dict[str, Any] = {"threads": self.decode_threads, "nearest": self.nearest}
+            return narrator.read(source, clips, children=children, **how)
 
         return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
 
@@ -183,4 +189,4 @@ class Request:
     def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
         decoder = None if narrator.device == "cpu" else narrator.decoder  # a GPU's differ by a few levels
         clips = LISTED if self.clip_list else clips
-        return Identity(model, narrator.fingerprint, self.options, clips, decoder)
+        return Identity(model, narrator.fingerprint, self.options, clips, decoder, in_words(self.nearest))

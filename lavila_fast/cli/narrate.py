@@ -96,6 +96,14 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Li
     help="Threads of each decoder, for a file that no two can share: one without an index (TS, MPEG, AVI).",
 )
 @click.option(
+    "--frames",
+    metavar="exact|nearest:SECONDS",
+    default="exact",
+    show_default=True,
+    help="nearest: a frame may be replaced by a cheaper one that is at most so far off, a key frame if there is one."
+    " Saves most of the decoding, and the model may say something else.",
+)
+@click.option(
     "--isolate/--no-isolate",
     default=None,
     help="Decode in processes of their own, so that a video that breaks its decoder costs nothing but itself."
@@ -204,6 +212,7 @@ def _children(given: dict[str, Any]) -> Iterator[Children | None]:
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
     from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
+    from lavila_fast.video.nearby import seconds_of
 
     same = (
         "clip_list",
@@ -223,6 +232,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
         inputs,
         options_of(given),
         batch=given["batch_size"] or _BATCH,
+        nearest=seconds_of(given["frames"]),
         prints_summary=given["as_json"],
         wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         **{name: given[name] for name in same},

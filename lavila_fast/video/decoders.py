@@ -20,6 +20,7 @@ from lavila_fast.video.gpu.nvcodec_reader import NvCodecDecoder, TorchCodecDecod
 from lavila_fast.video.gpu.unit_reader import UnitReader
 from lavila_fast.video.gpu.unit_requests import UnitDecoder, gpu_missing
 from lavila_fast.video.names import DECODERS, GPU_DECODERS
+from lavila_fast.video.nearby import in_words
 from lavila_fast.video.requests import FileReader
 
 _DECODERS: dict[str, Callable[[int, str], UnitDecoder]] = dict(
@@ -61,7 +62,7 @@ def unit_decoders(name: str, size: int, device: str) -> tuple[UnitDecoder, ...]:
     return tuple(found)
 
 
-def file_reader(decoder: str, size: int | None, device: str) -> FileReader:
+def file_reader(decoder: str, size: int | None, device: str, nearest: float = 0.0) -> FileReader:
     """What reads files.
 
     Args:
@@ -69,9 +70,11 @@ def file_reader(decoder: str, size: int | None, device: str) -> FileReader:
             torchcodec that is installed and serves the file, else PyAV.
         size: Side of the frames, pixels; None for frames as the file has them, which only PyAV gives.
         device: Where frames are wanted: ``cpu``, ``cuda`` or ``cuda:N``.
+        nearest: Seconds by which a frame may be off the wanted one, where that is cheaper.
 
     Raises:
-        InputError: an unknown name, one that cannot work here, or one that cannot give frames at source size.
+        InputError: an unknown name, one that cannot work here, or one that cannot give frames at source size, or
+            frames nearby.
         MissingExtraError: a named one is not installed.
     """
     if size is None and decoder in _DECODERS:
@@ -79,4 +82,10 @@ def file_reader(decoder: str, size: int | None, device: str) -> FileReader:
     if size is None and decoder == "auto":
         decoder = "pyav"
     candidates = unit_decoders(decoder, size or 0, device)
-    return UnitReader(candidates, device) if candidates or device != "cpu" else PyavReader()
+    if not candidates and device == "cpu":
+        return PyavReader(nearest)
+    if nearest:
+        raise InputError(
+            f"frames {in_words(nearest)}: only where PyAV decodes for the CPU; choose that, or leave it out"
+        )
+    return UnitReader(candidates, device)

@@ -22,6 +22,7 @@ from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
 from lavila_fast.video.clock.walk import same_rate
 from lavila_fast.video.decoders import file_reader
+from lavila_fast.video.nearby import checked
 from lavila_fast.video.opening import REFETCH, VideoInfo
 from lavila_fast.video.probe import OpenFile
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform, wanted_times
@@ -61,7 +62,7 @@ def _whole_requests(info: VideoInfo, clips: Sequence[Clip], frames: int, health:
         except InputError:
             health.lost += 1
         else:
-            requests.append(ClipRequest(OpenClip.empty(clip, frames), times))
+            requests.append(ClipRequest(OpenClip.empty(clip, frames), times, start=clip.start, end=clip.end))
     if health.lost:
         shown = info.begin + info.frames / info.fps
         promised = f" of {info.duration:.1f} s" if shown < info.duration - 0.5 else ""
@@ -128,7 +129,8 @@ def _plan_chunks(
             if there:
                 info = infos[chunk]
                 times = [info.begin + i / (info.rate or rates[chunk]) for i in there]
-                plans.setdefault(chunk, []).append(ClipRequest(collected, times, slot))
+                request = ClipRequest(collected, times, slot, start=clip.start - chunk, end=clip.end - chunk)
+                plans.setdefault(chunk, []).append(request)
             slot += len(ids)
         health.lost += collected.left == 0
     return plans
@@ -173,6 +175,7 @@ def read_clips(
     *,
     decoder: str = "auto",
     device: str = "cpu",
+    nearest: float = 0.0,
 ) -> Iterator[DecodedClip]:
     """Decode clips of one video in one pass a file.
 
@@ -188,13 +191,18 @@ def read_clips(
             first that is installed and serves the file for frames on a GPU. Others than these two need a
             `FrameTransform`.
         device: Where the frames are wanted: ``cpu``, ``cuda`` or ``cuda:N``.
+        nearest: Seconds by which a frame may be off the wanted one, where another is cheaper: the nearest key frame,
+            or else the nearest that others need, never one outside of its clip. 0: the very frames. PyAV for the CPU
+            only; `times` tells of each.
 
     Yields:
-        Clips in order of their ends, each as soon as its last frame is there: numpy arrays on the CPU, tensors on a
-        GPU. A clip that is partly unreadable repeats its nearest readable frame.
+        Clips in order of their ends (with `nearest`, of the last frames that they show), each as soon as its last frame
+        is there: numpy arrays on the CPU, tensors on a GPU. A clip that is partly unreadable repeats its nearest
+        readable frame.
 
     Raises:
-        InputError, MissingExtraError: the decoder is unknown, not installed, or lacks a GPU.
+        InputError, MissingExtraError: the decoder is unknown, not installed, or lacks a GPU; or `nearest` makes no
+            sense, or is asked of another than PyAV.
         VideoError: at once if the file cannot be read; after the last good clip if it is truncated or damaged, or some
             clips lie outside it.
     """
@@ -203,7 +211,8 @@ def read_clips(
     if not isinstance(source, VideoSource):
         source = VideoSource(str(source), Path(source))
     health, resized = Health(), isinstance(transform, FrameTransform)
-    reader = file_reader(decoder, transform.size if isinstance(transform, FrameTransform) else None, device)
+    size = transform.size if isinstance(transform, FrameTransform) else None
+    reader = file_reader(decoder, size, device, checked(nearest))
     walk = _read_chunks if source.is_chunked else _read_whole
     serve = partial(reader.read, gate=FrameGate(transform), threads=threads, health=health)
     for collected in walk(source, clips, frames_per_clip, serve, health) if clips else ():

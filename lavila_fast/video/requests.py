@@ -7,10 +7,11 @@ forgiven half a frame, so that rounding never matters; where it varies, they are
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,19 +99,43 @@ class FrameSpan:
         return self.pixels
 
 
+class Wish(NamedTuple):
+    """A wanted second of a file's clock, and from when until when the clip lasts that wants it."""
+
+    time: float
+    start: float = -math.inf
+    end: float = math.inf
+
+
 @dataclass(slots=True)
 class ClipRequest:
-    """The seconds, rising, that an open clip wants from one file; `slot` is where the next image goes."""
+    """The seconds, rising, that an open clip wants from one file; `slot` is where the next image goes.
+
+    The clip lasts from `start` to `end` on the file's clock.
+    """
 
     open: OpenClip
     times: list[float]
     slot: int = 0
     done: int = 0
+    start: float = -math.inf
+    end: float = math.inf
 
-    def take(self, span: FrameSpan, show: Show) -> None:
+    def wishes(self) -> list[Wish]:
+        """All that it wants."""
+        return [Wish(time, self.start, self.end) for time in self.times]
+
+    def upcoming(self, moved: Mapping[Wish, float]) -> float:
+        """The second to look at next: what is wanted, or what it has been moved to; infinity if there is none."""
+        if self.done == len(self.times):
+            return math.inf
+        time = self.times[self.done]
+        return moved.get(Wish(time, self.start, self.end), time) if moved else time
+
+    def take(self, span: FrameSpan, show: Show, moved: Mapping[Wish, float]) -> None:
         """Take what this span shows; times that it leaves behind are unreadable."""
-        while self.done < len(self.times) and self.times[self.done] < span.stop:
-            if self.times[self.done] >= span.first:
+        while (time := self.upcoming(moved)) < span.stop:
+            if time >= span.first:
                 self.open.times[self.slot] = span.time
                 self.open.damaged |= span.damaged
                 self._put(span.image(show))
@@ -164,11 +189,15 @@ class RequestQueue:
     Attributes:
         waiting: Requests whose first frame has not come yet, by that frame.
         stop: Second at which the last frame given ends; None before the first.
+        moved: Wishes that another frame is to answer, and a second at which that one is on display.
     """
 
-    def __init__(self, requests: Sequence[ClipRequest]) -> None:
-        self.waiting = deque(sorted(requests, key=lambda request: request.times[0]))
+    def __init__(self, requests: Sequence[ClipRequest], early: float | None = None) -> None:
+        """Of requests that take no frame before their first wanted one, or so long before their clips begin."""
+        self._early = early
+        self.waiting = deque(sorted(requests, key=self._begin))
         self.stop: float | None = None
+        self.moved: dict[Wish, float] = {}
         self._active: list[ClipRequest] = []
 
     def __bool__(self) -> bool:
@@ -179,13 +208,17 @@ class RequestQueue:
         """All seconds wanted, rising."""
         return sorted({time for request in (*self._active, *self.waiting) for time in request.times})
 
+    def wishes(self) -> list[Wish]:
+        """The same, with the lengths of clips."""
+        return sorted({wish for request in (*self._active, *self.waiting) for wish in request.wishes()})
+
     def take(self, span: FrameSpan, show: Show) -> list[OpenClip]:
         """Give a frame to those that want it; the clips that are complete by it, in order of their ends."""
         self.stop = span.stop
-        while self.waiting and self.waiting[0].times[0] < span.stop:
+        while self.waiting and self._begin(self.waiting[0]) < span.stop:
             self._active.append(self.waiting.popleft())
         for request in self._active:
-            request.take(span, show)
+            request.take(span, show, self.moved)
         done = self._finished()
         self._active = [request for request in self._active if request.done < len(request.times)]
         return done
@@ -201,6 +234,11 @@ class RequestQueue:
     def rest(self) -> list[ClipRequest]:
         """What is not complete yet, to be asked of another reader from its first frame."""
         return [request.begin_again() for request in (*self._active, *self.waiting)]
+
+    def _begin(self, request: ClipRequest) -> float:
+        """The second from which on it may take frames."""
+        first = request.times[0]
+        return first if self._early is None else min(request.start, first) - self._early
 
     def _finished(self) -> list[OpenClip]:
         done = sorted((r for r in self._active if r.open.left == 0), key=lambda r: (r.times[-1], r.times[0]))

@@ -93,7 +93,13 @@ class Children:
             pass
 
     def read(
-        self, source: VideoSource, clips: Sequence[Clip], frames: int, transform: FrameTransform, threads: int = 1
+        self,
+        source: VideoSource,
+        clips: Sequence[Clip],
+        frames: int,
+        transform: FrameTransform,
+        threads: int = 1,
+        nearest: float = 0.0,
     ) -> Iterator[DecodedClip]:
         """As `video.reader.read_clips`, in a child, by PyAV for the CPU."""
         import numpy as np
@@ -108,6 +114,7 @@ class Children:
             "mean": [float(level) for level in transform.mean],
             "std": [float(level) for level in transform.std],
             "threads": threads,
+            "nearest": nearest,
             "place": 4 * 3 * frames * transform.size**2,
         }
         for number, (child, told) in enumerate(self._ask(source, request)):

@@ -102,7 +102,8 @@ class _Worker:
         clips = [Clip(source.name, *times) for times in request["clips"]]
         numbers = {id(clip): number for number, clip in enumerate(clips)}
         transform = FrameTransform(request["size"], tuple(request["mean"]), tuple(request["std"]))
-        for decoded in self._read(source, clips, request["frames"], transform, request["threads"], decoder="pyav"):
+        how = {"decoder": "pyav", "nearest": request["nearest"]}
+        for decoded in self._read(source, clips, request["frames"], transform, request["threads"], **how):
             while self._written - self._taken >= PLACES:
                 self._wait()
             np.frombuffer(self._ring.place(self._written), np.float32)[:] = decoded.frames.reshape(-1)

@@ -4,9 +4,13 @@ A clip wants 4 of 60 frames. Packets say when their pictures are shown before an
 what other pictures need them. So a picture that nobody wants and nothing needs is not decoded; nor is what follows the
 last wanted picture of a group, up to the next picture with which decoding can begin.
 
+Who does not insist on the very frame is shown a cheaper one nearby (`Wants.near`): the nearest picture with which
+decoding can begin, or else the nearest that others need. Which one depends on the file alone, not on what else is
+wanted of it.
+
 If anything is out of the ordinary (times missing or doubled, an error, a damaged picture, a wanted one that does not
-come out) the stretch is decoded again and all that follows is decoded in full. What a decoder conceals without a word,
-as FFmpeg's of HEVC and MPEG-2 sometimes do, may look different than after a full decode.
+come out) the stretch is decoded again and all that follows is decoded in full, and shown exactly. What a decoder
+conceals without a word, as FFmpeg's of HEVC and MPEG-2 sometimes do, may look different than after a full decode.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from typing import Any
 
 from lavila_fast.log import log_once
 from lavila_fast.video.bitstream import NEEDED_BY_ALL, LookAt, PictureUse
+from lavila_fast.video.cpu.substitutes import Substitutes
 from lavila_fast.video.probe import FrameDecoder
-from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock
+from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock, Wish
 
 _PACKETS, _BYTES = 1200, 64 << 20  # of a group that is held until its end is known
 _MOST_THREADS = 64
@@ -59,11 +64,13 @@ class PictureGroup:
         held: In order of decoding.
         plain: Whether all is as it should be.
         begins: Whether decoding can begin with its first packet.
+        apart: Whether all that is decoded before it is shown before it, as far as is known.
     """
 
     held: list[Held] = field(default_factory=list)
     plain: bool = True
     begins: bool = False
+    apart: bool = True
 
     @property
     def leads(self) -> list[Held]:
@@ -98,25 +105,40 @@ class Wants:
 
     A frame that is decoded last counts as shown for a `step`. Where a longer pause holds the last wanted second, the
     frame that ends the pause is wanted, too.
+
+    Attributes:
+        near: Seconds by which a cheaper frame may be off the wanted one; 0 for no other.
+        moved: Wish → a second at which the frame is on display that is shown instead; `choose` fills it in.
     """
 
-    times: Sequence[float]
+    wishes: Sequence[Wish]
     slack: float
     step: float
-
-    def between(self, time: float, stop: float) -> bool:
-        """Whether a frame that is shown from `time` to `stop` is wanted."""
-        low = bisect.bisect_left(self.times, time - self.slack)
-        return low < len(self.times) and self.times[low] < stop - self.slack
+    near: float = 0.0
+    moved: dict[Wish, float] = field(default_factory=dict)
 
     def pauses(self, time: float, stop: float) -> bool:
         """Whether it takes the frame at `stop` to know that the one at `time` is still shown at the end."""
-        return stop < math.inf and time + self.step <= self.times[-1] + self.slack < stop
+        return stop < math.inf and time + self.step <= self.wishes[-1].time + self.slack < stop
 
     def following(self, time: float) -> float:
         """The first wanted second for a frame shown at `time` or a later one; infinity if there is none."""
-        low = bisect.bisect_left(self.times, time - self.slack)
-        return self.times[low] if low < len(self.times) else math.inf
+        low = self._place(time)
+        return self.wishes[low].time if low < len(self.wishes) else math.inf
+
+    def begin(self) -> float:
+        """The first second at which a frame is looked at, as far as is known."""
+        first = itertools.takewhile(lambda wish: wish.time == self.wishes[0].time, self.wishes)
+        return min(self.moved.get(wish, wish.time) for wish in first)
+
+    def stay(self, shown: float) -> None:
+        """Want the very frames again, where neither they nor those instead of them are shown by the second `shown`."""
+        for wish in [wish for wish, to in self.moved.items() if to > shown <= wish.time + self.slack]:
+            del self.moved[wish]
+
+    def _place(self, time: float) -> int:
+        """Of the first wish for a frame shown at `time` or a later one."""
+        return bisect.bisect_left(self.wishes, (time - self.slack,))
 
     def choose(self, group: PictureGroup, following: PictureGroup | None) -> tuple[list[Held], bool]:
         """What of a group must be decoded, given the one that follows, and whether more of it may be needed then.
@@ -148,12 +170,24 @@ class Wants:
         times = [one.time or 0.0 for one in shown]
         if any(a >= b for a, b in itertools.pairwise(times)):
             return False
+        substitutes = Substitutes.of(group, following, shown, self.near, self.slack)
         for i, (one, time, stop) in enumerate(zip(shown, times, [*times[1:], math.inf], strict=True)):
             if following is None or one is not following.held[0]:
-                one.wanted |= self.between(time, stop)
+                self._want(one, time, stop, substitutes)
             if self.pauses(time, stop):
                 shown[i + 1].wanted = True
         return True
+
+    def _want(self, one: Held, time: float, stop: float, substitutes: Substitutes) -> None:
+        """Mark a picture that is shown from `time` to `stop` if it is wanted, or what is shown instead."""
+        if stop == math.inf:  # the last one: what comes later finds nothing, not even something else
+            stop = time + self.step
+            one.wanted |= self.following(stop) < math.inf
+        for wish in self.wishes[self._place(time) : self._place(stop)]:
+            other = substitutes.instead_of(one, wish)
+            other.wanted = True
+            if other is not one:
+                self.moved[wish] = (other.time or 0.0) - self.slack / 2  # safely inside what it answers for
 
 
 class Thinned:
@@ -173,6 +207,7 @@ class Thinned:
         self._expected: list[int] = []  # a heap: times, in ticks, of wanted pictures that the decoder holds
         self._recent: list[PictureGroup] = []
         self._fed = self._cut = False
+        self._shown = -math.inf  # second of the last frame given out
         # Each thread holds a picture; where pictures are groups, an error comes so many groups late.
         self._keep = _GROUPS + (decoder.file.stream.codec_context.thread_count or _MOST_THREADS)
 
@@ -198,6 +233,7 @@ class Thinned:
                     f"{self._decoder.file.info.path.name}: {trouble}: decoded in full from there on",
                 )
                 del self._decoder.failures[failed:]
+                self._wants.stay(self._shown)
                 yield from self._in_full(following)
                 return
             group = following
@@ -205,7 +241,7 @@ class Thinned:
     def _far(self, following: PictureGroup) -> float | None:
         """The second to leap to: the next one that is wanted, if it is far beyond where `following` begins."""
         times = [one.time for one in (following.held[0], *following.leads) if one.time is not None]
-        if not self._seeks or not following.plain or not times:
+        if not self._seeks or not following.plain or not times or following.held[0].wanted:
             return None
         target = self._wants.following(min(times))
         return target if SEEK_BEYOND < target - times[0] < math.inf else None
@@ -251,10 +287,11 @@ class Thinned:
         for frame in frames:
             if frame.is_corrupt:  # what a decoder puts in place of damage depends on all that it has seen
                 raise _Trouble("a frame is damaged")
-            if frame.pts is not None:
+            if (time := self._clock.time(frame)) is not None:
                 self._all_came(frame.pts)
                 while self._expected and self._expected[0] == frame.pts:
                     heapq.heappop(self._expected)
+                self._shown = time
             yield frame
 
     def _all_came(self, before: float) -> None:

@@ -7,12 +7,13 @@ moment hold frames, so memory does not grow with the length of the video. `reque
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.bitstream import look_for
+from lavila_fast.video.bitstream import LookAt, look_for
 from lavila_fast.video.cpu.economy import Thinned, Wants
 from lavila_fast.video.opening import REFETCH
 from lavila_fast.video.probe import FrameDecoder, OpenFile, decoded
@@ -33,9 +34,9 @@ from lavila_fast.video.requests import (
 from lavila_fast.video.transforms import FrameTransform, upright
 
 
-def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
+def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str], look: LookAt | None) -> Iterator[Any]:
     """The wanted frames from where the file stands, and whatever others come along."""
-    decoder, look = FrameDecoder(file, failures), look_for(file.stream)
+    decoder = FrameDecoder(file, failures)
     if look is None or not file.info.stored or file.info.repairs:
         return decoded(file, failures)
     return iter(Thinned(decoder, look, clock, wants, file.info.can_seek))
@@ -43,18 +44,21 @@ def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) ->
 
 def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
     """Frames from the first on, or from shortly before the first wanted where that is far and a seek is exact."""
-    container, stream, target = file.container, file.stream, wants.times[0]
+    container, stream, target, look = file.container, file.stream, wants.wishes[0].time, look_for(file.stream)
     far = target - file.info.begin >= SEEK_BEYOND
     if not far or not file.info.can_seek:
-        yield from _decoded(file, clock, wants, failures)
+        yield from _decoded(file, clock, wants, failures, look)
         return
+    if look and wants.near and (first := next(FrameDecoder(file, []).packets(), None)):
+        look(first)  # what the file begins with may say more than where it is sought
     container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
-    frames = _decoded(file, clock, wants, failures)
+    frames = _decoded(file, clock, wants, failures, look)
     landed = next(frames, None)
     at = None if landed is None else clock.time(landed)
-    if at is None or at > target + clock.slack:
+    if at is None or at > wants.begin() + clock.slack:
+        wants.moved.clear()
         container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
-        yield from _decoded(file, clock, wants, failures)
+        yield from _decoded(file, clock, wants, failures, look)
         return
     yield landed
     yield from frames
@@ -66,8 +70,15 @@ def _show(transform: Transform | None) -> Show:
     return (lambda frame: transform(upright(frame))) if transform else upright
 
 
+@dataclass(frozen=True)
 class PyavReader:
-    """The reference `FileReader`: everything that FFmpeg reads, as numpy arrays."""
+    """The reference `FileReader`: everything that FFmpeg reads, as numpy arrays.
+
+    Attributes:
+        near: Seconds by which a frame that is shown may be off the wanted one, where that is cheaper.
+    """
+
+    near: float = 0.0
 
     def read(
         self,
@@ -78,13 +89,15 @@ class PyavReader:
         health: Health,
     ) -> Iterator[OpenClip]:
         """See `FileReader`."""
-        queue = RequestQueue(requests)
+        clock = Clock(file.info, file.stream)
+        queue = RequestQueue(requests, clock.step if self.near else None)
         if not queue:
             return
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        clock, show = Clock(file.info, file.stream), gate.before(_show(gate.transform))
-        frames = _frames(file, clock, Wants(queue.times(), clock.slack, clock.step), health.failures)
+        show = gate.before(_show(gate.transform))
+        wants = Wants(queue.wishes(), clock.slack, clock.step, self.near, queue.moved)
+        frames = _frames(file, clock, wants, health.failures)
         for span in spans_of(frames, clock, health.failures):
             health.frames += 1
             yield from queue.take(span, show)
