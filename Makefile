@@ -3,6 +3,7 @@
 # make check  ruff and mypy
 # make bench  the uncached loop against ours; writes bench/results/narrate.json and the README's table
 # make bench-engines  every engine and precision against the uncached loop and others' tools (under 20 minutes)
+# make bench-nearest  what cheaper frames nearby save, and what the shipped model says of them
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
 # make bench-decode  decoding what is wanted against decoding everything, frames compared to the bit
 # make bench-end-to-end  whole runs against the processor time that decoding and engine need
@@ -17,7 +18,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-end-to-end gpu nano nano-bundle parity clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-end-to-end bench-nearest gpu nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -62,6 +63,10 @@ bench-end-to-end: $(DEV)/.made
 
 bench-decode: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.decode --output bench/results/decode.json
+
+bench-nearest: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.nearest --output bench/results/nearest.json
+	@$(DEV)/bin/python -m lavila_fast.bench.report
 
 bench-kernels: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.kernels --output bench/results/kernels.json

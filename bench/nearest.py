@@ -22,6 +22,7 @@ import click
 import numpy as np
 
 from lavila_fast.bench.decode import FILMS, NEAREST, SECONDS, made, measured
+from lavila_fast.bench.report import nearest_table
 from lavila_fast.bench.timing import machine, stamp
 from lavila_fast.download import cache_dir
 from lavila_fast.engines.sampling import Warp
@@ -131,22 +132,6 @@ def _share(found: Any) -> float:
     return round(float(np.mean(found)), 4)
 
 
-def nearest_page(result: dict[str, Any]) -> str:
-    """Both tables, in Markdown."""
-    values = [in_words(seconds) for seconds in (0.0, *NEAREST)]
-    head = "".join(f" {words} |" for words in values) + "\n|---|" + "---:|" * len(values)
-    lines = [f"| CPU time, all decoded = 1 |{head}"]
-    for film in result["films"]:
-        shares = [film["share"], *(each["share"] for each in film["nearest"])]
-        lines.append(f"| {film['what']}, {film['size']} |" + "".join(f" {share:.2f} |" for share in shares))
-    lines += ["", f"| `nano`'s sentences in the kitchen: unchanged / right |{head}"]
-    for _, rows in itertools.groupby(result["kitchen"], lambda row: row["what"]):
-        told = list(rows)
-        cells = (f" {100 * row['sentences_unchanged']:.1f}% / {100 * row['sentences_right']:.1f}% |" for row in told)
-        lines.append(f"| {told[0]['what']} |" + "".join(cells))
-    return "\n".join(lines)
-
-
 def last_line(result: dict[str, Any]) -> dict[str, float]:
     """The figures that count, at half a second."""
     shares = {f"nearest_share_{film['film']}": film["nearest"][1]["share"] for film in result["films"]}
@@ -169,7 +154,7 @@ def main(output: Path | None, repeats: int, seconds: int, only: tuple[str, ...],
     kitchen = list(kitchen_rows(Narrator.from_pretrained("nano"), scenes, folder))
     command = " ".join([COMMAND_NEAREST, *sys.argv[1:]])
     result: dict[str, Any] = {"command": command, "machine": machine(), "films": films, "kitchen": kitchen}
-    click.echo(nearest_page(result))
+    click.echo(nearest_table(result))
     click.echo(stamp(result["machine"]))
     if output:
         write_json(output, result)

@@ -19,7 +19,7 @@ from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md", ROOT / "docs" / "TIME.md")
 
 
 def narrate_table(result: dict[str, Any]) -> str:
@@ -141,6 +141,25 @@ def preprocess_table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def nearest_table(result: dict[str, Any]) -> str:
+    """What frames nearby save, and what is said of them, from ``nearest.json``."""
+    values = list(dict.fromkeys(row["frames"] for row in result["kitchen"]))
+    head = "".join(f" {words} |" for words in values) + "\n|---|" + "---:|" * len(values)
+    rows = [f"| CPU time of decoding, all frames = 1 |{head}"]
+    for film in result["films"]:
+        shares = [film["share"], *(each["share"] for each in film["nearest"])]
+        rows.append(f"| {film['what']}, {film['size']} |" + "".join(f" {share:.2f} |" for share in shares))
+    rows += ["", f"| `nano`'s sentences: as with exact frames / right |{head}"]
+    for what in dict.fromkeys(row["what"] for row in result["kitchen"]):
+        told = [row for row in result["kitchen"] if row["what"] == what]
+        cells = (f" {100 * row['sentences_unchanged']:.0f}% / {100 * row['sentences_right']:.0f}% |" for row in told)
+        rows.append(f"| {what} |" + "".join(cells))
+    clips = result["kitchen"][0]["clips"]
+    return "\n".join(
+        [*rows, "", f"{result['machine']['cpu']}, one thread; {clips} clips of the kitchen in each coding."]
+    )
+
+
 def gpu_table() -> str:
     """Targets and what was reached, from the folder that ``make gpu`` wrote."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / GPU).glob("*.json"))}
@@ -153,12 +172,14 @@ PAGE_BLOCKS = {
     "nano": nano_table,
     "engines": engines_table,
     "preprocess": preprocess_table,
+    "nearest": nearest_table,
 }
 FILES = {
     "narrate": "narrate.json",
     "nano": "nano_quality.json",
     "engines": "engines.json",
     "preprocess": "kernels.json",
+    "nearest": "nearest.json",
 }
 GPU = "h200"  # whose figures stand in the README
 
