@@ -91,7 +91,8 @@ def each(plan: Plan, tally: Tally, case: Callable[[int], None], more: Callable[[
         case: Takes its number.
         more: Whether the case that would be the n-th is to be run.
     """
-    numbers, lock = _numbers(plan, more), threading.Lock()
+    numbers: Iterator[int] = _numbers(plan, more)
+    lock = threading.Lock()
 
     def work(_: int) -> None:
         while True:
@@ -107,7 +108,10 @@ def each(plan: Plan, tally: Tally, case: Callable[[int], None], more: Callable[[
             tally.add(cases=1)
 
     with ThreadPoolExecutor(plan.jobs) as pool:
-        list(pool.map(work, range(plan.jobs)))
+        try:
+            list(pool.map(work, range(plan.jobs)))
+        finally:  # after Ctrl-C no other case begins
+            numbers = iter(())
 
 
 def _numbers(plan: Plan, more: Callable[[int], bool]) -> Iterator[int]:
