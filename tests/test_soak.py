@@ -63,13 +63,17 @@ def test_rows_lost_doubled_and_torn_are_told(tmp_path: Path, rows: list[bytes], 
 
 def test_files_left_over_missing_or_undone_are_told(tmp_path: Path) -> None:
     (tmp_path / ".out.jsonl.part").write_bytes(b"")
-    record = {"id": "x", "video": "v.mp4", "path": "/v.mp4", "status": "partial", "code": "damaged"}
-    (tmp_path / "out.jsonl.videos.jsonl").write_text(json.dumps(record) + "\n")
-    expected = {"out.jsonl": b"", "out.jsonl.videos.jsonl": b"seconds and times are others each time"}
-    assert lacks(expected, tmp_path, JSONL) == [
+    record = {"id": "x", "video": "v.mp4", "path": "/v.mp4", "status": "done", "clips": 5}
+    others = [{**record, "video": "w.mp4"}, {**record, "video": "x.mp4"}]
+    found = [{**record, "status": "partial", "code": "damaged"}, {**others[0], "clips": 4}]
+    told, good = (b"".join(json.dumps(one).encode() + b"\n" for one in rows) for rows in (found, [record, *others]))
+    (tmp_path / "out.jsonl.videos.jsonl").write_bytes(told)
+    assert lacks({"out.jsonl": b"", "out.jsonl.videos.jsonl": good}, tmp_path, JSONL) == [
         ".out.jsonl.part is left over",
         "out.jsonl is missing",
+        "x.mp4 is in no record",
         "v.mp4 is partial (damaged)",
+        "w.mp4 is said to have 4 clips, not 5",
     ]
 
 

@@ -143,29 +143,35 @@ class Faults:
 
     def _case(self, case: int) -> None:
         draw, setting = chance("faults", case), self.settings[case % len(self.settings)]
-        known, begun = self._undisturbed(setting), draw.random() < 0.5
-        folder, counts = self.plan.folder / f"{case}", self.plan.folder / f"{case}.counts"
+        known, folder = self._undisturbed(setting), self.plan.folder / f"{case}"
+        begun = draw.random() < 0.5
         if begun:
             shutil.copytree(known.begun, folder)
         fault = self._fault(draw, known.calls, 1.0 if begun else _FROM_THE_FIRST)
         if fault.kind == _READ:  # what failed comes after the others
             setting = replace(setting, in_order=False)
-        where = self._films[0].parent if fault.kind == _READ else folder
-        command = setting.command(self._films)
-        ended = narrate(folder, command, self._shim.environment(where, counts, fault))
-        faults = _seen(counts)[1]
-        wrong = ended.unseemly() + self._ending(ended, folder, setting, known.files)
-        if fault.kind == _READ:
-            wrong += self._unread(ended, folder, setting, 1 if faults == 1 else len(self._films))
-        again = narrate(folder, command)
+        wrong = self._broken(folder, setting, known.files, fault)
+        again = narrate(folder, setting.command(self._films))
         self.meddle(folder)
         wrong += [f"the next run: {told}" for told in self._whole(again, folder, setting, known.files)]
         for what in wrong:
             self.tally.blame(case, f"{setting}, {'begun, ' if begun else ''}{fault}: {what}")
         if not wrong:
             shutil.rmtree(folder)
-        fired = {f"faults_{_NAMES[fault.kind]}": 1} if faults else {"faults_too_late": 1}
-        self.tally.add(**fired, ended_with_a_line=int(ended.code != 0), went_on=int(ended.code == 0))
+
+    def _broken(self, folder: Path, setting: Setting, files: Contents, fault: Fault) -> list[str]:
+        """What is wrong with a run whose disk fails."""
+        counts = folder.with_name(f"{folder.name}.counts")
+        where = self._films[0].parent if fault.kind == _READ else folder
+        env = self._shim.environment(where, counts, fault)
+        ended = narrate(folder, setting.command(self._films), env)
+        faults = _seen(counts)[1]
+        fired = f"faults_{_NAMES[fault.kind]}" if faults else "faults_too_late"
+        self.tally.add(**{fired: 1, "went_on" if ended.code == 0 else "ended_with_a_line": 1})
+        wrong = ended.unseemly() + self._ending(ended, folder, setting, files)
+        if fault.kind == _READ:
+            wrong += self._unread(ended, folder, setting, 1 if faults == 1 else len(self._films))
+        return wrong
 
     def _fault(self, draw: random.Random, calls: dict[str, int], more: float) -> Fault:
         kind = _READ if draw.random() < 0.25 else draw.choice(_OF_OUTPUTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.names import RECORD
-from lavila_fast.archive.videos import DONE, ENDING, read_records
+from lavila_fast.archive.videos import DONE, ENDING, VideoRecord, parse_record
 
 Contents = dict[str, bytes]
 """Name of a file in a folder → what it holds."""
@@ -67,14 +67,17 @@ def contents(folder: Path) -> Contents:
 
 
 def lacks(expected: Contents, folder: Path, setting: Setting) -> list[str]:
-    """What is wrong with the files of a run that has ended well, a line each."""
+    """What is wrong with the files of a run that has ended well, a line each.
+
+    Records of videos hold times, so only what they say of the videos is compared; those of names need only be there.
+    """
     found = contents(folder)
     wrong = [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
     for name, content in expected.items():
         if name not in found:
             wrong.append(f"{name} is missing")
         elif name.endswith(ENDING):
-            wrong += undone(folder / name)
+            wrong += _undone(_records(content), _records(found[name]))
         elif not name.endswith(RECORD):
             wrong += [f"{name}: {told}" for told in _differences(content, found[name], _ordered(name, setting))]
     return wrong
@@ -96,6 +99,16 @@ def _differences(expected: bytes, found: bytes, in_order: bool) -> list[str]:
     return wrong or (["another order"] if in_order else [])
 
 
-def undone(path: Path) -> list[str]:
-    """Videos that records do not call done."""
-    return [f"{one.video} is {one.status} ({one.code})" for one in read_records(path).values() if one.status != DONE]
+def _records(content: bytes) -> dict[str, VideoRecord]:
+    return {one.video: one for line in content.splitlines() if (one := parse_record(line))}
+
+
+def _undone(expected: dict[str, VideoRecord], found: dict[str, VideoRecord]) -> list[str]:
+    """Videos that records do not call done, or of which they count other clips."""
+    wrong = [f"{video} is in no record" for video in expected.keys() - found.keys()]
+    for video, one in found.items():
+        if one.status != DONE:
+            wrong.append(f"{video} is {one.status} ({one.code})")
+        elif (clips := expected[video].clips if video in expected else 0) != one.clips:
+            wrong.append(f"{video} is said to have {one.clips} clips, not {clips}")
+    return wrong
