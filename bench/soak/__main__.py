@@ -97,9 +97,7 @@ def soak(counts: dict[str, int], minutes: float, first: int = 0, alone: bool = F
 @click.option("--quick", is_flag=True, help="Few of each.")
 @click.option("--only", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only these (several times).")
 @click.option("--case", type=click.IntRange(0), help="Only the case with this number.")
-@click.option(
-    "--first", default=0, show_default=True, help="Number of the first case; others than before are new ones."
-)
+@click.option("--first", default=0, show_default=True, help="Number of the first case; another one, other cases.")
 @click.option("--jobs", type=click.IntRange(1), help="Cases at once.  [default: all cores]")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON here.")
 def main(
@@ -116,12 +114,8 @@ def main(
     os.environ.setdefault("SVT_LOG", "1")  # an encoder that likes to talk
     wanted = {name: QUICK[name] if quick else counts[name] for name in SCENARIOS if not only or name in only}
     start = first if case is None else case
-    found = soak(wanted, minutes, start, case is not None, jobs or available_cpus())
-    result: dict[str, Any] = {
-        "command": " ".join([SOAK_COMMAND, *sys.argv[1:]]),
-        "machine": machine(),
-        "scenarios": found,
-    }
+    result: dict[str, Any] = {"command": " ".join([SOAK_COMMAND, *sys.argv[1:]]), "machine": machine()}
+    found = result["scenarios"] = soak(wanted, minutes, start, case is not None, jobs or available_cpus())
     click.echo(stamp(result["machine"]))
     if output:
         write_json(output, result)

@@ -1,7 +1,8 @@
 """Films of every container and codec, damaged at random: each is opened, measured and read in children that decode.
 
 Clips may come of it, or an error of ours in a line; nothing else. No child takes more memory than it may, this process
-takes no more for the last film than for the first ones, and no film becomes longer than its pictures allow.
+takes no more for the last film than for the first ones, and no film of these few seconds is said to last an hour or to
+have more pictures than bytes.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def read_all(children: Children, path: Path) -> int:
     seen = extent(source)
     if not 0 <= seen.begin <= seen.end <= seen.begin + _LONG:
         raise OverflowError(f"lasts from {seen.begin:g} to {seen.end:g} s")
+    if (frames := source.info(path).frames) > (size := path.stat().st_size):
+        raise OverflowError(f"has {frames} pictures in {size} bytes")
     clips: list[Clip] = list(itertools.islice(expand_windows(source, _CLIP, _CLIP), _MOST_READ))
     return sum(1 for _ in children.read(source, clips, 4, _TRANSFORM))
 
