@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from faults import ROOT
 from lavila_fast.bench.soak import mutants, runs
 from lavila_fast.bench.soak.bad_codecs import BadCodecs
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
+from lavila_fast.bench.soak.damage import mutated
 from lavila_fast.bench.soak.faults import Fault, Faults, Shim, compiled
 from lavila_fast.bench.soak.films import KINDS
 from lavila_fast.bench.soak.kills import Kills
-from lavila_fast.bench.soak.mutants import Mutants, mutated
+from lavila_fast.bench.soak.mutants import Mutants
 from lavila_fast.bench.soak.outputs import SETTINGS, Setting, lacks
 from lavila_fast.errors import VideoError
 from lavila_fast.video.children.pool import Children
@@ -222,7 +223,7 @@ def test_a_case_damages_a_film_in_the_same_way_each_time() -> None:
 
 def test_damaged_films_are_read_or_refused(tmp_path: Path) -> None:
     tally = Tally("mutants")
-    Mutants(Plan(tmp_path, 40, first=100_000, jobs=2), tally, kinds=KINDS[::5]).run()
+    Mutants(Plan(tmp_path, 40, first=100_000, jobs=2), tally, kinds=KINDS[::5], together=0).run()
     assert tally.violations == []
     assert tally.counts["films"] == 40
     assert 0 < tally.counts["refused"] < 40
@@ -253,7 +254,7 @@ def test_what_reading_a_damaged_film_may_not_do_is_found(
     monkeypatch.setattr(mutants, "_SLOW", 0.2)
     tally = Tally("mutants")
     monkeypatch.setattr(Mutants, "_whole", lambda self, path: None)
-    Mutants(Plan(tmp_path, 2), tally, read, KINDS[:1]).run()
+    Mutants(Plan(tmp_path, 2), tally, read, KINDS[:1], together=0).run()
     assert [told in line for line in tally.violations] == [True, True]
 
 
@@ -261,7 +262,7 @@ def test_an_undamaged_film_without_clips_and_one_that_lasts_for_ever_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tally = Tally("mutants")
-    Mutants(Plan(tmp_path / "a", 0), tally, lambda children, path: 0, KINDS[:1]).run()
+    Mutants(Plan(tmp_path / "a", 0), tally, lambda children, path: 0, KINDS[:1], together=0).run()
     assert tally.violations == ["mutants --case 0: whole0.mp4, undamaged, gives 0 clips"]
     monkeypatch.setattr(mutants, "_LONG", 3.0)
     with Children() as children, pytest.raises(OverflowError, match="lasts from 0 to 4 s"):
@@ -271,8 +272,22 @@ def test_an_undamaged_film_without_clips_and_one_that_lasts_for_ever_are_found(
 def test_a_child_that_takes_too_much_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutants, "_START", -mutants._LIMITS.memory)
     tally = Tally("mutants")
-    Mutants(Plan(tmp_path, 1), tally, kinds=KINDS[:1]).run()
+    Mutants(Plan(tmp_path, 1), tally, kinds=KINDS[:1], together=0).run()
     assert any("a child has taken" in line for line in tally.violations)
+
+
+def test_a_run_over_damaged_films_that_does_a_thing_twice_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(folder: Path, words: Sequence[object]) -> runs.Ended:
+        ended = runs.narrate(folder, words)
+        spoil(folder / "out.jsonl", lambda rows: [*rows, b"once more"])
+        return ended
+
+    monkeypatch.setattr(mutants, "narrate", careless)
+    tally = Tally("mutants")
+    Mutants(Plan(tmp_path, 4), tally, kinds=KINDS[:1]).run()
+    assert "mutants --case 0: a second run changes the output" in tally.violations
 
 
 # --- all of it -------------------------------------------------------------------------------------------------------
@@ -303,5 +318,5 @@ def test_a_violation_is_exit_code_1_and_names_its_case(tmp_path: Path, monkeypat
     monkeypatch.setattr(Mutants.__init__, "__defaults__", (mutants.read_all, KINDS[:1]))
     done = CliRunner().invoke(main, ["--only", "mutants", "--mutants", "3", "--case", "17"])
     assert done.exit_code == 1
-    assert "violation: mutants --case 17: 17.mp4 of whole0.mp4: a fault" in done.output
+    assert "violation: mutants --case 17: 17-whole0.mp4: a fault" in done.output
     assert json.loads(done.output.splitlines()[-1]) == {"mutants": 1, "violations": 1}

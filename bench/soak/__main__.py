@@ -53,10 +53,10 @@ class Row:
 
 
 SCENARIOS = {
-    "kills": Row(Kills, 0.4),
+    "kills": Row(Kills, 0.45),
     "faults": Row(Faults, 0.35),
-    "codecs": Row(BadCodecs, 0.15),
-    "mutants": Row(Mutants, 0.1),
+    "codecs": Row(BadCodecs, 0.12),
+    "mutants": Row(Mutants, 0.08),
 }
 QUICK = {"kills": 3, "faults": 2, "codecs": 1, "mutants": 40}
 

@@ -2,13 +2,12 @@
 
 Clips may come of it, or an error of ours in a line; nothing else. No child takes more memory than it may, this process
 takes no more for the last film than for the first ones, and no film of these few seconds is said to last an hour or to
-have more pictures than bytes.
+have more pictures than bytes. Some are narrated in one run as well, which goes on to its end.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +15,12 @@ from pathlib import Path
 
 import av
 
+from lavila_fast.archive.videos import find_records, read_records
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
+from lavila_fast.bench.soak.damage import mutated
 from lavila_fast.bench.soak.films import KINDS, Kind, write_film
+from lavila_fast.bench.soak.outputs import Setting
+from lavila_fast.bench.soak.runs import narrate
 from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip
@@ -34,8 +37,8 @@ _SLOW = 40.0  # seconds that a film may take on a busy machine
 _LIMITS = ChildLimits(seconds=15.0, memory=1 << 30)
 _START = 1 << 28  # bytes that a child has before it decodes, at most
 _GROWTH = 96 << 20  # bytes by which this process may grow from a quarter of the films on
+_ENDS = (0, 1, 3)  # exit codes of a run of many
 _TRANSFORM = FrameTransform(32, CLIP_MEAN, CLIP_STD)
-_EXTREME = (b"\0", b"\x7f", b"\x80", b"\xff", b"\1")
 Read = Callable[[Children, Path], int]
 
 
@@ -56,77 +59,6 @@ def read_all(children: Children, path: Path) -> int:
     return sum(1 for _ in children.read(source, clips, 4, _TRANSFORM))
 
 
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    """The bytes of a film after one to three accidents."""
-    harmed = bytearray(data)
-    for _ in range(draw.randint(1, 3)):
-        if harmed:
-            draw.choice(_ACCIDENTS)(harmed, draw)
-    return bytes(harmed)
-
-
-def _flip(data: bytearray, draw: random.Random) -> None:
-    for _ in range(draw.choice((1, 1, 1, 4, 32))):
-        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-
-
-def _flip_header(data: bytearray, draw: random.Random) -> None:
-    """Bits of the first or last bytes, where headers and indices lie."""
-    for _ in range(draw.choice((1, 1, 2, 8))):
-        at = draw.randrange(min(draw.choice((64, 512, 2048)), len(data)))
-        data[at if draw.random() < 0.6 else -1 - at] ^= 1 << draw.randrange(8)
-
-
-def _extreme_header(data: bytearray, draw: random.Random) -> None:
-    """A number of a header becomes one that nobody expects."""
-    size, at = draw.choice((1, 2, 4, 8)), draw.randrange(min(2048, len(data)))
-    at = at if draw.random() < 0.6 else max(len(data) - at - size, 0)
-    data[at : at + size] = (draw.choice(_EXTREME) + draw.choice(_EXTREME) * 7)[:size]
-
-
-def _block(data: bytearray, draw: random.Random) -> slice:
-    at = draw.randrange(len(data))
-    return slice(at, at + draw.choice((1, 16, 188, 1024, 8192)))
-
-
-def _cut(data: bytearray, draw: random.Random) -> None:
-    del data[draw.randrange(1, len(data) + 1) :]
-
-
-def _drop(data: bytearray, draw: random.Random) -> None:
-    gone = _block(data, draw)
-    del data[gone]
-
-
-def _double(data: bytearray, draw: random.Random) -> None:
-    twice = _block(data, draw)
-    data[twice.start : twice.start] = data[twice]
-
-
-def _zero(data: bytearray, draw: random.Random) -> None:
-    hole = _block(data, draw)
-    data[hole] = bytes(len(data[hole]))
-
-
-def _noise(data: bytearray, draw: random.Random) -> None:
-    spot = _block(data, draw)
-    data[spot] = draw.randbytes(len(data[spot]))
-
-
-def _swap(data: bytearray, draw: random.Random) -> None:
-    one = _block(data, draw)
-    moved = data[one]
-    del data[one]
-    at = draw.randrange(len(data) + 1)
-    data[at:at] = moved
-
-
-_ACCIDENTS = (
-    *(_flip, _flip_header, _flip_header, _extreme_header, _extreme_header),
-    *(_cut, _drop, _double, _zero, _noise, _swap),
-)
-
-
 @dataclass
 class Mutants:
     """The scenario.
@@ -135,13 +67,15 @@ class Mutants:
         plan: `count` are films.
         tally: What is found.
         read: Reads one; another one shows that what it does wrong is found.
-        kinds: That cases take turns with.
+        kinds: Of the films.
+        together: How many are narrated in one run, at most.
     """
 
     plan: Plan
     tally: Tally
     read: Read = read_all
     kinds: tuple[Kind, ...] = KINDS
+    together: int = 200
     _settled: int = field(default=0, init=False)
 
     def run(self) -> None:
@@ -153,6 +87,8 @@ class Mutants:
                 self._whole(path)
             each(self.plan, self.tally, self._case, lambda begun: begun < self.plan.count)
             self._look()
+        if self.together and not self.plan.alone:
+            self._in_one_run(min(self.plan.count, self.together))
         self.tally.see(parent_mib=_resident("VmRSS", "self") / 2**20)
         if self._settled and (grown := _resident("VmRSS", "self") - self._settled) > _GROWTH:
             self.tally.blame(self.plan.first, f"this process has grown by {grown >> 20} MiB")
@@ -171,22 +107,44 @@ class Mutants:
             self.tally.blame(self.plan.first, f"{path.name}, undamaged, gives {clips} clips")
 
     def _case(self, case: int) -> None:
-        draw = chance("mutants", case)
-        film = draw.choice(self._films)
-        path, began = self.plan.folder / f"{case}{film.suffix}", time.monotonic()
-        path.write_bytes(mutated(film.read_bytes(), draw))
+        path, began = self._damaged(case, self.plan.folder), time.monotonic()
         what = self._read(path)
         took = time.monotonic() - began
         self.tally.see(longest_seconds=took)
         what = what or (f"took {took:.0f} s" if took > _SLOW else "")
         if what:
-            self.tally.blame(case, f"{path.name} of {film.name}: {what}")
+            self.tally.blame(case, f"{path.name}: {what}")
         else:
             path.unlink()
         if case % 50 == 0:
             self._look()
         if case == self.plan.first + self.plan.count // 4:
             self._settled = _resident("VmRSS", "self")
+
+    def _damaged(self, case: int, folder: Path) -> Path:
+        draw = chance("mutants", case)
+        film = draw.choice(self._films)
+        path = folder / f"{case}-{film.name}"
+        path.write_bytes(mutated(film.read_bytes(), draw))
+        return path
+
+    def _in_one_run(self, count: int) -> None:
+        """Narrate the first films in one run, and in a second one, which finds nothing to do."""
+        (folder := self.plan.folder / "together").mkdir()
+        films = [self._damaged(self.plan.first + number, folder) for number in range(count)]
+        setting, place, rows = Setting("jsonl", False), self.plan.folder / "run", []
+        for _ in range(2):
+            ended = narrate(place, setting.command(films))
+            wrong = ended.unseemly() + ([f"exit code {ended.code}"] if ended.code not in _ENDS else [])
+            for what in wrong:
+                self.tally.blame(self.plan.first, f"all in one run: {what}")
+            rows.append((place / setting.output).read_bytes())
+        if rows[0] != rows[1]:
+            self.tally.blame(self.plan.first, "a second run changes the output")
+        records = read_records(find_records(str(place / setting.output)))
+        if missing := {str(film) for film in films} - records.keys():
+            self.tally.blame(self.plan.first, f"no record tells of {', '.join(sorted(missing)[:3])}")
+        self.tally.add(films_in_one_run=count)
 
     def _read(self, path: Path) -> str:
         """Read a film; gives what is wrong about how that went."""
