@@ -276,12 +276,13 @@ def test_a_child_that_takes_too_much_is_found(tmp_path: Path, monkeypatch: pytes
     assert any("a child has taken" in line for line in tally.violations)
 
 
+@pytest.mark.slow
 def test_a_run_over_damaged_films_that_does_a_thing_twice_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def careless(folder: Path, words: Sequence[object]) -> runs.Ended:
         ended = runs.narrate(folder, words)
-        spoil(folder / "out.jsonl", lambda rows: [*rows, b"once more"])
+        spoil(folder / "out.jsonl", lambda rows: [*rows, str(time.monotonic()).encode()])
         return ended
 
     monkeypatch.setattr(mutants, "narrate", careless)
@@ -314,8 +315,7 @@ def test_a_violation_is_exit_code_1_and_names_its_case(tmp_path: Path, monkeypat
     from lavila_fast.bench.soak.__main__ import main
 
     monkeypatch.setattr(Mutants, "_read", lambda self, path: "a fault")
-    monkeypatch.setattr(mutants, "KINDS", KINDS[:1])
-    monkeypatch.setattr(Mutants.__init__, "__defaults__", (mutants.read_all, KINDS[:1]))
+    monkeypatch.setattr(Mutants.__init__, "__defaults__", (mutants.read_all, KINDS[:1], 0))
     done = CliRunner().invoke(main, ["--only", "mutants", "--mutants", "3", "--case", "17"])
     assert done.exit_code == 1
     assert "violation: mutants --case 17: 17-whole0.mp4: a fault" in done.output

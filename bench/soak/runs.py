@@ -23,6 +23,7 @@ _OURS = re.compile(re.escape(f"{_HOME}/lavila_fast/") + "(?!__init__|__main__)")
 _MARK = "LAVILA_SOAK_RUN"
 _LONGEST = 180.0  # seconds; all of these runs are short, on a busy machine too
 _GONE = 5.0  # seconds until the processes of a killed run are gone
+_BLINK = 0.05
 SHARED = Path("/dev/shm")  # noqa: S108 - looked at, nothing is put there
 
 
@@ -93,7 +94,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        left = [] if until(lambda: not _marked(self._mark), _GONE) else _marked(self._mark)
+        left = [] if until(lambda: _are_gone(self._mark), _GONE) else _marked(self._mark)
         for number in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
@@ -130,6 +131,14 @@ def _marked(mark: str) -> list[int]:
             if sign in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found
+
+
+def _are_gone(mark: str) -> bool:
+    """Whether a run has no process any more: looked for twice, for one that begins another program has no marks."""
+    if _marked(mark):
+        return False
+    time.sleep(_BLINK)
+    return not _marked(mark)
 
 
 def shared_files() -> set[str]:
