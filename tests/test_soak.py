@@ -129,6 +129,9 @@ def test_shared_memory_that_nobody_holds(monkeypatch: pytest.MonkeyPatch) -> Non
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
             assert path.name not in runs.shared_files()
         assert path.name in runs.shared_files()
+        monkeypatch.setattr(runs, "_SETTLED", 0.1)
+        assert path.name in runs.shared_since(set())
+        assert path.name not in runs.shared_since({path.name})
     finally:
         path.unlink()
 

@@ -18,7 +18,7 @@ from lavila_fast.bench.soak.films import own_bytes, write_film
 from lavila_fast.bench.soak.kills import Meddle
 from lavila_fast.bench.soak.outputs import Setting, contents, lacks
 from lavila_fast.bench.soak.planted import CODES, broken, plant
-from lavila_fast.bench.soak.runs import Ended, narrate, shared_files
+from lavila_fast.bench.soak.runs import Ended, narrate, shared_files, shared_since
 
 TIMEOUT = 2.0  # seconds, of --decode-timeout
 _MEMORY = 0.3  # GB, of --decode-memory
@@ -68,7 +68,7 @@ class BadCodecs:
         wrong = self._judge(ended, folder / setting.output, ways)
         most = _BUSY + 10 * TIMEOUT * ways.count("hang")
         wrong += [f"took {took:.0f} s"] if took > most else []
-        wrong += [f"{one} in /dev/shm" for one in shared_files() - before]
+        wrong += [f"{one} in /dev/shm" for one in shared_since(before)]
         wrong += self._again(folder, setting, films)
         for what in wrong:
             self.tally.blame(case, f"{' '.join(ways)}, {' '.join(setting.words)}: {what}")

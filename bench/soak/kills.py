@@ -19,7 +19,7 @@ from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.films import own_bytes, write_film
 from lavila_fast.bench.soak.outputs import SETTINGS, Contents, Setting, contents, lacks
 from lavila_fast.bench.soak.planted import broken, plant
-from lavila_fast.bench.soak.runs import Ended, Running, narrate, shared_files
+from lavila_fast.bench.soak.runs import Ended, Running, narrate, shared_files, shared_since
 
 _SECONDS = (10.0, 4.0, 35.0, 3.0)  # of the films; the third is cut into stretches
 _SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT) * 2
@@ -72,7 +72,7 @@ class Kills:
         ended = self._last(case, folder, env, draw)
         self.meddle(folder)
         wrong = ended.unseemly() + [f"at the end exit code {ended.code}"] * (ended.code != 0) + ended.errors
-        wrong += lacks(expected.files, folder, setting) + [f"{one} in /dev/shm" for one in shared_files() - before]
+        wrong += lacks(expected.files, folder, setting) + [f"{one} in /dev/shm" for one in shared_since(before)]
         temporary = folder.with_name(f"{case}.tmp")
         wrong += [f"{path.name} among temporary files" for path in temporary.iterdir()]
         for what in wrong:

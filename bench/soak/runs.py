@@ -24,6 +24,7 @@ _MARK = "LAVILA_SOAK_RUN"
 _LONGEST = 180.0  # seconds; all of these runs are short, on a busy machine too
 _GONE = 5.0  # seconds until the processes of a killed run are gone
 _BLINK = 0.05
+_SETTLED = 20.0  # seconds that a file of another program may lie in shared memory without being held
 SHARED = Path("/dev/shm")  # noqa: S108 - looked at, nothing is put there
 
 
@@ -145,6 +146,13 @@ def shared_files() -> set[str]:
     """Names in shared memory that no living process holds."""
     names = {path.name for path in SHARED.iterdir()} if SHARED.is_dir() else set()
     return names - set(_held(names)) if names else names
+
+
+def shared_since(before: set[str]) -> list[str]:
+    """Such names as were not there before, and are still there some seconds later: other programs have theirs."""
+    names = shared_files() - before
+    until(lambda: not names & shared_files(), _SETTLED if names else 0)
+    return sorted(names & shared_files())
 
 
 def _held(names: set[str]) -> Iterator[str]:
