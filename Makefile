@@ -7,6 +7,7 @@
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
 # make bench-decode  decoding what is wanted against decoding everything, frames compared to the bit
 # make bench-end-to-end  whole runs against the processor time that decoding and engine need
+# make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks and times everything on it (python3 with torch and triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
@@ -18,7 +19,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-end-to-end bench-nearest gpu nano nano-bundle parity clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-end-to-end bench-nearest soak gpu nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -71,6 +72,9 @@ bench-nearest: $(DEV)/.made
 bench-kernels: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.kernels --output bench/results/kernels.json
 	@$(DEV)/bin/python -m lavila_fast.bench.report
+
+soak: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.soak --output bench/results/soak.json $(ARGS)
 
 # No environment of its own: what is installed on the machine with the GPU is what it is measured with.
 gpu:

@@ -96,13 +96,13 @@ def test_a_clip_says_that_it_holds_substitutes() -> None:
 
 
 class Failing:
-    """A file that a disk does not give at the read with this number, counted over all files."""
+    """A file that a disk does not give at the reads with these numbers, counted over all files."""
 
-    def __init__(self, file: Any, count: Iterator[int], number: int) -> None:
-        self._file, self._count, self._number = file, count, number
+    def __init__(self, file: Any, count: Iterator[int], numbers: range) -> None:
+        self._file, self._count, self._numbers = file, count, numbers
 
     def read(self, size: int) -> bytes:
-        if next(self._count) == self._number:
+        if next(self._count) in self._numbers:
             raise OSError(5, "Input/output error")
         return bytes(self._file.read(size))
 
@@ -110,12 +110,12 @@ class Failing:
         return getattr(self._file, name)
 
 
-def fail_at(number: int, patch: pytest.MonkeyPatch) -> None:
+def fail_at(number: int, patch: pytest.MonkeyPatch, times: int = 1) -> None:
     real, count = DiskFile.__init__, itertools.count(1)
 
     def begin(self: DiskFile, path: Path) -> None:
         real(self, path)
-        vars(self)["_file"] = Failing(vars(self)["_file"], count, number)
+        vars(self)["_file"] = Failing(vars(self)["_file"], count, range(number, number + times))
 
     patch.setattr(DiskFile, "__init__", begin)
 
@@ -148,6 +148,17 @@ def test_a_disk_s_error_is_named_and_nothing_is_guessed_behind_it(tmp_path: Path
         assert "re-encode" not in str(caught.value)
         assert len(found) < 16
         assert all(np.array_equal(a, b) for a, b in zip(found, right, strict=False))
+
+
+def test_a_disk_that_gives_nothing_any_more_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """PyAV holds one exception and prints the others, with traceback."""
+    path = noisy(tmp_path / "v.mp4")
+    for number in range(1, 8):
+        with pytest.MonkeyPatch.context() as patch:
+            fail_at(number, patch, times=1 << 30)
+            with pytest.raises(VideoError, match="cannot be read from the disk"):
+                list(read_clips(path, [Clip("v", i, i + 1) for i in range(16)], 4))
+    assert capfd.readouterr().err == ""
 
 
 def test_frames_are_counted(tmp_path: Path) -> None:

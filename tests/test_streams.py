@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -92,3 +94,19 @@ def test_nothing_that_is_printed_is_obeyed(folder: Path, tmp_path: Path, capsys:
     for text in capsys.readouterr():
         assert not [c for c in text if (ord(c) < 32 and c != "\n") or 127 <= ord(c) < 160 or c == "\u202e"]
     assert list(tmp_path.glob("out.csv"))
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    paths = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
+    with subprocess.Popen(
+        PROGRAM.split(),
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.communicate()[1], process.returncode) == ("", -signal.SIGINT)

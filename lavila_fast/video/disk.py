@@ -27,7 +27,9 @@ class DiskFile:
         self._file = path.open("rb", buffering=0)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
+        """At most `size` bytes; none after the first error, for PyAV prints the second one that is raised in it."""
+        if self.trouble:
+            return b""
         try:
             return self._file.read(size) or b""
         except OSError as error:
