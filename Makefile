@@ -5,8 +5,7 @@
 # make bench-engines  every engine and precision against the uncached loop and others' tools (under 20 minutes)
 # make bench-nearest  what cheaper frames nearby save, and what the shipped model says of them
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
-# make bench-decode  decoding what is wanted against decoding everything, frames compared to the bit
-# make bench-end-to-end  whole runs against the processor time that decoding and engine need
+# make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
 # make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks and times everything on it (python3 with torch and triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
@@ -19,7 +18,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-end-to-end bench-nearest soak gpu nano nano-bundle parity clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest soak gpu nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -58,9 +57,6 @@ $(DEV)/.peers: $(DEV)/.made
 bench-engines: $(DEV)/.peers
 	$(DEV)/bin/python -m lavila_fast.bench.engines --output bench/results/engines.json
 	@$(DEV)/bin/python -m lavila_fast.bench.report
-
-bench-end-to-end: $(DEV)/.made
-	$(DEV)/bin/python -m lavila_fast.bench.end_to_end --output bench/results/end_to_end.json
 
 bench-decode: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.decode --output bench/results/decode.json

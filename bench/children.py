@@ -58,6 +58,11 @@ def measure_children(readers: int, repeats: int, cases: Sequence[tuple[int, int,
     return {"rows": rows}
 
 
+def child_ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Clips a second in children against threads, by pixels and readers at once."""
+    return {f"{row['height']}p_{row['readers']}": round(row["child_vs_thread"], 3) for row in rows}
+
+
 def _read(read: Reading, path: Path, clips: Sequence[Clip], at_once: int) -> None:
     def one(_: int) -> int:
         return sum(1 for _ in read(VideoSource("film", path), clips))
@@ -82,8 +87,7 @@ def main(output: Path | None, readers: int, repeats: int) -> None:
     click.echo(stamp(result["machine"]))
     if output:
         write_json(output, result)
-    told = {f"{row['height']}p_{row['readers']}": round(row["child_vs_thread"], 3) for row in result["rows"]}
-    click.echo(json.dumps({"child_vs_thread": told}))
+    click.echo(json.dumps({"child_vs_thread": child_ratios(result["rows"])}))
 
 
 if __name__ == "__main__":

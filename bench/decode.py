@@ -2,31 +2,29 @@
 
     python -m lavila_fast.bench.decode --output bench/results/decode.json
 
-The films are made here: a camera that moves over a textured plane, two things that move, grain. Windows of 2 s, 4
-frames each, one thread; both ways take turns, and the median of each counts, in time of this process (what other
-programs take is left out). Both include resizing and normalising. Every frame is compared to the bit. Beside them,
-``--frames nearest:SECONDS``, whose frames are others. The last line is one JSON object.
+The films are those of `bench.films`. Windows of 2 s, 4 frames each, one thread; both ways take turns, and the median of
+each counts, in time of this process (what other programs take is left out). Both include resizing and normalising.
+Every frame is compared to the bit. Beside them, ``--frames nearest:SECONDS``, whose frames are others. Then whole runs
+(`bench.end_to_end`) and children against threads (`bench.children`). The last line is one JSON object.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import click
 import numpy as np
-from numpy.typing import NDArray
 
-from lavila_fast.bench.timing import machine, stamp
+from lavila_fast.bench.children import child_ratios, measure_children
+from lavila_fast.bench.end_to_end import end_to_end_figures, end_to_end_page, measure_runs
+from lavila_fast.bench.films import FILMS, SECONDS, CodedFilm, made
+from lavila_fast.bench.timing import cores, machine, stamp
 from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.download import cache_dir
 from lavila_fast.errors import LavilaError
@@ -38,113 +36,7 @@ from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
 COMMAND_DECODE = "python -m lavila_fast.bench.decode"
-RATE, SECONDS = 30, 16
 NEAREST = (0.25, 0.5, 1.0)  # seconds
-_X264 = {"preset": "veryfast", "crf": "23"}
-_CAMERA = "keyint=30:min-keyint=30:scenecut=0"  # a group of pictures a second
-
-
-@dataclass(frozen=True)
-class CodedFilm:
-    """A film of the table.
-
-    Attributes:
-        name: Key of the last line's ``decode_speedup_…``.
-        what: In words.
-        codec: Encoder's name.
-        suffix: Of its container.
-        size: Width and height, pixels.
-        options: Of the encoder.
-    """
-
-    name: str
-    what: str
-    codec: str
-    suffix: str
-    size: tuple[int, int]
-    options: dict[str, str] = field(default_factory=dict)
-
-
-FULL, HALF, SMALL = (1920, 1080), (1280, 720), (512, 288)
-FILMS = (
-    CodedFilm("h264_1080p", "H.264, x264's defaults", "libx264", "mp4", FULL, {"crf": "23", "preset": "medium"}),
-    CodedFilm(
-        "h264_1080p_gop1_b2",
-        "H.264, 1 s, 2 B",
-        "libx264",
-        "mp4",
-        FULL,
-        {**_X264, "x264-params": f"{_CAMERA}:bframes=2"},
-    ),
-    CodedFilm(
-        "h264_1080p_gop1_b0",
-        "H.264, 1 s, no B",
-        "libx264",
-        "mp4",
-        FULL,
-        {**_X264, "x264-params": f"{_CAMERA}:bframes=0"},
-    ),
-    CodedFilm("h264_720p", "H.264, x264's defaults", "libx264", "mp4", HALF, {"crf": "23"}),
-    CodedFilm("h264_288p", "H.264, x264's defaults", "libx264", "mp4", SMALL, {"crf": "23"}),
-    CodedFilm(
-        "hevc_720p", "HEVC, x265's defaults", "libx265", "mp4", HALF, {"preset": "fast", "x265-params": "log-level=0"}
-    ),
-    CodedFilm(
-        "vp9_720p",
-        "VP9, groups of 1 s",
-        "libvpx-vp9",
-        "webm",
-        HALF,
-        {"g": "30", "deadline": "realtime", "cpu-used": "8", "b": "2M"},
-    ),
-    CodedFilm(
-        "av1_720p", "AV1, groups of 1 s", "libsvtav1", "mp4", HALF, {"preset": "12", "g": "30", "svtav1-params": "lp=2"}
-    ),
-)
-
-
-def _smooth(height: int, width: int, cell: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    small = rng.random((height // cell + 2, width // cell + 2, 3)).astype(np.float32)
-    coarse = np.kron(small, np.ones((cell, cell, 1), np.float32))
-    total = np.cumsum(np.cumsum(coarse, 0), 1)
-    mean = (total[cell:, cell:] - total[:-cell, cell:] - total[cell:, :-cell] + total[:-cell, :-cell]) / cell**2
-    return np.asarray(mean[:height, :width], np.float32)
-
-
-def drawn(size: tuple[int, int], frames: int) -> Iterator[NDArray[np.uint8]]:
-    """The film's frames, RGB (H, W, 3)."""
-    (width, height), rng = size, np.random.default_rng(2022)
-    octaves = ((height // 8, 0.4), (height // 22, 0.3), (height // 67, 0.2), (max(height // 180, 2), 0.1))
-    plane = sum(_smooth(height * 6 // 5, width * 6 // 5, cell, rng) * share for cell, share in octaves)
-    plane = (np.asarray(plane) * 255).astype(np.int16)
-    grain = [rng.normal(0, 3, (height, width, 1)).astype(np.int16) for _ in range(5)]
-    for n in range(frames):
-        y, x = (int(length * (0.1 + 0.09 * np.sin(n / slow))) for length, slow in ((height, 60), (width, 47)))
-        frame = plane[y : y + height, x : x + width] + grain[n % 5]
-        for colour, slow, tall in (((200, 80, 40), 25, 7), ((30, 160, 90), 40, 5)):
-            top, left = (int(length * (0.5 + 0.3 * np.sin(n / slow + k))) for k, length in enumerate((height, width)))
-            frame[top - height // tall : top, left : left + width // 12] = colour
-        yield np.clip(frame, 0, 255).astype(np.uint8)
-
-
-def made(film: CodedFilm, folder: Path, seconds: int) -> Path:
-    """The film's file, encoded at the first call."""
-    key = hashlib.sha256(f"{film}{seconds}{Path(__file__).stat().st_size}".encode()).hexdigest()[:12]
-    path = folder / f"{film.name}-{key}.{film.suffix}"
-    if path.is_file():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"part-{path.name}")
-    with av.open(str(part), "w") as container:
-        stream: Any = container.add_stream(film.codec, RATE)
-        stream.width, stream.height, stream.pix_fmt, stream.options = *film.size, "yuv420p", film.options
-        for n, image in enumerate(drawn(film.size, RATE * seconds)):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = n, Fraction(1, RATE)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    part.rename(path)
-    return path
 
 
 def _reading(path: Path, found: dict[str, list[Any]], name: str, nearest: float = 0.0) -> Callable[[], float]:
@@ -230,16 +122,23 @@ def decode_page(result: dict[str, Any]) -> str:
 @click.option("--repeats", default=5, show_default=True, help="Of which the median counts.")
 @click.option("--seconds", default=SECONDS, show_default=True, help="Of each film.")
 @click.option("--only", multiple=True, help="Names of films.")
-def main(output: Path | None, repeats: int, seconds: int, only: tuple[str, ...]) -> None:
+@click.option("--runs/--no-runs", default=True, show_default=True, help="Also whole runs, and children.")
+def main(output: Path | None, repeats: int, seconds: int, only: tuple[str, ...], runs: bool) -> None:
     """Time decoding with and without the pictures that nobody wants."""
     films = [film for film in FILMS if not only or film.name in only]
     rows = [measured(film, made(film, cache_dir() / "bench-films", seconds), seconds, repeats) for film in films]
     result: dict[str, Any] = {"command": " ".join([COMMAND_DECODE, *sys.argv[1:]]), "machine": machine(), "films": rows}
     click.echo(decode_page(result))
+    told: dict[str, Any] = {f"decode_speedup_{one['film']}": round(1 / one["share"], 2) for one in rows}
+    if runs:
+        result["children"] = measure_children(cores(), repeats)["rows"]
+        result["runs"] = measure_runs(repeats)
+        click.echo(end_to_end_page(result["runs"]))
+        told |= {**end_to_end_figures(result["runs"]), "child_vs_thread": child_ratios(result["children"])}
     click.echo(stamp(result["machine"]))
     if output:
         write_json(output, result)
-    click.echo(json.dumps({f"decode_speedup_{one['film']}": round(1 / one["share"], 2) for one in rows}))
+    click.echo(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m lavila_fast.bench.end_to_end --output bench/results/end_to_end.json
 
 TimeSformer-B and GPT-2 with random weights in INT8, one sample of 12 tokens a clip, windows of 2 s, over generated
-H.264 of three sizes (x264's defaults, as in `bench.decode`). The pieces take turns, and medians count: the engine alone
+H.264 of three sizes (x264's defaults, as in `bench.films`). The pieces take turns, and medians count: the engine alone
 on frames that lie ready, decoding alone by one thread, and the run as the command makes it. A machine whose cores never
 wait would need `bound_ms`: (engine + decoding, in processor time) / cores. The last line is one JSON object.
 """
@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -27,8 +27,8 @@ import torch
 from lavila_fast.archive.request import Request
 from lavila_fast.bench.contestants import Contest
 from lavila_fast.bench.controlled import Controlled
-from lavila_fast.bench.decode import FULL, HALF, SMALL, CodedFilm, made
 from lavila_fast.bench.engines import make_bundles, random_clip
+from lavila_fast.bench.films import FULL, HALF, SMALL, CodedFilm, made
 from lavila_fast.bench.timing import cores, machine, stamp
 from lavila_fast.bench.uncached import random_narrator
 from lavila_fast.download import cache_dir
@@ -84,7 +84,7 @@ def _run(narrator: Narrator, path: Path, clips: int, workers: int | None) -> flo
     return seconds
 
 
-def measured(narrator: Narrator, path: Path, name: str, repeats: int) -> dict[str, Any]:
+def measured_run(narrator: Narrator, path: Path, name: str, repeats: int) -> dict[str, Any]:
     """A row: milliseconds a clip."""
     source = VideoSource("film", path)
     clips = list(expand_windows(source, CLIP_SECONDS, CLIP_SECONDS))
@@ -117,13 +117,31 @@ def measured(narrator: Narrator, path: Path, name: str, repeats: int) -> dict[st
     }
 
 
-def end_to_end_page(result: dict[str, Any]) -> str:
+def end_to_end_page(rows: Sequence[dict[str, Any]]) -> str:
     """The table, in Markdown."""
     names = ("engine_ms", "engine_cpu_ms", "decode_cpu_ms", "bound_ms", "run_ms", "run_with_one_decoder_ms")
     lines = ["| film | " + " | ".join((*names, "vs_cpu_bound")).replace("_", " ") + " |", "|---|" + "---:|" * 7]
-    for row in result["rows"]:
+    for row in rows:
         lines.append("| " + " | ".join(str(row[name]) for name in ("film", *names, "vs_cpu_bound")) + " |")
     return "\n".join(lines)
+
+
+def end_to_end_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the last line says: time against what the processors need, and at 288 pixels the bare engine's share."""
+    told = {row["film"]: row["vs_cpu_bound"] for row in rows}
+    return {"end_to_end_vs_cpu_bound": told, "end_to_end_of_bare_engine_288p": rows[0]["of_bare_engine"]}
+
+
+def measure_runs(repeats: int, tokens: int = TOKENS) -> list[dict[str, Any]]:
+    """A row a size."""
+    torch.set_num_threads(cores())
+    narrator = _opened(_bundle(cores()), cores(), tokens)
+    rows = []
+    for size, seconds in SIZES:
+        name = f"{size[1]}p"
+        film = CodedFilm(f"h264_{name}", "H.264, x264's defaults", "libx264", "mp4", size, {"crf": "23"})
+        rows.append(measured_run(narrator, made(film, cache_dir() / "bench-films", seconds), name, repeats))
+    return rows
 
 
 @click.command()
@@ -132,27 +150,13 @@ def end_to_end_page(result: dict[str, Any]) -> str:
 @click.option("--tokens", default=TOKENS, show_default=True, help="Of each sentence.")
 def main(output: Path | None, repeats: int, tokens: int) -> None:
     """Time whole runs against what their halves need."""
-    torch.set_num_threads(cores())
-    narrator = _opened(_bundle(cores()), cores(), tokens)
-    rows = []
-    for size, seconds in SIZES:
-        name = f"{size[1]}p"
-        film = CodedFilm(f"h264_{name}", "H.264, x264's defaults", "libx264", "mp4", size, {"crf": "23"})
-        rows.append(measured(narrator, made(film, cache_dir() / "bench-films", seconds), name, repeats))
-    result: dict[str, Any] = {
-        "command": " ".join([COMMAND, *sys.argv[1:]]),
-        "machine": machine(),
-        "tokens": tokens,
-        "rows": rows,
-    }
-    click.echo(end_to_end_page(result))
+    command, rows = " ".join([COMMAND, *sys.argv[1:]]), measure_runs(repeats, tokens)
+    result: dict[str, Any] = {"command": command, "machine": machine(), "tokens": tokens, "rows": rows}
+    click.echo(end_to_end_page(rows))
     click.echo(stamp(result["machine"]))
     if output:
         write_json(output, result)
-    told = {row["film"]: row["vs_cpu_bound"] for row in rows}
-    click.echo(
-        json.dumps({"end_to_end_vs_cpu_bound": told, "end_to_end_of_bare_engine_288p": rows[0]["of_bare_engine"]})
-    )
+    click.echo(json.dumps(end_to_end_figures(rows)))
 
 
 if __name__ == "__main__":

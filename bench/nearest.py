@@ -21,7 +21,8 @@ import av
 import click
 import numpy as np
 
-from lavila_fast.bench.decode import FILMS, NEAREST, SECONDS, made, measured
+from lavila_fast.bench.decode import NEAREST, measured
+from lavila_fast.bench.films import FILMS, SECONDS, made
 from lavila_fast.bench.report import nearest_table
 from lavila_fast.bench.timing import machine, stamp
 from lavila_fast.download import cache_dir
