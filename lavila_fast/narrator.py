@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from lavila_fast.video.content import content_id
 from lavila_fast.video.decoders import file_reader
 from lavila_fast.video.nearby import checked
 from lavila_fast.video.reader import DecodedClip, read_clips
+from lavila_fast.video.seconds import is_time, quoted
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
@@ -346,8 +346,8 @@ def _require_batch(batch: object) -> None:
 
 
 def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{name} must be a number of seconds over 0, not {value!r}")
+    if not is_time(value) or value <= 0:
+        raise InputError(f"{name} must be a number of seconds over 0, not {quoted(value)}")
     return float(value)
 
 

@@ -101,7 +101,7 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Li
     default="exact",
     show_default=True,
     help="nearest: a frame may be replaced by a cheaper one that is at most so far off, a key frame if there is one."
-    " Saves most of the decoding, and the model may say something else.",
+    " Saves decoding; the model may say something else.",
 )
 @click.option(
     "--isolate/--no-isolate",

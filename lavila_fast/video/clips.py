@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
+from lavila_fast.video.seconds import is_time, quoted
 
 CHUNK_SECONDS = 300
 WHOLE = 0.99  # of its length, from which on a chunk is whole
@@ -195,8 +196,8 @@ def windows(
 def _first_window(duration: float, clip_seconds: float, stride_seconds: float, begin: float) -> tuple[float, int]:
     """Where windows end, and the number of the first that is not over before pictures begin."""
     for name, value in (("clip", clip_seconds), ("stride", stride_seconds)):
-        if not (math.isfinite(value) and value >= 0.001):
-            raise InputError(f"{name} of {value} seconds: it must be at least a millisecond")
+        if not is_time(value) or value < 0.001:
+            raise InputError(f"{name} of {quoted(value)} seconds: it must be at least a millisecond")
     last = round(duration, 3) if math.isfinite(duration) else 0.0
     return last, max(math.floor((begin - clip_seconds) / stride_seconds) + 1, 0) if math.isfinite(begin) else 0
 

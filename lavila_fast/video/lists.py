@@ -13,7 +13,6 @@ import csv
 import io
 import itertools
 import json
-import math
 import re
 import stat
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import Any, TextIO
 from lavila_fast.errors import InputError
 from lavila_fast.records import Clip
 from lavila_fast.video.pickled import read_rows
+from lavila_fast.video.seconds import MOST_SECONDS, quoted
 
 _NAMES = {
     "video": ("video", "video_uid", "video_id", "uid", "vid"),
@@ -66,10 +66,11 @@ def _clip(video: Any, start: Any, end: Any, where: str, comma: bool = False) -> 
         raise InputError(
             f"{where}: {_quoted(start, end)} must be seconds or hh:mm:ss, such as 75.5 or 0:01:15"
         ) from None
-    if not (math.isfinite(first) and math.isfinite(last) and 0 <= first < last):
-        raise InputError(f"{where}: start {start} and end {end} do not make a clip; 0 <= start < end is needed")
+    told = f"{where}: start {quoted(start)} and end {quoted(end)}"
+    if not (0 <= first < last <= MOST_SECONDS):
+        raise InputError(f"{told} do not make a clip; 0 <= start < end is needed")
     if round(first * 1000) == round(last * 1000):
-        raise InputError(f"{where}: start {start} and end {end} are the same millisecond; make the clip longer")
+        raise InputError(f"{told} are the same millisecond; make the clip longer")
     return Clip(video.strip(), first, last)
 
 

@@ -6,12 +6,10 @@ in_words(0.5)  # "nearest:0.5"
 
 from __future__ import annotations
 
-import sys
-
 from lavila_fast.errors import InputError
+from lavila_fast.video.seconds import is_time, quoted
 
 EXACT, _NEAREST = "exact", "nearest:"
-_MOST = sys.float_info.max
 
 
 def seconds_of(words: str) -> float:
@@ -42,6 +40,6 @@ def checked(seconds: object) -> float:
     Raises:
         InputError: it is negative, endless or no number.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= _MOST:
-        raise InputError(f"nearest must be a number of seconds from 0 on, not {seconds!r}")
+    if not is_time(seconds) or seconds < 0:
+        raise InputError(f"nearest must be a number of seconds from 0 on, not {quoted(seconds)}")
     return float(seconds)

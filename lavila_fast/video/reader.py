@@ -26,6 +26,7 @@ from lavila_fast.video.nearby import checked
 from lavila_fast.video.opening import REFETCH, VideoInfo
 from lavila_fast.video.probe import OpenFile
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, Image, OpenClip, Transform, wanted_times
+from lavila_fast.video.seconds import require_times
 from lavila_fast.video.sources import VideoSource, chunk_files
 from lavila_fast.video.transforms import FrameTransform
 
@@ -201,8 +202,8 @@ def read_clips(
         readable frame.
 
     Raises:
-        InputError, MissingExtraError: the decoder is unknown, not installed, or lacks a GPU; or `nearest` makes no
-            sense, or is asked of another than PyAV.
+        InputError, MissingExtraError: the decoder is unknown, not installed, or lacks a GPU; or times or `nearest`
+            make no sense, or `nearest` is asked of another than PyAV.
         VideoError: at once if the file cannot be read; after the last good clip if it is truncated or damaged, or some
             clips lie outside it.
     """
@@ -213,6 +214,7 @@ def read_clips(
     health, resized = Health(), isinstance(transform, FrameTransform)
     size = transform.size if isinstance(transform, FrameTransform) else None
     reader = file_reader(decoder, size, device, checked(nearest))
+    require_times(clips)
     walk = _read_chunks if source.is_chunked else _read_whole
     serve = partial(reader.read, gate=FrameGate(transform), threads=threads, health=health)
     for collected in walk(source, clips, frames_per_clip, serve, health) if clips else ():

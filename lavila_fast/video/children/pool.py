@@ -105,10 +105,12 @@ class Children:
         import numpy as np
 
         from lavila_fast.video.reader import DecodedClip
+        from lavila_fast.video.seconds import require_times
 
+        require_times(clips)
         shape = 3, frames, transform.size, transform.size
         request = {
-            "clips": [(clip.start, clip.end) for clip in clips],
+            "clips": [(float(clip.start), float(clip.end)) for clip in clips],
             "frames": frames,
             "size": transform.size,
             "mean": [float(level) for level in transform.mean],
