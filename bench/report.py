@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.bench.gpu.page import target_table
+from lavila_fast.engines.choose import engine_table
 from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,6 +191,7 @@ def filled_page(text: str) -> str:
         path = RESULTS / FILES[name]
         body = table(json.loads(path.read_text())) if path.is_file() else "Not measured yet."
         text = _between_marks(text, name, body)
+    text = _between_marks(text, "engine-table", engine_table().rstrip("\n"))
     return _between_marks(text, "gpu", gpu_table())
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila_fast.bundle.manifest import MANIFEST
-from lavila_fast.errors import InputError
+from lavila_fast.bundle.engine_key import FOLDER
+from lavila_fast.bundle.manifest import MANIFEST, PLAN, open_bundle
+from lavila_fast.errors import BundleError, InputError
 from lavila_fast.export.recipe import needs_clips
 from lavila_fast.quant.names import PRECISIONS, TARGETS
 
@@ -65,9 +66,20 @@ class ExportOptions:
         for path in (self.dual_encoder, self.card, self.tokenizer, self.text_tokenizer, self.calibration):
             if path is not None and not path.exists():
                 raise InputError(f"{path}: no such file or folder")
-        if self.output.exists() and not _may_replace(self.output):
-            raise InputError(f"{self.output}: not empty and not a bundle; choose another folder")
+        if self.output.exists():
+            _require_ours(self.output)
 
 
-def _may_replace(output: Path) -> bool:
-    return output.is_dir() and (not any(output.iterdir()) or (output / MANIFEST).is_file())
+def _require_ours(output: Path) -> None:
+    """Raise InputError unless it is an empty folder, or a bundle and nothing else: all of it will be replaced."""
+    found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
+    if not found and output.is_dir():
+        return
+    try:
+        ours = {MANIFEST, PLAN, FOLDER, *open_bundle(output, verify=False).files} if MANIFEST in found else set()
+    except BundleError:
+        ours = set()
+    if not ours:
+        raise InputError(f"{output}: not empty and not a bundle; choose another folder")
+    if others := sorted(found - ours):
+        raise InputError(f"{output}: {others[0]} in it is not the bundle's; move it away, or choose another folder")

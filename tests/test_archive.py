@@ -145,7 +145,7 @@ def test_a_journal_begun_before_goes_on(tmp_path: Path) -> None:
     [
         (
             {"fingerprint": "0123456789abcdef, native avx2"},
-            r"nano \(0123456789abcdef\), and now it is nano .*avx2",
+            r"another version, with model nano \(0123456789abcdef\), and now it is nano .*avx2",
         ),
         ({"fingerprint": "f" * 16}, "was begun with model nano"),
         ({"options": Options(samples=2, seed=1)}, "seed 0, and now it is 1"),

@@ -207,6 +207,32 @@ def test_a_folder_of_ones_own_is_not_overwritten(tmp_path, tiny_bundle):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_another_program_s_bundle_json_is_no_leave_to_delete(tmp_path, tiny_bundle):
+    from lavila_fast.export.options import ExportOptions
+
+    (tmp_path / "bundle.json").write_text('{"my": "webpack"}')
+    (tmp_path / "src").mkdir()
+    with pytest.raises(InputError, match="not a bundle"):
+        ExportOptions(tiny_bundle.parent / "narrator.safetensors", tmp_path)
+
+
+def test_a_bundle_is_not_replaced_with_what_else_lies_in_it(bundle, tiny_bundle):
+    from lavila_fast.export.options import ExportOptions
+
+    weights = tiny_bundle.parent / "narrator.safetensors"
+    ExportOptions(weights, bundle)
+    (bundle / "notes.txt").write_text("years of work")
+    with pytest.raises(InputError, match=r"notes\.txt in it is not the bundle's"):
+        ExportOptions(weights, bundle)
+
+
+def test_no_stray_joins_a_bundle_that_was_written(bundle):
+    for name in ("my_tokenizer.json", "x_ranges.json"):
+        (bundle / name).write_text("{}")
+    open_bundle(bundle).save()
+    assert not {"my_tokenizer.json", "x_ranges.json"} & set(open_bundle(bundle).files)
+
+
 def test_files_of_the_user_s_are_no_part_of_it(bundle):
     (bundle / "notes.txt").write_text("mine")
     (bundle / "parity.json").write_text("{}")

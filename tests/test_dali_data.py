@@ -159,6 +159,12 @@ def test_lists_are_checked(tmp_path: Path) -> None:
     path.write_text('{"video": "a.mp4", "start": 0, "end": 1, "text": "#C C dreams"}\n')
     with pytest.raises(InputError, match=r"list\.jsonl, line 1: .*dreams.*known text"):
         read_sentences(path, tmp_path)
+    path.write_text('{"video": "a.mp4", "start": NaN, "end": 1, "text": "#C C dreams"}\n')
+    with pytest.raises(InputError, match="no clip lasts from nan to 1"):
+        read_sentences(path, tmp_path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"list\.jsonl: not UTF-8"):
+        read_sentences(path, tmp_path)
     with pytest.raises(InputError, match="0 clips, 0 labels: no batch of 4"):
         ListBatches([], np.zeros((0, 4), np.int64), STILL, 4)
 

@@ -110,3 +110,20 @@ def test_ctrl_c_while_modules_are_loaded_ends_without_a_traceback(tmp_path: Path
         assert process.stdout.readline() == "loading\n"
         process.send_signal(signal.SIGINT)
         assert (process.communicate()[1], process.returncode) == ("", -signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--overwrite", "--overwrite: of no use where narrations are printed"),
+        ("--retry-damaged", "of no use where narrations are printed"),
+        ("--no-isolate --decode-memory 1 -o no.jsonl", "--decode-memory: of no use with --no-isolate"),
+        ("--no-isolate --decode-timeout 60 -o no.jsonl", "--decode-timeout: of no use with --no-isolate"),
+    ],
+)
+def test_no_option_is_passed_over(
+    shell: Callable[[str], subprocess.CompletedProcess[str]], folder: Path, words: str, said: str
+) -> None:
+    done = shell(f"LF v.mp4 {words}")
+    assert (done.returncode, said in done.stderr) == (2, True)
+    assert not list(folder.glob("no.jsonl*"))

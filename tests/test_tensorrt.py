@@ -308,7 +308,8 @@ def test_a_truncated_engine_is_refused(bundle):
 def test_a_key_that_is_missing_or_damaged(bundle):
     key = bundle / "engines/graph.engine.json"
     text = key.read_text()
-    for damage in ("{", "[]", json.dumps({**json.loads(text), "more": 1}), "x" * (2 << 20)):
+    odd = [{"more": 1}, {"options": []}, {"capabilities": [8]}, {"builder": 1}, {"graph": None}]
+    for damage in ("{", "[]", *(json.dumps({**json.loads(text), **one}) for one in odd), "x" * (2 << 20)):
         key.write_text(damage)
         assert "damaged" in refusal(bundle)
     key.unlink()

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from lavila_fast.bundle.engine_key import ALLOW, EngineKey, engine_path, read_key, trust  # noqa: E402
 from lavila_fast.engines.host.compiled import AotRuntime, CompiledRuntime, aot_machine  # noqa: E402
+from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.errors import BundleError, InputError  # noqa: E402
 from lavila_fast.files import sha256  # noqa: E402
 from lavila_fast.models.checkpoint import weights_digest  # noqa: E402
@@ -61,6 +62,19 @@ def test_captured_graphs_hold_for_every_size(small):
     check(CompiledRuntime(small, backend=as_it_is), small, seeds=1)
     assert len(captured) == 3  # and the encoder, which sees one clip at a time
     torch._dynamo.reset()
+
+
+def test_threads_follow_what_the_process_may_use(small, monkeypatch):
+    """PyTorch counts processors, and knows nothing of a quota."""
+    monkeypatch.setattr("lavila_fast.machine.available_cpus", lambda: 1)
+    before = torch.get_num_threads()
+    try:
+        for runtime in (TorchRuntime, CompiledRuntime):
+            torch.set_num_threads(2)
+            runtime(small)
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

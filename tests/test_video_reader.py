@@ -344,6 +344,7 @@ def test_chunk_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         reads = chunked_reads(frames, 2.0, d.clip.start, d.clip.end, 4)
         crossed += len(reads) == 2
         assert numbers(d.frames) == [2 * chunk + i for chunk, ids in reads for i in ids]
+        assert list(d.times) == pytest.approx([chunk + i / 2 for chunk, ids in reads for i in ids])
     assert crossed >= 4
     assert watch.decoded <= 1301
     assert watch.opened == 6  # each header is read once to plan and once to decode

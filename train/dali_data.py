@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -58,10 +59,17 @@ def read_sentences(path: Path, root: Path) -> tuple[list[Clip], NDArray[np.int64
     """
     known = {action.sentence: labels_of(action) for action in all_actions()}
     clips, labels = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             row = json.loads(line)
-            clips.append(Clip(str(root / row["video"]), float(row["start"]), float(row["end"])))
+            start, end = float(row["start"]), float(row["end"])
+            if not 0 <= start < end < math.inf:
+                raise ValueError(f"no clip lasts from {start:g} to {end:g}")
+            clips.append(Clip(str(root / row["video"]), start, end))
             labels.append(known[row["text"]])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}, line {number}: {error!r}; give video, start, end and a known text") from None

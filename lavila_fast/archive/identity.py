@@ -65,10 +65,17 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         old, new = before.get(name), now.get(name)
         if _essence(name, old) == _essence(name, new):
             continue
+        if name == "model" and _names_engine(new) and not _names_engine(old):
+            return f"was begun by another version, with model {old}, and now it is {new}"
         if name not in before:
             return f"was begun by a version that noted no {name}, and now it is {new}"
         return f"was begun with {name} {old}, and now it is {new}"
     return None
+
+
+def _names_engine(model: Any) -> bool:
+    """Whether a model is told with its engine, as all versions but the first do."""
+    return isinstance(model, str) and re.search(r"\([0-9a-f]{16}, .*\)$", model) is not None
 
 
 def _essence(name: str, value: Any) -> Any:

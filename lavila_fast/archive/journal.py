@@ -95,7 +95,8 @@ class Journal:
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.sidecar}: damaged ({error}); {_WAY_OUT}") from error
         if told := difference(before, run):
-            raise InputError(f"{self.path}: {told}; repeat the first settings, {_WAY_OUT}")
+            again = "" if " version" in told else "repeat the first settings, "
+            raise InputError(f"{self.path}: {told}; {again}{_WAY_OUT}")
         with self.path.open("rb") as file:
             if file.read(4).startswith(_OTHER_TEXT):
                 what = "another program has saved it in UTF-16 or behind a byte-order mark"

@@ -103,6 +103,9 @@ class Request:
         output = self._off_standard(self._choose_output(found))
         if self.csv_safe and FORMATS[output.format].safe is None:
             raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        if output.kind == "stream" and (self.overwrite or self.wishes != Wishes()):
+            asked = "--overwrite" if self.overwrite else "--retry-failed, --retry-damaged and --identity"
+            raise InputError(f"{asked}: of no use where narrations are printed; leave it out, or give -o FILE")
         output = output.with_frame_times() if self.frame_times else output
         return replace(output, safe=self.csv_safe)
 

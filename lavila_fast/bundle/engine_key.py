@@ -95,13 +95,24 @@ def read_key(engine: Path) -> EngineKey:
         if path.stat().st_size > _LARGEST_KEY:
             raise ValueError("far too large")
         values = json.loads(path.read_text(encoding="utf-8"))
-        return EngineKey(**{**values, "capabilities": tuple(values["capabilities"])})
+        return _checked(EngineKey(**{**values, "capabilities": tuple(values["capabilities"])}))
     except FileNotFoundError:
         raise BundleError(
             f"{engine}: no key beside it, so nothing says what it was built for; {mend(engine)}"
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise BundleError(f"{path}: damaged ({error}); {mend(engine)}") from error
+
+
+def _checked(key: EngineKey) -> EngineKey:
+    """The same; ValueError for the first field of another type than it should have."""
+    words = {name: getattr(key, name) for name in ("builder", "version", "gpu", "graph", "engine")}
+    for name, value in (*words.items(), *(("capabilities", one) for one in key.capabilities)):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, not a text")
+    if not isinstance(key.options, dict):
+        raise ValueError(f"options are {key.options!r}, not names with values")
+    return key
 
 
 def graph_hash(graph: Path) -> str:
@@ -130,7 +141,7 @@ def misfits(key: EngineKey, machine: Machine, graph: str | None) -> list[str]:
     elif _version(key.version, flags) != _version(machine.version, flags):
         found.append(f"built with {key.builder} {key.version}, here is {machine.version}")
     if flags.get("hardware_compatible"):
-        if _number(machine.capability) < (8, 0):
+        if not machine.capability[:1].isdecimal() or _number(machine.capability) < (8, 0):  # a processor has a name
             found.append(f"built for capability 8.0 and up, here is {machine.gpu} ({machine.capability})")
     elif machine.capability not in key.capabilities or key.gpu not in ("", machine.gpu):
         wanted = f"{key.gpu or 'GPUs of capability'} ({', '.join(key.capabilities)})"

@@ -34,6 +34,7 @@ OURS = (
     "parity.json",
     "parity.html",
 )
+REPORTS = ("parity.json", "parity.html")  # which join a bundle that was written before
 _LARGEST_MANIFEST = 4 << 20
 _LARGEST_FILE = 32 << 30  # three times the largest model's in float32
 USED = ("*.onnx", "*.data", "*.safetensors")  # what engines read: unlisted, nothing would vouch for it
@@ -108,10 +109,12 @@ class Bundle:
         write_json(self.folder / MANIFEST, values, WAY_OUT)
 
     def _names(self, path: Path) -> bool:
-        """Whether a file is part of the bundle."""
+        """Whether a file is part of the bundle; of one that was written before, what it lists, and reports."""
+        if self.files:
+            return path.name in self.files or path.name in REPORTS
         told = {one.get("file") for one in self.tokenizer.values()}
         ours = any(fnmatchcase(path.name, pattern) for pattern in OURS) and not path.name.startswith(".")
-        return path.name in self.files or path.name in told or ours
+        return path.name in told or ours
 
     def verify(self) -> None:
         """Compare every file with its hash, but for the plan of engines.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import POSITIVE, LazyChoice
@@ -199,9 +200,15 @@ def _children(given: dict[str, Any]) -> Iterator[Children | None]:
     from lavila_fast.video.children.limits import GIB, ChildLimits
     from lavila_fast.video.children.pool import Children, serves
 
+    if given["isolate"] is False:
+        for name in ("decode_timeout", "decode_memory"):
+            if click.get_current_context().get_parameter_source(name) != ParameterSource.DEFAULT:
+                raise InputError(f"--{name.replace('_', '-')}: of no use with --no-isolate; leave one of the two out")
+        yield None
+        return
     if given["isolate"] and not serves():
         raise InputError(_NOT_ISOLATED)
-    if serves() and given["isolate"] is not False:
+    if serves():
         with Children(ChildLimits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
             children.start()
             yield children

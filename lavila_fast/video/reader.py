@@ -41,7 +41,7 @@ class DecodedClip:
         clip: Which clip.
         frames: uint8 RGB (T, H, W, 3), or what the transform makes of each, stacked: after a `FrameTransform` the
             model's input, normalised float32 (3, T, S, S).
-        times: Second, on the clock of its file, from which each frame is shown.
+        times: Second of the video from which each frame is shown.
         damaged: Whether frames are substitutes for others that cannot be read, or are damaged themselves.
         decoded: Frames of this video decoded so far.
         content: Which video it is (see `content`); its random numbers are drawn by this. Empty: by its name.
@@ -130,7 +130,7 @@ def _plan_chunks(
             if there:
                 info = infos[chunk]
                 times = [info.begin + i / (info.rate or rates[chunk]) for i in there]
-                request = ClipRequest(collected, times, slot, start=clip.start - chunk, end=clip.end - chunk)
+                request = ClipRequest(collected, times, slot, 0, clip.start - chunk, clip.end - chunk, since=chunk)
                 plans.setdefault(chunk, []).append(request)
             slot += len(ids)
         health.lost += collected.left == 0

@@ -37,7 +37,7 @@ class OpenClip:
     Attributes:
         clip: Which clip.
         images: What the transform made of its frames.
-        times: Second, on the file's clock, from which each frame is shown.
+        times: Second of the video from which each frame is shown.
         left: How many are still to come.
         damaged: Whether a frame is a substitute or the decoder says that it is damaged.
     """
@@ -111,7 +111,7 @@ class Wish(NamedTuple):
 class ClipRequest:
     """The seconds, rising, that an open clip wants from one file; `slot` is where the next image goes.
 
-    The clip lasts from `start` to `end` on the file's clock.
+    The clip lasts from `start` to `end` on the file's clock, whose zero is the video's second `since`.
     """
 
     open: OpenClip
@@ -120,6 +120,7 @@ class ClipRequest:
     done: int = 0
     start: float = -math.inf
     end: float = math.inf
+    since: float = 0.0
 
     def wishes(self) -> list[Wish]:
         """All that it wants."""
@@ -136,7 +137,7 @@ class ClipRequest:
         """Take what this span shows; times that it leaves behind are unreadable."""
         while (time := self.upcoming(moved)) < span.stop:
             if time >= span.first:
-                self.open.times[self.slot] = span.time
+                self.open.times[self.slot] = self.since + span.time
                 self.open.damaged |= span.damaged
                 self._put(span.image(show))
             else:
