@@ -83,7 +83,7 @@ class Kills:
         self.tally.add(outputs=1)
 
     def _but_parts(self, wrong: list[str], locks: bool) -> list[str]:
-        """What is wrong but for parts of files on disks without locks: there they stay (see `files.new_file`)."""
+        """What is wrong but for parts of files on disks without locks: there they stay (see `files`)."""
         left = [told for told in wrong if told.endswith(".part is left over") and not locks]
         self.tally.add(parts_left_without_locks=len(left))
         return [told for told in wrong if told not in left]
