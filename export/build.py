@@ -37,7 +37,7 @@ from lavila_fast.export.graphs.weights import WeightFile, named_weights
 from lavila_fast.export.options import ExportOptions
 from lavila_fast.export.recipe import complete
 from lavila_fast.export.sources import find_checkpoint, require_memory
-from lavila_fast.machine import thread_count
+from lavila_fast.machine import torch_threads
 from lavila_fast.models.checkpoint import weights_digest
 from lavila_fast.models.load import Model, load_dual_encoder, load_model
 from lavila_fast.models.narrator import NarratorModel
@@ -68,7 +68,7 @@ def export_model(options: ExportOptions, say: Say = lambda _: None) -> Bundle:
         ExportError: a graph is not what it should be.
         LavilaError: parity failed (see `export.parity.bundle`).
     """
-    torch.set_num_threads(thread_count(options.threads))
+    torch.set_num_threads(torch_threads(options.threads, torch.get_num_threads()))
     restore(options.output)
     checkpoint = find_checkpoint(options.model)
     require_memory([path for path in (checkpoint, options.dual_encoder) if path])

@@ -65,6 +65,15 @@ def thread_count(threads: int | None) -> int:
     return threads or available_cpus()
 
 
+def torch_threads(threads: int | None, now: int) -> int:
+    """Threads for PyTorch, which has `now`: as many as asked for; None leaves them, but for those that a quota forbids.
+
+    Raises:
+        InputError: as for `thread_count`.
+    """
+    return thread_count(threads) if threads else min(now, available_cpus())
+
+
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name; its architecture where the system tells no more."""
     rows = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.is_file() else []

@@ -361,9 +361,10 @@ def test_names_of_files_never_collide() -> None:
 def test_a_limit_on_pixels_reaches_each_video(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_video(Path("v.mp4"), 10, size=(64, 32))
-    allowed, _ = narrate("v.mp4", output=output, max_pixels=64 * 32, overwrite=True)
+    anew = output != "-"
+    allowed, _ = narrate("v.mp4", output=output, max_pixels=64 * 32, overwrite=anew)
     assert (allowed.clips, allowed.failed) == (1, [])
-    refused, _ = narrate("v.mp4", output=output, max_pixels=64 * 32 - 1, overwrite=True)
+    refused, _ = narrate("v.mp4", output=output, max_pixels=64 * 32 - 1, overwrite=anew)
     assert "more than the 2047 allowed" in refused.failed[0]
 
 

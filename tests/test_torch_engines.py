@@ -73,6 +73,9 @@ def test_threads_follow_what_the_process_may_use(small, monkeypatch):
             torch.set_num_threads(2)
             runtime(small)
             assert torch.get_num_threads() == 1
+        monkeypatch.undo()
+        TorchRuntime(small)
+        assert torch.get_num_threads() == 1  # what somebody has set before stays
     finally:
         torch.set_num_threads(before)
 

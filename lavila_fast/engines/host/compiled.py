@@ -18,7 +18,7 @@ from lavila_fast.bundle.engine_key import AOT, Machine, check_engine, engine_pat
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import BundleError, InputError, MissingExtraError
-from lavila_fast.machine import thread_count
+from lavila_fast.machine import torch_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class _OnDevice(HostRuntime):
         self._torch, self._where = _import_torch(), device
         if device != "cpu" and not self._torch.cuda.is_available():
             raise InputError(f"PyTorch sees no GPU here, so device {device!r} cannot be used; take cpu")
-        self._torch.set_num_threads(thread_count(threads))
+        self._torch.set_num_threads(torch_threads(threads, self._torch.get_num_threads()))
         self.encoder: Callable[..., Any]
         self.decoder: Callable[..., Any]
 

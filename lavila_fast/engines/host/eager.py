@@ -9,7 +9,7 @@ import numpy as np
 from lavila_fast.arrays import F32
 from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.machine import thread_count
+from lavila_fast.machine import torch_threads
 
 if TYPE_CHECKING:
     from lavila_fast.models.narrator import NarratorModel
@@ -28,7 +28,7 @@ class TorchRuntime(HostRuntime):
             raise MissingExtraError("torch", "torch") from error
         super().__init__(model.config)
         self.model, self._torch = model.float().eval(), torch
-        torch.set_num_threads(thread_count(threads))
+        torch.set_num_threads(torch_threads(threads, torch.get_num_threads()))
 
     def _encode(self, video: F32) -> list[F32]:
         with self._torch.inference_mode():
