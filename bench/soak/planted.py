@@ -48,6 +48,7 @@ def break_codecs():
         "exit": lambda: os._exit(3),
         "kill": lambda: os.kill(os.getpid(), 9),
         "hang": lambda: ctypes.PyDLL(None).usleep(500_000_000),  # like a loop in a codec: it holds Python
+        "slow": lambda: ctypes.PyDLL(None).usleep(600_000),
         "eat": eat,
         "mad": lambda: os.write(int(sys.argv[2]), b"no length and no JSON either"),
         "bug": lambda: {}["a key"],
