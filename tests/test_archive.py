@@ -475,6 +475,30 @@ def test_threads_that_share_a_film_show_what_one_shows(tmp_path: Path, suffix: s
         assert (len(served) > 2) == (suffix != "ts" and crew.most > 1)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_stretches_begin_where_decoding_does(tmp_path: Path, suffix: str) -> None:
+    """Groups of 10 s, stretches of about 12 clips: little more is decoded than by one thread."""
+    path = write_video(tmp_path / f"v.{suffix}", 5000, 25, size=(64, 32), options={"bf": "2", "g": "250"})
+    decoded: dict[int, int] = {}
+    for most in (1, 3):
+        source = VideoSource("v", path)
+        decoders = Decoders([Job(source)], Film(), partial(read_clips, frames_per_clip=4), Crew(most, most), room=12)
+        seen = [one for one in decoders if isinstance(one, DecodedClip)]
+        decoders.stop()
+        assert [one.clip.start for one in seen] == list(range(200))
+        assert all(abs(at - 10 * i) < 0.1 for i, at in enumerate(source.entries))
+        assert len(source.entries) == 20
+        decoded[most] = seen[-1].decoded
+    assert decoded[3] < 1.05 * decoded[1]
+
+
+def test_entries_that_are_near_to_each_other_are_not_kept(tmp_path: Path) -> None:
+    source = VideoSource("v", write_video(tmp_path / "v.mp4", 500, 25, size=(64, 32), options={"g": "25"}))
+    extent(source)
+    assert source.can_seek
+    assert not source.entries
+
+
 class Seekable(VideoSource):
     """A video that threads may share."""
 

@@ -226,7 +226,11 @@ def test_a_pipe_that_cannot_be_read_or_kept(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_text_that_names_other_films_is_not_followed() -> None:
     write_video(Path("other.mp4"), 10)
-    for text in ("ffconcat version 1.0\nfile other.mp4\n", "#EXTM3U\n#EXTINF:1,\nother.mp4\n"):
+    lists = {
+        "ffconcat version 1.0\nfile other.mp4\n": "a playlist, or",
+        "#EXTM3U\n#EXTINF:1,\nother.mp4\n": "Invalid data",
+    }
+    for text, why in lists.items():
         touch("x.mp4", content=text.encode())
-        with pytest.raises(VideoError, match="is not a video that can be opened"), open_video("x.mp4"):
+        with pytest.raises(VideoError, match=rf"is not a video that can be opened \({why}"), open_video("x.mp4"):
             pass

@@ -224,7 +224,7 @@ class Decoders:
         shares = self._crew.most > 1 and job.source.can_seek
         with self._state:
             self._began[job.source.name] = began
-            self._waiting.append(SharedVideo(job, iter(self._plan.clips(job, seen)), shares))
+            self._waiting.append(SharedVideo(job, iter(self._plan.clips(job, seen)), shares, job.source.entries))
             self._state.notify_all()
 
     def _end(self, end: EndOfVideo) -> None:

@@ -5,9 +5,11 @@ Nothing here waits or locks: `decoding.Decoders` does.
 
 from __future__ import annotations
 
+import bisect
+import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -63,8 +65,9 @@ class SharedVideo:
 
     Attributes:
         job: The video.
-        left: Clips that are in no stretch yet; `all_out`: there are none.
+        left: Clips that are in no stretch yet, after those `seen`; `all_out`: there are none.
         shares: Whether it may be decoded in several stretches.
+        entries: Seconds at which decoding can begin, where they are far apart.
         stretches: In order, from the one whose clips are taken now.
         decoded: Frames of stretches that are through; `so_far` with those of the present one.
         asked: Clips in stretches until now; `given` are those that were taken.
@@ -75,6 +78,8 @@ class SharedVideo:
     job: Job
     left: Iterator[Clip]
     shares: bool
+    entries: Sequence[float] = ()
+    seen: deque[Clip] = field(default_factory=deque)
     stretches: deque[Stretch] = field(default_factory=deque)
     all_out: bool = False
     decoded: int = 0
@@ -85,14 +90,28 @@ class SharedVideo:
     server: int = -1
 
     def cut(self, size: int, server: int) -> Stretch | None:
-        """The next stretch, of `size` clips if others may have what follows; None if none is left."""
-        clips = list(islice(self.left, size) if self.shares else self.left)
-        self.server, self.all_out = server, not self.shares or len(clips) < size
+        """The next stretch, of about `size` clips if others may have what follows; None if none is left."""
+        most = size + size // 2
+        self.seen += islice(self.left, max(most + 1 - len(self.seen), 0) if self.shares else None)
+        count = self._place(size, most) if self.shares and len(self.seen) > most else len(self.seen)
+        clips = [self.seen.popleft() for _ in range(count)]
+        self.server, self.all_out = server, not self.seen
         if not clips:
             return None
         self.stretches.append(Stretch(clips))
         self.asked += len(clips)
         return self.stretches[-1]
+
+    def _place(self, size: int, most: int) -> int:
+        """How many clips, about `size`, to cut off so that least is decoded twice."""
+        if not self.entries:
+            return size
+        return min(range(most, size // 2, -1), key=lambda count: self._vain(self.seen[count].start) / count)
+
+    def _vain(self, second: float) -> float:
+        """Seconds to be decoded before `second`, to get there."""
+        at = bisect.bisect_right(self.entries, second)
+        return second - self.entries[at - 1] if at else math.inf
 
     def finish(self, stretch: Stretch, failure: tuple[str, str] | None) -> None:
         """A stretch is through. After a failure the rest is tried in one go, or not if it would endanger its reader."""
@@ -101,6 +120,7 @@ class SharedVideo:
             self.shares = False
             if failure[1] not in LASTING:
                 self.left, self.all_out = iter(()), True
+                self.seen.clear()
 
     def take(self) -> DecodedClip | None:
         """The next clip, if it is there; its `decoded` counts from the first stretch on."""

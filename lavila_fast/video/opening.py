@@ -6,8 +6,9 @@ with open_video("video.mp4") as (container, stream): ...
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ SEEKABLE = ("mov,mp4", "matroska")
 _LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
 REFETCH = "fetch the file again or re-encode it"
 MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
+
+
+def no_entries() -> array[float]:
+    """Of a file in which decoding begins at its beginning, or anywhere."""
+    return array("f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class VideoInfo:
         codec: Name of the codec, such as ``h264``.
         pix_fmt: Pixel format, such as ``yuv420p10le``.
         can_seek: Whether decoding can begin anywhere, for an index leads there and time stamps stay the same.
+        entries: Where it can: seconds, rising, of pictures with which decoding can begin, about; empty where they are
+            so near to each other that it hardly matters.
     """
 
     path: Path
@@ -74,6 +82,7 @@ class VideoInfo:
     codec: str
     pix_fmt: str
     can_seek: bool = False
+    entries: array[float] = field(default_factory=no_entries)
 
     @property
     def rotation(self) -> int:
@@ -101,13 +110,14 @@ def denied(path: Path) -> VideoError:
 
 
 @contextlib.contextmanager
-def open_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Iterator[tuple[Any, Any]]:
+def open_video(path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = None) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
     Args:
         path: The file.
         most_pixels: The most that a picture may have, as coded; larger ones are refused before anything is decoded,
             also where they come in the middle of a file. A decoder holds up to 17 pictures.
+        device: PyAV's `HWAccel`, for a device that is to decode.
 
     Raises:
         VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures; or
@@ -116,15 +126,15 @@ def open_video(path: str | Path, most_pixels: int = MOST_PIXELS) -> Iterator[tup
     path = Path(path)
     _check_file(path)
     with contextlib.ExitStack() as held:
-        container = held.enter_context(_container(path))
+        container = held.enter_context(_container(path, {}, device))
         if not _pictures(container) and not container.format.name.startswith(_LISTING):
             held.close()
-            container = held.enter_context(_container(path, _LOOK_LONGER))
+            container = held.enter_context(_container(path, _LOOK_LONGER, device))
         yield container, _stream(path, container, most_pixels)
 
 
 @contextlib.contextmanager
-def _container(path: Path, more: dict[str, str] | None = None) -> Iterator[Any]:
+def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
     try:
         disk = DiskFile(path)
     except PermissionError:
@@ -134,7 +144,7 @@ def _container(path: Path, more: dict[str, str] | None = None) -> Iterator[Any]:
         raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
     with contextlib.closing(disk):
         try:
-            with _opened(path, disk, more or {}) as container:
+            with _opened(path, disk, more, device) as container:
                 yield container
         except MemoryError:
             raise
@@ -144,15 +154,17 @@ def _container(path: Path, more: dict[str, str] | None = None) -> Iterator[Any]:
             raise disk_error(path, disk.trouble) from error
 
 
-def _opened(path: Path, disk: DiskFile, more: dict[str, str]) -> Any:
+def _opened(path: Path, disk: DiskFile, more: dict[str, str], device: Any) -> Any:
     # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **more}
     try:
-        return av.open(disk, metadata_errors="replace", options=options)
+        return av.open(disk, metadata_errors="replace", options=options, hwaccel=device)
     except MemoryError:
         raise
-    except (av.error.FFmpegError, OSError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
+        if isinstance(error, av.error.ArgumentError):  # what FFmpeg says of a format that is not on the list
+            reason = "a playlist, or another format that is not read"
         raise VideoError(path, f"is not a video that can be opened ({reason})", REFETCH) from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -84,9 +84,17 @@ class VideoSource:
     @property
     def can_seek(self) -> bool:
         """Whether it is one file in which decoding can begin anywhere, as far as is known."""
+        return (found := self._known()) is not None and found.can_seek
+
+    @property
+    def entries(self) -> Sequence[float]:
+        """Where in it decoding can begin, as far as is known and matters; see `VideoInfo`."""
+        return [] if (found := self._known()) is None else found.entries
+
+    def _known(self) -> VideoInfo | None:
+        """The facts about its one file, if somebody has read them."""
         key = _state(self.path)
-        found = self.infos.get(key) if key else None
-        return found is not None and found.can_seek
+        return self.infos.get(key) if key else None
 
     @property
     def is_chunked(self) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ def _plain(value: object) -> object:
     """Values that JSON does not know."""
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, array):
+        return value.tolist()
     if isinstance(value, frozenset):
         return sorted(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -134,6 +137,7 @@ def unpack_facts(told: list[Any]) -> dict[tuple[Path, int, int], VideoInfo]:
         own = {
             "path": Path(info["path"]),
             "orientation": Orientation(*info["orientation"]),
+            "entries": array("f", info["entries"]),
             "repairs": Repairs(tuple((int(at), int(ticks)) for at, ticks in shifts), frozenset(denied)),
         }
         facts[Path(path), int(size), int(changed)] = VideoInfo(**{**info, **own})

@@ -7,7 +7,8 @@ with open_video(path) as (container, stream):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from lavila_fast.errors import VideoError
 from lavila_fast.video.clock.promise import promise
 from lavila_fast.video.clock.timeline import SOUND, PacketTable, Repairs, Timeline
 from lavila_fast.video.disk import disk_error, trouble_of
-from lavila_fast.video.opening import MOST_PIXELS, REFETCH, SEEKABLE, VideoInfo, open_video
+from lavila_fast.video.opening import MOST_PIXELS, REFETCH, SEEKABLE, VideoInfo, no_entries, open_video
 from lavila_fast.video.orientation import UPRIGHT
 from lavila_fast.video.pulse import beat
 
 STORING = ("mov,mp4", "matroska", "mpegts", "mpeg", "flv", "ogg", "mxf", "nut", "gxf", "wtv")  # when frames are shown
 _COUNTED = "mov,mp4"
 _TELLING = ("matroska", "flv", "asf")  # whose headers tell the duration, which else is what the last stamp says
+_SPARSE = 2.0  # seconds between pictures with which decoding can begin from which on it matters where one does
 _ONE_FRAME = 1.5  # two counts of a file's frames that differ by less differ by the odd length of its last frame
 _TORN_FRAMES = 4.5  # a file cut off among B-frames lacks some before its last one
 _SAME = 1e-5  # seconds: a container's start is rounded to microseconds
@@ -51,6 +53,7 @@ class _Found:
         zero: Time stamp, in seconds, at which the presentation starts.
         repairs: Of the time stamps.
         stored: Whether the stamps say when pictures are shown, if the container's do.
+        keys: Ticks of pictures with which decoding can begin.
     """
 
     first: int
@@ -61,6 +64,7 @@ class _Found:
     zero: float
     repairs: Repairs = SOUND
     stored: bool = True
+    keys: Sequence[int] = ()
 
 
 def same_rate(one: float, other: float, seconds: float) -> bool:
@@ -77,7 +81,7 @@ def facts(path: Path, container: Any, stream: Any, most_pixels: int = MOST_PIXEL
     found = _header(container, stream) or _walk(path, container, stream, most_pixels)
     stored = found.stored and container.format.name.startswith(STORING)
     tick, codec = float(stream.time_base), stream.codec_context
-    begin = found.first * tick
+    begin, can_seek = found.first * tick, container.format.name.startswith(SEEKABLE) and not found.repairs
     zero = begin if found.zero > begin or begin - found.zero < _SAME else found.zero
     return VideoInfo(
         path=path,
@@ -94,8 +98,16 @@ def facts(path: Path, container: Any, stream: Any, most_pixels: int = MOST_PIXEL
         orientation=UPRIGHT,
         codec=codec.name,
         pix_fmt=codec.pix_fmt or "unknown",
-        can_seek=container.format.name.startswith(SEEKABLE) and not found.repairs,
+        can_seek=can_seek,
+        entries=_entries(found.keys, tick, zero) if can_seek else no_entries(),
     )
+
+
+def _entries(keys: Sequence[int], tick: float, zero: float) -> array[float]:
+    """Seconds on the clock at which decoding can begin, unless they are near to each other."""
+    seconds = sorted(key * tick - zero for key in keys)
+    far = len(seconds) > 1 and (seconds[-1] - seconds[0]) / (len(seconds) - 1) >= _SPARSE
+    return array("f", seconds) if far else no_entries()
 
 
 def _possible(seconds: float, frames: int, rate: float) -> bool:
@@ -109,7 +121,8 @@ def _header(container: Any, stream: Any) -> _Found | None:
     if not container.format.name.startswith(_COUNTED) or stream.frames < 1 or not stream.duration:
         return None
     # One that was cut without re-encoding carries frames that are never shown.
-    frames = max(stream.frames - sum(entry.is_discard for entry in getattr(stream, "index_entries", ())), 1)
+    index = getattr(stream, "index_entries", ())
+    frames = max(stream.frames - sum(entry.is_discard for entry in index), 1)
     seconds, fps = float(stream.duration * stream.time_base), float(stream.average_rate or 0)
     first = stream.start_time or 0
     reached = float((first + stream.duration) * stream.time_base) - (container.start_time or 0) / av.time_base
@@ -120,7 +133,9 @@ def _header(container: Any, stream: Any) -> _Found | None:
     rate = base if same_rate(base, fps, seconds) else 0.0
     if not _possible(seconds, frames, rate):
         return None
-    return _Found(first, first + stream.duration, frames, fps, rate, _start(container, stream))
+    since = next((entry.timestamp for entry in index if not entry.is_discard), 0)  # they say when to decode it
+    keys = [entry.timestamp - since + first for entry in index if entry.is_keyframe and not entry.is_discard]
+    return _Found(first, first + stream.duration, frames, fps, rate, _start(container, stream), keys=keys)
 
 
 def _start(container: Any, stream: Any) -> float:
@@ -156,7 +171,8 @@ def _walk(path: Path, container: Any, stream: Any, most_pixels: int) -> _Found:
     zero = min(zero, begin) if supported and container.start_time is not None else begin
     promised = promise(path, container, reached - zero, zero)
     stop = max(timeline.stop, int((promised + zero) / tick)) if promised else timeline.stop
-    return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs)
+    keys = [shown for shown, key in zip(table.pts, table.key, strict=True) if key]
+    return _Found(int(times[0]), stop, count, fps, timeline.rate, zero, timeline.repairs, keys=keys)
 
 
 def _until(container: Any, zero: float) -> float:
