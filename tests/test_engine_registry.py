@@ -149,7 +149,7 @@ def test_the_command_line_takes_every_decoder_target_and_precision():
     from lavila_fast.video.names import DECODERS
 
     choices = {one.name: one.type.choices for one in [*narrate.params, *export.params] if hasattr(one.type, "choices")}
-    assert tuple(choices["decoder"]) == DECODERS == ("auto", "pyav", *_DECODERS)
+    assert tuple(choices["decoder"]) == DECODERS == ("auto", "pyav", "hwaccel", *_DECODERS)
     assert [made.name for made in _DECODERS.values()] == list(_DECODERS)
     assert tuple(choices["target"]) == names.TARGETS
     assert tuple(choices["precision"]) == names.PRECISIONS

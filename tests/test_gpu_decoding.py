@@ -32,7 +32,7 @@ from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.facts import read_facts
 from lavila_fast.video.gpu import unit_reader
 from lavila_fast.video.gpu.unit_reader import UnitReader
-from lavila_fast.video.names import DECODERS
+from lavila_fast.video.names import DECODERS, GPU_DECODERS
 from lavila_fast.video.probe import open_file, probe
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.requests import ClipRequest, FileReader, FrameGate, Health, OpenClip
@@ -391,7 +391,7 @@ def test_agreement_is_measured(tmp_path: Path) -> None:
 # ---- on a GPU, where there is one: never run yet
 
 
-@pytest.mark.parametrize("decoder", [name for name in DECODERS if name not in ("auto", "pyav")])
+@pytest.mark.parametrize("decoder", GPU_DECODERS)
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
 def test_on_a_gpu(tmp_path: Path, decoder: str, codec: str, caplog: pytest.LogCaptureFixture) -> None:
     torch = pytest.importorskip("torch")

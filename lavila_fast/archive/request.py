@@ -24,6 +24,7 @@ from lavila_fast.errors import InputError
 from lavila_fast.generate.options import Options
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
+from lavila_fast.video.names import HARDWARE
 from lavila_fast.video.nearby import in_words
 from lavila_fast.video.opening import MOST_PIXELS
 from lavila_fast.video.reader import DecodedClip
@@ -190,6 +191,7 @@ class Request:
         return [replace(job, source=replace(job.source, **bounds)) for job in jobs]
 
     def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
-        decoder = None if narrator.device == "cpu" else narrator.decoder  # a GPU's differ by a few levels
+        plain = narrator.device == "cpu" and narrator.decoder != HARDWARE  # a GPU's frames differ by a few levels
+        decoder = None if plain else narrator.decoder
         clips = LISTED if self.clip_list else clips
         return Identity(model, narrator.fingerprint, self.options, clips, decoder, in_words(self.nearest))

@@ -14,12 +14,13 @@ from functools import cache
 
 from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.log import log_once
+from lavila_fast.video.cpu.hardware_reader import HardwareReader, hardware
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.gpu.dali_reader import DaliDecoder
 from lavila_fast.video.gpu.nvcodec_reader import NvCodecDecoder, TorchCodecDecoder
 from lavila_fast.video.gpu.unit_reader import UnitReader
 from lavila_fast.video.gpu.unit_requests import UnitDecoder, gpu_missing
-from lavila_fast.video.names import DECODERS, GPU_DECODERS
+from lavila_fast.video.names import DECODERS, GPU_DECODERS, HARDWARE
 from lavila_fast.video.nearby import in_words
 from lavila_fast.video.requests import FileReader
 
@@ -45,7 +46,7 @@ def unit_decoders(name: str, size: int, device: str) -> tuple[UnitDecoder, ...]:
         raise InputError(f"decoder {name}: unknown; take one of {', '.join(DECODERS)}")
     if device != "cpu" and (reason := gpu_missing()):
         raise InputError(f"frames on {device}: {reason}; take device cpu and decoder pyav")
-    if name == "pyav":
+    if name in ("pyav", HARDWARE):
         return ()
     if name != "auto":
         return (_DECODERS[name](size, device),)
@@ -83,7 +84,11 @@ def file_reader(decoder: str, size: int | None, device: str, nearest: float = 0.
         decoder = "pyav"
     candidates = unit_decoders(decoder, size or 0, device)
     if not candidates and device == "cpu":
-        return PyavReader(nearest)
+        return HardwareReader(hardware(), nearest) if decoder == HARDWARE else PyavReader(nearest)
+    if decoder == HARDWARE:
+        raise InputError(
+            f"decoder {decoder}: its frames come to the CPU; for a GPU take one of {', '.join(GPU_DECODERS)}"
+        )
     if nearest:
         raise InputError(
             f"frames {in_words(nearest)}: only where PyAV decodes for the CPU; choose that, or leave it out"

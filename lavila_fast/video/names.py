@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 GPU_DECODERS = ("dali", "pynvvideocodec", "torchcodec")
-DECODERS = ("auto", "pyav", *GPU_DECODERS)
+HARDWARE = "hwaccel"
+DECODERS = ("auto", "pyav", HARDWARE, *GPU_DECODERS)

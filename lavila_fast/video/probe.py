@@ -33,13 +33,15 @@ class OpenFile:
 
 
 @contextlib.contextmanager
-def open_file(path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS) -> Iterator[OpenFile]:
-    """Open a file, and find out its facts unless they are `known`; for `most_pixels` see `open_video`.
+def open_file(
+    path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS, device: Any = None
+) -> Iterator[OpenFile]:
+    """Open a file, and find out its facts unless they are `known`; for the others see `open_video`.
 
     Raises:
         VideoError: see `open_video` and `clock.walk.facts`.
     """
-    with open_video(path, most_pixels) as (container, stream):
+    with open_video(path, most_pixels, device) as (container, stream):
         yield OpenFile(known or facts(path, container, stream, most_pixels), container, stream, most_pixels)
 
 

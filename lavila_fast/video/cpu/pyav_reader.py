@@ -6,7 +6,7 @@ moment hold frames, so memory does not grow with the length of the video. `reque
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +76,11 @@ class PyavReader:
 
     Attributes:
         near: Seconds by which a frame that is shown may be off the wanted one, where that is cheaper.
+        prepare: What a decoder's wanted frames go through before all else.
     """
 
     near: float = 0.0
+    prepare: Callable[[Any], Any] | None = None
 
     def read(
         self,
@@ -95,7 +97,7 @@ class PyavReader:
             return
         file.stream.codec_context.thread_count = threads
         file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
-        show = gate.before(_show(gate.transform))
+        show = gate.before(self._prepared(_show(gate.transform)))
         wants = Wants(queue.wishes(), clock.slack, clock.step, self.near, queue.moved)
         frames = _frames(file, clock, wants, health.failures)
         for span in spans_of(frames, clock, health.failures):
@@ -109,6 +111,10 @@ class PyavReader:
         if seconds < promised - max(0.5, 2 * clock.step):
             health.notes.append(f"ends at {seconds:.1f} s of {promised:.1f} s")
         yield from queue.give_up()
+
+    def _prepared(self, show: Show) -> Show:
+        prepare = self.prepare
+        return (lambda frame: show(prepare(frame))) if prepare else show
 
     def stack(self, images: Sequence[Image], axis: int) -> Image:
         """See `FileReader`."""
