@@ -17,6 +17,7 @@ from lavila_fast.video.sources import VideoSource, expand_windows
 
 os.environ.setdefault("SVT_LOG", "0")
 RATES = [Fraction(n) for n in (1, 10, 25, 50)] + [Fraction(n * 1000, 1001) for n in (24, 30, 60)]
+TELLING = ("mp4", "mov", "mkv", "webm", "flv", "wmv")  # whose headers say how long the film is
 TELEVISION = [rate for rate in RATES if rate > 20]
 
 
@@ -31,7 +32,10 @@ def films(draw: st.DrawFn) -> Film:
     starts, leads = [0.0, 0.04, 1.4, 3600.0, 95000.0], [None, 0.0, 0.02, 1.0, 3.0, -0.5, -2.0]
     pauses: dict[int, float] = {}
     if not steady and container != "avi":
-        pauses = draw(st.dictionaries(st.integers(1, count - 5), st.sampled_from([0.3, 1.5, 7.0, 45.0]), max_size=3))
+        first = 1 if container in TELLING else 4  # three frames long before all others are taken for damaged stamps
+        pauses = draw(
+            st.dictionaries(st.integers(first, count - 5), st.sampled_from([0.3, 1.5, 7.0, 45.0]), max_size=3)
+        )
     return Film(
         container,
         codec,
