@@ -39,11 +39,71 @@ def caption_loss(logits_BLV: Tensor, targets_BL: Tensor) -> CaptionScores:
     return CaptionScores(nll_BL.mean(), perplexity, hits.sum() / words_BL.sum())
 
 
-def gather(x: Tensor) -> Tensor:
-    """Rows of all processes, in order of rank, with gradients; `x` itself when there is one process."""
+def gather(x: Tensor, gradients: bool = True) -> Tensor:
+    """Rows of all processes, in order of rank; `x` itself when there is one process.
+
+    Args:
+        x: This process's rows, as many as every other's.
+        gradients: Whether gradients flow back to the rows of other processes, summed over those that use them. Else
+            they reach this process's own rows alone: after averaging over processes, towers get a smaller gradient than
+            that of the whole batch.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return x
-    return torch.cat(list(all_gather(x.contiguous())))  # type: ignore[no-untyped-call]
+    if gradients:
+        return torch.cat(list(all_gather(x.contiguous())))  # type: ignore[no-untyped-call]
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[dist.get_rank()] = x
+    return torch.cat(parts)
+
+
+def local_rows(count: int) -> Tensor:
+    """Places of this process's `count` rows among all that `gather` joins."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return torch.arange(rank * count, (rank + 1) * count)
+
+
+class ContrastiveScores(NamedTuple):
+    """`loss`, a scalar, and for each of this process's clips whether its own sentence is the nearest, `right` (B,)."""
+
+    loss: Tensor
+    right: Tensor
+
+
+def contrastive_rows(
+    video_BE: Tensor,
+    text_BE: Tensor,
+    scale: Tensor,
+    pseudo_scale: Tensor | None = None,
+    human_B: Tensor | None = None,
+    gradients: bool = True,
+) -> ContrastiveScores:
+    """`clip_loss` and `ssl_clip_loss` over all processes, of which each forms its own rows of logits only.
+
+    The mean of the processes' losses is the loss of the whole batch, and the mean of their gradients its gradient (with
+    `gradients`). A process needs memory for B rows of B·world logits instead of all (B·world)².
+
+    Args:
+        video_BE: Embeddings of this process's clips.
+        text_BE: Of their sentences.
+        scale: Factor of a pair that people narrated; of every pair without the two arguments that follow.
+        pseudo_scale: Factor where neither row is narrated by people; a mixed pair takes the geometric mean.
+        human_B: 1 for rows narrated by people, 0 for others.
+        gradients: See `gather`.
+    """
+    video_BE, text_BE = video_BE.float(), text_BE.float()
+    texts_NE, videos_NE = gather(text_BE, gradients), gather(video_BE, gradients)
+    seen_BN, said_BN = video_BE @ texts_NE.T, text_BE @ videos_NE.T
+    if pseudo_scale is None or human_B is None:
+        seen_BN, said_BN = scale * seen_BN, scale * said_BN
+    else:
+        root_B = torch.where(human_B.bool(), scale.sqrt(), pseudo_scale.sqrt())
+        root_N = torch.where(gather(human_B, gradients=False).bool(), scale.sqrt(), pseudo_scale.sqrt())
+        seen_BN, said_BN = (root_B[:, None] * root_N * logits for logits in (seen_BN, said_BN))
+    own_B = local_rows(len(video_BE)).to(seen_BN.device)
+    loss = (F.cross_entropy(seen_BN, own_B) + F.cross_entropy(said_BN, own_B)) / 2
+    return ContrastiveScores(loss, seen_BN.argmax(1) == own_B)
 
 
 def clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor | None = None) -> Tensor:

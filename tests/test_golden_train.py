@@ -1,0 +1,303 @@
+"""Training steps of the original, recorded at small sizes: the same losses, rates, norms and weights from our loop.
+
+The folder is ``LAVILA_GOLDEN_TRAIN_DIR``, or a copy among the tests' data; sizes come from its files.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lavila_fast.config import ClassifierConfig, DualEncoderConfig, NarratorConfig  # noqa: E402
+from lavila_fast.models.checkpoint import load_state, tidy  # noqa: E402
+from lavila_fast.models.classifier import Classifier  # noqa: E402
+from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
+from lavila_fast.models.sizes import config_from_sizes  # noqa: E402
+from lavila_fast.models.weight_files import read_weights  # noqa: E402
+from lavila_fast.train.batch import TrainingBatch  # noqa: E402
+from lavila_fast.train.objectives import (  # noqa: E402
+    CaptionTask,
+    ClassifyTask,
+    ContrastiveTask,
+    MarginTask,
+    TrainingTask,
+)
+from lavila_fast.train.optimisers import Optimisation, trained_names  # noqa: E402
+from lavila_fast.train.parameters import freeze, parameter_groups  # noqa: E402
+from lavila_fast.train.schedules import Schedule  # noqa: E402
+from lavila_fast.train.updates import Steps, TorchUpdates  # noqa: E402
+
+GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
+CASES = sorted(path.stem for path in GOLDEN.glob("*.*.npz") if path.name != "steps.inputs.npz")
+FAMILIES = {"pretrain_ssl": "pretrain_clip", "finetune_retrieval": "pretrain_clip"}
+RULES = {
+    "freeze_lm_vclm": "language_model",
+    "freeze_visual_vclm": "space",
+    "freeze_visual_vclm_temporal": "time",
+    "freeze_temperature": "temperature",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Recording:
+    """One run of the original."""
+
+    def __init__(self, name: str) -> None:
+        self.family, _, self.case = name.partition(".")
+        self.told: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
+        self.options: dict[str, Any] = self.told["options"]
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            self.arrays = {key: arrays[key] for key in arrays.files}
+        with np.load(GOLDEN / "steps.inputs.npz") as arrays:
+            self.inputs = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    @property
+    def start(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Weights and sizes to begin with."""
+        stem = FAMILIES.get(self.family, "pretrain_clip" if self.family.startswith("finetune") else self.family)
+        path = GOLDEN / f"{stem}.pth"
+        return tidy(read_weights(path).tensors, path), json.loads((GOLDEN / f"{stem}.json").read_text())
+
+    def model(self) -> DualEncoder | NarratorModel | Classifier:
+        state, sizes = self.start
+        config = config_from_sizes(sizes)
+        made: Any
+        replaced = {key.removeprefix("start."): torch.from_numpy(self[key]) for key in self.arrays if key[:6] == "start."}
+        if self.family == "finetune_classification":
+            classes = self.options["num_classes"]
+            vision = config.vision
+            state = {key: value for key, value in state.items() if key.startswith("visual.")} | replaced
+            frames = state["visual.temporal_embed"].shape[1]
+            config = ClassifierConfig(_with(vision, frames=frames), tuple(classes), multi_head=len(classes) > 1)
+            made = Classifier(config)
+        else:
+            state |= replaced
+            if "visual.temporal_embed" in replaced:
+                config = _with(config, vision=_with(config.vision, frames=replaced["visual.temporal_embed"].shape[1]))
+            made = DualEncoder(config) if isinstance(config, DualEncoderConfig) else NarratorModel(config)
+        load_state(made, state, Path(self.case))
+        if self.case == "not_gated":
+            open_gates(made)
+        if self.family.startswith("pretrain"):
+            with torch.no_grad():
+                made.logit_scale.fill_(math.log(1 / self.options["temperature_init"]))
+        return made
+
+    def task(self) -> TrainingTask:
+        model, options = self.model(), self.options
+        rules = [rule for flag, rule in RULES.items() if options.get(flag)]
+        if self.family == "finetune_retrieval":
+            rules = ["temperature"]
+        frozen = freeze(model, [*rules, "gates"] if self.case == "not_gated" else rules)
+        assert sorted(name for name in frozen if "alpha_" not in name) == sorted(self.told["frozen"])
+        if self.family == "finetune_classification":
+            return ClassifyTask(model, options["label_smoothing"])
+        if self.family == "narrator":
+            return CaptionTask(model)
+        if self.family == "finetune_retrieval" and self.case != "charades":
+            adaptive = self.case == "adaptive_margin"
+            return MarginTask(model, 0.4 if adaptive else 0.2, adaptive)
+        pseudo: dict[str, Any] = {}
+        if self.family == "pretrain_ssl":
+            pseudo = {
+                "pseudo_temperature": options["pseudo_temperature_init"],
+                "learn_pseudo": not options["freeze_pseudo_temperature"],
+                "summed_pseudo": True,
+            }
+        return ContrastiveTask(model, normalize=options.get("norm_embed", True), **pseudo)
+
+    def optimisation(self) -> Optimisation:
+        told, options = self.told["optimizer_defaults"], self.options
+        clip = options["clip_grad_value"]
+        sgd = self.told["optimizer"] == "SGD"
+        return Optimisation(
+            name="sgd" if sgd else "adamw",
+            betas=(told["momentum"], 0.0) if sgd else tuple(told["betas"]),
+            eps=told.get("eps", 1e-8),
+            weight_decay=options["wd"],
+            clip="none" if clip is None else options["clip_grad_type"],
+            most=1.0 if clip is None else clip,
+            accumulate=options["update_freq"],
+            factors={"visual.": options["lr_multiplier_on_backbone"]} if "finetune_cl" in self.family else {},
+            same_rate=True,
+        )
+
+    def schedule(self, steps: Steps) -> Schedule:
+        options, each = self.options, steps.updates // steps.epochs
+        return Schedule(
+            options["lr"],
+            steps.updates,
+            int(options["warmup_epochs"] * each),
+            options["lr_start"],
+            options["lr_end"],
+            constant=options["fix_lr"],
+        )
+
+    def batch(self, epoch: int, place: int) -> TrainingBatch:
+        number, inputs = int(self["batch"][epoch, place]), self.inputs
+        video = inputs["video_finetune" if self.family.startswith("finetune") else "video"][number].float() / 64
+        rest: dict[str, torch.Tensor] = {}
+        if self.family == "pretrain_distilbert":
+            rest = {"ids": inputs["bert_ids"][number], "mask": inputs["bert_mask"][number]}
+        elif self.family == "narrator":
+            rest = {"ids": inputs["caption"][number]}
+        elif self.family == "finetune_classification":
+            rest = {"targets": self._targets(number)}
+        else:
+            rest = {name: inputs[key][number] for name, key in _DUAL.items()}
+        return TrainingBatch(video, **{name: _long(value) for name, value in rest.items()})
+
+    def _targets(self, number: int) -> torch.Tensor:
+        if len(self.options["num_classes"]) == 1:
+            return self.inputs["action" if "ek100" in self.case else "label"][number]
+        pairs = [tuple(map(int, pair.split(":"))) for pair in self.told["action_to_verb_noun"]]
+        return torch.tensor([(*pairs[int(action)], int(action)) for action in self.inputs["action"][number]])
+
+
+_DUAL = {"ids": "clip_text", "human": "is_human", "relevancy": "relevancy"}
+
+
+def _long(value: torch.Tensor) -> torch.Tensor:
+    return value if value.is_floating_point() else value.long()
+
+
+def _with(config: Any, **changes: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(config, **changes)
+
+
+def close(found: Any, expected: Any, relative: float, what: str) -> None:
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=relative, atol=1e-12, err_msg=what)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_the_originals(name: str) -> None:
+    recording = Recording(name)
+    task, how = recording.task(), recording.optimisation()
+    epochs, batches = recording["batch"].shape
+    steps = Steps(batches, epochs, how.accumulate, carry=True)
+    engine = TorchUpdates(task, how)
+    groups, expected = engine.optimiser.param_groups, recording.told["groups"]
+    assert [(one["weight_decay"], sorted(one["names"])) for one in groups] == [
+        (one["weight_decay"], sorted(one["names"])) for one in expected
+    ]
+    rates, found = recording.schedule(steps).rates(), Found()
+    for micro in steps:
+        if micro.update == steps.updates and recording.told["error"]:  # the original fails here; we leave it out
+            break
+        found.scales.append(scales(task))
+        loss, numbers = engine.module(recording.batch(micro.epoch, micro.place))
+        found.numbers.append({key: float(value) for key, value in numbers.items()} | {"loss": float(loss)})
+        found.differentiated.append(float(engine.backward(loss)))
+        if micro.ends:
+            pseudo = getattr(task.criterion, "logit_scale_pseudo", None)
+            if pseudo is not None and pseudo.grad is not None:
+                found.pseudo_gradients.append(float(pseudo.grad))
+            norms = engine.update(rates[micro.update])
+            found.norms.append(norms)
+            found.rates.append([group["lr"] for group in engine.optimiser.param_groups])
+    found.scales.append(scales(task))
+    compare(recording, found, task, max(float(recording["lr"].max()), 0.0))
+
+
+@torch.no_grad()
+def open_gates(narrator: NarratorModel) -> None:
+    for name, parameter in narrator.named_parameters():
+        if "alpha_" in name and name.startswith("text_decoder."):
+            parameter.fill_(20.0)  # whose tanh is 1
+
+
+class Found:
+    """What our run did."""
+
+    def __init__(self) -> None:
+        self.scales: list[tuple[float, float]] = []
+        self.numbers: list[dict[str, float]] = []
+        self.differentiated: list[float] = []
+        self.norms: list[Any] = []
+        self.rates: list[list[float]] = []
+        self.pseudo_gradients: list[float] = []
+
+    def all(self, name: str) -> list[float]:
+        return [one[name] for one in self.numbers]
+
+
+def scales(task: TrainingTask) -> tuple[float, float]:
+    scale, pseudo = getattr(task.model, "logit_scale", None), getattr(task.criterion, "logit_scale_pseudo", None)
+    return (math.nan if scale is None else float(scale), math.nan if pseudo is None else float(pseudo))
+
+
+SHARES = {"clip_acc": "right", "clip_acc_gt": "right_human", "clip_acc_pseudo": "right_pseudo", "caption_acc": "right"}
+NAMES = {"num_gt": "rows_human", "num_pseudo": "rows_pseudo", "max_margin_loss": "margin_loss", "ppl": "perplexity"}
+
+
+def compare(recording: Recording, found: Found, task: TrainingTask, rate: float) -> None:
+    close(found.differentiated, recording["loss_backward"], 2e-5, "loss")
+    close(found.rates, recording["lr"], 1e-9, "learning rate")
+    close([norms.before for norms in found.norms], recording["grad_norm"], 2e-4, "norm")
+    close([norms.after for norms in found.norms], recording["grad_norm_after_clip"], 2e-4, "norm after clipping")
+    for place, key in enumerate(("log_scale", "log_scale_pseudo")):
+        if key in recording.arrays:
+            close([pair[place] for pair in found.scales], recording[key], 1e-5, key)
+    if "grad.logit_scale_pseudo" in recording.arrays:
+        close(found.pseudo_gradients, recording["grad.logit_scale_pseudo"], 1e-3, "gradient of the pseudo temperature")
+    for key in [key for key in recording.arrays if key.startswith("metric.")]:
+        name = key.removeprefix("metric.")
+        ours = np.array(found.all(SHARES.get(name) or NAMES.get(name, name)))
+        theirs = recording[key] / 100 if name in SHARES else recording[key]
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4 if name == "ppl" else 2e-5, atol=1e-7, err_msg=key)
+    if "cross_entropy" in recording.arrays:
+        heads = len(recording.options["num_classes"])
+        ours = [[one[f"head_{i}"] for i in range(heads)] for one in found.numbers]
+        close(np.ravel(ours), recording["cross_entropy"], 2e-5, "cross-entropy")
+    compare_weights(recording, task, (0.002 if recording.told["optimizer"] == "SGD" else 0.02) * rate)
+
+
+def compare_weights(recording: Recording, task: TrainingTask, allowed: float) -> None:
+    ours = {name: parameter.detach().numpy().ravel() for name, parameter in trained_names(task).items()}
+    beyond = elements = 0
+    seen = set()
+    for key in recording.arrays:
+        kind, _, name = key.partition(".")
+        if kind not in ("end", "end_every5"):
+            continue
+        seen.add(name)
+        expected, step = recording[key].ravel(), 1 if kind == "end" else 5
+        found = ours[name][::step]
+        unstable = np.zeros(len(ours[name]), bool)
+        unstable[recording.arrays.get(f"unstable.{name}", np.zeros(0, np.int64))] = True
+        off = np.abs(found - expected) > allowed
+        off &= ~unstable[::step]
+        beyond, elements = beyond + int(off.sum()), elements + len(off)
+    assert beyond <= elements / 10_000, f"{beyond} of {elements} weights are off by over {allowed:g}"
+    assert seen >= {name for group in recording.told["groups"] for name in group["names"]} - {"criterion.logit_scale_pseudo"}
+
+
+def test_there_are_recordings() -> None:
+    if not GOLDEN.is_dir():
+        pytest.skip(f"no recordings in {GOLDEN}")
+    assert len(CASES) > 15
+
+
+FLAGS = {f"--{flag.replace('_', '-')}": rule for flag, rule in RULES.items()} | {"--timesformer-freeze-space": "image_model"}
