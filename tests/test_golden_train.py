@@ -9,6 +9,9 @@ import gzip
 import json
 import math
 import os
+import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, NarratorConfig  # noqa: E402
+from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.models.checkpoint import load_state, tidy  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.models.sizes import config_from_sizes  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
+from lavila_fast.presets import VARIANTS  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.objectives import (  # noqa: E402
     CaptionTask,
@@ -82,18 +87,22 @@ class Recording:
         state, sizes = self.start
         config = config_from_sizes(sizes)
         made: Any
-        replaced = {key.removeprefix("start."): torch.from_numpy(self[key]) for key in self.arrays if key[:6] == "start."}
+        replaced = {
+            key.removeprefix("start."): torch.from_numpy(self[key]) for key in self.arrays if key[:6] == "start."
+        }
         if self.family == "finetune_classification":
             classes = self.options["num_classes"]
             vision = config.vision
             state = {key: value for key, value in state.items() if key.startswith("visual.")} | replaced
             frames = state["visual.temporal_embed"].shape[1]
-            config = ClassifierConfig(_with(vision, frames=frames), tuple(classes), multi_head=len(classes) > 1)
+            config = ClassifierConfig(replace(vision, frames=frames), tuple(classes), multi_head=len(classes) > 1)
             made = Classifier(config)
         else:
             state |= replaced
             if "visual.temporal_embed" in replaced:
-                config = _with(config, vision=_with(config.vision, frames=replaced["visual.temporal_embed"].shape[1]))
+                config = replace(
+                    config, vision=replace(config.vision, frames=replaced["visual.temporal_embed"].shape[1])
+                )
             made = DualEncoder(config) if isinstance(config, DualEncoderConfig) else NarratorModel(config)
         load_state(made, state, Path(self.case))
         if self.case == "not_gated":
@@ -179,12 +188,6 @@ _DUAL = {"ids": "clip_text", "human": "is_human", "relevancy": "relevancy"}
 
 def _long(value: torch.Tensor) -> torch.Tensor:
     return value if value.is_floating_point() else value.long()
-
-
-def _with(config: Any, **changes: Any) -> Any:
-    from dataclasses import replace
-
-    return replace(config, **changes)
 
 
 def close(found: Any, expected: Any, relative: float, what: str) -> None:
@@ -291,7 +294,9 @@ def compare_weights(recording: Recording, task: TrainingTask, allowed: float) ->
         off &= ~unstable[::step]
         beyond, elements = beyond + int(off.sum()), elements + len(off)
     assert beyond <= elements / 10_000, f"{beyond} of {elements} weights are off by over {allowed:g}"
-    assert seen >= {name for group in recording.told["groups"] for name in group["names"]} - {"criterion.logit_scale_pseudo"}
+    assert seen >= {name for group in recording.told["groups"] for name in group["names"]} - {
+        "criterion.logit_scale_pseudo"
+    }
 
 
 def test_there_are_recordings() -> None:
@@ -300,4 +305,50 @@ def test_there_are_recordings() -> None:
     assert len(CASES) > 15
 
 
-FLAGS = {f"--{flag.replace('_', '-')}": rule for flag, rule in RULES.items()} | {"--timesformer-freeze-space": "image_model"}
+FLAGS = {
+    "--freeze-lm-vclm": "language_model",
+    "--freeze-visual-vclm": "space",
+    "--freeze-visual-vclm-temporal": "time",
+    "--timesformer-freeze-space": "image_model",
+}
+NAMES_FILE = GOLDEN / "trainable_names.json.gz"
+TOLD: dict[str, Any] = json.loads(gzip.decompress(NAMES_FILE.read_bytes())) if NAMES_FILE.is_file() else {}
+OURS = sorted(name for name in TOLD if name in VARIANTS)
+
+
+def counted(names: Any) -> dict[str, int]:
+    """Names with ``*`` for the number of a layer → how many layers."""
+    return dict(Counter(re.sub(r"\.(blocks|h|resblocks|layer)\.\d+\.", r".\1.*.", name) for name in names))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_real_models_train_what_the_original_trains(name: str) -> None:
+    plain = empty(VARIANTS[name])
+    for flags, told in TOLD[name].items():
+        given, config, model = flags.split(), VARIANTS[name], plain.requires_grad_(True)
+        if "--timesformer-gated-xattn" in given:
+            model = empty(replace(config, vision=replace(config.vision, gated_time=True)))
+        rules = [FLAGS[flag] for flag in given if flag in FLAGS]
+        gated = not isinstance(config, NarratorConfig) or "--gated-xattn" in given
+        frozen = [one for one in freeze(model, rules if gated else ["gates", *rules]) if gated or "alpha_" not in one]
+        groups = {one.decay: one.names for one in parameter_groups(model.named_parameters(), 0.01)}
+        what = f"{name} {flags}"
+        assert counted(groups[0.01]) == told["decay"], what
+        assert counted(groups[0.0]) == told["no_decay"], what
+        assert counted(frozen) == told["frozen"], what
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert trained == told["trained_parameters"], what
+
+
+def empty(config: Any) -> DualEncoder | NarratorModel:
+    """A model without memory."""
+    with torch.device("meta"):
+        return DualEncoder(config) if isinstance(config, DualEncoderConfig) else NarratorModel(config)
+
+
+def test_rules_that_find_nothing_are_refused() -> None:
+    dual = empty(DualEncoderConfig())
+    with pytest.raises(InputError, match="freeze language_model: this model has no such parameters"):
+        freeze(dual, ["language_model"])
+    with pytest.raises(InputError, match="freeze nothing: unknown; take one of language_model, space"):
+        freeze(dual, ["nothing"])

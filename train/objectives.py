@@ -115,8 +115,8 @@ class ContrastiveTask(DualTask):
     """A clip and its sentence together, all other sentences of all processes apart; CLIP's loss.
 
     With `pseudo_temperature`, pairs that no person narrated have a temperature of their own, learnt if `learn_pseudo`:
-    ``criterion.logit_scale_pseudo``, a logarithm, which nothing clamps. In the original its gradient is never cleared, so
-    that each update follows the sum over all micro-batches since the beginning: `summed_pseudo`.
+    ``criterion.logit_scale_pseudo``, a logarithm, which nothing clamps. In the original its gradient is never cleared,
+    so that each update follows the sum over all micro-batches since the beginning: `summed_pseudo`.
     """
 
     def __init__(

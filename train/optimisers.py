@@ -1,6 +1,6 @@
 """Optimisers as rows, and how a gradient is cut before they use it.
 
-    optimiser = make_optimiser(Optimisation(weight_decay=0.01), task)
+optimiser = make_optimiser(Optimisation(weight_decay=0.01), task)
 """
 
 from __future__ import annotations

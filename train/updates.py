@@ -1,12 +1,12 @@
 """Micro-batches and updates: one process, or several that share a batch, in plain PyTorch.
 
-    steps = Steps(batches=100, epochs=5, accumulate=2)
-    engine = TorchUpdates(task, Optimisation(accumulate=2), world=1)
-    for micro in steps:
-        loss, numbers = engine.module(batches.batch(micro.number))
-        engine.backward(loss)
-        if micro.ends:
-            engine.update(rates[micro.update])
+steps = Steps(batches=100, epochs=5, accumulate=2)
+engine = TorchUpdates(task, Optimisation(accumulate=2), world=1)
+for micro in steps:
+    loss, numbers = engine.module(batches.batch(micro.number))
+    engine.backward(loss)
+    if micro.ends:
+        engine.update(rates[micro.update])
 """
 
 from __future__ import annotations
