@@ -30,6 +30,7 @@ from lavila_fast.models.sizes import config_from_sizes  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
 from lavila_fast.presets import VARIANTS  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
+from lavila_fast.train.losses import contrastive_rows, max_margin_loss  # noqa: E402
 from lavila_fast.train.objectives import (  # noqa: E402
     CaptionTask,
     ClassifyTask,
@@ -352,3 +353,57 @@ def test_rules_that_find_nothing_are_refused() -> None:
         freeze(dual, ["language_model"])
     with pytest.raises(InputError, match="freeze nothing: unknown; take one of language_model, space"):
         freeze(dual, ["nothing"])
+
+
+KINDS = ("clip_gathered_with_gradients", "clip_gathered_without_gradients", "ssl", "max_margin", "adaptive_margin")
+DISTRIBUTED = GOLDEN / "distributed_loss.npz"
+
+
+def distributed_share(rank: int, world: int, folder: str, source: str) -> None:
+    """One process of several: the losses of its rows and their gradients, written to a file."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", world)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    with np.load(source) as arrays:
+        told = {name: torch.from_numpy(arrays[name]) for name in ("video", "text", "is_human", "relevancy")}
+        scales = [float(arrays["logit_scale"]), math.log(1 / float(arrays["pseudo_temperature"]))]
+    here = slice(rank * len(told["video"]) // world, (rank + 1) * len(told["video"]) // world)
+    found: dict[str, Any] = {}
+    for kind in (*KINDS, "max_margin_diagonal_kept"):
+        video, text = (told[name][here].clone().requires_grad_() for name in ("video", "text"))
+        logs = [torch.tensor(value, requires_grad=True) for value in scales]
+        human, relevancy = told["is_human"][here], told["relevancy"][here]
+        if "margin" in kind:
+            wanted = {"max_margin": (0.2, None, False), "max_margin_diagonal_kept": (0.2, None, True)}
+            margin, by, diagonal = wanted.get(kind, (0.4, relevancy, False))
+            loss = max_margin_loss(video, text, margin, by, diagonal)
+        else:
+            two = (logs[1].exp(), human) if kind == "ssl" else (None, None)
+            loss = contrastive_rows(video, text, logs[0], *two, gradients="without" not in kind).loss
+        torch.autograd.backward(loss)
+        gradients = [torch.zeros(()) if log.grad is None else log.grad for log in logs]
+        found |= {f"{kind}.loss": loss.detach().numpy(), f"{kind}.scales": torch.stack(gradients).numpy()}
+        found |= {f"{kind}.{name}": each.grad.numpy() for name, each in (("video", video), ("text", text))}
+    np.savez(f"{folder}/{rank}.npz", **found)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not DISTRIBUTED.is_file(), reason=f"no recordings in {GOLDEN}")
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_losses_over_processes_are_the_originals(tmp_path: Path, world: int) -> None:
+    given = (world, str(tmp_path), str(DISTRIBUTED))
+    torch.multiprocessing.spawn(distributed_share, given, nprocs=world)
+    shares = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(world)]
+    with np.load(DISTRIBUTED) as arrays:
+        for kind in (*KINDS, "max_margin_diagonal_kept"):
+            told = {key.rpartition(".")[2]: arrays[key] for key in arrays.files if f"processes_{world}.{kind}." in key}
+            assert told, kind
+            losses = [float(share[f"{kind}.loss"]) for share in shares]
+            np.testing.assert_allclose(np.mean(losses), told["loss"], rtol=0, atol=2e-6, err_msg=kind)
+            for name in ("video", "text"):
+                ours = np.concatenate([share[f"{kind}.{name}"] for share in shares])
+                np.testing.assert_allclose(ours, told[f"grad_{name}"], rtol=0, atol=1e-6, err_msg=f"{kind} {name}")
+            scales = np.mean([share[f"{kind}.scales"] for share in shares], 0)
+            for place, key in enumerate(("grad_logit_scale", "grad_log_pseudo_scale")):
+                if key in told:
+                    np.testing.assert_allclose(scales[place], told[key], rtol=0, atol=1e-6, err_msg=f"{kind} {key}")

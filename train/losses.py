@@ -92,18 +92,23 @@ def contrastive_rows(
         human_B: 1 for rows narrated by people, 0 for others.
         gradients: See `gather`.
     """
+    own_B = local_rows(len(video_BE)).to(video_BE.device)
     video_BE, text_BE = video_BE.float(), text_BE.float()
     texts_NE, videos_NE = gather(text_BE, gradients), gather(video_BE, gradients)
-    seen_BN, said_BN = video_BE @ texts_NE.T, text_BE @ videos_NE.T
+    if not gradients:  # all rows, else the columns of a process's own clips would be without gradients, too
+        video_BE, text_BE = videos_NE, texts_NE
+        human_B = None if human_B is None else gather(human_B, gradients=False)
+    seen, said = video_BE @ texts_NE.T, text_BE @ videos_NE.T
     if pseudo_scale is None or human_B is None:
-        seen_BN, said_BN = scale * seen_BN, scale * said_BN
+        seen, said = scale * seen, scale * said
     else:
-        root_B = torch.where(human_B.bool(), scale.sqrt(), pseudo_scale.sqrt())
-        root_N = torch.where(gather(human_B, gradients=False).bool(), scale.sqrt(), pseudo_scale.sqrt())
-        seen_BN, said_BN = (root_B[:, None] * root_N * logits for logits in (seen_BN, said_BN))
-    own_B = local_rows(len(video_BE)).to(seen_BN.device)
-    loss = (F.cross_entropy(seen_BN, own_B) + F.cross_entropy(said_BN, own_B)) / 2
-    return ContrastiveScores(loss, seen_BN.argmax(1) == own_B)
+        all_N = gather(human_B, gradients=False) if gradients else human_B
+        root, root_N = (torch.where(human.bool(), scale.sqrt(), pseudo_scale.sqrt()) for human in (human_B, all_N))
+        seen, said = (root[:, None] * root_N * logits for logits in (seen, said))
+    rows = own_B if gradients else torch.arange(len(seen), device=own_B.device)
+    loss = (F.cross_entropy(seen, rows) + F.cross_entropy(said, rows)) / 2
+    right = seen.argmax(1) == rows
+    return ContrastiveScores(loss, right if gradients else right[own_B])
 
 
 def clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor | None = None) -> Tensor:
@@ -140,10 +145,26 @@ def ssl_clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, pseudo_scale
     return (F.cross_entropy(logits_BB, rows) + F.cross_entropy(logits_BB.T, rows)) / 2
 
 
-def max_margin_loss(video_BE: Tensor, text_BE: Tensor, margin: float, relevancy_B: Tensor | None = None) -> Tensor:
-    """Hinge loss over all wrong pairs, both ways; with `relevancy_B` each row's margin is scaled by it."""
-    near_BB = F.normalize(text_BE, dim=-1) @ F.normalize(video_BE, dim=-1).T
-    wanted_B = margin * (torch.ones_like(near_BB[0]) if relevancy_B is None else relevancy_B)
-    slack = (wanted_B - near_BB.diag())[:, None]
-    wrong = ~torch.eye(len(near_BB), dtype=torch.bool, device=near_BB.device)
-    return (F.relu(slack + near_BB)[wrong].mean() + F.relu(slack + near_BB.T)[wrong].mean()) / 2
+def max_margin_loss(
+    video_BE: Tensor, text_BE: Tensor, margin: float, relevancy_B: Tensor | None = None, diagonal: bool = False
+) -> Tensor:
+    """Hinge loss over all wrong pairs of all processes, both ways.
+
+    Each process forms the rows of its own clips; the mean of the processes' losses is that of the whole batch.
+
+    Args:
+        video_BE: Embeddings of this process's clips, of any length: the loss is about cosines.
+        text_BE: Of their sentences.
+        margin: By how much the right pair is to be nearer than a wrong one.
+        relevancy_B: What the margin of each row is scaled by.
+        diagonal: Right pairs count among the wrong ones, as a constant.
+    """
+    video_BE, text_BE = F.normalize(video_BE, dim=-1), F.normalize(text_BE, dim=-1)
+    said_BN, seen_BN = text_BE @ gather(video_BE).T, video_BE @ gather(text_BE).T
+    own_B = local_rows(len(video_BE)).to(said_BN.device)
+    wanted_B = margin * (torch.ones_like(said_BN[:, 0]) if relevancy_B is None else relevancy_B)
+    slack = (wanted_B - (text_BE * video_BE).sum(-1))[:, None]
+    counted = torch.ones_like(said_BN, dtype=torch.bool)
+    if not diagonal:
+        counted[torch.arange(len(own_B)), own_B] = False
+    return (F.relu(slack + said_BN)[counted].mean() + F.relu(slack + seen_BN)[counted].mean()) / 2

@@ -137,7 +137,7 @@ class ContrastiveTask(DualTask):
             self.criterion.logit_scale_pseudo = nn.Parameter(scale, requires_grad=learn_pseudo)
             if summed_pseudo and learn_pseudo:
                 self.criterion.register_buffer("pseudo_gradients", torch.zeros(()))
-                self.criterion.logit_scale_pseudo.register_hook(self._add_up)
+                self.criterion.logit_scale_pseudo.register_hook(self._add_up)  # type: ignore[no-untyped-call]
         self._first = True
 
     def _add_up(self, gradient: Tensor) -> Tensor:

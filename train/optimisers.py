@@ -143,4 +143,5 @@ def cut_gradients(parameters: Iterable[nn.Parameter], how: Optimisation) -> Norm
 def _norm(tensors: list[Tensor]) -> Tensor:
     if not tensors:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([one.float() for one in torch._foreach_norm(tensors)]))
+    return norm
