@@ -22,7 +22,7 @@ from lavila_fast.evaluate.clips import action_of  # noqa: E402
 from lavila_fast.kitchen.world import all_actions  # noqa: E402
 from lavila_fast.records import Clip  # noqa: E402
 from lavila_fast.train.dali_data import ListBatches, ListConfig, _Draws, open_list, read_sentences  # noqa: E402
-from lavila_fast.train.loop import TrainingRun  # noqa: E402
+from lavila_fast.train.loop import KitchenRun  # noqa: E402
 from lavila_fast.train.recipes import Recipe  # noqa: E402
 from lavila_fast.video import sources  # noqa: E402
 from lavila_fast.video.facts import read_facts  # noqa: E402
@@ -184,14 +184,14 @@ def test_a_recipe_trains_from_files_and_resumes(videos: Path, tmp_path: Path) ->
     data = replace(STILL, img=16, list=str(videos / "list.jsonl"), root=str(videos), area=(0.5, 1.0), jitter=True)
     model = NarratorConfig(vision, text, queries=2, pool_heads=1)
     recipe = Recipe("files", model, data, steps=4, batch_size=4, warmup=1, bfloat16=False)
-    run = TrainingRun(recipe, open_list(data, 4))
+    run = KitchenRun(recipe, open_list(data, 4))
     losses = [row["loss"] for row in run.steps()]
-    first = TrainingRun(recipe, open_list(data, 4))
+    first = KitchenRun(recipe, open_list(data, 4))
     before = [row["loss"] for _, row in zip(range(2), first.steps(), strict=False)]
     first.save(tmp_path)
-    second = TrainingRun(recipe, open_list(data, 4))
+    second = KitchenRun(recipe, open_list(data, 4))
     assert second.resume(tmp_path)
     assert before + [row["loss"] for row in second.steps()] == losses
     assert len(losses) == 4
     with pytest.raises(InputError, match="own batch size"):
-        TrainingRun(recipe, open_list(data, 3))
+        KitchenRun(recipe, open_list(data, 3))

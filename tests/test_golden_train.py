@@ -30,18 +30,20 @@ from lavila_fast.models.sizes import config_from_sizes  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
 from lavila_fast.presets import VARIANTS  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
+from lavila_fast.train.engines import TorchEngine  # noqa: E402
 from lavila_fast.train.losses import contrastive_rows, max_margin_loss  # noqa: E402
-from lavila_fast.train.objectives import (  # noqa: E402
+from lavila_fast.train.optimisers import Norms, Optimisation, trained_names  # noqa: E402
+from lavila_fast.train.parameters import freeze, parameter_groups  # noqa: E402
+from lavila_fast.train.run import MicroRow, TrainingRun  # noqa: E402
+from lavila_fast.train.schedules import Schedule  # noqa: E402
+from lavila_fast.train.steps import Steps  # noqa: E402
+from lavila_fast.train.tasks import (  # noqa: E402
     CaptionTask,
     ClassifyTask,
     ContrastiveTask,
     MarginTask,
     TrainingTask,
 )
-from lavila_fast.train.optimisers import Optimisation, trained_names  # noqa: E402
-from lavila_fast.train.parameters import freeze, parameter_groups  # noqa: E402
-from lavila_fast.train.schedules import Schedule  # noqa: E402
-from lavila_fast.train.updates import Steps, TorchUpdates  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
 CASES = sorted(path.stem for path in GOLDEN.glob("*.*.npz") if path.name != "steps.inputs.npz")
@@ -163,8 +165,8 @@ class Recording:
             constant=options["fix_lr"],
         )
 
-    def batch(self, epoch: int, place: int) -> TrainingBatch:
-        number, inputs = int(self["batch"][epoch, place]), self.inputs
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
+        number, inputs = int(self["batch"].flat[step]), self.inputs
         video = inputs["video_finetune" if self.family.startswith("finetune") else "video"][number].float() / 64
         rest: dict[str, torch.Tensor] = {}
         if self.family == "pretrain_distilbert":
@@ -201,28 +203,33 @@ def test_steps_are_the_originals(name: str) -> None:
     task, how = recording.task(), recording.optimisation()
     epochs, batches = recording["batch"].shape
     steps = Steps(batches, epochs, how.accumulate, carry=True)
-    engine = TorchUpdates(task, how)
+    engine = Watched(task, how)
     groups, expected = engine.optimiser.param_groups, recording.told["groups"]
     assert [(one["weight_decay"], sorted(one["names"])) for one in groups] == [
         (one["weight_decay"], sorted(one["names"])) for one in expected
     ]
-    rates, found = recording.schedule(steps).rates(), Found()
-    for micro in steps:
-        if micro.update == steps.updates and recording.told["error"]:  # the original fails here; we leave it out
+    run = TrainingRun(task, engine, recording, steps, recording.schedule(steps).rates())
+    found = Found([scales(task)])
+    for row in run.micro_steps():
+        if row.micro.update == steps.updates and recording.told["error"]:  # the original fails here; we go on
             break
+        found.add(row, engine)
         found.scales.append(scales(task))
-        loss, numbers = engine.module(recording.batch(micro.epoch, micro.place))
-        found.numbers.append({key: float(value) for key, value in numbers.items()} | {"loss": float(loss)})
-        found.differentiated.append(float(engine.backward(loss)))
-        if micro.ends:
-            pseudo = getattr(task.criterion, "logit_scale_pseudo", None)
-            if pseudo is not None and pseudo.grad is not None:
-                found.pseudo_gradients.append(float(pseudo.grad))
-            norms = engine.update(rates[micro.update])
-            found.norms.append(norms)
-            found.rates.append([group["lr"] for group in engine.optimiser.param_groups])
-    found.scales.append(scales(task))
-    compare(recording, found, task, max(float(recording["lr"].max()), 0.0))
+    compare(recording, found, task, float(recording["lr"].max()))
+
+
+class Watched(TorchEngine):
+    """Keeps the gradient of the pseudo temperature at each update."""
+
+    def update(self, rate: float) -> Norms:
+        pseudo = getattr(self.task.criterion, "logit_scale_pseudo", None)
+        if pseudo is not None and pseudo.grad is not None:
+            self.pseudo_gradients.append(float(pseudo.grad))
+        return super().update(rate)
+
+    def __init__(self, task: TrainingTask, how: Optimisation) -> None:
+        super().__init__(task, how)
+        self.pseudo_gradients: list[float] = []
 
 
 @torch.no_grad()
@@ -235,13 +242,21 @@ def open_gates(narrator: NarratorModel) -> None:
 class Found:
     """What our run did."""
 
-    def __init__(self) -> None:
-        self.scales: list[tuple[float, float]] = []
+    def __init__(self, scales: list[tuple[float, float]]) -> None:
+        self.scales = scales
         self.numbers: list[dict[str, float]] = []
         self.differentiated: list[float] = []
-        self.norms: list[Any] = []
+        self.norms: list[Norms] = []
         self.rates: list[list[float]] = []
         self.pseudo_gradients: list[float] = []
+
+    def add(self, row: MicroRow, engine: Watched) -> None:
+        self.numbers.append({key: float(value) for key, value in row.numbers.items()} | {"loss": float(row.loss)})
+        self.differentiated.append(float(row.share))
+        if row.norms:
+            self.norms.append(row.norms)
+            self.rates.append([group["lr"] for group in engine.optimiser.param_groups])
+            self.pseudo_gradients = engine.pseudo_gradients
 
     def all(self, name: str) -> list[float]:
         return [one[name] for one in self.numbers]

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError, VideoError
@@ -37,6 +38,7 @@ from lavila_fast.evaluate.clips import labels_of
 from lavila_fast.kitchen.world import all_actions
 from lavila_fast.log import log_once
 from lavila_fast.records import Clip
+from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.gpu.nvcodec_reader import resample
@@ -154,6 +156,16 @@ class ListBatches:
         """Check what would fail late."""
         if not 0 < self.batch_size <= len(self.clips) or len(self.clips) != len(self.labels):
             raise InputError(f"{len(self.clips)} clips, {len(self.labels)} labels: no batch of {self.batch_size}")
+
+    @property
+    def epoch(self) -> int:
+        """Batches of an epoch."""
+        return len(self.clips) // self.batch_size
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
+        """One process's share of a step; errors as for `at`."""
+        frames, labels = self.at(step, rank, world)
+        return TrainingBatch(torch.as_tensor(frames), targets=torch.as_tensor(labels))
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> tuple[Any, NDArray[np.int64]]:
         """Frames uint8 (B / world, T, img, img, 3) and labels of one process's share of a step.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -31,6 +32,7 @@ from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Split, make_scene
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, OBJECTS, VERBS
+from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.video.transforms import preprocess
 
 _OPPOSITES = (
@@ -157,6 +159,16 @@ class Batches:
 
     def _rng(self, stream: int, number: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self.seed * 8 + stream, number]))
+
+    @property
+    def epoch(self) -> int:
+        """Batches of an epoch."""
+        return len(self.clips.labels) // self.batch_size
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
+        """One process's share of a step; its targets are the parts of the sentence."""
+        frames, labels = self.at(step, rank, world)
+        return TrainingBatch(torch.as_tensor(frames), targets=torch.as_tensor(labels))
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Frames uint8 (B / world, T, H, W, 3) and labels (B / world, 4) of one process's share of a step.

@@ -1,4 +1,4 @@
-"""Who takes the optimiser's step: plain PyTorch (with DDP when there are several processes), or DeepSpeed's ZeRO.
+"""Who computes gradients and updates parameters: plain PyTorch, with DDP for several processes, or DeepSpeed.
 
 Both keep the task's weights whole on every process (ZeRO stages 1 and 2 share out the optimiser's state and the
 gradients), so averaging, evaluation and shipping are the same for both.
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
 from lavila_fast.files import write_json
 from lavila_fast.train.checkpoints import read_state, save_state
-from lavila_fast.train.recipes import Recipe
+from lavila_fast.train.optimisers import Norms, Optimisation, cut_gradients, make_optimiser, set_rate
 from lavila_fast.train.tasks import TrainingTask
 
 
@@ -26,10 +26,17 @@ class TrainingEngine(Protocol):
     """What the loop asks of an engine."""
 
     module: nn.Module
-    """The task, wrapped; call it with frames and labels."""
+    """The task, wrapped; call it with a batch."""
 
-    def update(self, loss: Tensor, rate: float) -> Tensor:
-        """Propagate `loss` back and take one step at learning rate `rate`; returns the norm of the gradient."""
+    def backward(self, loss: Tensor, ends: bool = True) -> Tensor:
+        """Add the gradient of a micro-batch's share of its update, whose last one it is if it `ends` it.
+
+        Returns:
+            What was differentiated: the loss over the micro-batches of an update.
+        """
+
+    def update(self, rate: float) -> Norms:
+        """Take one step at learning rate `rate` (times a group's factor) and forget the gradients."""
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write the optimiser's state with `state` beside it; called by every process."""
@@ -38,30 +45,31 @@ class TrainingEngine(Protocol):
         """Restore the optimiser and return the `state` that was saved, or None if there is nothing."""
 
 
-def parameter_groups(task: TrainingTask, recipe: Recipe) -> list[dict[str, Any]]:
-    """Matrices with weight decay, the rest without; frozen parameters not at all."""
-    moving = [p for p in task.parameters() if p.requires_grad]
-    matrices, others = [p for p in moving if p.ndim >= 2], [p for p in moving if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
 class TorchEngine:
-    """AdamW, one process or DDP."""
+    """One process or DDP."""
 
-    def __init__(self, task: TrainingTask, recipe: Recipe, world: int) -> None:
-        self.task, self.clip_norm, self.world = task, recipe.clip_norm, world
+    def __init__(self, task: TrainingTask, how: Optimisation, world: int = 1) -> None:
+        self.task, self.how = task, how
         self.module: nn.Module = DistributedDataParallel(task) if world > 1 else task
-        self.optimiser = torch.optim.AdamW(parameter_groups(task, recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
+        self.optimiser = make_optimiser(how, task)
 
-    def update(self, loss: Tensor, rate: float) -> Tensor:
+    def backward(self, loss: Tensor, ends: bool = True) -> Tensor:
         """See `TrainingEngine`."""
-        torch.autograd.backward(loss)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm)
+        share = loss / self.how.accumulate
+        torch.autograd.backward(share)
+        return share.detach()
+
+    def update(self, rate: float) -> Norms:
+        """See `TrainingEngine`."""
+        set_rate(self.optimiser, rate)
+        norms = cut_gradients(self.task.model.parameters(), self.how)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=False)
-        return norm
+        with torch.no_grad():
+            for name, (low, high) in self.task.bounds.items():
+                self.task.get_parameter(name).clamp_(low, high)
+        self.task.after_update()
+        return norms
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """See `TrainingEngine`."""
@@ -84,36 +92,65 @@ class DeepSpeedEngine:
     number of processes are written beside it and compared. DeepSpeed unpickles its own checkpoints: resume only yours.
     """
 
-    def __init__(self, task: TrainingTask, recipe: Recipe, stage: int) -> None:
+    def __init__(self, task: TrainingTask, how: Optimisation, stage: int, clips: int) -> None:
+        """`clips`: of a micro-batch, over all processes."""
         if stage not in (1, 2):
             raise InputError(f"ZeRO stage {stage}: this loop knows stages 1 and 2")
         try:
             import deepspeed
         except ImportError as error:
             raise MissingExtraError("deepspeed", "train") from error
-        world = dist.get_world_size()
+        self.task, self.how, world = task, how, dist.get_world_size()
         self.kind = {"stage": stage, "processes": world}
         settings = {
-            "train_batch_size": recipe.batch_size,
-            "train_micro_batch_size_per_gpu": recipe.batch_size // world,
-            "gradient_clipping": recipe.clip_norm,
+            "train_batch_size": clips,
+            "train_micro_batch_size_per_gpu": clips // world,
+            "gradient_clipping": how.most if how.clip == "norm" else 0.0,
             "zero_optimization": {"stage": stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
         }
-        optimiser = torch.optim.AdamW(parameter_groups(task, recipe), lr=recipe.lr, betas=recipe.betas)
+        optimiser = make_optimiser(how, task)
         for gate in (p for p in task.parameters() if p.ndim == 0):
             # DeepSpeed 0.19 cannot broadcast a scalar; this mark leaves it out. Ours are the same everywhere anyway.
             gate.ds_optim_param = True  # type: ignore[attr-defined]
         self.module: Any = deepspeed.initialize(model=task, optimizer=optimiser, config=settings)[0]
 
-    def update(self, loss: Tensor, rate: float) -> Tensor:
+    def backward(self, loss: Tensor, ends: bool = True) -> Tensor:
         """See `TrainingEngine`."""
-        self.module.backward(loss)
-        for group in self.module.optimizer.param_groups:
-            group["lr"] = rate
+        share = loss / self.how.accumulate
+        self.module.set_gradient_accumulation_boundary(ends)
+        self.module.backward(share)
+        if not ends:
+            self.module.step()  # counts the micro-batch, and no more
+        return share.detach()
+
+    def update(self, rate: float) -> Norms:
+        """See `TrainingEngine`."""
+        from deepspeed.utils import (
+            safe_get_full_fp32_param,
+            safe_get_full_grad,
+            safe_set_full_fp32_param,
+            safe_set_full_grad,
+        )
+
+        set_rate(self.module.optimizer, rate)
+        if self.how.clip == "value":
+            for parameter in self.task.model.parameters():
+                if parameter.requires_grad:
+                    whole = safe_get_full_grad(parameter)
+                    safe_set_full_grad(parameter, whole.clamp(-self.how.most, self.how.most))
         self.module.step()
-        return torch.as_tensor(float(self.module.get_global_grad_norm() or 0.0))
+        for name, (low, high) in self.task.bounds.items():
+            parameter = self.task.get_parameter(name)
+            kept = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            if kept is not None:
+                safe_set_full_fp32_param(parameter, kept.clamp(low, high))
+            with torch.no_grad():
+                parameter.clamp_(low, high)
+        self.task.after_update()
+        before = torch.as_tensor(float(self.module.get_global_grad_norm() or 0.0))
+        return Norms(before, before.clamp(max=self.how.most) if self.how.clip == "norm" else before)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """See `TrainingEngine`; the tag is the step, so that a write cut short leaves the last checkpoint whole."""

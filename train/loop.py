@@ -10,12 +10,10 @@ before leaving. Several processes are started with torchrun:
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,25 +21,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.evaluate.clips import Clips
-from lavila_fast.train.checkpoints import read_state, save_state
+from lavila_fast.train.batch import TrainingBatch
+from lavila_fast.train.checkpoints import read_state
 from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, DataConfig
 from lavila_fast.train.engines import DeepSpeedEngine, TorchEngine, TrainingEngine
-from lavila_fast.train.processes import StopWish, averaged, processes
+from lavila_fast.train.kitchen_tasks import KitchenTask, adopt, features, make_task
+from lavila_fast.train.processes import StopWish, processes
 from lavila_fast.train.recipes import Recipe
-from lavila_fast.train.tasks import adopt, features, make_task
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine to zero at the last step."""
-    peak, warmup = float(recipe.lr), int(recipe.warmup)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup)))
+from lavila_fast.train.run import TrainingRun
+from lavila_fast.train.steps import Steps
 
 
 def _batches_of(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBatches:
@@ -55,14 +47,15 @@ def _batches_of(recipe: Recipe, clips: Clips | ListBatches) -> Batches | ListBat
     return clips
 
 
-class TrainingRun:
+class KitchenRun(TrainingRun):
     """A recipe under way.
 
     Attributes:
-        task: What is trained; `average` the moving average of its weights, by name.
         fresh: Weights that no earlier run's `weights` fitted.
-        step: Steps done.
     """
+
+    task: KitchenTask
+    batches: Batches | ListBatches
 
     def __init__(
         self,
@@ -75,65 +68,24 @@ class TrainingRun:
     ) -> None:
         if recipe.batch_size % world:
             raise InputError(f"{world} processes cannot share a batch of {recipe.batch_size} evenly")
-        self.recipe, self.rank, self.world, self.step = recipe, rank, world, 0
-        self.task = make_task(recipe)
-        self.fresh: list[str] = adopt(self.task, weights or {})
-        self.task.model.visual.requires_grad_(not recipe.frozen)
-        self.batches = _batches_of(recipe, clips)
-        self.average = {name: t.clone() for name, t in self.task.state_dict().items()}
-        self.engine: TrainingEngine = (
-            TorchEngine(self.task, recipe, world) if zero is None else DeepSpeedEngine(self.task, recipe, zero)
+        self.recipe, task = recipe, make_task(recipe)
+        self.fresh: list[str] = adopt(task, weights or {})
+        task.model.visual.requires_grad_(not recipe.frozen)
+        batches = _batches_of(recipe, clips)
+        engine: TrainingEngine = (
+            TorchEngine(task, recipe.how, world)
+            if zero is None
+            else DeepSpeedEngine(task, recipe.how, zero, recipe.batch_size)
         )
+        each = max(batches.epoch, 1)
+        steps, settings = Steps(each, -(-recipe.steps // each)), json.dumps(recipe.to_dict(), sort_keys=True)
+        rates, named = recipe.schedule.rates(), {"rank": rank, "world": world, "ema": recipe.ema}
+        super().__init__(task, engine, batches, steps, rates, settings=settings, **named)
 
     def use_features(self) -> None:
         """Learn from what the frozen tower makes of the clips instead of from the clips."""
         assert isinstance(self.batches, Batches)
         self.batches = replace(self.batches, clips=features(self.task, self.batches.clips, self.rank, self.world))
-
-    def save(self, folder: Path) -> None:
-        """Write what a continuation needs, and the averaged weights; called by every process."""
-        state = {
-            "recipe": json.dumps(self.recipe.to_dict(), sort_keys=True),
-            "step": self.step,
-            "weights": self.task.state_dict(),
-            "average": self.average,
-        }
-        self.engine.save(folder, state)
-        if self.rank == 0:
-            save_state(self.average, folder / "average.pt")
-
-    def resume(self, folder: Path) -> bool:
-        """Continue from what `save` wrote; returns whether there was anything.
-
-        Raises:
-            CheckpointError: it is of a run with other settings, or unreadable.
-        """
-        state = self.engine.load(folder)
-        if state is None:
-            return False
-        if state.get("recipe") != json.dumps(self.recipe.to_dict(), sort_keys=True):
-            raise CheckpointError(f"{folder}: made with other settings than recipe {self.recipe.name} has now")
-        self.task.load_state_dict(state["weights"], strict=True)
-        self.average, self.step = state["average"], state["step"]
-        return True
-
-    def steps(self) -> Iterator[dict[str, float]]:
-        """Train step by step, yielding each one's loss and numbers (the same on every process)."""
-        while self.step < self.recipe.steps:
-            frames, labels = self.batches.at(self.step, self.rank, self.world)
-            # The flash kernel's backward is slow on a CPU for groups as small as ours.
-            with sdpa_kernel(SDPBackend.MATH):
-                loss, numbers = self.engine.module(torch.as_tensor(frames), torch.as_tensor(labels))
-                norm = self.engine.update(loss, learning_rate(self.recipe, self.step))
-            self.step += 1
-            self._follow()
-            yield averaged({"loss": loss, **numbers, "norm": norm}, self.world)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        decay = min(self.recipe.ema, self.step / (self.step + 10))
-        names, weights = zip(*self.task.named_parameters(), strict=True)
-        torch._foreach_lerp_([self.average[name] for name in names], [w.detach() for w in weights], 1 - decay)
 
     @torch.no_grad()
     def evaluate(self, clips: Clips, batch_size: int = 100) -> dict[str, float]:
@@ -145,7 +97,7 @@ class TrainingRun:
             here = slice(start, start + batch_size)
             frames, labels = clips.frames[here], clips.labels[here]
             frames = frames[:, :1] if self.recipe.still else frames
-            _, numbers = task(torch.from_numpy(frames), torch.from_numpy(labels))
+            _, numbers = task(TrainingBatch(torch.from_numpy(frames), targets=torch.from_numpy(labels)))
             for name, value in numbers.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(labels) / len(clips.labels)
         return sums
@@ -158,7 +110,7 @@ def _log_row(output: Path, row: dict[str, Any]) -> None:
     print(" ".join(f"{k} {v}" for k, v in short.items()), file=sys.stderr, flush=True)
 
 
-def _progress_row(run: TrainingRun, rows: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+def _progress_row(run: KitchenRun, rows: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     rate = len(rows) * run.recipe.batch_size / seconds
     means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
     left = (run.recipe.steps - run.step) * seconds / len(rows)
@@ -168,7 +120,7 @@ def _progress_row(run: TrainingRun, rows: list[dict[str, float]], seconds: float
 class _Progress:
     """Gathers rows and says their means now and then."""
 
-    def __init__(self, run: TrainingRun, output: Path, every: int) -> None:
+    def __init__(self, run: KitchenRun, output: Path, every: int) -> None:
         self.run, self.output, self.every = run, output, every
         self.rows: list[dict[str, float]] = []
         self.since = time.perf_counter()
@@ -263,7 +215,7 @@ def train(
         if rank == 0 and overwrite:
             _forget(output)
         start = _start_weights(recipe, output)
-        run = TrainingRun(recipe, clips, rank, world, zero, read_state(start) if start else None)
+        run = KitchenRun(recipe, clips, rank, world, zero, read_state(start) if start else None)
         resumed = resume and run.resume(output)
         if rank == 0 and not resumed:
             print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)

@@ -22,6 +22,8 @@ from lavila_fast.errors import InputError
 from lavila_fast.presets import NANO_DUAL_ENCODER, NANO_NARRATOR
 from lavila_fast.train.dali_data import ListConfig
 from lavila_fast.train.data import DataConfig
+from lavila_fast.train.optimisers import Optimisation
+from lavila_fast.train.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Recipe:
         steps: Optimiser steps; `batch_size` clips each, over all processes.
         still: Train on one frame of each clip.
         frozen: Train on what the video tower makes of the clips, computed once; the tower stays as it is.
-        lr: Peak learning rate, reached after `warmup` steps, then a cosine to zero. The rest of AdamW: `betas`,
-            `weight_decay` (matrices only), gradients cut to norm `clip_norm`.
+        lr: Peak learning rate, reached after `warmup` steps, then a cosine to zero.
+        how: The rest of how parameters follow their gradients.
         ema: Decay of the averaged weights, which are what is kept at the end.
         hints: Weight of the classification of verb, object, colour and hand from the CLS token, which speeds learning
             up and is dropped afterwards; 0 for none.
@@ -55,9 +57,7 @@ class Recipe:
     frozen: bool = False
     lr: float = 1e-3
     warmup: int = 100
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
+    how: Optimisation = field(default_factory=lambda: Optimisation(betas=(0.9, 0.98), weight_decay=0.05, clip="norm"))
     ema: float = 0.998
     hints: float = 0.5
     bfloat16: bool = True
@@ -70,6 +70,12 @@ class Recipe:
         """Check what would fail late."""
         if min(self.steps, self.batch_size, self.save_every, self.evaluate_every) < 1 or self.warmup < 0:
             raise InputError(f"recipe {self.name}: steps, batch_size and intervals must be at least 1")
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its learning rates."""
+        warmup = min(self.warmup, self.steps)
+        return Schedule(self.lr, self.steps, warmup, self.lr / max(warmup, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dictionaries, kept beside the weights."""

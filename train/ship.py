@@ -14,8 +14,8 @@ import click
 from lavila_fast.errors import CheckpointError, exit_with_line
 from lavila_fast.models.load import save_checkpoint
 from lavila_fast.train.checkpoints import read_state
+from lavila_fast.train.kitchen_tasks import adopt, make_task, narrator_tokenizer, text_tokenizer
 from lavila_fast.train.recipes import RECIPES
-from lavila_fast.train.tasks import adopt, make_task, narrator_tokenizer, text_tokenizer
 
 NARRATOR, DUAL = "nano_narrator", "nano_dual"
 

@@ -1,115 +1,74 @@
-"""What a model is asked to do with a batch: a module from (frames, labels) to a loss and numbers to watch.
+"""What LaViLa trains its models for: a model, a loss and numbers to watch, over a `TrainingBatch`.
 
-A task holds the model in float32 and computes in bfloat16 if asked to: weights are cast inside `forward`, so gradients
-and the optimiser stay in float32. That is faster on a CPU than autocast, which casts between almost any two operations.
+A task's losses follow the original, quirks included where its results depend on them; `golden` recordings say so.
+Numbers are means over the batch of one process, shares from 0 to 1.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
+import math
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavila_fast.config import DualEncoderConfig, NarratorConfig
-from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
-from lavila_fast.kitchen.world import all_actions
+from lavila_fast.config import ClipTextConfig
+from lavila_fast.errors import InputError
+from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import NarratorModel
-from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer
-from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.train.losses import caption_loss, clip_loss, gather
-from lavila_fast.train.recipes import Recipe
+from lavila_fast.train.batch import TrainingBatch
+from lavila_fast.train.losses import caption_loss, contrastive_rows, max_margin_loss
 
 Numbers = dict[str, Tensor]
-
-
-# Learnt once from the kitchen's sentences (`train_bpe`, `train_clip_bpe`) and kept: ties may break otherwise next time.
-@cache
-def narrator_tokenizer(context: int = 32) -> Tokenizer:
-    """GPT-2-style tokenizer of the kitchen's sentences."""
-    return load_tokenizer(Path(__file__).with_name("narrator_tokenizer.json"), "gpt2", context)
-
-
-@cache
-def text_tokenizer(context: int = 32) -> Tokenizer:
-    """CLIP-style tokenizer of the kitchen's sentences."""
-    return load_tokenizer(Path(__file__).with_name("text_tokenizer.json"), "clip", context)
-
-
-def _id_table(tokenizer: Tokenizer) -> Tensor:
-    """Ids of every sentence by its labels, (verbs, objects, colours, hands, L), cut to the longest."""
-    actions = all_actions()
-    ids = tokenizer.encode([action.sentence for action in actions])
-    longest = max(map(len, tokenizer.rows([action.sentence for action in actions])))
-    table = np.zeros((*map(len, PARTS.values()), longest), np.int64)
-    table[tuple(np.array([labels_of(action) for action in actions]).T)] = ids[:, :longest]
-    return torch.from_numpy(table)
-
-
-def prepare_tower(tower: TimeSformer, generator: torch.Generator) -> None:
-    """Weights to begin with when there are no pretrained ones: known places, and no look at other frames yet."""
-    for module in tower.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
-    side, dim = tower.config.img // tower.config.patch, tower.config.dim
-    waves = torch.pi * 2.0 ** torch.linspace(0, 3, dim // 4)
-    place = (torch.arange(side)[:, None] + 0.5) / side * waves
-    wave = torch.cat([place.sin(), place.cos()], 1)
-    grid = torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], 2)
-    with torch.no_grad():
-        tower.pos_embed[0, 1:] = 0.5 * grid.flatten(0, 1)
-        tower.cls_token.normal_(std=0.5, generator=generator)
-        tower.temporal_embed.normal_(std=0.3, generator=generator)
-        for block in tower.blocks:
-            assert isinstance(block, SpaceTimeBlock)
-            block.timeattn.proj.weight.zero_()
-
-
-def open_gates(narrator: NarratorModel) -> None:
-    """Let the decoder see from the start; the gates are closed at first only to protect a pretrained GPT-2."""
-    with torch.no_grad():
-        for name, parameter in narrator.text_decoder.named_parameters():
-            if name.endswith(("alpha_cattn", "alpha_dense")):
-                parameter.fill_(1.0)
+LARGEST_SCALE = 4.6052  # of a dual encoder's logit scale, a logarithm; about ln 100
 
 
 class TrainingTask(nn.Module):
-    """Base: normalises frames, casts weights, and hands over to `score`."""
+    """Base: normalises frames and hands over to `score`.
+
+    Attributes:
+        model: What is trained and kept.
+        criterion: What the loss has of its own, is trained beside the model, and is dropped afterwards.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: NarratorModel | DualEncoder, fast: bool) -> None:
+    def __init__(self, model: nn.Module, fast: bool = False) -> None:
+        """`fast`: compute in bfloat16; weights, gradients and the loss stay in float32."""
         super().__init__()
         self.model, self.fast = model, fast
-        vision = model.config.vision
+        self.criterion = nn.Module()
+        vision: Any = model.config.vision  # type: ignore[union-attr]
         self.register_buffer("mean", torch.tensor(vision.mean).view(1, 3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(vision.std).view(1, 3, 1, 1, 1), persistent=False)
 
-    def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        """Loss and numbers to watch (means over the batch)."""
+    def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
+        """Loss and numbers of a batch whose video is normalised."""
         raise NotImplementedError
 
-    def forward(self, frames_BTHW3: Tensor, labels_B4: Tensor) -> tuple[Tensor, Numbers]:
-        """Score uint8 frames, in bfloat16 if the task computes so."""
-        video = frames_BTHW3
-        if video.ndim == 5:
-            video = (frames_BTHW3.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
+    def forward(self, batch: TrainingBatch) -> tuple[Tensor, Numbers]:
+        """Score a batch."""
+        video = batch.video
+        if video.dtype == torch.uint8:
+            video = (video.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
         if not self.fast:
-            return self.score(video, labels_B4)
+            return self.score(batch, video)
+        # Casting weights once a step is faster on a CPU than autocast, which casts between almost any two operations.
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        weights = {name: t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
-        call = (video.bfloat16(), labels_B4)
-        cast = {f"task.{name}": t for name, t in weights.items()}
-        scored: tuple[Tensor, Numbers] = torch.func.functional_call(_Score(self), cast, call)
+        cast = {f"task.{name}": t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
+        scored: tuple[Tensor, Numbers] = torch.func.functional_call(_Score(self), cast, (batch, video.bfloat16()))
         return scored
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Parameters, by their names in the task, that are kept between two values after each update."""
+        return {}
+
+    def after_update(self) -> None:
+        """An update has been made."""
 
 
 class _Score(nn.Module):
@@ -119,111 +78,157 @@ class _Score(nn.Module):
         super().__init__()
         self.task = task
 
-    def forward(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        return self.task.score(video, labels)
+    def forward(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
+        return self.task.score(batch, video)
 
 
-class NarratorTask(TrainingTask):
-    """Say the sentence; beside it, classify its parts from the CLS token."""
+def needed(batch: TrainingBatch, name: str) -> Tensor:
+    """A field that a task cannot do without.
 
-    model: NarratorModel
-    ids: Tensor
-
-    def __init__(self, model: NarratorModel, hints: float, verbs: bool, fast: bool) -> None:
-        super().__init__(model, fast)
-        self.hints, self.verbs = hints, verbs
-        self.heads = nn.ModuleDict({part: nn.Linear(model.config.vision.dim, len(PARTS[part])) for part in PARTS})
-        self.register_buffer("ids", _id_table(narrator_tokenizer()), persistent=False)
-
-    def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        """Caption loss plus hints; `sentence` is the share of sentences that greedy decoding gets whole."""
-        ids = self.ids[tuple(labels.T)]
-        tokens = self.model.visual.forward_features(video)
-        seen = self.model.img_attn_pool_norm(self.model.img_attn_pool(self.model.img_queries, tokens))
-        logits = self.model.logits(seen, ids[:, :-1])
-        caption = caption_loss(logits, ids[:, 1:])
-        # Right at every place given the right words before it is right when it reads its own words.
-        whole = ((logits.argmax(-1) == ids[:, 1:]) | (ids[:, 1:] == 0)).all(1).float().mean()
-        numbers = {"caption": caption.loss.detach(), "sentence": whole}
-        loss = caption.loss
-        for i, (part, head) in enumerate(self.heads.items()):
-            guess = head(tokens[:, 0]).float()
-            numbers[part] = (guess.argmax(-1) == labels[:, i]).float().mean()
-            weight = self.hints if self.verbs or part != "verb" else 0.0  # one frame does not tell the verb
-            loss = loss + weight * F.cross_entropy(guess, labels[:, i])
-        return loss, numbers
+    Raises:
+        InputError: the batch lacks it.
+    """
+    value: Tensor | None = getattr(batch, name)
+    if value is None:
+        raise InputError(f"this task learns from {name}, which its data do not have")
+    return value
 
 
 class DualTask(TrainingTask):
-    """Bring a clip and its sentence together, all other sentences of the batch apart."""
+    """Base of tasks over a dual encoder."""
 
     model: DualEncoder
-    ids: Tensor
 
-    def __init__(self, model: DualEncoder, fast: bool) -> None:
+    def __init__(self, model: DualEncoder, normalize: bool, fast: bool = False) -> None:
+        """`normalize`: embeddings are scaled to unit length before the loss."""
         super().__init__(model, fast)
-        self.register_buffer("ids", _id_table(text_tokenizer()), persistent=False)
+        self.normalize = normalize
 
-    def _embed(self, video: Tensor) -> Tensor:
-        """Embeddings of normalised clips, or of features (B, D) that the tower gave earlier."""
-        if video.ndim == 5:
-            return self.model.embed_video(video)
-        assert isinstance(self.model.image_projection, Tensor)
-        return F.normalize(video @ self.model.image_projection, dim=-1)
+    def embed(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of clips and sentences, (B, E) each."""
+        mask = None if isinstance(self.model.config.text, ClipTextConfig) else batch.mask
+        text_BE = self.model.embed_text(needed(batch, "ids"), mask, self.normalize)
+        return self.model.embed_video(video, self.normalize), text_BE
 
-    def score(self, video: Tensor, labels: Tensor) -> tuple[Tensor, Numbers]:
-        """Contrastive loss over all processes (evaluating: over this one alone); `v2t`, `t2v` are recalls at 1."""
-        share = gather if self.training else torch.Tensor.contiguous
-        said = share(labels)
-        video_BE = share(self._embed(video).float())
-        text_BE = share(self.model.embed_text(self.ids[tuple(labels.T)]).float())
-        scale = self.model.logit_scale.float().exp().clamp(max=100)
-        same = (said[:, None] == said[None]).all(-1)
-        loss = clip_loss(video_BE, text_BE, scale, same)
-        near = video_BE @ text_BE.T
-        rows = torch.arange(len(said))
-        numbers = {
-            "v2t": same[rows, near.argmax(1)].float().mean(),
-            "t2v": same[near.argmax(0), rows].float().mean(),
-            "scale": scale.detach(),
-        }
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The original clamps the scale, also where it is frozen."""
+        return {"model.logit_scale": (0.0, LARGEST_SCALE)}
+
+
+class ContrastiveTask(DualTask):
+    """A clip and its sentence together, all other sentences of all processes apart; CLIP's loss.
+
+    With `pseudo_temperature`, pairs that no person narrated have a temperature of their own, learnt if `learn_pseudo`:
+    ``criterion.logit_scale_pseudo``, a logarithm, which nothing clamps. In the original its gradient is never cleared,
+    so that each update follows the sum over all micro-batches since the beginning: `summed_pseudo`.
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        *,
+        normalize: bool = True,
+        pseudo_temperature: float | None = None,
+        learn_pseudo: bool = True,
+        summed_pseudo: bool = False,
+        gradients: bool = True,
+        fast: bool = False,
+    ) -> None:
+        super().__init__(model, normalize, fast)
+        self.gradients, self.two = gradients, pseudo_temperature is not None
+        if pseudo_temperature is not None:
+            scale = torch.tensor(math.log(1 / pseudo_temperature))
+            self.criterion.logit_scale_pseudo = nn.Parameter(scale, requires_grad=learn_pseudo)
+            if summed_pseudo and learn_pseudo:
+                self.criterion.register_buffer("pseudo_gradients", torch.zeros(()))
+                self.criterion.logit_scale_pseudo.register_hook(self._add_up)  # type: ignore[no-untyped-call]
+        self._first = True
+
+    def _add_up(self, gradient: Tensor) -> Tensor:
+        """The gradient of a micro-batch; with the first one of an update go all those of updates before."""
+        total: Tensor = self.criterion.pseudo_gradients  # type: ignore[assignment]
+        whole = gradient + total if self._first else gradient
+        total += gradient
+        self._first = False
+        return whole
+
+    def after_update(self) -> None:
+        """See `TrainingTask`."""
+        self._first = True
+
+    def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
+        """`right` is the share of clips whose own sentence is the nearest; of people's and others', too."""
+        video_BE, text_BE = self.embed(batch, video)
+        scale, human, pseudo = self.model.logit_scale.float().exp(), None, None
+        if self.two:
+            human = needed(batch, "human")
+            pseudo = self.criterion.logit_scale_pseudo.float().exp()  # type: ignore[operator, union-attr]
+        loss, right_B = contrastive_rows(video_BE, text_BE, scale, pseudo, human, self.gradients)
+        numbers = {"clip_loss": loss.detach(), "right": right_B.float().mean(), "scale": scale.detach()}
+        if human is not None and pseudo is not None:
+            for name, kind in (("human", human.bool()), ("pseudo", ~human.bool())):
+                numbers |= {f"right_{name}": right_B[kind].float().mean(), f"rows_{name}": kind.float().sum()}
+            numbers["pseudo_scale"] = pseudo.detach()
         return loss, numbers
 
 
-def make_task(recipe: Recipe) -> TrainingTask:
-    """The task of a recipe, with fresh weights from its seed."""
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    if isinstance(recipe.model, NarratorConfig):
-        narrator = NarratorModel(recipe.model)
-        prepare_tower(narrator.visual, generator)
-        for parameter in (narrator.text_decoder.transformer.wte.weight, narrator.text_decoder.transformer.wpe.weight):
-            nn.init.normal_(parameter, std=0.02, generator=generator)
-        open_gates(narrator)
-        return NarratorTask(narrator, recipe.hints, not recipe.still, recipe.bfloat16)
-    assert isinstance(recipe.model, DualEncoderConfig)
-    dual = DualEncoder(recipe.model)
-    prepare_tower(dual.visual, generator)
-    return DualTask(dual, recipe.bfloat16)
+class MarginTask(DualTask):
+    """A clip nearer to its sentence than to any other of this process's, by a margin: EK-100's retrieval.
+
+    Attributes:
+        adaptive: The margin is scaled by a pair's relevancy, as the paper says; the original's script does not.
+    """
+
+    def __init__(self, model: DualEncoder, margin: float = 0.2, adaptive: bool = False, fast: bool = False) -> None:
+        super().__init__(model, normalize=False, fast=fast)
+        self.margin, self.adaptive = margin, adaptive
+
+    def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
+        """The loss forms cosines itself."""
+        video_BE, text_BE = self.embed(batch, video)
+        relevancy = needed(batch, "relevancy") if self.adaptive else None
+        loss = max_margin_loss(video_BE.float(), text_BE.float(), self.margin, relevancy)
+        return loss, {"margin_loss": loss.detach()}
 
 
-@torch.inference_mode()
-def features(task: TrainingTask, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
-    """The clips as the video tower sees them, (N, D) float32; processes share the work."""
-    seen = torch.zeros(len(clips.labels), task.model.config.vision.dim)
-    rows = torch.arange(rank, len(seen), world)
-    for some in torch.split(rows, 100):
-        video = (torch.from_numpy(clips.frames[some]).permute(0, 4, 1, 2, 3).float() - task.mean) / task.std
-        with torch.autocast("cpu", torch.bfloat16, enabled=task.fast):
-            seen[some] = task.model.visual(video).float()
-    if world > 1:
-        dist.all_reduce(seen)
-    return Clips(seen.numpy(), clips.labels)
+class CaptionTask(TrainingTask):
+    """Say the sentence, word by word."""
+
+    model: NarratorModel
+
+    def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
+        """`right` is the share of words guessed, given those before; `perplexity` a mean over sentences."""
+        ids = needed(batch, "ids")
+        scores = caption_loss(self.model(video, ids[:, :-1]), ids[:, 1:])
+        return scores.loss, {
+            "caption_loss": scores.loss.detach(),
+            "right": scores.right,
+            "perplexity": scores.perplexity,
+        }
 
 
-def adopt(task: TrainingTask, weights: dict[str, Any]) -> list[str]:
-    """Copy from `weights` (of a task) what has the same name and shape; returns the names that found nothing."""
-    own = task.state_dict()
-    fit = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    task.load_state_dict(fit, strict=False)
-    return sorted(set(own) - set(fit))
+class ClassifyTask(TrainingTask):
+    """Name the class, or one class a head: the sum of their smoothed cross-entropies."""
+
+    model: Classifier
+
+    def __init__(self, model: Classifier, smoothing: float = 0.1, fast: bool = False) -> None:
+        super().__init__(model, fast)
+        self.smoothing = smoothing
+
+    def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
+        """`head_K` is the loss of head K, `right_K` its share of right classes."""
+        logits = self.model(video)
+        heads = logits if isinstance(logits, tuple) else (logits,)
+        targets = needed(batch, "targets").reshape(len(batch), -1)
+        if targets.shape[1] != len(heads):
+            raise InputError(f"{targets.shape[1]} targets a clip for a classifier with {len(heads)} heads")
+        losses = [
+            F.cross_entropy(head.float(), targets[:, i], label_smoothing=self.smoothing) for i, head in enumerate(heads)
+        ]
+        numbers: Numbers = {}
+        for i, (head, loss) in enumerate(zip(heads, losses, strict=True)):
+            numbers[f"head_{i}"] = loss.detach()
+            numbers[f"right_{i}"] = (head.argmax(-1) == targets[:, i]).float().mean()
+        return torch.stack(losses).sum(), numbers
