@@ -10,7 +10,7 @@ A frame index is the place of a frame in presentation order, 0 for the first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
     """
     borders = segment_borders(start_frame, end_frame, segments)
     return [int(i) for i in (borders[:-1] + np.minimum(borders[1:], end_frame)) // 2]
+
+
+Choose = Callable[[int, int, int], list[int]]
 
 
 def _frame_range(offset_seconds: float, seconds: float, fps: float, segments: int) -> tuple[int, int]:
@@ -110,6 +113,7 @@ def chunked_reads(
     end: float,
     segments: int,
     chunk_seconds: int = CHUNK_SECONDS,
+    choose: Choose = frame_indices,
 ) -> list[tuple[int, list[int]]]:
     """Which frames of which chunk files make a clip of a video stored in chunks.
 
@@ -126,6 +130,7 @@ def chunked_reads(
         end: Last second.
         segments: Frames wanted.
         chunk_seconds: Length of a chunk.
+        choose: Takes a frame of each segment; see `frame_indices`.
 
     Returns:
         One or two ``(first second of the chunk, indices inside it)``; an index that the chunk has no frame for is
@@ -140,14 +145,14 @@ def chunked_reads(
         raise InputError(f"clip {start:g}-{end:g} s starts in chunk {chunk}, which is missing")
     rates = fps if isinstance(fps, Mapping) else dict.fromkeys(chunk_frames, fps)
     first, stop = _frame_range(start - chunk, end - start, rates[chunk], segments)
-    ids = frame_indices(first, stop, segments)
+    ids = choose(first, stop, segments)
     if max(ids) < length:
         return [(chunk, ids)]
     following, last = chunk + chunk_seconds, max(chunk_frames)
     if chunk == last:
         if first >= length:
             raise InputError(f"clip {start:g}-{end:g} s starts after the end of chunk {chunk}, the last")
-        return [(chunk, frame_indices(first, length, segments))]
+        return [(chunk, choose(first, length, segments))]
     nominal = round(rates[chunk] * chunk_seconds)
     border = length if length >= nominal * WHOLE else nominal
     here = [i for i in ids if i < border]

@@ -1,0 +1,115 @@
+"""Ego4D's narrations, and what a narrator and a rephraser made of them: videos in chunks of 300 s, at 30 frames a second.
+
+A row is (video, start, end, text or texts); a fifth entry, such as a narrator's scores, is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from lavila_fast.errors import InputError, VideoError
+from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames, draw_text
+from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads
+from lavila_fast.video.pickled import read_rows
+
+FPS = 30.0
+Choice = Literal["random", "concat"]
+
+
+class Narrated(NamedTuple):
+    """A row."""
+
+    video: str
+    start: float
+    end: float
+    texts: tuple[str, ...]
+
+
+def read_narrations(path: Path) -> list[Narrated]:
+    """The rows of an annotation pickle.
+
+    Raises:
+        InputError: it is unsafe or damaged, or a row is not what it should be; names the row.
+    """
+    return [_narrated(row, f"{path}: row {number}") for number, row in enumerate(read_rows(path))]
+
+
+def _narrated(row: object, where: str) -> Narrated:
+    if not isinstance(row, (list, tuple)) or len(row) < 4:
+        raise InputError(f"{where}: not (video, start, end, text)")
+    video, start, end, text = row[:4]
+    texts = (text,) if isinstance(text, str) else text
+    good = isinstance(video, str) and isinstance(texts, (list, tuple)) and all(isinstance(one, str) for one in texts)
+    if not good or not texts:
+        raise InputError(f"{where}: names no video, or holds no text")
+    try:
+        return Narrated(video, float(start), float(end), tuple(texts))
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: start {start!r} and end {end!r} are not seconds") from None
+
+
+@dataclass(frozen=True)
+class Ego4D:
+    """Narrations of videos ``VIDEO.mp4/0.mp4, 300.mp4, …``.
+
+    Attributes:
+        rows: The narrations of people; then, for pre-training, those of others.
+        look: See `Look`.
+        frames: Of a clip.
+        human: How many of `rows`, the first ones, people wrote.
+        choice: Which of several texts: any, alike, or all of them joined.
+        every: Only every so many-th row.
+    """
+
+    rows: Sequence[Narrated]
+    look: Look
+    frames: int
+    human: int
+    choice: Choice = "random"
+    every: int = 1
+
+    @classmethod
+    def read(cls, human: Path, look: Look, frames: int, others: Sequence[Path] = ()) -> Ego4D:
+        """From annotation files: one of people's narrations, and more of others', whose rows follow in order."""
+        rows = read_narrations(human)
+        count = len(rows)
+        for path in others:
+            rows += read_narrations(path)
+        return cls(rows, look, frames, count)
+
+    def __len__(self) -> int:
+        """How many."""
+        return -(-len(self.rows) // self.every)
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """See `AnnotatedSet`."""
+        number = index * self.every
+        row = self.rows[number]
+        text = ". ".join(row.texts) if self.choice == "concat" else draw_text(row.texts, random)
+        return Sample(self.reads(row, random), text=text, human=number < self.human)
+
+    def reads(self, row: Narrated, random: Generator | None = None) -> tuple[FrameRead, ...]:
+        """The frames of a clip; what its chunk does not hold comes from the next one.
+
+        Raises:
+            VideoError: the chunk that it begins in cannot be read.
+        """
+        chunk = int(row.start) // CHUNK_SECONDS * CHUNK_SECONDS
+        lengths = {chunk: self.look(_file(row.video, chunk)).frames}
+        try:
+            lengths[chunk + CHUNK_SECONDS] = self.look(_file(row.video, chunk + CHUNK_SECONDS)).frames
+        except VideoError:
+            pass  # the last one
+
+        def choose(first: int, stop: int, count: int) -> list[int]:
+            return choose_frames(first, stop, count, random)
+
+        found = chunked_reads(lengths, FPS, row.start, row.end, self.frames, choose=choose)
+        return tuple(FrameRead(_file(row.video, start), tuple(ids)) for start, ids in found)
+
+
+def _file(video: str, chunk: int) -> str:
+    return f"{video}.mp4/{chunk}.mp4"

@@ -1,0 +1,113 @@
+"""What a data set says of one item: which frames of which files, and what belongs to them. No file is decoded here.
+
+A training item draws each frame from its segment, an evaluation item takes the segment's middle. A random generator of
+the item's own decides, so that an item is the same whoever asks for it and however often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from lavila_fast.errors import VideoError
+from lavila_fast.video.clips import frame_indices, segment_borders
+from lavila_fast.video.sources import VideoSource
+
+Generator = np.random.Generator
+
+
+class Footage(NamedTuple):
+    """A file's number of frames, and how many it shows a second."""
+
+    frames: int
+    fps: float
+
+
+Look = Callable[[str], Footage]
+"""The footage of a file by its name below the data's folder; VideoError if it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRead:
+    """Frames of one file.
+
+    Attributes:
+        file: Its name below the data's folder.
+        frames: Which, as they come in the clip; they may repeat.
+    """
+
+    file: str
+    frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item.
+
+    Attributes:
+        reads: Frames in the order of the clip.
+        black: Frames that follow them, or all of the clip, and are black.
+        text: What belongs to it.
+        label: Its class, or 0 and 1 for each class.
+        relevancy: How well text and clip fit.
+        human: Whether a person wrote the text.
+    """
+
+    reads: tuple[FrameRead, ...]
+    black: int = 0
+    text: str = ""
+    label: int | tuple[float, ...] | None = None
+    relevancy: float = 0.0
+    human: bool = True
+
+
+class AnnotatedSet(Protocol):
+    """A data set: its items by number."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """An item; drawn by `random` for training, in the middle without.
+
+        Raises:
+            VideoError: a file of it cannot be read.
+        """
+        ...
+
+
+def choose_frames(first: int, stop: int, count: int, random: Generator | None) -> list[int]:
+    """A frame of each of `count` segments of ``[first, stop)``: its middle, or any, its end included."""
+    if random is None:
+        return frame_indices(first, stop, count)
+    borders = segment_borders(first, stop, count)
+    last = np.maximum(np.minimum(borders[1:], stop), borders[:-1])
+    return random.integers(borders[:-1], last, endpoint=True).tolist()
+
+
+def draw_text(texts: Sequence[str], random: Generator | None) -> str:
+    """One of several texts, any of them alike; the first without a generator."""
+    return texts[0 if random is None else int(random.integers(len(texts)))]
+
+
+class Folder:
+    """Looks at the files of a data folder, each once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, Footage] = {}
+
+    def __call__(self, file: str) -> Footage:
+        """See `Look`."""
+        if file not in self._known:
+            path = self.root / file
+            if not path.is_file():
+                raise VideoError(path, "does not exist", "check --data, and that all videos were fetched")
+            info = VideoSource(file, path).info(path)
+            self._known[file] = Footage(info.frames, info.fps)
+        return self._known[file]
