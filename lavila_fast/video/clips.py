@@ -22,7 +22,11 @@ CHUNK_SECONDS = 300
 WHOLE = 0.99  # of its length, from which on a chunk is whole
 
 
-def segment_borders(start_frame: int, end_frame: int, segments: int) -> NDArray[np.int64]:
+Choose = Callable[[int, int, int], list[int]]
+"""Takes a frame of each of so many segments between two frames, as `frame_indices` does."""
+
+
+def segment_borders(start_frame: int, end_frame: float, segments: int) -> NDArray[np.int64]:
     """Where `segments` equal segments of ``[start_frame, end_frame)`` begin and end, (segments + 1,)."""
     if segments < 1:
         raise InputError(f"{segments} frames a clip: at least 1 is needed")
@@ -30,12 +34,12 @@ def segment_borders(start_frame: int, end_frame: int, segments: int) -> NDArray[
     return steps.astype(np.int64) + start_frame
 
 
-def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
+def frame_indices(start_frame: int, end_frame: float, segments: int) -> list[int]:
     """Middle frames of `segments` equal segments of ``[start_frame, end_frame)``.
 
     Args:
         start_frame: First frame of the clip.
-        end_frame: One past its last frame.
+        end_frame: One past its last frame; not a whole number where a length is told in seconds.
         segments: Number of indices wanted, at least 1.
 
     Returns:
@@ -45,16 +49,19 @@ def frame_indices(start_frame: int, end_frame: int, segments: int) -> list[int]:
     return [int(i) for i in (borders[:-1] + np.minimum(borders[1:], end_frame)) // 2]
 
 
-Choose = Callable[[int, int, int], list[int]]
-
-
 def _frame_range(offset_seconds: float, seconds: float, fps: float, segments: int) -> tuple[int, int]:
     start = int(np.round(offset_seconds * fps))
     return start, start + max(int(seconds * fps), segments)
 
 
 def whole_file_indices(
-    frames: int, fps: float, start: float, end: float, segments: int, begin: float = 0.0
+    frames: int,
+    fps: float,
+    start: float,
+    end: float,
+    segments: int,
+    begin: float = 0.0,
+    choose: Choose | None = None,
 ) -> list[int]:
     """Indices of a clip in a file that holds the whole video.
 
@@ -65,6 +72,7 @@ def whole_file_indices(
         end: Last second; what lies after the end of the file is cut off.
         segments: Frames wanted.
         begin: Second at which frame 0 is shown.
+        choose: Takes a frame of each segment; None: `frame_indices`.
 
     Raises:
         InputError: nothing of the clip lies inside the file.
@@ -76,7 +84,7 @@ def whole_file_indices(
         start = round(max(start - begin, 0.0), 6)
         seconds = round(min(end - begin, duration) - start, 6)
     first, stop = _frame_range(start, seconds, fps, segments)
-    return [min(max(i, 0), frames - 1) for i in frame_indices(first, min(stop, frames), segments)]
+    return [min(max(i, 0), frames - 1) for i in (choose or frame_indices)(first, min(stop, frames), segments)]
 
 
 def _check_inside(start: float, end: float, begin: float, stop: float) -> None:
@@ -113,7 +121,7 @@ def chunked_reads(
     end: float,
     segments: int,
     chunk_seconds: int = CHUNK_SECONDS,
-    choose: Choose = frame_indices,
+    choose: Choose | None = None,
 ) -> list[tuple[int, list[int]]]:
     """Which frames of which chunk files make a clip of a video stored in chunks.
 
@@ -130,7 +138,7 @@ def chunked_reads(
         end: Last second.
         segments: Frames wanted.
         chunk_seconds: Length of a chunk.
-        choose: Takes a frame of each segment; see `frame_indices`.
+        choose: Takes a frame of each segment; None: `frame_indices`.
 
     Returns:
         One or two ``(first second of the chunk, indices inside it)``; an index that the chunk has no frame for is
@@ -145,6 +153,7 @@ def chunked_reads(
         raise InputError(f"clip {start:g}-{end:g} s starts in chunk {chunk}, which is missing")
     rates = fps if isinstance(fps, Mapping) else dict.fromkeys(chunk_frames, fps)
     first, stop = _frame_range(start - chunk, end - start, rates[chunk], segments)
+    choose = choose or frame_indices
     ids = choose(first, stop, segments)
     if max(ids) < length:
         return [(chunk, ids)]

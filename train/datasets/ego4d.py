@@ -1,10 +1,11 @@
-"""Ego4D's narrations, and what a narrator and a rephraser made of them: videos in chunks of 300 s, at 30 frames a second.
+"""Ego4D's narrations, and what narrator and rephraser made of them: videos in chunks of 300 s, at 30 frames a second.
 
 A row is (video, start, end, text or texts); a fifth entry, such as a narrator's scores, is not looked at.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,8 @@ class Ego4D:
         """
         chunk = int(row.start) // CHUNK_SECONDS * CHUNK_SECONDS
         lengths = {chunk: self.look(_file(row.video, chunk)).frames}
-        try:
+        with contextlib.suppress(VideoError):  # it may be the last one
             lengths[chunk + CHUNK_SECONDS] = self.look(_file(row.video, chunk + CHUNK_SECONDS)).frames
-        except VideoError:
-            pass  # the last one
 
         def choose(first: int, stop: int, count: int) -> list[int]:
             return choose_frames(first, stop, count, random)

@@ -81,7 +81,7 @@ class AnnotatedSet(Protocol):
         ...
 
 
-def choose_frames(first: int, stop: int, count: int, random: Generator | None) -> list[int]:
+def choose_frames(first: int, stop: float, count: int, random: Generator | None) -> list[int]:
     """A frame of each of `count` segments of ``[first, stop)``: its middle, or any, its end included."""
     if random is None:
         return frame_indices(first, stop, count)

@@ -1,0 +1,137 @@
+"""Charades-Ego: videos with several actions for tests, trimmed actions for training, as the original reads them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lavila_fast.errors import InputError
+from lavila_fast.train.datasets.ego4d import Narrated
+from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames
+from lavila_fast.train.datasets.windows import window_frames
+from lavila_fast.video.clips import whole_file_indices
+
+
+class Classes(NamedTuple):
+    """Codes such as ``c000`` → class, and the classes' names: up to the first comma."""
+
+    codes: dict[str, int]
+    names: tuple[str, ...]
+
+
+def read_classes(path: Path) -> Classes:
+    """Of ``Charades_v1_classes.txt``.
+
+    Raises:
+        InputError: a line has no code.
+        OSError: as the system gives it.
+    """
+    codes, names = {}, []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        code, _, name = line.partition(" ")
+        if not name:
+            raise InputError(f"{path}: line {number + 1}: not a code and the name of a class")
+        codes[code] = number
+        names.append(name.partition(",")[0].strip())
+    return Classes(codes, tuple(names))
+
+
+class Labelled(NamedTuple):
+    """A video's file, 1 for each class that is shown in it, and the seconds that it lasts by its annotation."""
+
+    file: str
+    classes: tuple[float, ...]
+    seconds: float
+
+
+def read_videos(path: Path, classes: Classes) -> list[Labelled]:
+    """Of ``CharadesEgo_v1_test_only1st.csv``; videos without an action stay.
+
+    Raises:
+        InputError: a column is missing, or an action is unknown; names the line.
+        OSError: as the system gives it.
+    """
+    found = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for name in ("id", "actions", "length"):
+            if name not in (reader.fieldnames or ()):
+                raise InputError(f"{path}: has no column {name}; give the annotations of Charades-Ego")
+        for row in reader:
+            shown = [0.0] * len(classes.names)
+            for action in filter(None, row["actions"].split(";")):
+                code = action.split()[0]
+                if code not in classes.codes:
+                    raise InputError(f"{path}: line {reader.line_num}: {code} is no class of Charades_v1_classes.txt")
+                shown[classes.codes[code]] = 1.0
+            try:
+                seconds = float(row["length"])
+            except ValueError:
+                raise InputError(f"{path}: line {reader.line_num}: length {row['length']!r} is not seconds") from None
+            found.append(Labelled(f"{row['id']}.mp4", tuple(shown), seconds))
+    return found
+
+
+@dataclass(frozen=True)
+class CharadesVideos:
+    """Whole videos and all their actions; a video is as long as its annotation says, not quite a number of frames.
+
+    Attributes:
+        videos: Videos.
+        look: See `Look`.
+        frames: Of a view.
+        stride: From one of its frames to the next; of no account where `sparse`.
+        views: How many.
+        sparse: Frames of all views come from equal segments of the whole video; else views are windows.
+    """
+
+    videos: Sequence[Labelled]
+    look: Look
+    frames: int
+    stride: int = 4
+    views: int = 1
+    sparse: bool = True
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.videos)
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """See `AnnotatedSet`."""
+        one = self.videos[index]
+        there, fps = self.look(one.file)
+        length = one.seconds * fps
+        if self.sparse:
+            ids, black = choose_frames(0, length, self.frames * self.views, random), 0
+        else:
+            ids, black = window_frames(length, self.frames, self.stride, self.views, random)
+        kept = tuple(min(i, there - 1) for i in ids)
+        return Sample((FrameRead(one.file, kept),), black, label=one.classes)
+
+
+@dataclass(frozen=True)
+class TrimmedVideos:
+    """Rows (video, start, end, text) of whole files ``VIDEO.mp4``, at their own rates."""
+
+    rows: Sequence[Narrated]
+    look: Look
+    frames: int
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.rows)
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """See `AnnotatedSet`."""
+        row = self.rows[index]
+        file = f"{row.video}.mp4"
+        length, fps = self.look(file)
+
+        def choose(first: int, stop: int, count: int) -> list[int]:
+            return choose_frames(first, stop, count, random)
+
+        ids = whole_file_indices(length, fps, row.start, row.end, self.frames, choose=choose)
+        return Sample((FrameRead(file, tuple(ids)),), text=row.texts[0])

@@ -1,0 +1,88 @@
+"""EGTEA Gaze+: trimmed clips and their actions, from the split files as they are published.
+
+A class is the *line* of its name in ``action_idx.txt``, whatever number stands there: the original counts so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lavila_fast.errors import InputError
+from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample
+from lavila_fast.train.datasets.windows import window_frames
+
+
+class Trimmed(NamedTuple):
+    """A clip's file, and its class."""
+
+    file: str
+    label: int
+
+
+def read_classes(path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Of ``action_idx.txt``: number of an action → its class, and the classes' names, small, with blanks.
+
+    Raises:
+        InputError: a line does not end with a number.
+        OSError: as the system gives it.
+    """
+    numbers, names = {}, []
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        name, _, number = text.rpartition(" ")
+        if not number.strip().isdecimal():
+            raise InputError(f"{path}: line {line + 1}: does not end with the number of an action")
+        numbers[int(number)] = line
+        names.append(name.strip().lower().replace("_", " "))
+    return numbers, tuple(names)
+
+
+def read_split(path: Path, classes: dict[int, int]) -> list[Trimmed]:
+    """Of ``train_split1.txt`` or ``test_split1.txt``; the first number of a line is its action.
+
+    Raises:
+        InputError: a line is not that, or names an action that there is not.
+        OSError: as the system gives it.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) < 2 or not parts[1].isdecimal() or int(parts[1]) not in classes:
+            raise InputError(f"{path}: line {number}: not a clip and the number of an action of action_idx.txt")
+        name = parts[0]
+        session = "-".join(name.split("-")[:3])
+        found.append(Trimmed(f"{session}/{name}.mp4", classes[int(parts[1])]))
+    return found
+
+
+@dataclass(frozen=True)
+class Egtea:
+    """Clips and classes.
+
+    Attributes:
+        clips: Clips.
+        look: See `Look`.
+        frames: Of a view.
+        stride: From one of its frames to the next.
+        views: Of a test clip; a training clip has one, drawn.
+    """
+
+    clips: Sequence[Trimmed]
+    look: Look
+    frames: int
+    stride: int = 2
+    views: int = 1
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.clips)
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """See `AnnotatedSet`; black frames end each view."""
+        one = self.clips[index]
+        ids, black = window_frames(self.look(one.file).frames, self.frames, self.stride, self.views, random)
+        return Sample((FrameRead(one.file, tuple(ids)),), black, label=one.label)

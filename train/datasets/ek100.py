@@ -1,0 +1,195 @@
+"""EPIC-KITCHENS-100: retrieval (MIR) and classification, from the annotation files as they are published.
+
+A row's clip is ``round(fps * start) … ceil(fps * stop)`` at its video's own rate. If any frame of a clip lies beyond
+the video, the whole clip is black: the original does so, and its figures count on it.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast.errors import InputError
+from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames, draw_text
+
+_LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
+_NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
+_CLASSES = ("verb_class", "noun_class")
+
+
+class Segment(NamedTuple):
+    """A row of an annotation file."""
+
+    narration_id: str
+    file: str
+    start: float
+    stop: float
+    narration: str
+    verb: int
+    noun: int
+
+
+def read_segments(path: Path) -> list[Segment]:
+    """The rows of EPIC_100_….csv.
+
+    Raises:
+        InputError: a column is missing, or a value is not what it should be; names the line.
+        OSError: as the system gives it.
+    """
+    return [_segment(row, f"{path}: line {number}") for number, row in _rows(path, (*_NEEDED, *_CLASSES))]
+
+
+def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in needed if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(f"{path}: has no column {missing[0]}; give the annotations of EPIC-KITCHENS-100")
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _segment(row: Mapping[str, str], where: str) -> Segment:
+    try:
+        start, stop = seconds_of(row["start_timestamp"]), seconds_of(row["stop_timestamp"])
+        verb, noun = int(row["verb_class"]), int(row["noun_class"])
+    except (ValueError, TypeError):
+        raise InputError(f"{where}: times are not HH:MM:SS.ss, or classes not numbers") from None
+    file = f"{row['participant_id']}/{row['video_id']}.MP4"
+    return Segment(row["narration_id"], file, start, stop, row["narration"], verb, noun)
+
+
+def seconds_of(stamp: str) -> float:
+    """Seconds of ``HH:MM:SS.ss``; ValueError if it is none."""
+    hours, minutes, seconds = stamp.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def read_sentences(path: Path) -> list[tuple[str, str]]:
+    """(narration_id, sentence) of a file of sentences to retrieve; errors as for `read_segments`."""
+    return [(row["narration_id"], row["narration"]) for _, row in _rows(path, ("narration_id", "narration"))]
+
+
+class Actions(NamedTuple):
+    """Classes of actions, pairs of verb and noun.
+
+    Attributes:
+        pairs: (verb, noun) of each action.
+        texts: What each was narrated as, in order of appearance.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    texts: tuple[tuple[str, ...], ...]
+
+    def label(self, verb: int, noun: int) -> int:
+        """The action of a pair."""
+        return self.pairs.index((verb, noun))
+
+
+def actions_of(segments: Sequence[Segment]) -> Actions:
+    """Actions of training and validation together, sorted as strings ``verb:noun``, as the original numbers them."""
+    texts: dict[tuple[int, int], dict[str, None]] = {}
+    for one in segments:
+        texts.setdefault((one.verb, one.noun), {})[one.narration] = None
+    pairs = sorted(texts, key=lambda pair: f"{pair[0]}:{pair[1]}")
+    return Actions(tuple(pairs), tuple(tuple(texts[pair]) for pair in pairs))
+
+
+def segment_frames(one: Segment, look: Look) -> tuple[int, int]:
+    """``[first, stop)`` of a row's clip.
+
+    Raises:
+        VideoError: its video cannot be read.
+    """
+    fps = look(one.file).fps
+    return int(np.round(fps * one.start)), math.ceil(fps * one.stop)
+
+
+def segment_reads(one: Segment, look: Look, frames: int, random: Generator | None) -> tuple[tuple[FrameRead, ...], int]:
+    """What is read of a row's clip, and how many frames are black; errors as for `segment_frames`."""
+    ids = choose_frames(*segment_frames(one, look), frames, random)
+    if max(ids) >= look(one.file).frames:
+        return (), frames
+    return (FrameRead(one.file, tuple(ids)),), 0
+
+
+@dataclass(frozen=True)
+class EK100Retrieval:
+    """Clips and sentences of the multi-instance retrieval task.
+
+    Attributes:
+        segments: Clips.
+        look: See `Look`.
+        frames: Of a clip.
+        sentences: Of which a training clip draws one that fits.
+        relevancy: (clips, sentences); None for a test, where a clip's own narration is its text.
+    """
+
+    segments: Sequence[Segment]
+    look: Look
+    frames: int
+    sentences: Sequence[str] = ()
+    relevancy: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        """Check sizes.
+
+        Raises:
+            InputError: the relevancy matrix is of other files.
+        """
+        shape = (len(self.segments), len(self.sentences))
+        if self.relevancy is not None and self.relevancy.shape != shape:
+            raise InputError(f"relevancy of {self.relevancy.shape} for {shape[0]} clips and {shape[1]} sentences")
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.segments)
+
+    def fitting(self, index: int) -> list[int]:
+        """Sentences that fit a clip."""
+        assert self.relevancy is not None
+        return np.flatnonzero(self.relevancy[index] > _LEAST).tolist()
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """See `AnnotatedSet`.
+
+        Raises:
+            InputError: no sentence fits the clip.
+        """
+        one = self.segments[index]
+        reads, black = segment_reads(one, self.look, self.frames, random)
+        if self.relevancy is None:
+            return Sample(reads, black, one.narration, relevancy=1.0)
+        fitting = self.fitting(index)
+        if not fitting:
+            raise InputError(f"{one.narration_id}: no sentence fits it by over {_LEAST}")
+        which = fitting[0 if random is None else int(random.integers(len(fitting)))]
+        return Sample(reads, black, self.sentences[which], relevancy=float(self.relevancy[index, which]))
+
+
+@dataclass(frozen=True)
+class EK100Classes:
+    """Clips and their actions."""
+
+    segments: Sequence[Segment]
+    actions: Actions
+    look: Look
+    frames: int
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.segments)
+
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """See `AnnotatedSet`; the text is one of its class's."""
+        one = self.segments[index]
+        reads, black = segment_reads(one, self.look, self.frames, random)
+        label = self.actions.label(one.verb, one.noun)
+        return Sample(reads, black, draw_text(self.actions.texts[label], random), label)
