@@ -9,8 +9,12 @@ import gzip
 import json
 import math
 import os
+import pickle
 import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +34,11 @@ from lavila_fast.models.sizes import config_from_sizes  # noqa: E402
 from lavila_fast.models.weight_files import read_weights  # noqa: E402
 from lavila_fast.presets import VARIANTS  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
-from lavila_fast.train.engines import TorchEngine  # noqa: E402
+from lavila_fast.train.engines import TorchEngine, TrainingEngine  # noqa: E402
 from lavila_fast.train.losses import contrastive_rows, max_margin_loss  # noqa: E402
-from lavila_fast.train.optimisers import Norms, Optimisation, trained_names  # noqa: E402
+from lavila_fast.train.optimisers import Norms, Optimisation, optimiser_groups, trained_names  # noqa: E402
 from lavila_fast.train.parameters import freeze, parameter_groups  # noqa: E402
+from lavila_fast.train.processes import averaged  # noqa: E402
 from lavila_fast.train.run import MicroRow, TrainingRun  # noqa: E402
 from lavila_fast.train.schedules import Schedule  # noqa: E402
 from lavila_fast.train.steps import Steps  # noqa: E402
@@ -166,6 +171,9 @@ class Recording:
         )
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
+        return self._whole(step).rows(slice(rank, None, world))
+
+    def _whole(self, step: int) -> TrainingBatch:
         number, inputs = int(self["batch"].flat[step]), self.inputs
         video = inputs["video_finetune" if self.family.startswith("finetune") else "video"][number].float() / 64
         rest: dict[str, torch.Tensor] = {}
@@ -197,25 +205,41 @@ def close(found: Any, expected: Any, relative: float, what: str) -> None:
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=relative, atol=1e-12, err_msg=what)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_steps_are_the_originals(name: str) -> None:
+def learn(
+    name: str, make: Callable[[TrainingTask, Optimisation], TrainingEngine], rank: int = 0, world: int = 1
+) -> Found:
+    """Go through a recording's steps."""
     recording = Recording(name)
     task, how = recording.task(), recording.optimisation()
     epochs, batches = recording["batch"].shape
     steps = Steps(batches, epochs, how.accumulate, carry=True)
-    engine = Watched(task, how)
-    groups, expected = engine.optimiser.param_groups, recording.told["groups"]
-    assert [(one["weight_decay"], sorted(one["names"])) for one in groups] == [
-        (one["weight_decay"], sorted(one["names"])) for one in expected
-    ]
-    run = TrainingRun(task, engine, recording, steps, recording.schedule(steps).rates())
+    engine = make(task, how)
+    rates = recording.schedule(steps).rates()
+    run = TrainingRun(task, engine, recording, steps, rates, rank=rank, world=world)
     found = Found([scales(task)])
     for row in run.micro_steps():
         if row.micro.update == steps.updates and recording.told["error"]:  # the original fails here; we go on
             break
-        found.add(row, engine)
+        found.add(row, rates)
         found.scales.append(scales(task))
-    compare(recording, found, task, float(recording["lr"].max()))
+    found.factors = [group["factor"] for group in optimiser_groups(task, how)]
+    found.pseudo_gradients = getattr(engine, "pseudo_gradients", [])
+    found.weights = {name: parameter.detach().numpy().ravel() for name, parameter in trained_names(task).items()}
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_are_the_originals(name: str) -> None:
+    compare(Recording(name), learn(name, Watched))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_are_the_originals(name: str) -> None:
+    recording = Recording(name)
+    groups, expected = optimiser_groups(recording.task(), recording.optimisation()), recording.told["groups"]
+    assert [(one["weight_decay"], sorted(one["names"])) for one in groups] == [
+        (one["weight_decay"], sorted(one["names"])) for one in expected
+    ]
 
 
 class Watched(TorchEngine):
@@ -240,23 +264,26 @@ def open_gates(narrator: NarratorModel) -> None:
 
 
 class Found:
-    """What our run did."""
+    """What our run did; numbers are means over processes."""
 
     def __init__(self, scales: list[tuple[float, float]]) -> None:
         self.scales = scales
         self.numbers: list[dict[str, float]] = []
         self.differentiated: list[float] = []
         self.norms: list[Norms] = []
-        self.rates: list[list[float]] = []
+        self.rates: list[float] = []
+        self.factors: list[float] = []
         self.pseudo_gradients: list[float] = []
+        self.weights: dict[str, np.ndarray] = {}
 
-    def add(self, row: MicroRow, engine: Watched) -> None:
-        self.numbers.append({key: float(value) for key, value in row.numbers.items()} | {"loss": float(row.loss)})
-        self.differentiated.append(float(row.share))
+    def add(self, row: MicroRow, rates: np.ndarray) -> None:
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        numbers = averaged({**row.numbers, "loss": row.loss, "share": row.share}, world)
+        self.differentiated.append(numbers.pop("share"))
+        self.numbers.append(numbers)
         if row.norms:
-            self.norms.append(row.norms)
-            self.rates.append([group["lr"] for group in engine.optimiser.param_groups])
-            self.pseudo_gradients = engine.pseudo_gradients
+            self.norms.append(Norms(*(torch.as_tensor(float(norm)) for norm in row.norms)))
+            self.rates.append(float(rates[row.micro.update]))
 
     def all(self, name: str) -> list[float]:
         return [one[name] for one in self.numbers]
@@ -268,21 +295,24 @@ def scales(task: TrainingTask) -> tuple[float, float]:
 
 
 SHARES = {"clip_acc": "right", "clip_acc_gt": "right_human", "clip_acc_pseudo": "right_pseudo", "caption_acc": "right"}
+PARTIAL = ("num_gt", "num_pseudo", "clip_acc_gt", "clip_acc_pseudo", "caption_acc")
 NAMES = {"num_gt": "rows_human", "num_pseudo": "rows_pseudo", "max_margin_loss": "margin_loss", "ppl": "perplexity"}
 
 
-def compare(recording: Recording, found: Found, task: TrainingTask, rate: float) -> None:
+def compare(recording: Recording, found: Found) -> None:
     close(found.differentiated, recording["loss_backward"], 2e-5, "loss")
-    close(found.rates, recording["lr"], 1e-9, "learning rate")
+    close(np.outer(found.rates, found.factors), recording["lr"], 1e-9, "learning rate")
     close([norms.before for norms in found.norms], recording["grad_norm"], 2e-4, "norm")
     close([norms.after for norms in found.norms], recording["grad_norm_after_clip"], 2e-4, "norm after clipping")
     for place, key in enumerate(("log_scale", "log_scale_pseudo")):
         if key in recording.arrays:
             close([pair[place] for pair in found.scales], recording[key], 1e-5, key)
-    if "grad.logit_scale_pseudo" in recording.arrays:
+    if "grad.logit_scale_pseudo" in recording.arrays and found.pseudo_gradients:
         close(found.pseudo_gradients, recording["grad.logit_scale_pseudo"], 1e-3, "gradient of the pseudo temperature")
     for key in [key for key in recording.arrays if key.startswith("metric.")]:
         name = key.removeprefix("metric.")
+        if name in PARTIAL and torch.distributed.is_initialized():  # shares of kinds that processes hold unevenly
+            continue
         ours = np.array(found.all(SHARES.get(name) or NAMES.get(name, name)))
         theirs = recording[key] / 100 if name in SHARES else recording[key]
         np.testing.assert_allclose(ours, theirs, rtol=1e-4 if name == "ppl" else 2e-5, atol=1e-7, err_msg=key)
@@ -290,11 +320,11 @@ def compare(recording: Recording, found: Found, task: TrainingTask, rate: float)
         heads = len(recording.options["num_classes"])
         ours = [[one[f"head_{i}"] for i in range(heads)] for one in found.numbers]
         close(np.ravel(ours), recording["cross_entropy"], 2e-5, "cross-entropy")
-    compare_weights(recording, task, (0.002 if recording.told["optimizer"] == "SGD" else 0.02) * rate)
+    rate = float(recording["lr"].max())
+    compare_weights(recording, found.weights, (0.002 if recording.told["optimizer"] == "SGD" else 0.02) * rate)
 
 
-def compare_weights(recording: Recording, task: TrainingTask, allowed: float) -> None:
-    ours = {name: parameter.detach().numpy().ravel() for name, parameter in trained_names(task).items()}
+def compare_weights(recording: Recording, ours: dict[str, np.ndarray], allowed: float) -> None:
     beyond = elements = 0
     seen = set()
     for key in recording.arrays:
@@ -422,3 +452,54 @@ def test_losses_over_processes_are_the_originals(tmp_path: Path, world: int) -> 
             for place, key in enumerate(("grad_logit_scale", "grad_log_pseudo_scale")):
                 if key in told:
                     np.testing.assert_allclose(scales[place], told[key], rtol=0, atol=1e-6, err_msg=f"{kind} {key}")
+
+
+WORKER = """
+import pickle, sys, torch, torch.distributed as dist
+sys.path.insert(0, {tests!r})
+import test_golden_train as golden
+from lavila_fast.train.engines import DeepSpeedEngine, TorchEngine
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+def make(task, how):
+    return DeepSpeedEngine(task, how, {zero}, 6) if {zero} else TorchEngine(task, how, world)
+for name in golden.CASES:
+    found = golden.learn(name, make, rank, world)
+    if rank == 0:
+        with open(f"{folder}/{{name}}.found", "wb") as file:
+            pickle.dump(found, file)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_two_processes_do_the_originals_steps(tmp_path: Path, zero: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has half of every batch: by DDP, and by DeepSpeed's ZeRO."""
+    if zero:
+        pytest.importorskip("deepspeed")
+    program = WORKER.format(tests=str(Path(__file__).parent), zero=zero, folder=tmp_path)
+    (tmp_path / "work.py").write_text(program)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "LAVILA_GOLDEN_TRAIN_DIR": str(GOLDEN)}
+    done = subprocess.run([*start, str(tmp_path / "work.py")], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    wrong = {}
+    for name in CASES:
+        with (tmp_path / f"{name}.found").open("rb") as file:
+            found = Unpickler(file).load()
+        try:
+            compare(Recording(name), found)
+        except AssertionError as error:
+            wrong[name] = str(error)[:300]
+    assert not wrong, wrong
+
+
+class Unpickler(pickle.Unpickler):
+    """What the worker above has written: it knows this module by its plain name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return globals()[name] if module == "test_golden_train" else super().find_class(module, name)

@@ -50,7 +50,7 @@ class TorchEngine:
 
     def __init__(self, task: TrainingTask, how: Optimisation, world: int = 1) -> None:
         self.task, self.how = task, how
-        self.module: nn.Module = DistributedDataParallel(task) if world > 1 else task
+        self.module: nn.Module = DistributedDataParallel(task, broadcast_buffers=False) if world > 1 else task
         self.optimiser = make_optimiser(how, task)
 
     def backward(self, loss: Tensor, ends: bool = True) -> Tensor:
@@ -127,30 +127,39 @@ class DeepSpeedEngine:
 
     def update(self, rate: float) -> Norms:
         """See `TrainingEngine`."""
-        from deepspeed.utils import (
-            safe_get_full_fp32_param,
-            safe_get_full_grad,
-            safe_set_full_fp32_param,
-            safe_set_full_grad,
-        )
-
         set_rate(self.module.optimizer, rate)
-        if self.how.clip == "value":
-            for parameter in self.task.model.parameters():
-                if parameter.requires_grad:
-                    whole = safe_get_full_grad(parameter)
-                    safe_set_full_grad(parameter, whole.clamp(-self.how.most, self.how.most))
+        norms = self._cut_values() if self.how.clip == "value" else None
         self.module.step()
-        for name, (low, high) in self.task.bounds.items():
-            parameter = self.task.get_parameter(name)
-            kept = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            if kept is not None:
-                safe_set_full_fp32_param(parameter, kept.clamp(low, high))
-            with torch.no_grad():
-                parameter.clamp_(low, high)
+        self._keep_bounds()
         self.task.after_update()
+        if norms:
+            return norms
         before = torch.as_tensor(float(self.module.get_global_grad_norm() or 0.0))
         return Norms(before, before.clamp(max=self.how.most) if self.how.clip == "norm" else before)
+
+    def _cut_values(self) -> Norms:
+        """Cut each value, which DeepSpeed does not: whole gradients are gathered for it, one after the other."""
+        from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
+
+        squares = torch.zeros(2)
+        for parameter in self.task.model.parameters():
+            if parameter.requires_grad:
+                whole = safe_get_full_grad(parameter)
+                cut = whole.clamp(-self.how.most, self.how.most)
+                squares += torch.stack([whole.float().square().sum(), cut.float().square().sum()]).cpu()
+                safe_set_full_grad(parameter, cut)
+        return Norms(*squares.sqrt())
+
+    @torch.no_grad()
+    def _keep_bounds(self) -> None:
+        """As the task wishes, in the copies that DeepSpeed updates, too."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
+
+        for name, (low, high) in self.task.bounds.items():
+            parameter = self.task.get_parameter(name)
+            if parameter.requires_grad:
+                safe_set_full_fp32_param(parameter, safe_get_full_fp32_param(parameter).clamp(low, high))
+            parameter.clamp_(low, high)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """See `TrainingEngine`; the tag is the step, so that a write cut short leaves the last checkpoint whole."""
