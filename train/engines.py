@@ -62,7 +62,8 @@ class TorchEngine:
     def update(self, rate: float) -> Norms:
         """See `TrainingEngine`."""
         set_rate(self.optimiser, rate)
-        norms = cut_gradients(self.task.model.parameters(), self.how)
+        gradients = [p.grad for p in self.task.model.parameters() if p.grad is not None]
+        norms = cut_gradients(gradients, self.how)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=False)
         with torch.no_grad():
@@ -101,11 +102,14 @@ class DeepSpeedEngine:
         except ImportError as error:
             raise MissingExtraError("deepspeed", "train") from error
         self.task, self.how, world = task, how, dist.get_world_size()
+        # DeepSpeed cuts by the norm of all, but what is the loss's own is not to count.
+        own = any(parameter.requires_grad for parameter in task.criterion.parameters())
+        self._cuts = how.clip == "value" or own
         self.kind = {"stage": stage, "processes": world}
         settings = {
             "train_batch_size": clips,
             "train_micro_batch_size_per_gpu": clips // world,
-            "gradient_clipping": how.most if how.clip == "norm" else 0.0,
+            "gradient_clipping": 0.0 if self._cuts or how.clip != "norm" else how.most,
             "zero_optimization": {"stage": stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
@@ -128,7 +132,7 @@ class DeepSpeedEngine:
     def update(self, rate: float) -> Norms:
         """See `TrainingEngine`."""
         set_rate(self.module.optimizer, rate)
-        norms = self._cut_values() if self.how.clip == "value" else None
+        norms = self._cut() if self._cuts else None
         self.module.step()
         self._keep_bounds()
         self.task.after_update()
@@ -137,18 +141,17 @@ class DeepSpeedEngine:
         before = torch.as_tensor(float(self.module.get_global_grad_norm() or 0.0))
         return Norms(before, before.clamp(max=self.how.most) if self.how.clip == "norm" else before)
 
-    def _cut_values(self) -> Norms:
-        """Cut each value, which DeepSpeed does not: whole gradients are gathered for it, one after the other."""
+    @torch.no_grad()
+    def _cut(self) -> Norms:
+        """Cut gradients in a way that DeepSpeed has not; whole ones are gathered for it, one after the other."""
         from deepspeed.utils import safe_get_full_grad, safe_set_full_grad
 
-        squares = torch.zeros(2)
-        for parameter in self.task.model.parameters():
-            if parameter.requires_grad:
-                whole = safe_get_full_grad(parameter)
-                cut = whole.clamp(-self.how.most, self.how.most)
-                squares += torch.stack([whole.float().square().sum(), cut.float().square().sum()]).cpu()
-                safe_set_full_grad(parameter, cut)
-        return Norms(*squares.sqrt())
+        trained = [parameter for parameter in self.task.model.parameters() if parameter.requires_grad]
+        gradients = [safe_get_full_grad(parameter) for parameter in trained]
+        norms = cut_gradients(gradients, self.how)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            safe_set_full_grad(parameter, gradient)
+        return norms
 
     @torch.no_grad()
     def _keep_bounds(self) -> None:

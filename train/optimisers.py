@@ -5,7 +5,7 @@ optimiser = make_optimiser(Optimisation(weight_decay=0.01), task)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -124,9 +124,8 @@ class Norms(NamedTuple):
 
 
 @torch.no_grad()
-def cut_gradients(parameters: Iterable[nn.Parameter], how: Optimisation) -> Norms:
-    """Cut the gradients of a model as `how` says."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+def cut_gradients(gradients: list[Tensor], how: Optimisation) -> Norms:
+    """Cut the gradients of a model, in place, as `how` says."""
     before = after = _norm(gradients)
     if how.clip == "norm":
         factor = how.most / (before + _MARGIN)
