@@ -79,8 +79,8 @@ class KitchenRun(TrainingRun):
         )
         each = max(batches.epoch, 1)
         steps, settings = Steps(each, -(-recipe.steps // each)), json.dumps(recipe.to_dict(), sort_keys=True)
-        rates, named = recipe.schedule.rates(), {"rank": rank, "world": world, "ema": recipe.ema}
-        super().__init__(task, engine, batches, steps, rates, settings=settings, **named)
+        rates, ema = recipe.schedule.rates(), recipe.ema
+        super().__init__(task, engine, batches, steps, rates, rank=rank, world=world, ema=ema, settings=settings)
 
     def use_features(self) -> None:
         """Learn from what the frozen tower makes of the clips instead of from the clips."""

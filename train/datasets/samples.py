@@ -87,7 +87,7 @@ def choose_frames(first: int, stop: float, count: int, random: Generator | None)
         return frame_indices(first, stop, count)
     borders = segment_borders(first, stop, count)
     last = np.maximum(np.minimum(borders[1:], stop), borders[:-1])
-    return random.integers(borders[:-1], last, endpoint=True).tolist()
+    return [int(i) for i in random.integers(borders[:-1], last, endpoint=True)]
 
 
 def draw_text(texts: Sequence[str], random: Generator | None) -> str:
