@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lavila_fast.train.datasets.ego4d import Ego4D, read_narrations
 from lavila_fast.train.datasets.egtea import Egtea
 from lavila_fast.train.datasets.ek100 import EK100Classes, EK100Retrieval, actions_of, read_segments, read_sentences
 from lavila_fast.train.datasets.samples import AnnotatedSet, Footage, Sample
+from lavila_fast.video.pickled import read_matrix
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train") / "datasets"
 EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected.json").read_text()) if GOLDEN.is_dir() else {}
@@ -65,15 +67,8 @@ def ek100(name: str) -> AnnotatedSet:
 
 
 def relevancy() -> np.ndarray:
-    """From what the recordings tell of it: the original's pickle of an array is not read here."""
-    possible, samples = EXPECTED["ek100_mir_train"]["possible"], EXPECTED["ek100_mir_train"]["samples"]
-    folder = EK100 / "retrieval_annotations"
-    sentences = [text for _, text in read_sentences(folder / "EPIC_100_retrieval_train_sentence.csv")]
-    found = np.zeros((len(samples), len(sentences)))
-    for row, fitting in enumerate(possible):
-        for text, value in fitting:
-            found[row, sentences.index(text)] = value
-    return found
+    folder = EK100 / "retrieval_annotations" / "relevancy"
+    return read_matrix(folder / "caption_relevancy_EPIC_100_retrieval_train.pkl")
 
 
 def windows(name: str) -> AnnotatedSet:
@@ -221,3 +216,24 @@ def test_bad_annotations_are_one_line(tmp_path: Path) -> None:
         egtea.read_split(path, {1: 0})
     with pytest.raises(InputError, match=r"relevancy of \(2, 2\) for 0 clips"):
         EK100Retrieval([], under("ek100"), 4, ["a"], np.zeros((2, 2)))
+
+
+def test_a_matrix_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.pkl"
+    for value, why in (
+        (np.zeros(3), "holds no matrix"),
+        ([1, 2], "holds no matrix"),
+        (np.array([["a"]]), "other things than numbers"),
+        (np.array([[{}]], object), "other things than numbers"),
+        (Path("x"), "is not loaded for safety"),
+    ):
+        path.write_bytes(pickle.dumps(value, protocol=2))
+        with pytest.raises(InputError, match=why):
+            read_matrix(path)
+    good = np.arange(6.0).reshape(2, 3)
+    for one in (good, np.asfortranarray(good), good.astype(np.float32), good.astype(">f8")):
+        path.write_bytes(pickle.dumps(one, protocol=2))
+        np.testing.assert_array_equal(read_matrix(path), good)
+    path.write_bytes(pickle.dumps(good, protocol=2)[:-20])
+    with pytest.raises(InputError, match="not a readable matrix"):
+        read_matrix(path)

@@ -9,6 +9,7 @@ bytes can also ask for gigabytes; so every size in the file is compared with the
 
 from __future__ import annotations
 
+import math
 import mmap
 import pickle
 import pickletools
@@ -16,6 +17,9 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
 
@@ -109,6 +113,64 @@ class _Unpickler(pickle.Unpickler):
         return self._stand_ins[module, name]
 
 
+class _Array:
+    """Stands in for a numpy array: remembers its shape, type and bytes, does nothing else."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def values(self) -> NDArray[np.float64]:
+        """The numbers.
+
+        Raises:
+            UnpicklingError: they are none, or not as many as it says.
+        """
+        state = self.state if isinstance(self.state, tuple) and len(self.state) == 5 else ()
+        if not state or not isinstance(state[1], tuple) or not isinstance(state[2], _Dtype):
+            raise pickle.UnpicklingError("an array in it is damaged")
+        _, shape, dtype, by_column, raw = state
+        code = {"f8": "f8", "f4": "f4"}.get(str(dtype.code))
+        if code is None or not isinstance(raw, bytes) or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise pickle.UnpicklingError("an array in it holds other things than numbers")
+        if math.prod(shape) * int(code[1]) != len(raw):
+            raise pickle.UnpicklingError(f"an array of {shape} has {len(raw)} bytes")
+        flat = np.frombuffer(raw, dtype.order + code)
+        return flat.reshape(shape, order="F" if by_column else "C").astype(np.float64)
+
+
+class _ArrayUnpickler(_Unpickler):
+    """Builds arrays of numbers, too."""
+
+    _stand_ins = _Unpickler._stand_ins | dict.fromkeys(
+        [
+            ("numpy", "ndarray"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        ],
+        _Array,
+    )
+
+
+def read_matrix(path: Path) -> NDArray[np.float64]:
+    """A pickled numpy array of two dimensions, such as EPIC-KITCHENS-100's relevancies.
+
+    Raises:
+        InputError: it is too large, damaged, unsafe or no such array.
+        OSError: as the system gives it.
+    """
+    found = _read(path, _ArrayUnpickler, "matrix")
+    try:
+        values = found.values() if isinstance(found, _Array) else None
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not a readable matrix ({error})") from error
+    if values is None or values.ndim != 2:
+        raise InputError(f"{path}: holds no matrix of numbers")
+    return values
+
+
 def read_rows(path: Path) -> Sequence[Any]:
     """What a pickled list or tuple holds.
 
@@ -116,6 +178,13 @@ def read_rows(path: Path) -> Sequence[Any]:
         InputError: it is too large, damaged, unsafe or no list.
         OSError: as the system gives it.
     """
+    rows = _read(path, _Unpickler, "list of clips")
+    if not isinstance(rows, (list, tuple)):
+        raise InputError(f"{path}: holds a {type(rows).__name__}, not a list of (video, start, end, …)")
+    return rows
+
+
+def _read(path: Path, unpickler: type[_Unpickler], what: str) -> Any:
     size = path.stat().st_size
     if size > MAX_PICKLE_BYTES:
         raise InputError(f"{path}: larger than {MAX_PICKLE_BYTES >> 30} GiB; split it or write it as CSV or JSONL")
@@ -124,11 +193,9 @@ def read_rows(path: Path) -> Sequence[Any]:
             if size:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                     check_sizes(data)
-            rows = _Unpickler(file).load() if size else None
+            return unpickler(file).load() if size else None
     except OSError:
         raise
     except Exception as error:  # damaged pickles raise nearly anything
-        raise InputError(f"{path}: not a readable list of clips ({error}); write it as CSV or JSONL") from error
-    if not isinstance(rows, (list, tuple)):
-        raise InputError(f"{path}: holds a {type(rows).__name__}, not a list of (video, start, end, …)")
-    return rows
+        todo = "; write it as CSV or JSONL" if unpickler is _Unpickler else ""
+        raise InputError(f"{path}: not a readable {what} ({error}){todo}") from error
