@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
@@ -225,3 +228,33 @@ def read_clips(
         else:
             health.lost += 1
     _report(source, len(clips), health)
+
+
+def read_frames(path: str | Path, frames: Sequence[int], threads: int = 1) -> NDArray[np.uint8]:
+    """Frames of one file by their places in the order in which they are shown, in one pass.
+
+    Args:
+        path: The file.
+        frames: Places, 0 for the first, in any order; they may repeat.
+        threads: See `read_clips`.
+
+    Returns:
+        RGB (T, H, W, 3) as the file has them, upright.
+
+    Raises:
+        VideoError: the file cannot be read, or one of the frames cannot.
+    """
+    source, places = VideoSource(str(path), Path(path)), sorted(set(frames))
+    clip = Clip(source.name, 0.0, 0.0)
+    with source.open(source.path) as file:
+        rate = file.info.rate or file.info.fps
+        request = ClipRequest(OpenClip.empty(clip, len(places)), [file.info.begin + i / rate for i in places])
+        health = Health()
+        for _ in file_reader("pyav", None, "cpu").read(file, [request], FrameGate(), threads, health):
+            pass
+    images = request.open.images
+    if any(image is None for image in images) or not places:
+        lost = next((i for i, image in zip(places, images, strict=True) if image is None), 0)
+        raise VideoError(source.path, f"has no frame {lost} that can be read", REFETCH)
+    found = dict(zip(places, images, strict=True))
+    return np.stack([found[i] for i in frames])

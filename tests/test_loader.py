@@ -1,0 +1,112 @@
+"""Batches of real files: the same whoever reads them, and what cannot be read is replaced and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_video_coded import write_video  # noqa: E402
+
+from lavila_fast.errors import InputError, LavilaError, VideoError  # noqa: E402
+from lavila_fast.text.train import train_bpe  # noqa: E402
+from lavila_fast.train.datasets.charades import TrimmedVideos  # noqa: E402
+from lavila_fast.train.datasets.ego4d import Ego4D, Narrated  # noqa: E402
+from lavila_fast.train.datasets.samples import Folder  # noqa: E402
+from lavila_fast.train.loader import Items, LoadedBatches, Looks  # noqa: E402
+from lavila_fast.video.reader import read_frames  # noqa: E402
+
+LOOKS = Looks(32, (0.0,) * 3, (255.0,) * 3, flips=True)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for name in "abc":
+        write_video(folder / f"{name}.mp4", 90, 30, size=(80, 48), options={"bf": "2", "g": "30"})
+    return folder
+
+
+def items(folder: Path, rows: int = 12) -> Items:
+    narrated = [Narrated("abc"[i % 3], 0.1 * i, 0.1 * i + 1, (f"#C C sees {i}",)) for i in range(rows)]
+    return Items(TrimmedVideos(narrated, Folder(folder), 4), folder, LOOKS, train_bpe(["#C C sees"], 300, 16), seed=5)
+
+
+@pytest.mark.parametrize("options", [{"bf": "0"}, {"bf": "3", "g": "50"}])
+def test_frames_are_those_of_a_decoder(tmp_path: Path, options: dict[str, str]) -> None:
+    path = write_video(tmp_path / "v.mp4", 100, 25, size=(64, 48), options=options)
+    with av.open(str(path)) as container:
+        whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for wanted in ([0, 5, 99], [99, 3, 3, 50], list(range(100)), [42]):
+        np.testing.assert_array_equal(read_frames(path, wanted), np.stack([whole[i] for i in wanted]))
+    with pytest.raises(VideoError, match="has no frame 100 that can be read"):
+        read_frames(path, [7, 100])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_whoever_reads_them(videos: Path, workers: int) -> None:
+    found = LoadedBatches(items(videos), 4, seed=1, workers=workers)
+    assert found.epoch == 3
+    whole = [found.batch(step) for step in range(4)]
+    again = LoadedBatches(items(videos), 4, seed=1)
+    assert torch.equal(again.batch(2).video, whole[2].video)  # resumed in the middle
+    assert not torch.equal(whole[0].video, whole[3].video)  # another epoch
+    halves = [again.batch(1, rank, 2) for rank in range(2)]
+    for name, value in whole[1].tensors.items():
+        assert torch.equal(halves[0].tensors[name], value[0::2]), name
+        assert torch.equal(halves[1].tensors[name], value[1::2]), name
+    assert whole[0].video.shape == (4, 3, 4, 32, 32)
+    assert whole[0].ids.shape == whole[0].mask.shape == (4, 16)
+    assert {key for step in range(3) for _, key in found.keys(step)} == set(range(12))
+
+
+def test_a_clip_shows_what_its_row_says(videos: Path) -> None:
+    plain = Items(items(videos).annotated, videos, Looks(32, (0.0,) * 3, (1.0,) * 3, crop=None))
+    seen = plain[0, 4]["video"]
+    reads = plain.annotated.sample(4).reads
+    assert [(read.file, read.frames) for read in reads] == [("b.mp4", (15, 22, 29, 36))]
+    frames = read_frames(videos / "b.mp4", reads[0].frames).astype(float)
+    assert seen.mean() == pytest.approx(frames[:, :, 16:64].mean(), abs=1.0)
+
+
+def test_a_video_that_is_gone_is_replaced_and_counted(videos: Path, tmp_path: Path) -> None:
+    for name in "ac":
+        (tmp_path / f"{name}.mp4").symlink_to(videos / f"{name}.mp4")
+    found = LoadedBatches(items(tmp_path), 4, seed=1)
+    batches = [found.batch(step) for step in range(3)]
+    assert all(len(batch) == 4 for batch in batches)
+    assert len(found.missing) >= 4
+    assert all("b.mp4: does not exist" in line for line in found.missing)
+    with pytest.raises(LavilaError, match=r"of \d+ clips could not be read, the first: .*b\.mp4.*--resume"):
+        list(map(found.batch, range(3, 40)))
+    (tmp_path / "a.mp4").unlink()
+    (tmp_path / "c.mp4").write_bytes(b"no film at all")
+    with pytest.raises(VideoError, match="in a row cannot be read"):
+        LoadedBatches(items(tmp_path), 4).batch(0)
+
+
+def test_too_few_clips_for_a_batch(videos: Path) -> None:
+    with pytest.raises(InputError, match="3 clips fill no batch of 4"):
+        LoadedBatches(items(videos, 3), 4)
+
+
+def test_ego4d_in_chunks(tmp_path: Path) -> None:
+    """A clip that begins in one chunk and ends in the next."""
+    for start, count in ((0, 9000), (300, 60)):
+        path = tmp_path / "uid.mp4" / f"{start}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, count, 30, size=(32, 16), options={"g": "300"})
+    row = Narrated("uid", 299.5, 300.5, ("#C C waits",))
+    annotated = Ego4D([row], Folder(tmp_path), 4, human=1)
+    reads = annotated.sample(0).reads
+    assert [(read.file, read.frames) for read in reads] == [
+        ("uid.mp4/0.mp4", (8988, 8996)),
+        ("uid.mp4/300.mp4", (3, 10)),
+    ]
+    item = Items(annotated, tmp_path, Looks(16, (0.0,) * 3, (1.0,) * 3), frames=4)[0, 0]
+    assert item["video"].shape == (3, 4, 16, 16)
+    assert item["missing"] == []
