@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ pytest.importorskip("torch")
 
 from lavila_fast import Clip, Narration, Narrator
 from lavila_fast.archive.identity import difference
+from lavila_fast.archive.request import Request
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import BundleError, CheckpointError, InputError, ModelNotFoundError, VideoError
 from lavila_fast.export.sources import find_checkpoint
@@ -125,6 +127,28 @@ def test_clips_are_decoded_just_in_time(narrator, video):
         ahead.append(len(pulled) - number)
     assert len(pulled) == len(clips) == len(ahead)
     assert max(ahead) <= 2 * 3  # three in flight while three, finished together, wait to be handed out
+
+
+def test_a_run_writes_the_first_clip_before_it_needs_the_second(narrator, video, tmp_path, monkeypatch):
+    """Somebody waits for it: decoding stands still until its row is in the file."""
+    out, waited = tmp_path / "out.jsonl", []
+    plain = Narrator.read
+
+    def slowly(self, source, clips, *given, **named):
+        for number, one in enumerate(plain(self, source, clips, *given, **named)):
+            if number == 1:
+                deadline = time.monotonic() + 60
+                while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                waited.append(out.exists() and out.stat().st_size > 0)
+            yield one
+
+    monkeypatch.setattr(Narrator, "read", slowly)
+    request = Request((str(video),), Options(), output=str(out), quiet=True, workers=1)
+    found = request.find()
+    summary = request.run(narrator, "tiny", found, request.choose_output(found))
+    assert waited == [True]
+    assert summary.clips == len(out.read_text().splitlines()) == 6
 
 
 @pytest.mark.parametrize("batch", [1, 4])

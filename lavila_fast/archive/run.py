@@ -10,6 +10,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.decoding import Decoders
@@ -171,7 +173,10 @@ class Run:
             for video in self._finished:
                 with self.signals():
                     self._write_out(video)
-            for rows in self.narrator.narrate_clips(self._decoded(), options, self.batch, frame_times=frame_times):
+            clips = self._decoded()
+            say = partial(self.narrator.narrate_clips, options=options, batch=self.batch, frame_times=frame_times)
+            # The first clip goes alone: somebody may be waiting to see whether this is of any use.
+            for rows in chain(say(islice(clips, 1)), say(clips)):
                 with self.signals():
                     if self.books:
                         self.books.begin(rows[0], self._frames.get(rows[0].video, 0))
