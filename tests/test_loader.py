@@ -104,7 +104,7 @@ def test_ego4d_in_chunks(tmp_path: Path) -> None:
     annotated = Ego4D([row], Folder(tmp_path), 4, human=1)
     reads = annotated.sample(0).reads
     assert [(read.file, read.frames) for read in reads] == [
-        ("uid.mp4/0.mp4", (8988, 8996)),
+        ("uid.mp4/0.mp4", (8988, 8995)),
         ("uid.mp4/300.mp4", (3, 10)),
     ]
     item = Items(annotated, tmp_path, Looks(16, (0.0,) * 3, (1.0,) * 3), frames=4)[0, 0]

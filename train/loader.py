@@ -134,8 +134,8 @@ class Items(Dataset[Item]):
         looks = self.looks
         if looks.crop is None:
             return views(clip, looks.size, looks.mean, looks.std)[0]
-        draws = ItemDraws(random)
-        box = looks.crop.draw(*clip.shape[1:3], draws)
+        draws, (height, width) = ItemDraws(random), clip.shape[1:3]
+        box = looks.crop.draw(height, width, draws)
         flipped = looks.flips and draws.uniform(0, 1) < _FLIP
         return training_clip(clip, looks.size, looks.mean, looks.std, box, flipped)
 
