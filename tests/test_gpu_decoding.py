@@ -327,7 +327,7 @@ def test_a_decoder_that_fails_midway(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_the_choice_is_said_and_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"unknown; take one of auto, pyav, dali"):
+    with pytest.raises(InputError, match=r"unknown; take one of auto, pyav, hwaccel, dali"):
         unit_decoders("nvdec", 48, "cpu")
     assert unit_decoders("pyav", 48, "cpu") == unit_decoders("auto", 48, "cpu") == ()
     with pytest.raises(InputError, match="on a GPU only"):
