@@ -81,6 +81,7 @@ def test_any_film(tmp_path_factory: pytest.TempPathFactory, film: Film) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @given(films())
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_thousand_films(tmp_path_factory: pytest.TempPathFactory, film: Film) -> None:
