@@ -104,5 +104,11 @@ def test_pictures_before_a_long_stretch_of_sound(tmp_path: Path) -> None:
     check(Film("ts", "libx264", Fraction(1), 40, lead=-0.5, pauses=((1, 7.0),)), tmp_path)
 
 
+def test_a_title_that_stands_still_before_reordered_frames(tmp_path: Path) -> None:
+    """Matroska's first packets do not say when they are decoded, and the second is shown 45 s after the third is."""
+    film = Film("mkv", "libx264", Fraction(10), 40, b_frames=2, pyramid=True, pauses=((1, 45.0),))
+    check(film, tmp_path)
+
+
 def test_a_rate_is_counted_without_the_errors_of_arithmetic(tmp_path: Path) -> None:
     check(Film("nut", "mpeg4", Fraction(10), 41), tmp_path)

@@ -122,7 +122,7 @@ class Timeline:
             return cls(np.zeros(0, np.int64), 0, SOUND)
         shown, key = (np.frombuffer(flags, np.int8).astype(bool) for flags in (table.shown, table.key))
         dts, pts, lasts = (np.array(values, np.int64) for values in (table.dts, table.pts, table.duration))
-        decode = _risen(np.where(dts != _NONE, dts, pts), table.usual)
+        decode = _risen(_decoded_at(dts, pts), table.usual)
         step = _step(decode, lasts)
         shift, denied = Judge(decode, step, table.tick, until).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
@@ -145,6 +145,15 @@ class Timeline:
 
 
 SOUND = Repairs()
+
+
+def _decoded_at(dts: Ticks, pts: Ticks) -> Ticks:
+    """When packets are decoded; those before the first that says so are decoded before it, whenever they are shown."""
+    stamps = np.where(dts != _NONE, dts, pts)
+    first = int(np.argmax(dts != _NONE))
+    if 0 < first <= REORDERED:
+        stamps[:first] = dts[first]
+    return stamps
 
 
 def _risen(stamps: Ticks, usual: int) -> Ticks:
