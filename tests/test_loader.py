@@ -16,6 +16,7 @@ from lavila_fast.errors import InputError, LavilaError, VideoError  # noqa: E402
 from lavila_fast.text.train import train_bpe  # noqa: E402
 from lavila_fast.train.datasets.charades import TrimmedVideos  # noqa: E402
 from lavila_fast.train.datasets.ego4d import Ego4D, Narrated  # noqa: E402
+from lavila_fast.train.datasets.egtea import Egtea, Trimmed  # noqa: E402
 from lavila_fast.train.datasets.samples import Folder  # noqa: E402
 from lavila_fast.train.loader import Items, LoadedBatches, Looks  # noqa: E402
 from lavila_fast.video.reader import read_frames  # noqa: E402
@@ -89,6 +90,15 @@ def test_a_video_that_is_gone_is_replaced_and_counted(videos: Path, tmp_path: Pa
         LoadedBatches(items(tmp_path), 4).batch(0)
 
 
+def test_black_frames_end_each_view(videos: Path) -> None:
+    """A film of 90 frames, views of 64 frames at a stride of 2."""
+    test = Egtea([Trimmed("a.mp4", 3)], Folder(videos), 64, 2, views=2)
+    item = Items(test, videos, Looks(16, (0.0,) * 3, (1.0,) * 3, crop=None))[0, 0]
+    bright = item["video"].max((0, 2, 3)) > 0
+    assert bright.tolist() == ([True] * 45 + [False] * 19) * 2
+    assert int(item["targets"]) == 3
+
+
 def test_too_few_clips_for_a_batch(videos: Path) -> None:
     with pytest.raises(InputError, match="3 clips fill no batch of 4"):
         LoadedBatches(items(videos, 3), 4)
@@ -107,6 +117,6 @@ def test_ego4d_in_chunks(tmp_path: Path) -> None:
         ("uid.mp4/0.mp4", (8988, 8995)),
         ("uid.mp4/300.mp4", (3, 10)),
     ]
-    item = Items(annotated, tmp_path, Looks(16, (0.0,) * 3, (1.0,) * 3), frames=4)[0, 0]
+    item = Items(annotated, tmp_path, Looks(16, (0.0,) * 3, (1.0,) * 3))[0, 0]
     assert item["video"].shape == (3, 4, 16, 16)
     assert item["missing"] == []

@@ -79,7 +79,6 @@ class Items(Dataset[Item]):
         looks: How clips are seen.
         tokenizer: Of its texts; None: labels only.
         seed: Of all that is drawn.
-        frames: Of a clip.
     """
 
     annotated: AnnotatedSet
@@ -87,7 +86,6 @@ class Items(Dataset[Item]):
     looks: Looks
     tokenizer: Tokenizer | None = None
     seed: int = 0
-    frames: int = 4
 
     def __len__(self) -> int:
         """How many."""
@@ -122,13 +120,16 @@ class Items(Dataset[Item]):
         return item
 
     def _frames(self, sample: Sample) -> NDArray[np.uint8]:
-        """The clip, (T, H, W, 3), black where it has no frame."""
+        """The clip, (T, H, W, 3), its views one after the other, black where they have no frame."""
         parts = [read_frames(self.root / read.file, read.frames) for read in sample.reads]
         height, width = parts[0].shape[1:3] if parts else _BLACK
         if any(part.shape[1:3] != (height, width) for part in parts):
             raise VideoError(self.root / sample.reads[1].file, "has pictures of another size than the chunk before", "")
         black = np.zeros((sample.black, height, width, 3), np.uint8)
-        return np.concatenate([*parts, black])
+        if not parts:
+            return black
+        seen = np.split(np.concatenate(parts), sample.views)
+        return np.concatenate([frames for view in seen for frames in (view, black)])
 
     def _seen(self, clip: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.float32]:
         looks = self.looks

@@ -1,8 +1,6 @@
-"""The training loop: one process or several, resumable to the bit, for any task.
+"""The kitchen's recipes from beginning to end: `run` does the steps; here are progress, looks at unseen clips, saving.
 
-What a step does depends on its number alone (see `Batches`), so a checkpoint is the weights, the optimiser's state and
-the number. A run that was stopped and resumed gives the same losses as one that was not. SIGTERM and Ctrl-C save
-before leaving. Several processes are started with torchrun:
+SIGTERM and Ctrl-C save before leaving. Several processes are started with torchrun:
 
     torchrun --standalone --nproc_per_node=2 -m lavila_fast.train nano_narrator --output runs/nano_narrator
 """
@@ -77,8 +75,9 @@ class KitchenRun(TrainingRun):
             if zero is None
             else DeepSpeedEngine(task, recipe.how, zero, recipe.batch_size)
         )
-        each = max(batches.epoch, 1)
-        steps, settings = Steps(each, -(-recipe.steps // each)), json.dumps(recipe.to_dict(), sort_keys=True)
+        each, gathered = max(batches.epoch, 1), recipe.how.accumulate
+        steps = Steps(each, -(-recipe.steps // max(each // gathered, 1)), gathered)
+        settings = json.dumps(recipe.to_dict(), sort_keys=True)
         rates, ema = recipe.schedule.rates(), recipe.ema
         super().__init__(task, engine, batches, steps, rates, rank=rank, world=world, ema=ema, settings=settings)
 

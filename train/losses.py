@@ -79,7 +79,7 @@ def contrastive_rows(
     human_B: Tensor | None = None,
     gradients: bool = True,
 ) -> ContrastiveScores:
-    """`clip_loss` and `ssl_clip_loss` over all processes, of which each forms its own rows of logits only.
+    """CLIP's loss, with one temperature or two, over all processes, of which each forms its own rows of logits only.
 
     The mean of the processes' losses is the loss of the whole batch, and the mean of their gradients its gradient (with
     `gradients`). A process needs memory for B rows of B·world logits instead of all (B·world)².
@@ -126,22 +126,6 @@ def clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor 
     if same_BB is not None:
         others = same_BB & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
         logits_BB = logits_BB.masked_fill(others, float("-inf"))
-    return (F.cross_entropy(logits_BB, rows) + F.cross_entropy(logits_BB.T, rows)) / 2
-
-
-def ssl_clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, pseudo_scale: Tensor, human_B: Tensor) -> Tensor:
-    """`clip_loss` where sentences of people and of a narrator have temperatures of their own.
-
-    Args:
-        video_BE: Unit embeddings of all clips.
-        text_BE: Unit embeddings of their sentences.
-        scale: Factor where both rows of a pair are narrated by people.
-        pseudo_scale: Factor where neither is; a mixed pair takes the geometric mean.
-        human_B: 1 for rows narrated by people, 0 for the others.
-    """
-    root_B = torch.where(human_B.bool(), scale.sqrt(), pseudo_scale.sqrt())
-    logits_BB = root_B[:, None] * root_B * (video_BE.float() @ text_BE.float().T)
-    rows = torch.arange(len(logits_BB), device=logits_BB.device)
     return (F.cross_entropy(logits_BB, rows) + F.cross_entropy(logits_BB.T, rows)) / 2
 
 

@@ -105,11 +105,12 @@ class CharadesVideos:
         there, fps = self.look(one.file)
         length = one.seconds * fps
         if self.sparse:
-            ids, black = choose_frames(0, length, self.frames * self.views, random), 0
+            ids, black, views = choose_frames(0, length, self.frames * self.views, random), 0, self.views
         else:
-            ids, black = window_frames(length, self.frames, self.stride, self.views, random)
+            views = 1 if random else self.views
+            ids, black = window_frames(length, self.frames, self.stride, views, random)
         kept = tuple(min(i, there - 1) for i in ids)
-        return Sample((FrameRead(one.file, kept),), black, label=one.classes)
+        return Sample((FrameRead(one.file, kept),), black, label=one.classes, views=views)
 
 
 @dataclass(frozen=True)

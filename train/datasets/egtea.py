@@ -84,5 +84,8 @@ class Egtea:
     def sample(self, index: int, random: Generator | None = None) -> Sample:
         """See `AnnotatedSet`; black frames end each view."""
         one = self.clips[index]
-        ids, black = window_frames(self.look(one.file).frames, self.frames, self.stride, self.views, random)
-        return Sample((FrameRead(one.file, tuple(ids)),), black, label=one.label)
+        ids, black = window_frames(
+            self.look(one.file).frames, self.frames, self.stride, 1 if random else self.views, random
+        )
+        views = 1 if random else self.views
+        return Sample((FrameRead(one.file, tuple(ids)),), black, label=one.label, views=views)

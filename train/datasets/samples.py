@@ -50,7 +50,8 @@ class Sample:
 
     Attributes:
         reads: Frames in the order of the clip.
-        black: Frames that follow them, or all of the clip, and are black.
+        black: Frames that follow those of each view, or all of the clip, and are black.
+        views: Of how many views, of as many frames each, the clip is made.
         text: What belongs to it.
         label: Its class, or 0 and 1 for each class.
         relevancy: How well text and clip fit.
@@ -63,6 +64,7 @@ class Sample:
     label: int | tuple[float, ...] | None = None
     relevancy: float = 0.0
     human: bool = True
+    views: int = 1
 
 
 class AnnotatedSet(Protocol):

@@ -86,6 +86,9 @@ class HardwareReader:
             else:
                 reader = replace(reader, prepare=planar)
             yield from reader.read(file, requests, gate, threads, health)
+            if not file.stream.codec_context.is_hwaccel:
+                what = f"{file.stream.codec_context.name} was decoded by software: no codec of {self.kind}'s"
+                log_once("video", logging.WARNING, f"{file.info.path.name}: {what}")
 
     def stack(self, images: Sequence[Any], axis: int) -> Any:
         """See `FileReader`."""
