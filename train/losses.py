@@ -1,7 +1,7 @@
-"""What training minimises: LaViLa's caption loss and the symmetric contrastive loss of CLIP.
+"""What training minimises: LaViLa's caption loss, CLIP's and SigLIP's contrastive losses, the max-margin loss.
 
-Both are means of terms that each process computes over its share, so that averaging gradients over processes (as DDP
-does) gives the gradient of the whole batch; the contrastive loss gathers the embeddings of all processes first.
+All are means of terms that each process computes over its share, so that averaging gradients over processes (as DDP
+does) gives the gradient of the whole batch; contrastive losses gather the embeddings of all processes first.
 
 Shape suffixes: B clips, L tokens, V vocabulary, E joint space.
 """
@@ -109,6 +109,27 @@ def contrastive_rows(
     loss = (F.cross_entropy(seen, rows) + F.cross_entropy(said, rows)) / 2
     right = seen.argmax(1) == rows
     return ContrastiveScores(loss, right if gradients else right[own_B])
+
+
+def siglip_rows(video_BE: Tensor, text_BE: Tensor, scale: Tensor, bias: Tensor) -> ContrastiveScores:
+    """SigLIP's loss (Zhai et al., 2023), over all processes, of which each judges its own clips' pairs only.
+
+    Every pair of a clip and a sentence is a question by itself, whether they belong together: no softmax, and clips
+    need not be gathered. The loss is a sum over sentences and a mean over clips, so that the mean of the processes'
+    losses is the loss of the whole batch, and the mean of their gradients its gradient.
+
+    Args:
+        video_BE: Embeddings of this process's clips.
+        text_BE: Of their sentences.
+        scale: What a dot product is multiplied with.
+        bias: What is added to give a logit: far below 0 at first, as almost all pairs are wrong ones.
+    """
+    texts_NE = gather(text_BE.float())
+    logits_BN = scale * video_BE.float() @ texts_NE.T + bias
+    own_B = local_rows(len(logits_BN)).to(logits_BN.device)
+    signs_BN = torch.full_like(logits_BN, -1.0).scatter_(1, own_B[:, None], 1.0)
+    loss = -F.logsigmoid(signs_BN * logits_BN).sum(1).mean()
+    return ContrastiveScores(loss, logits_BN.argmax(1) == own_B)
 
 
 def clip_loss(video_BE: Tensor, text_BE: Tensor, scale: Tensor, same_BB: Tensor | None = None) -> Tensor:

@@ -29,8 +29,8 @@ class Classifier(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Logits of normalised float32 video (B, 3, T, H, W): (B, classes), or a tuple of them with several heads."""
-        feature: Tensor = self.dropout(self.visual(video))
+        feature: Tensor = self.visual(video)
         if isinstance(self.fc_cls, nn.ModuleList):
-            return tuple(head(feature) for head in self.fc_cls)
-        out: Tensor = self.fc_cls(feature)
+            return tuple(head(self.dropout(feature)) for head in self.fc_cls)  # each has its own features dropped
+        out: Tensor = self.fc_cls(self.dropout(feature))
         return out

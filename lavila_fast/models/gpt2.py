@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavila_fast.config import GPT2Config
+from lavila_fast.models.training_only import Dropping, Recomputing
 
 MASKED = -1e9
 
@@ -53,8 +54,8 @@ class Mlp(nn.Module):
         return out
 
 
-class SelfAttention(nn.Module):
-    """Causal self-attention over a whole sequence, or one token against a cache."""
+class SelfAttention(Dropping):
+    """Causal self-attention over a whole sequence, with dropout of probabilities, or one token against a cache."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class SelfAttention(nn.Module):
         """Map (N, L, E) to (N, L, E)."""
         N, L, E = x_NLE.shape
         q, k, v = (t.view(N, L, self.heads, -1).transpose(1, 2) for t in self.c_attn(x_NLE).split(E, dim=-1))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.rate, is_causal=True)
         out: Tensor = self.c_proj(mixed.transpose(1, 2).reshape(N, L, E))
         return out
 
@@ -82,8 +83,8 @@ class SelfAttention(nn.Module):
         return self.c_proj(out.reshape(N, E)), k.squeeze(2), v.squeeze(2)
 
 
-class CrossAttention(nn.Module):
-    """Attention from text to a clip's visual tokens; no mask."""
+class CrossAttention(Dropping):
+    """Attention from text to a clip's visual tokens; no mask; dropout is of its probabilities."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -102,13 +103,16 @@ class CrossAttention(nn.Module):
         """Map (B, L, E) to (B, L, E); L may be tokens of one row or rows of one clip."""
         B, L, E = x_BLE.shape
         q = self.q_attn(x_BLE).view(B, L, self.heads, -1).transpose(1, 2)
-        weights = ((q * (q.shape[-1] ** -0.5)) @ key_BhdQ).softmax(dim=-1)
+        weights = self.drop(((q * (q.shape[-1] ** -0.5)) @ key_BhdQ).softmax(dim=-1))
         out: Tensor = self.c_proj((weights @ value_BhQd).transpose(1, 2).reshape(B, L, E))
         return out
 
 
-class Block(nn.Module):
-    """A GPT-2 block, with the gated cross-attention before it where there is one."""
+class Block(Recomputing, Dropping):
+    """A GPT-2 block, with the gated cross-attention before it where there is one.
+
+    Dropout is of what each attention and each MLP gives, before a gate.
+    """
 
     def __init__(self, config: GPT2Config, cross: bool) -> None:
         super().__init__()
@@ -128,21 +132,30 @@ class Block(nn.Module):
 
     def look(self, x_BLE: Tensor, key_BhdQ: Tensor, value_BhQd: Tensor) -> Tensor:
         """The cross-attention's part of the gated block, (B, L, E)."""
-        seen = self.crossattention(self.ln_cross_attn(x_BLE), key_BhdQ, value_BhQd)
+        seen = self.drop(self.crossattention(self.ln_cross_attn(x_BLE), key_BhdQ, value_BhQd))
         out: Tensor = torch.tanh(self.alpha_cattn) * seen
         return out
 
     def digest(self, x: Tensor) -> Tensor:
         """Add the MLP's part of the gated block to (..., E)."""
-        out: Tensor = x + torch.tanh(self.alpha_dense) * self.mlp_crossattention(self.ln_2_crossattention(x))
+        return x + torch.tanh(self.alpha_dense) * self.drop(self.forgetting("selective", self._cross_mlp, x))
+
+    def forward(self, x_NLE: Tensor, visual_NQE: Tensor) -> Tensor:
+        """Whole sequences, (N, L, E), each row with its own clip, which a block without cross-attention ignores."""
+        return self.forgetting("blocks", self._forward, x_NLE, visual_NQE)
+
+    def _forward(self, x_NLE: Tensor, visual_NQE: Tensor) -> Tensor:
+        if self.cross:
+            x_NLE = self.digest(x_NLE + self.look(x_NLE, *self.crossattention.keys_values(visual_NQE)))
+        x_NLE = x_NLE + self.drop(self.attn(self.ln_1(x_NLE)))
+        return x_NLE + self.drop(self.forgetting("selective", self._mlp, x_NLE))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.ln_2(x))
         return out
 
-    def forward(self, x_NLE: Tensor, keys_values: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Whole sequences, (N, L, E), each row with its own clip."""
-        if keys_values is not None:
-            x_NLE = self.digest(x_NLE + self.look(x_NLE, *keys_values))
-        x_NLE = x_NLE + self.attn(self.ln_1(x_NLE))
-        out: Tensor = x_NLE + self.mlp(self.ln_2(x_NLE))
+    def _cross_mlp(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp_crossattention(self.ln_2_crossattention(x))
         return out
 
 
@@ -165,8 +178,8 @@ class Transformer(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd)
 
 
-class GatedGPT2(nn.Module):
-    """The text decoder. The head that gives logits is tied to the token embedding."""
+class GatedGPT2(Dropping):
+    """The text decoder. The head that gives logits is tied to the token embedding; dropout is of embedded tokens."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -181,10 +194,9 @@ class GatedGPT2(nn.Module):
     def logits(self, ids_NL: Tensor, visual_NQE: Tensor) -> Tensor:
         """Next-token logits at every position, (N, L, V)."""
         t = self.transformer
-        x = t.wte(ids_NL) + t.wpe(torch.arange(ids_NL.shape[1], device=ids_NL.device))
-        cross = dict(zip(self.config.cross_layers, self.keys_values(visual_NQE), strict=True))
-        for i, block in enumerate(t.h):
-            x = block(x, cross.get(i))
+        x = self.drop(t.wte(ids_NL) + t.wpe(torch.arange(ids_NL.shape[1], device=ids_NL.device)))
+        for block in t.h:
+            x = block(x, visual_NQE)
         out: Tensor = t.wte.logits(t.ln_f(x))
         return out
 

@@ -15,14 +15,26 @@ from torch import Tensor, nn
 from lavila_fast.config import ClipTextConfig, DistilBertConfig
 from lavila_fast.errors import InputError
 from lavila_fast.models.timesformer import QuickGELU
+from lavila_fast.models.training_only import Dropping, Recomputing
 
 
-def attend(q_BLW: Tensor, k_BLW: Tensor, v_BLW: Tensor, heads: int, mask: Tensor | None, causal: bool) -> Tensor:
-    """Multi-head attention of projected queries, keys and values, (B, L, W) each; `mask` (B, L) is true for tokens."""
+def attend(
+    q_BLW: Tensor,
+    k_BLW: Tensor,
+    v_BLW: Tensor,
+    heads: int,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Multi-head attention of projected queries, keys and values, (B, L, W) each; `mask` (B, L) is true for tokens.
+
+    `dropout` is the share of probabilities that are left out.
+    """
     B, L, W = q_BLW.shape
     q, k, v = (x.view(B, L, heads, W // heads).transpose(1, 2) for x in (q_BLW, k_BLW, v_BLW))
     keep = None if mask is None else mask.bool()[:, None, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, is_causal=causal)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=dropout, is_causal=causal)
     return out.transpose(1, 2).reshape(B, L, W)
 
 
@@ -64,7 +76,7 @@ class ClipMlp(nn.Module):
         return out
 
 
-class ClipBlock(nn.Module):
+class ClipBlock(Recomputing):
     """A pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -76,8 +88,14 @@ class ClipBlock(nn.Module):
 
     def forward(self, x_BLW: Tensor) -> Tensor:
         """Map (B, L, W) to (B, L, W)."""
+        return self.forgetting("blocks", self._forward, x_BLW)
+
+    def _forward(self, x_BLW: Tensor) -> Tensor:
         x_BLW = x_BLW + self.attn(self.ln_1(x_BLW))
-        out: Tensor = x_BLW + self.mlp(self.ln_2(x_BLW))
+        return x_BLW + self.forgetting("selective", self._mlp, x_BLW)
+
+    def _mlp(self, x_BLW: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.ln_2(x_BLW))
         return out
 
 
@@ -94,8 +112,8 @@ class ClipTransformer(nn.Module):
         return out
 
 
-class BertEmbeddings(nn.Module):
-    """Word plus position, normalised."""
+class BertEmbeddings(Dropping):
+    """Word plus position, normalised; then dropout."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -106,12 +124,11 @@ class BertEmbeddings(nn.Module):
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Embed (B, L) ids as (B, L, W)."""
         positions = torch.arange(ids_BL.shape[1], device=ids_BL.device)
-        out: Tensor = self.LayerNorm(self.word_embeddings(ids_BL) + self.position_embeddings(positions))
-        return out
+        return self.drop(self.LayerNorm(self.word_embeddings(ids_BL) + self.position_embeddings(positions)))
 
 
-class BertAttention(nn.Module):
-    """Self-attention over the tokens that the mask keeps."""
+class BertAttention(Dropping):
+    """Self-attention over the tokens that the mask keeps; dropout is of its probabilities."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -122,7 +139,7 @@ class BertAttention(nn.Module):
     def forward(self, x_BLW: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Map (B, L, W) to (B, L, W)."""
         q, k, v = self.q_lin(x_BLW), self.k_lin(x_BLW), self.v_lin(x_BLW)
-        out: Tensor = self.out_lin(attend(q, k, v, self.heads, mask_BL, causal=False))
+        out: Tensor = self.out_lin(attend(q, k, v, self.heads, mask_BL, causal=False, dropout=self.rate))
         return out
 
 
@@ -139,8 +156,8 @@ class BertMlp(nn.Module):
         return out
 
 
-class BertLayer(nn.Module):
-    """A post-norm transformer block."""
+class BertLayer(Recomputing, Dropping):
+    """A post-norm transformer block; dropout is of what the MLP gives."""
 
     def __init__(self, config: DistilBertConfig) -> None:
         super().__init__()
@@ -151,8 +168,15 @@ class BertLayer(nn.Module):
 
     def forward(self, x_BLW: Tensor, mask_BL: Tensor | None) -> Tensor:
         """Map (B, L, W) to (B, L, W)."""
+        return self.forgetting("blocks", self._forward, x_BLW, mask_BL)
+
+    def _forward(self, x_BLW: Tensor, mask_BL: Tensor | None) -> Tensor:
         x_BLW = self.sa_layer_norm(x_BLW + self.attention(x_BLW, mask_BL))
-        out: Tensor = self.output_layer_norm(x_BLW + self.ffn(x_BLW))
+        out: Tensor = self.output_layer_norm(x_BLW + self.drop(self.forgetting("selective", self._mlp, x_BLW)))
+        return out
+
+    def _mlp(self, x_BLW: Tensor) -> Tensor:
+        out: Tensor = self.ffn(x_BLW)
         return out
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import InputError
 from lavila_fast.kernels.attention.ops import divided_attention
+from lavila_fast.models.training_only import Recomputing, drop_rows, keep_places
 
 
 class QuickGELU(nn.Module):
@@ -84,8 +85,14 @@ def _columns(linear: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
     return out
 
 
-class SpaceTimeBlock(nn.Module):
-    """``u = x + time(norm3(x)); y = x + space(norm1(u)); y + mlp(norm2(y))``: the space branch is added to x, not u."""
+class SpaceTimeBlock(Recomputing):
+    """``u = x + time(norm3(x)); y = x + space(norm1(u)); y + mlp(norm2(y))``: the space branch is added to x, not u.
+
+    Attributes:
+        drop_path: How often, in training, a clip goes without the space branch, and without the MLP.
+    """
+
+    drop_path: float = 0.0
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -102,14 +109,26 @@ class SpaceTimeBlock(nn.Module):
 
     def forward(self, x_BSD: Tensor, frames: int) -> Tensor:
         """Map (B, S, D) to (B, S, D)."""
-        y_BSD = x_BSD + self.attn(self._after_time(x_BSD, frames), frames)
-        out: Tensor = y_BSD + self.mlp(self.norm2(y_BSD))
-        return out
+        return self.forgetting("blocks", self._forward, x_BSD, frames)
 
     def cls(self, x_BSD: Tensor, frames: int) -> Tensor:
         """What `forward` gives for the CLS token, (B, 1, D), at less than half the work: for a last block."""
-        y_B1D = x_BSD[:, :1] + self.attn.cls(self._after_time(x_BSD, frames))
-        out: Tensor = y_B1D + self.mlp(self.norm2(y_B1D))
+        return self.forgetting("blocks", self._cls, x_BSD, frames)
+
+    def _forward(self, x_BSD: Tensor, frames: int) -> Tensor:
+        return self._add(x_BSD, self.attn(self._after_time(x_BSD, frames), frames))
+
+    def _cls(self, x_BSD: Tensor, frames: int) -> Tensor:
+        return self._add(x_BSD[:, :1], self.attn.cls(self._after_time(x_BSD, frames)))
+
+    def _add(self, x_BSD: Tensor, space_BSD: Tensor) -> Tensor:
+        """Add the space branch to x, and the MLP to both."""
+        rate = self.drop_path if self.training else 0.0
+        y_BSD = x_BSD + drop_rows(space_BSD, rate)
+        return y_BSD + drop_rows(self.forgetting("selective", self._mlp, y_BSD), rate)
+
+    def _mlp(self, y_BSD: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.norm2(y_BSD))
         return out
 
     def _after_time(self, x_BSD: Tensor, frames: int) -> Tensor:
@@ -137,7 +156,13 @@ class PatchEmbed(nn.Module):
 
 
 class TimeSformer(nn.Module):
-    """The video encoder: (B, 3, T, H, W) float32, normalised, T ≤ ``config.frames``."""
+    """The video encoder: (B, 3, T, H, W) float32, normalised, T ≤ ``config.frames``.
+
+    Attributes:
+        patch_dropout: Share of places that clips go without in training; see `keep_places`.
+    """
+
+    patch_dropout: float = 0.0
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -158,10 +183,11 @@ class TimeSformer(nn.Module):
         return self
 
     def embed(self, video_BCTHW: Tensor) -> Tensor:
-        """Tokens before the blocks, (B, 1 + T·N, D): CLS, then frame by frame, row by row."""
+        """Tokens before the blocks, (B, 1 + T·N, D): CLS, then frame by frame, row by row; some with patch dropout."""
         x_BTND = self.patch_embed(video_BCTHW)
         B, T = x_BTND.shape[:2]
         x_BTND = x_BTND + self.pos_embed[:, None, 1:] + self.temporal_embed[:, :T, None]
+        x_BTND = keep_places(x_BTND, self.patch_dropout if self.training else 0.0)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(B, -1, -1)
         out: Tensor = self.ln_pre(torch.cat([cls, x_BTND.flatten(1, 2)], dim=1))
         return out

@@ -1,0 +1,97 @@
+"""What a run may ask of its model beside learning: noise, and to keep fewer activations.
+
+regularise(model, Regularisation(drop_path=0.1, checkpointing="blocks"))
+
+Where noise sits is the original's choice, but for patch dropout, which is AVION's (from Li et al., "FLIP", 2023). A
+frozen language model is dropped from like a trained one. Random numbers come from torch's global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import nn
+
+from lavila_fast.errors import InputError
+from lavila_fast.models.classifier import Classifier
+from lavila_fast.models.gpt2 import GatedGPT2
+from lavila_fast.models.text_towers import DistilBert
+from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer
+from lavila_fast.models.training_only import Dropping, Recomputing
+
+CHECKPOINTING: Mapping[str, str] = MappingProxyType(
+    {
+        "none": "every activation is kept for backward",
+        "selective": "MLPs and their norms are computed again, what attention gave is kept",
+        "blocks": "whole blocks of the towers are computed again, only what goes in is kept",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What is changed in a model for training.
+
+    Attributes:
+        drop_path: Stochastic depth of the video tower: how often the last block's space attention, and its MLP, are
+            left out for a clip; evenly less in blocks before it, never in the first. Attention over time stays.
+        dropout: Share of numbers left out in a language model, GPT-2 or DistilBERT: of embedded tokens, of attention's
+            probabilities and of what each branch adds (DistilBERT: its MLPs). The original trains with 0.1.
+        head_dropout: Share of features left out before a classifier's heads, for each head another.
+        patch_dropout: Share of places left out in all frames of a clip.
+        checkpointing: A row of `CHECKPOINTING`.
+    """
+
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    head_dropout: float = 0.0
+    patch_dropout: float = 0.0
+    checkpointing: str = "none"
+
+    def __post_init__(self) -> None:
+        """Check what would fail late.
+
+        Raises:
+            InputError: a rate that leaves nothing, or an unknown way of checkpointing.
+        """
+        for name in ("drop_path", "dropout", "head_dropout", "patch_dropout"):
+            rate = getattr(self, name)
+            if not 0 <= rate < 1:
+                raise InputError(f"{name} must be from 0 to below 1, not {rate:g}")
+        if self.checkpointing not in CHECKPOINTING:
+            raise InputError(
+                f"checkpointing {self.checkpointing}: unknown; take one of {', '.join(sorted(CHECKPOINTING))}"
+            )
+
+
+def regularise(model: nn.Module, how: Regularisation) -> None:
+    """Set on a model, for its training, what `how` says, in place of what was set before. Eval mode is as ever.
+
+    Raises:
+        InputError: the model has no place for something.
+    """
+    towers = [module for module in model.modules() if isinstance(module, TimeSformer)]
+    languages = [module for module in model.modules() if isinstance(module, GatedGPT2 | DistilBert)]
+    heads = [module for module in model.modules() if isinstance(module, Classifier)]
+    _require("drop_path", how.drop_path, towers, "video tower")
+    _require("patch_dropout", how.patch_dropout, towers, "video tower")
+    _require("dropout", how.dropout, languages, "GPT-2 or DistilBERT (CLIP's text tower never had dropout)")
+    _require("head_dropout", how.head_dropout, heads, "classifier's head")
+    for tower in towers:
+        tower.patch_dropout = how.patch_dropout
+        for i, block in enumerate(tower.blocks):
+            assert isinstance(block, SpaceTimeBlock)
+            block.drop_path = how.drop_path * i / max(len(tower.blocks) - 1, 1)
+    for part in (part for language in languages for part in language.modules() if isinstance(part, Dropping)):
+        part.dropout = how.dropout
+    for classifier in heads:
+        classifier.dropout.p = how.head_dropout
+    for block in (module for module in model.modules() if isinstance(module, Recomputing)):
+        block.recompute = how.checkpointing
+
+
+def _require(name: str, rate: float, places: Sequence[nn.Module], what: str) -> None:
+    if rate and not places:
+        raise InputError(f"{name} {rate:g}: this model has no {what}; set it to 0")
