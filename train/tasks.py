@@ -55,7 +55,7 @@ class TrainingTask(nn.Module):
         if video.dtype == torch.uint8:
             video = (video.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
         if not self.fast:
-            return self.score(batch, video)
+            return self.score(batch, video.to(next(self.model.parameters()).dtype))
         # Casting weights once a step is faster on a CPU than autocast, which casts between almost any two operations.
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         cast = {f"task.{name}": t.bfloat16() for name, t in tensors.items() if t.is_floating_point()}
@@ -148,7 +148,7 @@ class ContrastiveTask(DualTask):
     def _add_up(self, gradient: Tensor) -> Tensor:
         """The gradient of a micro-batch; with the first one of an update go all those of updates before."""
         total: Tensor = self.criterion.pseudo_gradients  # type: ignore[assignment]
-        whole = gradient + total if self._first else gradient
+        whole = (gradient + total).to(gradient.dtype) if self._first else gradient
         total += gradient
         self._first = False
         return whole
