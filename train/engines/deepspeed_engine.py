@@ -68,6 +68,8 @@ class DeepSpeedEngine(TrainingEngine):
             import deepspeed
         except ImportError as error:
             raise MissingExtraError("deepspeed", "train") from error
+        if precision == "float16" and not deepspeed.get_accelerator().is_fp16_supported():
+            raise InputError("DeepSpeed computes no float16 on this device; take bfloat16 or float32")
         task.fast = False
         self.shapes = {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
         # DeepSpeed would make its float32 weights of those that it has rounded.
@@ -81,7 +83,7 @@ class DeepSpeedEngine(TrainingEngine):
         self._cuts = how.clip == "value" or own or stage == 0
         settings = self._settings(clips, each, small)
         optimiser = make_optimiser(how, task)
-        with _scalars_as_rows(task):
+        with _scalars_aside(task, stage):
             self.module: Any = deepspeed.initialize(model=task, optimizer=optimiser, config=settings)[0]
         self.shares = shares_of(self.module.optimizer, self.trained, stage)
         if stage == 0:  # DeepSpeed makes a step of its own there, which is not to count
@@ -310,14 +312,19 @@ def _cast_buffers(task: TrainingTask, precision: str) -> None:
 
 
 @contextmanager
-def _scalars_as_rows(task: TrainingTask) -> Iterator[None]:
-    """DeepSpeed 0.19 cannot broadcast a scalar; it sees rows of one element instead."""
+def _scalars_aside(task: TrainingTask, stage: int) -> Iterator[None]:
+    """DeepSpeed 0.19 cannot broadcast a scalar, to make processes alike; ours are alike anyway.
+
+    A mark leaves them out. In stage 3 there is none, and it sees rows of one element instead.
+    """
     scalars = [parameter for parameter in task.parameters() if parameter.ndim == 0]
     for parameter in scalars:
-        parameter.data = parameter.data.view(1)
+        if stage == 3:
+            parameter.data = parameter.data.view(1)
+        else:
+            parameter.ds_optim_param = True  # type: ignore[attr-defined]
     yield
-    for parameter in scalars:
-        if hasattr(parameter, "ds_shape"):  # what stage 3 gives it when it is gathered
-            parameter.ds_shape = torch.Size(())
+    for parameter in scalars if stage == 3 else []:
+        parameter.ds_shape = torch.Size(())  # type: ignore[attr-defined]  # that it has when it is gathered
         if parameter.numel():
             parameter.data = parameter.data.view(())
