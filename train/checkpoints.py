@@ -86,12 +86,12 @@ class Checkpoints:
     def mark_best(self, step: int, score: float) -> bool:
         """Keep a step's checkpoint as the best if `score` is higher than any before; returns whether it is."""
         path = self.folder / "best.json"
-        first = rank_and_world()[0] == 0  # it decides: another one might see the file before or after
-        better = not first or (
-            math.isfinite(score) and not (path.is_file() and score <= float(_best_of(path)["score"]))
-        )
-        if first and better:
-            write_json(path, {"step": step, "score": score}, ROOM)
+        better = True
+        with _together(path):
+            if rank_and_world()[0] == 0:  # it decides: another one might see the file before or after
+                better = math.isfinite(score) and (not path.is_file() or score > _best_of(path)["score"])
+                if better:
+                    write_json(path, {"step": step, "score": score}, ROOM)
         return agree(better)
 
     def best(self) -> Path | None:
@@ -103,30 +103,32 @@ class Checkpoints:
     def _begin(self, part: Path) -> None:
         with storage_error(part, ROOM):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
+            for path in list(self.folder.iterdir()):
                 if _HIDDEN.fullmatch(path.name):
                     shutil.rmtree(path)
             part.mkdir()
 
     def _finish(self, part: Path, place: Path) -> None:
         with storage_error(place, ROOM):
-            if place.is_dir():
+            if (place / STATE).is_file():
                 shutil.rmtree(part)
             else:
+                if place.is_dir():  # what somebody has taken its state from
+                    _remove(place)
                 sync_folder(part)
                 part.rename(place)
             sync_folder(self.folder)
-        self._prune()
-
-    def _prune(self) -> None:
         best = self.best()
         for step in self.steps[: -self.keep]:
-            path = self.of(step)
-            if path != best:
-                gone = path.with_name(f".{path.name}.gone")
+            if self.of(step) != best:
                 with suppress(OSError):  # nothing is lost by one too many
-                    path.rename(gone)
-                    shutil.rmtree(gone)
+                    _remove(self.of(step))
+
+
+def _remove(path: Path) -> None:
+    gone = path.with_name(f".{path.name}.gone")
+    path.rename(gone)
+    shutil.rmtree(gone)
 
 
 @contextmanager
@@ -148,6 +150,6 @@ def _together(part: Path) -> Iterator[None]:
 def _best_of(path: Path) -> dict[str, float]:
     try:
         best: dict[str, float] = json.loads(path.read_bytes())
-        return {"step": best["step"], "score": best["score"]}
+        return {"step": int(best["step"]), "score": float(best["score"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read; remove it to choose the best afresh") from error

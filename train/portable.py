@@ -8,7 +8,8 @@ A checkpoint is a folder:
     processes.safetensors   buffers that differ between processes, one row each, where there are such
     state.json              steps, settings, loss scale, and what wrote it; written last
 
-Tensors are gathered and written one after the other, so the first process needs memory for the largest one only.
+Tensors are gathered and written one after the other, so the first process needs memory for the largest one only. Every
+process reads for itself: on several machines, the folder is on a disk that all see.
 """
 
 from __future__ import annotations

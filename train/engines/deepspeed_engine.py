@@ -27,7 +27,7 @@ from lavila_fast.train.processes import own_device, share_of
 from lavila_fast.train.tasks import TrainingTask
 
 STAGES = (0, 1, 2, 3)
-LARGEST_BUCKET = 50_000_000  # elements that are reduced at a time
+LARGEST_BUCKET = 50_000_000  # elements that are exchanged at a time
 SMALL = 10_000  # elements up to which a weight stays whole in stage 3: vectors, gates, class tokens
 
 
@@ -73,9 +73,8 @@ class DeepSpeedEngine(TrainingEngine):
         task.fast = False
         self.shapes = {name: tuple(parameter.shape) for name, parameter in task.named_parameters()}
         # DeepSpeed would make its float32 weights of those that it has rounded.
-        exact = (
-            {} if precision == "float32" else {n: p.detach().float().cpu().clone() for n, p in task.named_parameters()}
-        )
+        rounded = dict(task.named_parameters()) if precision != "float32" else {}
+        exact = {name: parameter.detach().float().cpu().clone() for name, parameter in rounded.items()}
         self.trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
         _cast_buffers(task, precision)
         # DeepSpeed cuts by the norm of all, but what is the loss's own is not to count.
@@ -97,7 +96,8 @@ class DeepSpeedEngine(TrainingEngine):
         self._frozen |= {name: exact[name] for name in self._exact} if dist.get_rank() == 0 else {}
 
     def _settings(self, clips: int, each: int, small: int) -> dict[str, Any]:
-        bucket = min(LARGEST_BUCKET, max(sum(p.numel() for p in self.trained.values()), 1))
+        trained = sum(p.numel() for p in self.trained.values())
+        bucket = min(LARGEST_BUCKET, (trained // 1024 + 1) * 1024)  # DeepSpeed wants an even number
         zero: dict[str, Any] = {"stage": self.stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
         if self.stage == 3:
             zero |= {"stage3_param_persistence_threshold": small, "stage3_prefetch_bucket_size": bucket}

@@ -25,14 +25,14 @@ class TorchEngine(TrainingEngine):
             task: What is trained; it moves to this process's device.
             how: How.
             world: Processes.
-            precision: Under which the forward pass runs (autocast); a task that is `fast` casts for itself instead.
+            precision: Of the forward pass, by autocast; in ``float32`` a task that is `fast` casts for itself.
         """
         self.task, self.how, self.precision = task, how, known_precision(precision, task)
         self.device = own_device()
         task.to(self.device)
         if precision != "float32":
             cast = torch.autocast(self.device.type, PRECISIONS[precision])
-            task.forward = cast(task.forward)  # type: ignore[method-assign]
+            task.fast, task.forward = False, cast(task.forward)  # type: ignore[method-assign]
         self.module: nn.Module = DistributedDataParallel(task, broadcast_buffers=False) if world > 1 else task
         self.optimiser = make_optimiser(how, task)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
