@@ -73,6 +73,12 @@ class StorageError(LavilaError):
     exit_code = 1
 
 
+class PeerError(LavilaError):
+    """Another process of a training run cannot be reached."""
+
+    exit_code = 1
+
+
 class ExportError(LavilaError):
     """An exported graph is not what was declared, or not the model; each way of going wrong has a class of its own."""
 

@@ -25,7 +25,7 @@ from lavila_fast.train.recipes import RECIPES
 @click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--clips", type=click.IntRange(64), help="Clips to learn from, instead of the recipe's.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Rendering processes.")
-@click.option("--zero", type=click.IntRange(1, 2), help="Share the optimiser out with DeepSpeed, at this ZeRO stage.")
+@click.option("--zero", type=click.IntRange(0, 3), help="Share the optimiser out with DeepSpeed, at this ZeRO stage.")
 def main(
     recipe: str,
     output: Path,

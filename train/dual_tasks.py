@@ -125,7 +125,7 @@ class ContrastiveTask(DualTask):
     def _add_up(self, gradient: Tensor) -> Tensor:
         """The gradient of a micro-batch; with the first one of an update go all those of updates before."""
         total: Tensor = self.criterion.pseudo_gradients  # type: ignore[assignment]
-        whole = gradient + total if self._first else gradient
+        whole = (gradient + total).to(gradient.dtype) if self._first else gradient
         total += gradient
         self._first = False
         return whole

@@ -22,13 +22,15 @@ from torch import Tensor
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.evaluate.clips import Clips
+from lavila_fast.files import new_file, storage_error
 from lavila_fast.train.batch import TrainingBatch
-from lavila_fast.train.checkpoints import read_state
+from lavila_fast.train.checkpoints import Checkpoints
 from lavila_fast.train.dali_data import ListBatches
 from lavila_fast.train.data import Batches, DataConfig
 from lavila_fast.train.engines import DeepSpeedEngine, TorchEngine, TrainingEngine
 from lavila_fast.train.kitchen_tasks import KitchenTask, adopt, features, make_task
-from lavila_fast.train.processes import StopWish, processes
+from lavila_fast.train.portable import AVERAGE, ROOM, entry_of, read_tensors, write_tensors
+from lavila_fast.train.processes import StopWish, processes, share_of
 from lavila_fast.train.recipes import Recipe
 from lavila_fast.train.run import TrainingRun
 from lavila_fast.train.steps import Steps
@@ -64,8 +66,7 @@ class KitchenRun(TrainingRun):
         zero: int | None = None,
         weights: dict[str, Tensor] | None = None,
     ) -> None:
-        if recipe.batch_size % world:
-            raise InputError(f"{world} processes cannot share a batch of {recipe.batch_size} evenly")
+        share_of(recipe.batch_size, world)
         self.recipe, task = recipe, make_task(recipe)
         self.fresh: list[str] = adopt(task, weights or {})
         task.model.visual.requires_grad_(not recipe.frozen)
@@ -84,13 +85,21 @@ class KitchenRun(TrainingRun):
     def use_features(self) -> None:
         """Learn from what the frozen tower makes of the clips instead of from the clips."""
         assert isinstance(self.batches, Batches)
-        self.batches = replace(self.batches, clips=features(self.task, self.batches.clips, self.rank, self.world))
+        clips = features(self.averaged_task(), self.batches.clips, self.rank, self.world)
+        self.batches = replace(self.batches, clips=clips)
+
+    def averaged_task(self) -> KitchenTask:
+        """A task with the averaged weights; called by every process."""
+        task = make_task(self.recipe).eval()
+        task.load_state_dict(self.average)
+        return task
 
     @torch.no_grad()
     def evaluate(self, clips: Clips, batch_size: int = 100) -> dict[str, float]:
-        """Numbers of the averaged weights on other clips."""
-        task = make_task(self.recipe).eval()
-        task.load_state_dict(self.average)
+        """Numbers of the averaged weights on other clips; called by every process, and the first one looks."""
+        task = self.averaged_task()
+        if self.rank:
+            return {}
         sums: dict[str, float] = {}
         for start in range(0, len(clips.labels), batch_size):
             here = slice(start, start + batch_size)
@@ -134,10 +143,10 @@ class _Progress:
 
 
 def _start_weights(recipe: Recipe, output: Path) -> Path | None:
-    return None if recipe.start is None else output.parent / recipe.start / "average.pt"
+    return None if recipe.start is None else output.parent / recipe.start / AVERAGE
 
 
-_KEPT = ("state.pt", "average.pt", "deepspeed", "log.jsonl")  # what a run leaves in its folder
+_KEPT = ("checkpoints", AVERAGE, "log.jsonl")  # what a run leaves in its folder
 
 
 def _forget(output: Path) -> None:
@@ -148,6 +157,16 @@ def _forget(output: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _save(run: KitchenRun, checkpoints: Checkpoints, output: Path) -> None:
+    """A checkpoint, and the averaged weights for whoever wants no more."""
+    with checkpoints.writing(run.step) as folder:
+        run.save(folder)
+    average = run.average
+    if run.rank == 0:
+        with storage_error(output / AVERAGE, ROOM), new_file(output / AVERAGE) as part:
+            write_tensors(part, [entry_of(name, tensor) for name, tensor in average.items()])
 
 
 def refuse(
@@ -195,10 +214,10 @@ def train(
         recipe: What to do. Its `start` is looked for beside `output`.
         clips: To learn from.
         watch: Clips of unseen seeds to look at now and then; None for never.
-        output: Folder for `state.pt` (or `deepspeed/`), `average.pt` and `log.jsonl`.
+        output: Folder for `checkpoints/`, `average.safetensors` and `log.jsonl`.
         resume: Continue from the last checkpoint if there is one.
         every: Steps between progress lines.
-        zero: Let DeepSpeed share out the optimiser, at this ZeRO stage (1 or 2).
+        zero: Let DeepSpeed share out the optimiser, at this ZeRO stage (0 to 3).
         overwrite: Begin afresh although `output` holds an earlier run, which is lost.
 
     Returns:
@@ -214,10 +233,12 @@ def train(
         if rank == 0 and overwrite:
             _forget(output)
         start = _start_weights(recipe, output)
-        run = KitchenRun(recipe, clips, rank, world, zero, read_state(start) if start else None)
-        resumed = resume and run.resume(output)
+        run = KitchenRun(recipe, clips, rank, world, zero, read_tensors(start) if start else None)
+        checkpoints = Checkpoints(output, keep=1)
+        latest = checkpoints.latest() if resume else None
+        resumed = latest is not None and run.resume(latest)
         if rank == 0 and not resumed:
-            print(f"{recipe.name}: {len(run.fresh)} of {len(run.average)} tensors fresh", file=sys.stderr)
+            print(f"{recipe.name}: {len(run.fresh)} of {len(run.task.state_dict())} tensors fresh", file=sys.stderr)
         if recipe.frozen:
             run.use_features()
         progress = _Progress(run, output, every)
@@ -228,10 +249,12 @@ def train(
             last = bool(leave) or run.step == recipe.steps
             progress.add(row, last)
             if last or run.step % recipe.save_every == 0:
-                run.save(output)
-            if rank == 0 and watch is not None and (last or run.step % recipe.evaluate_every == 0):
-                _log_row(output, {"step": run.step, "unseen": True, **run.evaluate(watch)})
+                _save(run, checkpoints, output)
+            if watch is not None and (last or run.step % recipe.evaluate_every == 0):
+                numbers = run.evaluate(watch)
+                if rank == 0:
+                    _log_row(output, {"step": run.step, "unseen": True, **numbers})
             if last:
                 break
     stop.restore()
-    return output / "average.pt"
+    return output / AVERAGE

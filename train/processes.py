@@ -1,6 +1,6 @@
 """Several processes at one training run: how they meet, share numbers, and leave when asked to.
 
-Processes are started with torchrun and talk through gloo.
+Processes are started with torchrun and talk through gloo, tensors of a GPU through NCCL.
 """
 
 from __future__ import annotations
@@ -9,26 +9,105 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lavila_fast.errors import InputError, PeerError
+
+MEETING, WAITING = 120.0, 600.0  # seconds
+_SIGNS_OF_A_LOST_PEER = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "/gloo/")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process, of how many."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def own_device() -> torch.device:
+    """The GPU of this process on its machine, or the CPU where there is none.
+
+    Raises:
+        InputError: more processes on this machine than it has GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    place, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if place >= gpus:
+        raise InputError(f"process {place} of this machine has no GPU, there are {gpus}; start {gpus} a machine")
+    return torch.device("cuda", place)
+
+
+def share_of(batch: int, world: int) -> int:
+    """Clips that each process has of a batch.
+
+    Raises:
+        InputError: they do not come out even.
+    """
+    if batch % world:
+        raise InputError(
+            f"{world} processes cannot share a batch of {batch} evenly; start a number of them that divides it, or "
+            "choose another batch size"
+        )
+    return batch // world
+
 
 @contextmanager
-def processes() -> Iterator[tuple[int, int]]:
+def processes(meeting: float = MEETING, waiting: float = WAITING) -> Iterator[tuple[int, int]]:
     """(rank, world) of this process; joins the others if torchrun started us.
 
     Nothing random is drawn after the weights are, so no generator's state needs keeping.
+
+    Args:
+        meeting: Seconds to wait at the start for the process that all meet at.
+        waiting: Seconds that one exchange may take.
+
+    Raises:
+        PeerError: another process cannot be reached, or is not heard of any more.
     """
     if "RANK" not in os.environ or dist.is_initialized():
-        yield (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        yield rank_and_world()
         return
-    dist.init_process_group("gloo")
+    with _peers(f"after {meeting:.0f} s at the start"):
+        _join(meeting, waiting)
     try:
-        yield dist.get_rank(), dist.get_world_size()
+        with _peers(f"an exchange may take {waiting:.0f} s"):
+            yield rank_and_world()
     finally:
         dist.destroy_process_group()
+
+
+def _join(meeting: float, waiting: float) -> None:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(own_device())
+        backend = "cpu:gloo,cuda:nccl"
+    meet: Any = dist.rendezvous  # type: ignore[attr-defined]
+    store, rank, world = next(iter(meet("env://", timeout=timedelta(seconds=meeting))))
+    store.set_timeout(timedelta(seconds=meeting))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=waiting))
+
+
+@contextmanager
+def _peers(when: str) -> Iterator[None]:
+    """Say in one line that another process is not there."""
+    try:
+        yield
+    except RuntimeError as error:  # all of torch.distributed's are
+        what = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and not any(sign in what.lower() for sign in _SIGNS_OF_A_LOST_PEER):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        rank = os.environ.get("RANK", "?")
+        raise PeerError(
+            f"process {rank}: no word from the others ({when}; they meet at MASTER_ADDR {place}); see whether"
+            f" all were started, whether one has failed, and what the network lets through ({what[:200]})"
+        ) from error
 
 
 class StopWish:
@@ -46,6 +125,15 @@ class StopWish:
         """Signals mean again what they meant before."""
         for sign, handler in self.before.items():
             signal.signal(sign, handler)
+
+
+def agree(fine: bool) -> bool:
+    """Whether all processes are fine; each waits for the others here."""
+    if rank_and_world()[1] == 1:
+        return fine
+    flag = torch.tensor(float(fine))
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 def averaged(numbers: dict[str, Tensor], world: int) -> dict[str, float]:

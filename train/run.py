@@ -1,15 +1,17 @@
 """A run under way: micro-batch after micro-batch, update after update, resumable to the bit, for any task.
 
 What a step does depends on its number alone (see `Batches`), so a checkpoint is the weights, the optimiser's state and
-the number. A run that was stopped and resumed gives the same losses as one that was not.
+the number (see `portable`). A run that was stopped and resumed gives the same losses as one that was not.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError
 from lavila_fast.train.batch import TrainingBatch
-from lavila_fast.train.checkpoints import save_state
 from lavila_fast.train.engines import TrainingEngine
 from lavila_fast.train.optimisers import Norms
+from lavila_fast.train.portable import AVERAGE, Entry, TensorFile, differing, read_state, write_tensors
 from lavila_fast.train.processes import averaged
 from lavila_fast.train.steps import MicroStep, Steps
 from lavila_fast.train.tasks import Numbers, TrainingTask
@@ -59,7 +61,6 @@ class TrainingRun:
 
     Attributes:
         task: What is trained.
-        average: The moving average of its weights, by name.
         step: Updates done; `done`: micro-batches.
     """
 
@@ -92,34 +93,57 @@ class TrainingRun:
         self.task, self.engine, self.batches, self.plan, self.rates = task, engine, batches, steps, rates
         self.rank, self.world, self.ema, self.settings = rank, world, ema, settings
         self.step = self.done = 0
-        self.average = {name: t.clone() for name, t in task.state_dict().items()}
+        # This process's pieces; without a decay the average is the weights, and nothing is kept.
+        self._average = {name: piece.clone() for name, piece in engine.pieces().items()} if ema else {}
+
+    @property
+    def average(self) -> dict[str, Tensor]:
+        """The averaged weights, whole, in float32, by the task's names, and its buffers; called by every process."""
+        entries = {entry.name: entry for entry in [*self.engine.weights(), *self._averages()]}
+        weights = {name: entry.whole().detach().clone() for name, entry in entries.items()}
+        return {name: weights.get(name, tensor) for name, tensor in self.task.state_dict().items()}
+
+    def _averages(self) -> list[Entry]:
+        shapes = {entry.name: entry.shape for entry in self.engine.weights()}
+        return [
+            Entry(name, shapes[name], torch.float32, partial(self.engine.whole, name, piece))
+            for name, piece in self._average.items()
+        ]
 
     def save(self, folder: Path) -> None:
-        """Write what a continuation needs, and the averaged weights; called by every process, after an update."""
-        state = {
-            "settings": self.settings,
-            "step": self.step,
-            "done": self.done,
-            "weights": self.task.state_dict(),
-            "average": self.average,
-        }
-        self.engine.save(folder, state)
-        if self.rank == 0:
-            save_state(self.average, folder / "average.pt")
-
-    def resume(self, folder: Path) -> bool:
-        """Continue from what `save` wrote; returns whether there was anything.
+        """Write what a continuation needs into an empty folder; called by every process, after an update.
 
         Raises:
-            CheckpointError: it is of a run with other settings, or unreadable.
+            StorageError: it cannot be written.
         """
-        state = self.engine.load(folder)
-        if state is None:
+        if self._average:
+            write_tensors(folder / AVERAGE, self._averages())
+        self.engine.save(folder, {"settings": _parsed(self.settings), "step": self.step, "done": self.done})
+
+    def resume(self, folder: Path) -> bool:
+        """Continue from what `save` wrote, on any engine and number of processes.
+
+        Returns:
+            Whether there is such a folder.
+
+        Raises:
+            CheckpointError: it is of a run with other settings or another model, incomplete or damaged.
+        """
+        if not folder.is_dir():
             return False
-        if state.get("settings") != self.settings:
-            raise CheckpointError(f"{folder}: made with other settings than this run has now")
-        self.task.load_state_dict(state["weights"], strict=True)
-        self.average, self.step, self.done = state["average"], state["step"], state["done"]
+        if others := differing(read_state(folder)["settings"], _parsed(self.settings)):
+            raise CheckpointError(
+                f"{folder}: made with other settings than this run has now ({'; '.join(others)}); "
+                "give the same ones, or another folder for a run of its own"
+            )
+        average = TensorFile(folder / AVERAGE) if self._average else None
+        if average is not None:
+            average.check({entry.name: entry.shape for entry in self._averages()})
+        state = self.engine.load(folder)
+        for name, piece in self._average.items():
+            assert average is not None
+            piece.copy_(self.engine.piece_of(name, average[name]))
+        self.step, self.done = state["step"], state["done"]
         return True
 
     def micro_steps(self) -> Iterator[MicroRow]:
@@ -128,7 +152,7 @@ class TrainingRun:
             micro = self.plan.at(self.done)
             if micro.update >= len(self.rates) and micro.ends:
                 return
-            batch = self.batches.batch(micro.number, self.rank, self.world)
+            batch = self.batches.batch(micro.number, self.rank, self.world).to(self.engine.device)
             # The flash kernel's backward is slow on a CPU for groups as small as ours.
             with sdpa_kernel(SDPBackend.MATH):
                 loss, numbers = self.engine.module(batch)
@@ -156,6 +180,14 @@ class TrainingRun:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        decay = min(self.ema, self.step / (self.step + 10))
-        names, weights = zip(*self.task.named_parameters(), strict=True)
-        torch._foreach_lerp_([self.average[name] for name in names], [w.detach() for w in weights], 1 - decay)
+        if self._average:
+            decay = min(self.ema, self.step / (self.step + 10))
+            torch._foreach_lerp_(list(self._average.values()), list(self.engine.pieces().values()), 1 - decay)
+
+
+def _parsed(settings: str) -> Any:
+    """Settings as JSON, so that what differs can be named."""
+    try:
+        return json.loads(settings)
+    except ValueError:
+        return settings

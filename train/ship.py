@@ -13,8 +13,8 @@ import click
 
 from lavila_fast.errors import CheckpointError, exit_with_line
 from lavila_fast.models.load import save_checkpoint
-from lavila_fast.train.checkpoints import read_state
 from lavila_fast.train.kitchen_tasks import adopt, make_task, narrator_tokenizer, text_tokenizer
+from lavila_fast.train.portable import AVERAGE, read_tensors
 from lavila_fast.train.recipes import RECIPES
 
 NARRATOR, DUAL = "nano_narrator", "nano_dual"
@@ -27,8 +27,8 @@ def ship(recipe: str, run: Path, output: Path) -> Path:
         CheckpointError: the run has no weights yet, or they are of other sizes.
     """
     task = make_task(RECIPES[recipe])
-    if missing := adopt(task, read_state(run / "average.pt")):
-        raise CheckpointError(f"{run / 'average.pt'}: lacks {missing[0]}; was it made by recipe {recipe}?")
+    if missing := adopt(task, read_tensors(run / AVERAGE)):
+        raise CheckpointError(f"{run / AVERAGE}: lacks {missing[0]}; was it made by recipe {recipe}?")
     return save_checkpoint(task.model.eval(), output, "float16")
 
 
@@ -40,7 +40,7 @@ def main(runs: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     with exit_with_line():
         for recipe, name in ((NARRATOR, "narrator"), (DUAL, "dual_encoder")):
-            if (runs / recipe / "average.pt").is_file():
+            if (runs / recipe / AVERAGE).is_file():
                 click.echo(ship(recipe, runs / recipe, output / f"{name}.safetensors"))
         click.echo(narrator_tokenizer().save(output / "narrator_tokenizer.json"))
         click.echo(text_tokenizer().save(output / "text_tokenizer.json"))

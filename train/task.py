@@ -41,7 +41,7 @@ class TrainingTask(nn.Module):
         """Frames as the model reads them: normalised, in the type it computes in."""
         if video.dtype == torch.uint8:
             video = (video.permute(0, 4, 1, 2, 3).float() - self.mean) / self.std
-        return video.bfloat16() if self.fast else video
+        return video.to(torch.bfloat16 if self.fast else next(self.model.parameters()).dtype)
 
     def computed(self, method: str, *given: Any) -> Any:
         """What a method gives, with weights in the type that the model computes in."""
