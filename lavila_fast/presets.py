@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import PurePosixPath
 from types import MappingProxyType
 from urllib.parse import quote, urlsplit
 
@@ -290,7 +289,6 @@ class Pretrained:
         sha256: Of the file, as the hub states it.
         tokenizer: As in `tokenizer_kind`.
         note: What it is and what begins with it.
-        file: Its name in the repository.
     """
 
     name: str
@@ -300,21 +298,20 @@ class Pretrained:
     sha256: str
     tokenizer: str
     note: str
-    file: str = "model.safetensors"
 
     @property
     def url(self) -> str:
         """Where the file is."""
-        return f"{HUB}{self.repository}/resolve/{quote(self.revision, safe='')}/{self.file}"
+        return f"{HUB}{self.repository}/resolve/{quote(self.revision, safe='')}/model.safetensors"
 
     @property
     def relative(self) -> str:
         """Path of the file below the cache or the folder that `pull --dir` names."""
-        return f"pretrained/{self.name}{PurePosixPath(self.file).suffix}"
+        return f"pretrained/{self.name}.safetensors"
 
 
 # Of two of the three CLIPs the owner publishes a pickle only. Their safetensors are the hub's own conversions, which
-# stand in pull requests; transformers fetches them from there, too.
+# stand in pull requests. The pickles, pytorch_model.bin, do as well, given to a run as a path.
 _PRETRAINED = (
     Pretrained(
         "clip-vit-b-16",

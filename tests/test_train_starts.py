@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import re
 from dataclasses import replace
@@ -29,7 +31,9 @@ from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.models.load import CLASSES, save_checkpoint  # noqa: E402
 from lavila_fast.models.weight_files import Weights  # noqa: E402
 from lavila_fast.presets import PRETRAINED, VARIANTS  # noqa: E402
-from lavila_fast.train.fitting import empty, match, recognise, stretch_positions  # noqa: E402
+from lavila_fast.train import layouts  # noqa: E402
+from lavila_fast.train.fitting import copy_tensors, empty, match, recognise, stretch_positions  # noqa: E402
+from lavila_fast.train.layouts import CLIP_HUB, CLIP_OPENAI  # noqa: E402
 from lavila_fast.train.starts import STARTS, Begun, Start, begin  # noqa: E402
 
 VISION = VisionConfig(img=32, patch=8, dim=32, depth=3, heads=2, frames=4)
@@ -324,6 +328,23 @@ def test_every_real_variant_finds_all_in_the_hubs_files():
         assert not [name for name in left if not NEW.fullmatch(name)], variant
 
 
+RECORDED = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
+TOLD_FILE = RECORDED / "trainable_names.json.gz"
+TOLD = json.loads(gzip.decompress(TOLD_FILE.read_bytes())) if TOLD_FILE.is_file() else {}
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if name in VARIANTS and "OPENAI" in name])
+def test_parts_that_are_taken_are_those_that_the_original_froze_as_taken(name):
+    """Its flags freeze what it copied from CLIP (but for the class token), and what it copied from GPT-2."""
+    names = empty(VARIANTS[name]).state_dict()
+    dual = name.startswith("CLIP")
+    frozen = TOLD[name]["--timesformer-freeze-space" if dual else "--gated-xattn --freeze-lm-vclm"]["frozen"]
+    for layout in (CLIP_HUB, CLIP_OPENAI) if dual else (layouts.GPT2,):
+        taken = {re.sub(r"\.(blocks|h)\.\d+\.", r".\1.*.", one) for one in layout.origins(names)}
+        taken = {one for one in taken if one.startswith(("visual.", "text_decoder."))} - {"visual.cls_token"}
+        assert taken == set(frozen)
+
+
 @torch.no_grad()
 def test_narrators_and_classifiers_take_the_video_tower_of_a_dual_encoder(tmp_path):
     dual = shaken(made(DUAL))
@@ -495,6 +516,8 @@ def test_other_sizes_name_a_tensor_both_shapes_and_what_fits(clip, gpt2, tmp_pat
     refused(
         replace(DUAL, vision=replace(VISION, depth=2)), "clip", clip[1], r"layers\.2\..* has no place .*\(16 in all"
     )
+    unlike = replace(VISION, ln_pre=False, act="gelu")
+    refused(replace(DUAL, vision=unlike), "clip", clip[1], r"pre_layrnorm\.\w+ has no place")
     refused(replace(NARRATOR, text=replace(GPT2, vocab=81)), "gpt2", gpt2[1], "has 80 words, this model's 81")
     nano = made(VARIANTS["NANO_DUAL_ENCODER"])
     path = save_checkpoint(nano, tmp_path / "nano.safetensors")
@@ -516,7 +539,8 @@ def test_files_of_something_else(clip, gpt2, bert, tmp_path):
     refused(replace(DUAL, text=BERT), "distilbert", gpt2[1], "not a DistilBERT")
     refused(DUAL, "dual_encoder", bert[1], "not a LaViLa model")
     narrator = save_checkpoint(made(NARRATOR), tmp_path / "narrator.safetensors")
-    refused(DUAL, "whole", narrator, "is missing")
+    refused(DUAL, "whole", narrator, "a narrator, and this is a dual_encoder; take a file of the same kind")
+    refused(DUAL, "dual_encoder", narrator, "is missing")
     (tmp_path / "text").mkdir()
     refused(
         DUAL, "clip", tmp_path / "text", r"holds no clip\.safetensors, nor model\.safetensors or pytorch_model\.bin"
@@ -582,12 +606,10 @@ def test_starts_that_make_no_sense(clip):
 
 
 def test_tensors_are_let_go_one_by_one(clip):
-    """At no time are there two whole copies beside the model."""
-    from lavila_fast.train import fitting
-
+    """Nothing of the file is held when all has been copied, and each tensor no longer than its copying takes."""
     model = made(DUAL)
     weights = Weights(clip[1], load_file(clip[1] / "model.safetensors"))
     layout, state = recognise(STARTS["clip"](model), weights)
     origins = match(model, layout, state, clip[1])
-    fitting.copy(model, origins, state, clip[1])
+    copy_tensors(model, origins, state, clip[1])
     assert not state

@@ -151,8 +151,8 @@ def empty(config: ModelConfig) -> Model:
         return CLASSES[type(config)](config)  # type: ignore[arg-type]
 
 
-def copy(model: Model, origins: Origins, state: State, path: Path) -> None:
-    """Copy tensors to where they belong; each is let go afterwards, so that there are never two whole copies.
+def copy_tensors(model: Model, origins: Origins, state: State, path: Path) -> None:
+    """Copy tensors to where they belong; `state` lets each go then, and is empty of them at the end.
 
     Raises:
         CheckpointError: a tensor that is not of floating point numbers.
@@ -189,14 +189,16 @@ def stretch_positions(embed: Tensor, patches: int) -> Tensor:
     return torch.cat([embed[:, :1].float(), grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def check_config(theirs: ModelConfig, ours: ModelConfig, path: Path) -> None:
+def check_config(theirs: ModelConfig, ours: ModelConfig, path: Path, whole: bool) -> None:
     """Refuse weights whose file says that they were made for another function, though the shapes are the same.
 
-    Frames and the side of pictures may differ, and the text tower of another kind of model.
+    Frames and the side of pictures may differ and, unless the `whole` model is taken, the kind of model.
 
     Raises:
-        CheckpointError: naming the first size that differs.
+        CheckpointError: of another kind, or naming the first size that differs.
     """
+    if whole and theirs.kind != ours.kind:
+        raise CheckpointError(f"{path}: a {theirs.kind}, and this is a {ours.kind}; take a file of the same kind")
     for part in ("vision", "text") if theirs.kind == ours.kind else ("vision",):
         made, here = _sizes(theirs, part), _sizes(ours, part)
         for name in made:

@@ -31,7 +31,7 @@ from lavila_fast.models.checkpoint import fit_frames
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.weight_files import Weights, read_weights
 from lavila_fast.pretrained import find_start
-from lavila_fast.train.fitting import check_config, copy, empty, match, recognise
+from lavila_fast.train.fitting import check_config, copy_tensors, empty, match, recognise
 from lavila_fast.train.fresh import Model, freshen
 from lavila_fast.train.layouts import CLIP_HUB, CLIP_OPENAI, DISTILBERT, GPT2, LAVILA, LAVILA_VIDEO, Layout
 
@@ -105,12 +105,12 @@ def _take(model: Model, start: Start) -> set[str]:
         raise InputError(f"start {start.kind}: this {model.config.kind} has no part that begins with it")
     weights = _read(start, model)
     if weights.config:
-        check_config(weights.config, model.config, weights.path)
+        check_config(weights.config, model.config, weights.path, whole=start.kind == "whole")
     layout, state = recognise(layouts, weights)
     state = fit_frames(state, model.config.vision.frames)
     weights.tensors.clear()  # so that `state` holds the last reference to each
     origins = match(model, layout, state, weights.path)
-    copy(model, origins, state, weights.path)
+    copy_tensors(model, origins, state, weights.path)
     return set(origins)
 
 
