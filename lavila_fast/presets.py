@@ -455,9 +455,7 @@ def config_for(name: str, frames: int | None = None) -> ModelConfig:
         InputError: no such name.
     """
     if name in PRETRAINED:
-        raise InputError(
-            f"{name} is what training begins with, no model of its own; `lavila-fast models list` has both"
-        )
+        raise InputError(f"{name} is what training begins with, no model; `lavila-fast models list` has models")
     if name not in CHECKPOINTS and name not in VARIANTS:
         raise InputError(f"no model is called {name!r}; {hint(name)}")
     config = CHECKPOINTS[name].config if name in CHECKPOINTS else VARIANTS[name]

@@ -21,7 +21,6 @@ from lavila_fast.text import Kind, Tokenizer, load_tokenizer
 from lavila_fast.text.tokenizer import holds_vocabulary
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-_SEE_LIST = "`lavila-fast models list` has both"
 
 
 def find_model(model: str | Path) -> Path:
@@ -41,7 +40,7 @@ def find_model(model: str | Path) -> Path:
     if exists:
         return path
     if name in PRETRAINED:
-        raise ModelNotFoundError(f"{name}: what training begins with, no model of its own; {_SEE_LIST}")
+        raise ModelNotFoundError(f"{name}: what training begins with, no model; `lavila-fast models list` has models")
     row = CHECKPOINTS.get(name)
     if row is None or not row.url:
         raise ModelNotFoundError(f"{model}: no such file or folder, nor a model's name; {hint(name)}")

@@ -477,6 +477,16 @@ def test_fresh_numbers_depend_on_seed_and_name_alone(clip, gpt2):
     assert not torch.equal(state(6)["img_queries"], alone["img_queries"])
 
 
+def test_a_model_keeps_its_type_and_what_is_trained(clip):
+    whole, half = made(DUAL), made(DUAL).bfloat16()
+    half.visual.requires_grad_(False)
+    for model in (whole, half):
+        begin(model, [Start("clip", str(clip[1]))])
+    for name, value in half.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name].bfloat16()), name
+    assert all(p.requires_grad != name.startswith("visual.") for name, p in half.named_parameters())
+
+
 @pytest.mark.parametrize(
     "config",
     [
