@@ -2,6 +2,7 @@
 
 A variant's name is the one that the released checkpoints carry inside them. A checkpoint adds where its weights are and
 what they were trained for. Sizes follow from the shapes in the checkpoints, and a test holds them against each other.
+What training begins with, the weights of CLIP and of language models, are rows too: `PRETRAINED`.
 
     config_for("narrator-base")              # NarratorConfig of a checkpoint
     config_for("CLIP_OPENAI_TIMESFORMER_BASE", frames=16)
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from lavila_fast.config import (
     IMAGENET_MEAN,
@@ -273,6 +274,103 @@ _ROWS = (
 CHECKPOINTS: Mapping[str, Checkpoint] = MappingProxyType({row.name: row for row in _ROWS})
 
 
+HUB = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights of others that training begins with; `train/starts.py` says what of a model they are.
+
+    Attributes:
+        name: What a user types.
+        kind: How the file is read: a row of `STARTS` there.
+        repository: Whose it is at the hub, OWNER/NAME.
+        revision: A commit, or a pull request whose files nobody took over.
+        sha256: Of the file, as the hub states it.
+        tokenizer: As in `tokenizer_kind`.
+        note: What it is and what begins with it.
+    """
+
+    name: str
+    kind: str
+    repository: str
+    revision: str
+    sha256: str
+    tokenizer: str
+    note: str
+
+    @property
+    def url(self) -> str:
+        """Where the file is."""
+        return f"{HUB}{self.repository}/resolve/{quote(self.revision, safe='')}/model.safetensors"
+
+    @property
+    def relative(self) -> str:
+        """Path of the file below the cache or the folder that `pull --dir` names."""
+        return f"pretrained/{self.name}.safetensors"
+
+
+# Of two of the three CLIPs the owner publishes a pickle only. Their safetensors are the hub's own conversions, which
+# stand in pull requests. The pickles, pytorch_model.bin, do as well, given to a run as a path.
+_PRETRAINED = (
+    Pretrained(
+        "clip-vit-b-16",
+        "clip",
+        "openai/clip-vit-base-patch16",
+        "refs/pr/10",
+        "846bf12e84b91c2a65b44833a915241443b39356f1000ac1345c61d7bf8a209e",
+        "clip",
+        "CLIP ViT-B/16, 599 MB; video tower of TSF-B, text tower of its dual encoder",
+    ),
+    Pretrained(
+        "clip-vit-l-14",
+        "clip",
+        "openai/clip-vit-large-patch14",
+        "32bd64288804d66eefd0ccbe215aa642df71cc41",
+        "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+        "clip",
+        "CLIP ViT-L/14, 1.7 GB; video tower of TSF-L, text tower of its dual encoder",
+    ),
+    Pretrained(
+        "clip-vit-l-14-336",
+        "clip",
+        "openai/clip-vit-large-patch14-336",
+        "refs/pr/8",
+        "f51cb7b04a2afb04828b1b8e0edc34bbf082080d098b9874f5756e7b7ba8c807",
+        "clip",
+        "CLIP ViT-L/14 at 336 pixels, 1.7 GB; video tower of TSF-L@HR",
+    ),
+    Pretrained(
+        "gpt2",
+        "gpt2",
+        "openai-community/gpt2",
+        "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        "gpt2",
+        "GPT-2, 548 MB; text decoder of narrators",
+    ),
+    Pretrained(
+        "gpt2-xl",
+        "gpt2",
+        "openai-community/gpt2-xl",
+        "15ea56dee5df4983c59b2538573817e1667135e2",
+        "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+        "gpt2",
+        "GPT-2 XL, 6.4 GB; text decoder of large narrators",
+    ),
+    Pretrained(
+        "distilbert-base-uncased",
+        "distilbert",
+        "distilbert/distilbert-base-uncased",
+        "12040accade4e8a0f71eabdb258fecc2e7e948be",
+        "5e3f1108e3cb34ee048634875d8482665b65ac713291a7e32396fb18f6ff0063",
+        "wordpiece",
+        "DistilBERT, 268 MB; text tower of the dual encoder that TSF-L@HR has",
+    ),
+)
+PRETRAINED: Mapping[str, Pretrained] = MappingProxyType({row.name: row for row in _PRETRAINED})
+
+
 @dataclass(frozen=True)
 class VocabularyFile:
     """A published file a tokenizer is made of, under the name by which a folder of them is recognised."""
@@ -332,12 +430,17 @@ def vocabulary_files(config: ModelConfig) -> tuple[VocabularyFile, ...]:
     """The published files of a model's tokenizer; none when its vocabulary is not a published one."""
     if getattr(getattr(config, "text", None), "vocab", None) not in (GPT2.vocab, CLIP_BASE.vocab, DISTILBERT.vocab):
         return ()
-    return tuple(row for row in _VOCABULARY_FILES if row.kind == tokenizer_kind(config))
+    return files_of_tokenizer(tokenizer_kind(config))
+
+
+def files_of_tokenizer(kind: str | None) -> tuple[VocabularyFile, ...]:
+    """The published files of a tokenizer, by its kind."""
+    return tuple(row for row in _VOCABULARY_FILES if row.kind == kind)
 
 
 def hint(name: str) -> str:
     """What somebody may have meant who wrote a name that no model has."""
-    near = get_close_matches(name, [*CHECKPOINTS, *VARIANTS], 3, 0.4)
+    near = get_close_matches(name, [*CHECKPOINTS, *VARIANTS, *PRETRAINED], 3, 0.4)
     return f"did you mean {' or '.join(near)}?" if near else "`lavila-fast models list` has them all"
 
 
@@ -351,6 +454,8 @@ def config_for(name: str, frames: int | None = None) -> ModelConfig:
     Raises:
         InputError: no such name.
     """
+    if name in PRETRAINED:
+        raise InputError(f"{name} is what training begins with, no model; `lavila-fast models list` has models")
     if name not in CHECKPOINTS and name not in VARIANTS:
         raise InputError(f"no model is called {name!r}; {hint(name)}")
     config = CHECKPOINTS[name].config if name in CHECKPOINTS else VARIANTS[name]

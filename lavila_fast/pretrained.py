@@ -5,6 +5,7 @@ Everything that opens a model asks here, so a name means the same to the narrato
     find_model("nano")               # the bundle that comes with the package
     find_model("narrator-base")      # the checkpoint that `lavila-fast models pull` fetched
     find_model("runs/narrator.pth")  # a path stands for itself
+    find_start("clip-vit-b-16")      # weights of others, for training to begin with
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import cast
 
 from lavila_fast.download import cache_dir, is_there, user_cache
 from lavila_fast.errors import InputError, ModelNotFoundError
-from lavila_fast.presets import CHECKPOINTS, hint
+from lavila_fast.presets import CHECKPOINTS, PRETRAINED, Checkpoint, Pretrained, hint
 from lavila_fast.text import Kind, Tokenizer, load_tokenizer
 from lavila_fast.text.tokenizer import holds_vocabulary
 
@@ -38,13 +39,31 @@ def find_model(model: str | Path) -> Path:
         return shipped
     if exists:
         return path
+    if name in PRETRAINED:
+        raise ModelNotFoundError(f"{name}: what training begins with, no model; `lavila-fast models list` has models")
     row = CHECKPOINTS.get(name)
     if row is None or not row.url:
         raise ModelNotFoundError(f"{model}: no such file or folder, nor a model's name; {hint(name)}")
-    pulled = cache_dir() / row.relative
-    if not is_there(pulled):
-        raise ModelNotFoundError(f"{model}: not fetched yet ({pulled}); run: lavila-fast models pull {model}")
-    return pulled
+    return _pulled(row)
+
+
+def find_start(source: str | Path) -> Path:
+    """The folder or weight file that training begins with: a row of `PRETRAINED`, else as for `find_model`.
+
+    A name comes before what is there, so that a recipe means the same wherever one stands (``./gpt2`` is a path).
+
+    Raises:
+        ModelNotFoundError: neither a path nor a name, or the name of something that was not fetched yet.
+    """
+    row = PRETRAINED.get(str(source))
+    return _pulled(row) if row else find_model(source)
+
+
+def _pulled(row: Checkpoint | Pretrained) -> Path:
+    path = cache_dir() / row.relative
+    if not is_there(path):
+        raise ModelNotFoundError(f"{row.name}: not fetched yet ({path}); run: lavila-fast models pull {row.name}")
+    return path
 
 
 def find_vocabulary(checkpoint: Path, kind: str, context: int, given: str | Path | None = None) -> Tokenizer:

@@ -16,8 +16,9 @@ from click.testing import CliRunner, Result
 
 from lavila_fast.cli.models import models
 from lavila_fast.config import NarratorConfig, from_dict
-from lavila_fast.errors import DownloadError, InputError, LavilaError
-from lavila_fast.presets import CHECKPOINTS, VARIANTS
+from lavila_fast.errors import DownloadError, InputError, LavilaError, ModelNotFoundError
+from lavila_fast.presets import CHECKPOINTS, PRETRAINED, VARIANTS
+from lavila_fast.pretrained import find_model
 
 FILES = Path(
     os.environ.get("LAVILA_TOKENIZER_DIR") or Path(__file__).resolve().parent.parent.parent / "shared" / "tokenizers"
@@ -62,9 +63,12 @@ def put(folder: Path, relative: str, data: bytes) -> None:
 
 def test_list_marks_what_is_here(home: Path) -> None:
     put(home, CHECKPOINTS["egovlp"].relative, b"weights")
-    lines = run("list").stdout.splitlines()
-    assert len(lines) == len(CHECKPOINTS) == 21
-    assert [line.split()[1] for line in lines if line.startswith("*")] == ["nano", "egovlp"]
+    put(home, PRETRAINED["gpt2"].relative, b"weights")
+    released, starts = run("list").stdout.split("\nTo begin training with:\n")
+    assert len(released.splitlines()) == len(CHECKPOINTS) == 21
+    assert len(starts.splitlines()) == len(PRETRAINED) == 6
+    assert [line.split()[1] for line in released.splitlines() if line.startswith("*")] == ["nano", "egovlp"]
+    assert [line.split()[1] for line in starts.splitlines() if line.startswith("*")] == ["gpt2"]
 
 
 def test_list_json() -> None:
@@ -74,6 +78,8 @@ def test_list_json() -> None:
     assert not rows["narrator-base"]["present"]
     assert rows["nano"]["present"]
     assert rows["ek100-action-base"]["kind"] == "classifier"
+    assert rows["clip-vit-b-16"]["kind"] == "clip"
+    assert not rows["clip-vit-b-16"]["present"]
 
 
 def test_show_json_has_config_address_and_places(home: Path) -> None:
@@ -150,6 +156,31 @@ def test_file_put_by_hand_is_checked(home: Path) -> None:
     put(home, CHECKPOINTS["narrator-base"].relative, b"cut short")
     with pytest.raises(DownloadError, match="not the file it should be"):
         run("pull", "narrator-base")
+
+
+def test_what_training_begins_with_is_shown(home: Path) -> None:
+    about = json.loads(run("show", "distilbert-base-uncased", "--json").stdout)
+    assert about["path"] == str(home / "pretrained" / "distilbert-base-uncased.safetensors")
+    assert [Path(file["path"]).name for file in about["tokenizer_files"]] == ["vocab.txt"]
+    assert "config" not in about
+    shown = run("show", "clip-vit-b-16").stdout
+    assert PRETRAINED["clip-vit-b-16"].url in shown
+    assert "bpe_simple_vocab_16e6.txt.gz  (not here)" in shown
+
+
+def test_what_training_begins_with_is_fetched_and_checked(mirror: tuple[str, Path], home: Path) -> None:
+    base, folder = mirror
+    put(folder, PRETRAINED["gpt2"].relative, b"something else")
+    with pytest.raises(DownloadError, match=r"sha256:248dfc39\w{56} expected.*removed"):
+        run("pull", "gpt2", "--url-base", base)
+    assert not (home / PRETRAINED["gpt2"].relative).exists()
+
+
+def test_what_training_begins_with_is_no_model() -> None:
+    with pytest.raises(InputError, match="did you mean gpt2"):
+        run("show", "gpt-2")
+    with pytest.raises(ModelNotFoundError, match="gpt2: what training begins with, no model; "):
+        find_model("gpt2")
 
 
 def test_convert(tmp_path: Path) -> None:

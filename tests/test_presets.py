@@ -23,7 +23,15 @@ from lavila_fast.config import (
     to_dict,
 )
 from lavila_fast.errors import InputError
-from lavila_fast.presets import CHECKPOINTS, VARIANTS, config_for, tokenizer_kind, vocabulary_files
+from lavila_fast.presets import (
+    CHECKPOINTS,
+    PRETRAINED,
+    VARIANTS,
+    config_for,
+    files_of_tokenizer,
+    tokenizer_kind,
+    vocabulary_files,
+)
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 SHAPES: dict[str, dict[str, list[int]]] = json.loads(gzip.decompress((GOLDEN / "checkpoint_keys.json.gz").read_bytes()))
@@ -149,3 +157,16 @@ def test_tokenizers_of_models() -> None:
     for name in SHAPES:
         assert all(len(row.sha256) == 64 for row in vocabulary_files(VARIANTS[name]))
         assert vocabulary_files(VARIANTS[name])
+
+
+def test_what_training_begins_with() -> None:
+    assert not set(PRETRAINED) & (set(CHECKPOINTS) | set(VARIANTS))
+    for row in PRETRAINED.values():
+        pattern = r"https://huggingface\.co/[\w-]+/[\w-]+/resolve/([0-9a-f]{40}|refs%2Fpr%2F\d+)/model\.safetensors"
+        assert re.fullmatch(pattern, row.url)
+        assert re.fullmatch("[0-9a-f]{64}", row.sha256)
+        assert row.relative == f"pretrained/{row.name}.safetensors"
+        assert files_of_tokenizer(row.tokenizer)
+    assert len({row.sha256 for row in PRETRAINED.values()}) == len(PRETRAINED) == 6
+    with pytest.raises(InputError, match="gpt2 is what training begins with"):
+        config_for("gpt2")
