@@ -6,6 +6,7 @@ lavila-fast prepare ek100 --data EPIC-KITCHENS/ --annotations epic-kitchens-100-
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -84,7 +85,10 @@ def prepare_data(dataset: str, **given: Any) -> None:
     with signals.installed():
         try:
             code = _check_only(dataset, layout, given) if given["check_only"] else _prepare(dataset, layout, given)
-        except Stopped as stop:
+        except (Stopped, Exception):
+            stop = signals.stopped
+            if stop is None:
+                raise
             if not given["quiet"]:
                 tell("stopped; run the same command again to go on", err=True)
             code = stop.exit_code
@@ -148,25 +152,22 @@ def _watch(run: Run, workers: int, quiet: bool) -> None:
     from lavila_fast.train.prepare.crew import Ended
 
     show = not quiet and sys.stderr.isatty()
-    bar = tqdm(total=len(run.tasks), bar_format=_BAR, mininterval=0.5, file=sys.stderr) if show else None
+    how: dict[str, Any] = {"bar_format": _BAR, "mininterval": 0.5, "file": sys.stderr, "disable": not show}
     began = said = time.monotonic()
     through = 0
-    try:
-        for event in run.events(workers):
+    with contextlib.closing(run.events(workers)) as events, tqdm(total=len(run.tasks), **how) as bar:
+        for event in events:
             speed = f"{run.seconds / max(time.monotonic() - began, 1e-3):.1f}x real time"
             if isinstance(event, Ended):
                 through += 1
                 if event.failure:
                     tqdm.write(shown(f"error: {event.failure}"), file=sys.stderr)
-            if bar is not None:
+            if show:
                 bar.set_postfix_str(f"{run.made} files, {speed}", refresh=False)
                 bar.update(isinstance(event, Ended))
             elif not quiet and time.monotonic() - said > _LINE_SECONDS:
                 said = time.monotonic()
                 tell(f"{through}/{len(run.tasks)} videos, {run.made} files, {speed}", err=True)
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _shards(run: Run, out: Path, given: dict[str, Any]) -> int:
@@ -230,7 +231,7 @@ def _say(told: dict[str, Any], checked: list[Checked], given: dict[str, Any]) ->
     if "files" in told:
         parts = [f"{told['videos']} videos: {told['files']} files, {told['bytes'] / 1e9:.2f} GB in {told['output']}"]
         parts += [f"{told['made']} made now"] if told["done_before"] else []
-        parts += [f"{told['shards']} shards"] if told["shards"] else []
+        parts += [f"shards: {told['shards']}"] if told["shards"] else []
         parts += [f"{len(told['failed'])} failed, see {told['output']}/bad.jsonl"] if told["failed"] else []
         tell(", ".join(parts), err=True)
 

@@ -25,7 +25,8 @@ class Layout:
         place: A raw video, by its path below the folder of raw videos → the name of its file or folder of chunks.
         chunk: Seconds of a chunk where nothing else is asked for; 0: whole files.
         chunked: Whether it may be read in chunks, and `whole`: in whole files.
-        fps: Frames a second that its reader counts; None: those of the file.
+        fps: Frames a second that its reader counts, as the original does, whatever the file has: videos of other rates
+            are brought to it, else other moments would be read than are annotated. None: the reader counts the file's.
     """
 
     place: Callable[[PurePath], str]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class Run:
         else:
             self.tasks.append(task)
 
-    def events(self, workers: int) -> Iterator[Made | Ended]:
+    def events(self, workers: int) -> Generator[Made | Ended, None, None]:
         """Prepare what is left; each file as it is made, and the end of each video.
 
         Raises:
