@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ from lavila_fast.train.datasets.listed import Listed
 from lavila_fast.train.datasets.samples import Folder
 from lavila_fast.train.prepare.annotations import Checked, Videos, check_annotations
 from lavila_fast.train.prepare.crew import Ended, run_crew
+from lavila_fast.train.prepare.film import Look, write_film
 from lavila_fast.train.prepare.layouts import LAYOUTS
 from lavila_fast.train.prepare.manifest import Made, read_manifest
-from lavila_fast.train.prepare.pace import border, chunk_of
+from lavila_fast.train.prepare.pace import Shown, border, chunk_of
 from lavila_fast.train.prepare.shards import key_of, read_index, read_member
 from lavila_fast.train.prepare.video import How, Task, prepare_video
 from lavila_fast.video.probe import probe
@@ -330,6 +332,39 @@ def test_a_film_shorter_than_it_says(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"v\.mp4: (ends at|is damaged)"):
         next(coming)
     assert [path.name for path in (tmp_path / "out" / "v.mp4").iterdir()] == ["0.mp4"]
+
+
+def test_chunks_after_a_damage_are_made(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "v.mp4", 300, 30, options={"bf": "0", "g": "10"})
+    data = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        (place,) = (packet.pos for packet in container.demux(video=0) if packet.size and packet.pts == 135 * 512)
+    data[place : place + 400] = bytes(400)  # of second 4.5
+    source.write_bytes(data)
+    coming = prepare_video(Task(source, "v", tmp_path / "out", "v.mp4", How(chunk=1, fps=Fraction(30))))
+    found = []
+    with pytest.raises(VideoError, match=r"v\.mp4: is damaged at 4\.\d s"):  # noqa: PT012
+        for row in coming:
+            found.append(row)
+    assert [row.start for row in found if row.start != 4] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    assert len(found) == 9
+    for row in found:
+        assert shown(tmp_path / "out" / row.file) == list(range(30 * row.start, 30 * row.start + 30))
+    assert not any(row.last for row in found)
+
+
+def test_what_was_written_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(part: Path, frames: Iterable[Shown], look: Look) -> tuple[int, tuple[int, int]]:
+        count, size = write_film(part, frames, look)
+        return count + 1, size
+
+    source = write_video(tmp_path / "v.mp4", 40, 30)
+    monkeypatch.setattr("lavila_fast.train.prepare.video.write_film", forgetful)
+    with pytest.raises(
+        VideoError, match=r"out/v\.mp4: what was written has 40 frames in 1\.333 s instead of 41 in 1\.367"
+    ):
+        made(source, tmp_path / "out", How())
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_full_disk_is_one_line(long_film: Path, whole: dict[str, bytes], tmp_path: Path) -> None:

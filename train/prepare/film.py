@@ -140,5 +140,5 @@ def check_film(path: Path, frames: int, look: Look) -> None:
     seconds = float(frames / look.rate)
     if info.frames != frames or abs(info.duration - seconds) > 0.5 / float(look.rate):
         told = f"{info.frames} frames in {info.duration:.3f} s instead of {frames} in {seconds:.3f} s"
-        raise VideoError(path, f"was written with {told}", "check the disk")
+        raise VideoError(path, f"has {told}", "write it again")
     read_frames(path, [frames - 1])

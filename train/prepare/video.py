@@ -79,7 +79,8 @@ def prepare_video(task: Task) -> Iterator[Made]:
     """Make what is missing of a video; the last file of all comes again as such.
 
     Raises:
-        VideoError: the video cannot be read, is damaged or shorter than it says; what came before is whole.
+        VideoError: the video cannot be read, is damaged or shorter than it says. Chunks that are sound are made, before
+            the damage and, where an index leads there, after it.
         StorageError: the output cannot be written.
     """
     stamp, identity = stamp_of(task.source), content_id(task.source)
@@ -88,11 +89,20 @@ def prepare_video(task: Task) -> Iterator[Made]:
     if done and done[-1].last:  # only its date has changed
         yield from (replace(one, source_mtime=stamp.mtime) for one in done)
         return
-    made = None
+    made, failure = None, None
     with open_file(task.source, most_pixels=task.how.most_pixels) as file:
+        chunks = _Chunks(task, file, known)
         # What was made last may be all that there is, so that nothing would follow it.
-        for made in _Chunks(task, file, known).make(len(done[:-1])):
-            yield made
+        first: int | None = len(done[:-1])
+        while first is not None:
+            try:
+                for made in chunks.make(first, again=failure is not None):
+                    yield made
+                break
+            except VideoError as error:
+                failure, first = failure or error, chunks.following()
+    if failure:
+        raise failure
     if made is None:
         raise VideoError(task.source, "none of its frames can be decoded", REFETCH)
     yield replace(made, last=True)
@@ -107,19 +117,28 @@ class _Chunks:
         self._look = Look(task.how.side, task.how.rate(file.info), task.how.threads)
         self._clock = Clock(file.info, file.stream)
         self._failures: list[str] = []
+        self._at = 0  # the chunk that is being made
         decoder = file.stream.codec_context
         decoder.thread_count, decoder.thread_type = task.how.threads, "AUTO" if task.how.threads > 1 else "NONE"
 
-    def make(self, first: int) -> Iterator[Made]:
-        """From chunk `first` on."""
-        rate, chunk = self._look.rate, self._how.chunk
-        spans = self._whole(self._spans(first * chunk), first * chunk)
+    def following(self) -> int | None:
+        """The chunk after one that could not be made; None if there is none, or no way to it."""
+        second = (self._at + 1) * self._how.chunk
+        there = self._how.chunk and self._file.info.can_seek and second < self._file.info.duration
+        return self._at + 1 if there else None
+
+    def make(self, first: int, again: bool = False) -> Iterator[Made]:
+        """From chunk `first` on; `again`: after another that could not be made."""
+        rate, chunk, self._at = self._look.rate, self._how.chunk, first
+        self._failures.clear()
+        spans = self._whole(self._spans(first * chunk, again), first * chunk)
         frames = paced(spans, rate, self._clock.slack, border(chunk, first, rate))
 
         def number_of(shown: Shown) -> int:
             return chunk_of(shown.number, chunk, rate) if chunk else 0
 
         for number, part in itertools.groupby(frames, number_of):
+            self._at = number
             yield self._write(number * chunk, part)
 
     def _write(self, start: int, frames: Iterator[Shown]) -> Made:
@@ -131,15 +150,18 @@ class _Chunks:
             path.parent.mkdir(parents=True, exist_ok=True)
             with new_file(path, path.suffix) as part:
                 count, (width, height) = write_film(part, frames, self._look)
-                check_film(part, count, self._look)
+                try:
+                    check_film(part, count, self._look)
+                except VideoError as error:
+                    raise VideoError(path, f"what was written {error.what}", "check the disk") from error
                 size = part.stat().st_size
         seconds = round(float(count / rate), 6)
         sizes: dict[str, Any] = {"size": size, "frames": count, "seconds": seconds, "fps": float(rate)}
         sizes |= {"width": width, "height": height, "place": task.place, "start": start, "last": False}
         return Made(file=name, how=self._how.words, source=task.name, **sizes, **self._known)
 
-    def _spans(self, second: int) -> Iterator[FrameSpan]:
-        """Pictures from the one on display at a second or before."""
+    def _spans(self, second: int, again: bool) -> Iterator[FrameSpan]:
+        """Pictures from the one on display at a second or before; `again`: only where the index leads there."""
         if second and self._file.info.can_seek:
             self._file.container.seek(self._clock.ticks(second - SEEK_MARGIN), stream=self._file.stream)
             spans = spans_of(decoded(self._file, self._failures), self._clock, self._failures)
@@ -147,6 +169,8 @@ class _Chunks:
             if landed is not None and landed.time <= second:
                 yield landed
                 yield from spans
+                return
+            if again:
                 return
             self._file.container.seek(self._clock.ticks(self._file.info.begin), stream=self._file.stream)
         yield from spans_of(decoded(self._file, self._failures), self._clock, self._failures)
