@@ -27,7 +27,9 @@ from lavila_fast.cli.engines import engines
 from lavila_fast.cli.export import export
 from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
+from lavila_fast.cli.narrations import narrations
 from lavila_fast.cli.parity import parity
+from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
 from lavila_fast.errors import LavilaError
@@ -71,7 +73,7 @@ def cli() -> None:
     """  # noqa: D301
 
 
-for command in (demo, narrate, status, models, export, parity, bench, engines):
+for command in (demo, narrate, status, models, export, parity, bench, engines, prepare_data, narrations):
     cli.add_command(command)
 
 

@@ -3,6 +3,7 @@
 Whatever is unclear is refused with its line, for a list that is read wrongly narrates other clips than were meant.
 
     for clip in read_list("clips.csv"): ...
+    for row in named_rows("mine.csv"): ...  # with all of its fields, of CSV and JSONL
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import itertools
 import json
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from lavila_fast.errors import InputError
 from lavila_fast.records import Clip
@@ -37,10 +38,26 @@ _CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,2}(?:[.,][0-9]*)?)
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
-def _seconds(value: Any, comma: bool) -> float:
+class NamedRow(NamedTuple):
+    """A row of a list: file and line for messages, its fields by name in small letters.
+
+    `comma`: a comma in a number is a decimal one.
+    """
+
+    where: str
+    fields: dict[str, Any]
+    comma: bool = False
+
+
+def field_of(row: NamedRow, field: str) -> Any:
+    """A row's video, start or end, whichever of its names the list has for it; None if it has none."""
+    return next((value for name in _NAMES[field] if (value := row.fields.get(name)) is not None), None)
+
+
+def seconds_in(value: Any, comma: bool) -> float:
     """Seconds from a number, or from text: seconds, ``mm:ss.f`` or ``hh:mm:ss.f``.
 
-    A decimal comma is one where nothing else can be meant, and with `comma` in ``1,500``, too.
+    A decimal comma is one where nothing else can be meant, and with `comma` in ``1,500``, too. Others: ValueError.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError
@@ -61,7 +78,7 @@ def _clip(video: Any, start: Any, end: Any, where: str, comma: bool = False) -> 
     if not isinstance(video, str) or not video.strip():
         raise InputError(f"{where}: the video's name is missing; give it in the column or field 'video'")
     try:
-        first, last = _seconds(start, comma), _seconds(end, comma)
+        first, last = seconds_in(start, comma), seconds_in(end, comma)
     except (ValueError, OverflowError):
         raise InputError(
             f"{where}: {_quoted(start, end)} must be seconds or hh:mm:ss, such as 75.5 or 0:01:15"
@@ -80,15 +97,13 @@ def _quoted(start: Any, end: Any) -> str:
     return f"start {start!r} and end {end!r}" if short else "start and end"
 
 
-def _pick(row: dict[str, Any], where: str, comma: bool = False) -> Clip:
+def _pick(row: NamedRow) -> Clip:
     """The clip in a row with named fields."""
-    values: list[Any] = []
-    for field, names in _NAMES.items():
-        found = [name for name in names if row.get(name) is not None]
-        if not found:
-            raise InputError(f"{where}: no '{field}'; name it one of {', '.join(names)}")
-        values.append(row[found[0]])
-    return _clip(values[0], values[1], values[2], where, comma)
+    values = [field_of(row, field) for field in _NAMES]
+    for field, value in zip(_NAMES, values, strict=True):
+        if value is None:
+            raise InputError(f"{row.where}: no '{field}'; name it one of {', '.join(_NAMES[field])}")
+    return _clip(values[0], values[1], values[2], row.where, row.comma)
 
 
 def _named(name: Any) -> str:
@@ -130,7 +145,7 @@ def _separator(header: str) -> str:
     return max(_SEPARATORS, key=known)  # the first of those that do equally well
 
 
-def _read_csv(path: Path) -> Iterator[Clip]:
+def _read_csv(path: Path) -> Iterator[NamedRow]:
     with _opened(path) as file:
         lines = _lines(file, path)
         first = next(lines, "")
@@ -149,12 +164,12 @@ def _read_csv(path: Path) -> Iterator[Clip]:
                     told = f"{len(row)} fields, but the first line names {len(names)}, separated by"
                     raise InputError(f"{where}: {told} {_SEPARATORS[separator]}; put decimal commas in quotes")
                 if row:
-                    yield _pick(dict(zip(names, row, strict=False)), where, comma=separator != ",")
+                    yield NamedRow(where, dict(zip(names, row, strict=False)), separator != ",")
         except csv.Error as error:
             raise InputError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[Clip]:
+def _read_jsonl(path: Path) -> Iterator[NamedRow]:
     with _opened(path) as file:
         for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
@@ -166,7 +181,7 @@ def _read_jsonl(path: Path) -> Iterator[Clip]:
                 raise InputError(f"{where}: not JSON ({error}); write one object a line") from error
             if not isinstance(row, dict):
                 raise InputError(f'{where}: not an object; write {{"video": …, "start": …, "end": …}}')
-            yield _pick({_named(name): value for name, value in row.items()}, where)
+            yield NamedRow(where, {_named(name): value for name, value in row.items()})
 
 
 def _read_pickle(path: Path) -> Iterator[Clip]:
@@ -177,13 +192,43 @@ def _read_pickle(path: Path) -> Iterator[Clip]:
         yield _clip(row[0], row[1], row[2], where)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Clip]]] = {
+_NAMING: dict[str, Callable[[Path], Iterator[NamedRow]]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
-    ".pkl": _read_pickle,
-    ".pickle": _read_pickle,
 }
+_PICKLES = (".pkl", ".pickle")
+
+
+def _clips(path: Path) -> Iterator[Clip]:
+    if path.suffix.lower() in _PICKLES:
+        return _read_pickle(path)
+    return map(_pick, _reader(path, (*_NAMING, *_PICKLES))(path))
+
+
+def _reader(path: Path, known: Sequence[str]) -> Callable[[Path], Iterator[NamedRow]]:
+    reader = _NAMING.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: a clip list is one of {', '.join(known)}")
+    return reader
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What cannot be read becomes a line."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def named_rows(path: str | Path) -> Iterator[NamedRow]:
+    """The rows of a CSV or JSONL with all their fields, read as `read_list` reads them; errors likewise."""
+    path = Path(path)
+    with _readable(path):
+        yield from _reader(path, tuple(_NAMING))(path)
 
 
 def read_list(path: str | Path) -> Iterator[Clip]:
@@ -200,12 +245,5 @@ def read_list(path: str | Path) -> Iterator[Clip]:
         InputError: naming file and line of what cannot be used.
     """
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: a clip list is one of {', '.join(_READERS)}")
-    try:
-        yield from reader(path)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    with _readable(path):
+        yield from _clips(path)

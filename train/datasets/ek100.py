@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lavila_fast.errors import InputError
 from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames, draw_text
 
-_LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
+LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
 _NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
 _CLASSES = ("verb_class", "noun_class")
 
@@ -155,7 +155,7 @@ class EK100Retrieval:
     def fitting(self, index: int) -> list[int]:
         """Sentences that fit a clip."""
         assert self.relevancy is not None
-        return np.flatnonzero(self.relevancy[index] > _LEAST).tolist()
+        return np.flatnonzero(self.relevancy[index] > LEAST).tolist()
 
     def sample(self, index: int, random: Generator | None = None) -> Sample:
         """See `AnnotatedSet`.
@@ -169,7 +169,7 @@ class EK100Retrieval:
             return Sample(reads, black, one.narration, relevancy=1.0)
         fitting = self.fitting(index)
         if not fitting:
-            raise InputError(f"{one.narration_id}: no sentence fits it by over {_LEAST}")
+            raise InputError(f"{one.narration_id}: no sentence fits it by over {LEAST}")
         which = fitting[0 if random is None else int(random.integers(len(fitting)))]
         return Sample(reads, black, self.sentences[which], relevancy=float(self.relevancy[index, which]))
 

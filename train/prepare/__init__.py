@@ -1,0 +1,1 @@
+"""Raw videos and annotation files made ready for training."""
