@@ -6,6 +6,7 @@
 # make bench-nearest  what cheaper frames nearby save, and what the shipped model says of them
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
 # make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
+# make bench-train  the loader against the original's, the loop's own cost, memory over a long run (under 15 minutes)
 # make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks and times everything on it (python3 with torch and triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
@@ -18,7 +19,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest soak gpu nano nano-bundle parity clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train soak gpu nano nano-bundle parity clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -68,6 +69,9 @@ bench-nearest: $(DEV)/.made
 bench-kernels: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.kernels --output bench/results/kernels.json
 	@$(DEV)/bin/python -m lavila_fast.bench.report
+
+bench-train: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.train --output bench/results/training.json
 
 soak: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.soak --output bench/results/soak.json $(ARGS)

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_preprocess import noise
 
+from lavila_fast.config import CLIP_MEAN, CLIP_STD
 from lavila_fast.errors import InputError
-from lavila_fast.train.augment import Box, Crop, training_clip, views
-from lavila_fast.video.transforms import normalise, preprocess
+from lavila_fast.kernels import native as library
+from lavila_fast.train.augment import Box, Crop, Part, PartTransform, training_clip, views
+from lavila_fast.video.transforms import normalise, preprocess, upright
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
 FILE = GOLDEN / "transforms.npz"
@@ -79,6 +82,35 @@ def test_real_sizes() -> None:
             size, told = (336 if "336px" in kind else 224), TOLD[kind.partition("_")[0]]
             seen = normalise(np.stack([preprocess(frame, size) for frame in frames]), told["mean"], told["std"])
             close(seen[:, :, 5::16, 3::16], expected, key)
+
+
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
+@pytest.mark.parametrize("pixels", ["yuv420p", "nv12", "yuv420p10le"])
+def test_parts_in_one_pass_are_numpys_to_the_bit(pixels: str) -> None:
+    frame = noise(pixels, 130, 96)
+    whole, random = upright(frame), np.random.default_rng(0)
+    for size in (33, 64, 224):
+        for height, width, flipped in ((96, 130, False), (2, 2, True), (50, 77, True), (95, 3, False)):
+            top, left = int(random.integers(96 - height + 1)), int(random.integers(130 - width + 1))
+            part = Part(Box(top, left, height, width), flipped)
+            transform = PartTransform(size, CLIP_MEAN, CLIP_STD, part=lambda h, w, part=part: part)
+            fused = transform.of_file()(frame)
+            assert transform.window(130, 96, 0, False) is not None  # not by numpy
+            np.testing.assert_array_equal(fused, transform(whole), err_msg=f"{part} to {size}")
+            expected = training_clip(whole[None], size, CLIP_MEAN, CLIP_STD, *part)[:, 0]
+            np.testing.assert_array_equal(fused, expected, err_msg=f"{part} to {size}")
+
+
+def test_what_the_library_cannot_do_goes_by_numpy() -> None:
+    for pixels, height in (("yuv444p", 96), ("yuv420p", 97)):
+        frame = noise(pixels, 64, height)
+        part = Part(Box(5, 7, 40, 30), True)
+        transform = PartTransform(16, CLIP_MEAN, CLIP_STD, part=lambda h, w, part=part: part)
+        expected = training_clip(upright(frame)[None], 16, CLIP_MEAN, CLIP_STD, *part)[:, 0]
+        np.testing.assert_array_equal(transform.of_file()(frame), expected)
+    assert PartTransform(16, CLIP_MEAN, CLIP_STD).window(64, 48, 90, False) is None
+    one_row = PartTransform(16, CLIP_MEAN, CLIP_STD, part=lambda h, w: Part(Box(3, 0, 1, w)))
+    assert one_row.window(64, 48, 0, False) is None
 
 
 def test_other_numbers_of_views_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import av
@@ -13,12 +14,17 @@ torch = pytest.importorskip("torch")
 from test_video_coded import write_video  # noqa: E402
 
 from lavila_fast.errors import InputError, LavilaError, VideoError  # noqa: E402
+from lavila_fast.kernels.preprocess import native  # noqa: E402
 from lavila_fast.text.train import train_bpe  # noqa: E402
+from lavila_fast.train import loader  # noqa: E402
+from lavila_fast.train.augment import training_clip  # noqa: E402
 from lavila_fast.train.datasets.charades import TrimmedVideos  # noqa: E402
 from lavila_fast.train.datasets.ego4d import Ego4D, Narrated  # noqa: E402
 from lavila_fast.train.datasets.egtea import Egtea, Trimmed  # noqa: E402
 from lavila_fast.train.datasets.samples import Folder  # noqa: E402
-from lavila_fast.train.loader import Items, LoadedBatches, Looks  # noqa: E402
+from lavila_fast.train.loader import ItemDraws, Items, LoadedBatches, Looks  # noqa: E402
+from lavila_fast.video import kept  # noqa: E402
+from lavila_fast.video.probe import open_file  # noqa: E402
 from lavila_fast.video.reader import read_frames  # noqa: E402
 
 LOOKS = Looks(32, (0.0,) * 3, (255.0,) * 3, flips=True)
@@ -48,7 +54,7 @@ def test_frames_are_those_of_a_decoder(tmp_path: Path, options: dict[str, str]) 
         read_frames(path, [7, 100])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_are_the_same_whoever_reads_them(videos: Path, workers: int) -> None:
     found = LoadedBatches(items(videos), 4, seed=1, workers=workers)
     assert found.epoch == 3
@@ -85,9 +91,69 @@ def test_a_video_that_is_gone_is_replaced_and_counted(videos: Path, tmp_path: Pa
     with pytest.raises(LavilaError, match=r"of \d+ clips could not be read, the first: .*b\.mp4.*--resume"):
         list(map(found.batch, range(3, 40)))
     (tmp_path / "a.mp4").unlink()
+    (tmp_path / "c.mp4").unlink()  # a link to what other tests read
     (tmp_path / "c.mp4").write_bytes(b"no film at all")
     with pytest.raises(VideoError, match="in a row cannot be read"):
         LoadedBatches(items(tmp_path), 4).batch(0)
+
+
+def test_a_clip_is_what_numpy_makes_of_whole_frames(videos: Path) -> None:
+    """In batches, alone, from open files and from others: the same pixels."""
+    data = items(videos)
+    batch = data.__getitems__([(3, index) for index in range(12)])
+    for index, item in enumerate(batch):
+        random = data.random(3, index)
+        (read,) = data.annotated.sample(index, random).reads
+        frames, draws = read_frames(videos / read.file, read.frames), ItemDraws(random)
+        assert LOOKS.crop
+        box = LOOKS.crop.draw(48, 80, draws)
+        expected = training_clip(frames, 32, LOOKS.mean, LOOKS.std, box, draws.uniform(0, 1) < 0.5)
+        np.testing.assert_array_equal(item["video"], expected, err_msg=str(index))
+        np.testing.assert_array_equal(data[3, index]["video"], expected, err_msg=str(index))
+
+
+def test_without_the_native_library_the_same(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = [items(videos)[0, index]["video"] for index in range(6)]
+    monkeypatch.setattr(loader, "kept_files", kept.KeptFiles)  # none that knows how colours are converted
+    monkeypatch.setattr(native, "why_not", lambda *_: "there is none")
+    for index, expected in enumerate(fused):
+        np.testing.assert_array_equal(items(videos)[0, index]["video"], expected)
+
+
+def test_files_stay_open_but_not_all(videos: Path) -> None:
+    files, opened = kept.KeptFiles(2), []
+
+    def opens(path: Path, *given, **more):
+        opened.append(path.stem)
+        return open_file(path, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "open_file", opens)
+        for name in "aabbab":
+            read_frames(videos / f"{name}.mp4", [5, 40], files=files)
+        assert (opened, len(files)) == (["a", "b"], 2)
+        whole = {name: read_frames(videos / f"{name}.mp4", range(90)) for name in "abc"}
+        for place, name in ((3, "c"), (80, "a"), (79, "a"), (0, "a"), (31, "b"), (89, "c"), (2, "c")):
+            found = read_frames(videos / f"{name}.mp4", [place], files=files)
+            np.testing.assert_array_equal(found[0], whole[name][place], err_msg=f"{name} {place}")
+        assert len(files) == 2
+        with files.open(videos / "c.mp4") as one, files.open(videos / "c.mp4") as other:
+            assert one.container is not other.container
+        with pytest.raises(ZeroDivisionError), files.open(videos / "c.mp4"):
+            raise ZeroDivisionError  # whoever fails does not leave it to the next
+        assert len(files) == 1
+    files.close()
+    assert len(files) == 0
+    assert len(pickle.loads(pickle.dumps(files))) == 0  # our own
+
+
+def test_a_file_that_changes_is_opened_anew(videos: Path, tmp_path: Path) -> None:
+    path, files = tmp_path / "v.mp4", kept.KeptFiles()
+    path.write_bytes((videos / "a.mp4").read_bytes())
+    assert files.info(path).frames == 90
+    write_video(path, 20, 30, size=(64, 32))
+    assert files.info(path).frames == 20
+    assert read_frames(path, [19], files=files).shape == (1, 32, 64, 3)
 
 
 def test_black_frames_end_each_view(videos: Path) -> None:

@@ -1,4 +1,7 @@
-"""Frames as a model sees them in training and in tests, as the original makes them: crops, flips, views. numpy.
+"""Frames as a model sees them in training and in tests, as the original makes them: crops, flips, views.
+
+numpy says what that is. `PartTransform` makes the same of a decoder's frames in one pass of the native library, where
+that serves: only the part is converted to RGB, resized and normalised.
 
 Training sees a random part of a clip, the same in all its frames, as large as the model wants; tests see the middle, or
 several views. Resizing is bilinear with half-pixel centres and without antialiasing, normalisation comes last.
@@ -9,16 +12,18 @@ Shapes: T frames of H by W pixels; S is the side of what a model sees.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
+from lavila_fast.kernels.preprocess import native
 from lavila_fast.kernels.preprocess.reference import Taps, taps
-from lavila_fast.video.transforms import normalise
+from lavila_fast.video.transforms import FrameTransform, normalise
 
 Frames = NDArray[np.uint8]
 _TRIES = 10
@@ -43,6 +48,13 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Part(NamedTuple):
+    """A part of a picture, and whether it is mirrored."""
+
+    box: Box
+    flipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +123,46 @@ def training_clip(
     """What a model learns from: a part of a clip, (3, T, S, S) float32, normalised."""
     seen = resize_part(frames_THW3, box, size)
     return normalise(seen[:, :, ::-1] if flipped else seen, mean, std)
+
+
+def _no_part(height: int, width: int) -> Part:
+    return Part(Box(0, 0, height, width))
+
+
+@dataclass(frozen=True)
+class PartTransform(FrameTransform):
+    """Decoded frames to what a model learns from, as `training_clip` says: normalised RGB (3, S, S) float32.
+
+    Attributes:
+        part: What is seen of a picture by its height and width, upright.
+    """
+
+    part: Callable[[int, int], Part] = _no_part
+
+    def __call__(self, frame_HW3: Frames) -> NDArray[np.float32]:
+        """An upright RGB frame, by numpy."""
+        box, flipped = self.part(*frame_HW3.shape[:2])
+        clip_3TSS = training_clip(frame_HW3[np.newaxis], self.size, self.mean, self.std, box, flipped)
+        return np.asarray(clip_3TSS[:, 0], np.float32)
+
+    def window(self, width: int, height: int, turn: int, mirrored: bool) -> native.Window | None:
+        """See `FrameTransform`; turned pictures and parts of one row or column go by numpy."""
+        if turn or mirrored:
+            return None
+        part = self.part(height, width)
+        if min(part.box.height, part.box.width) < 2:
+            return None
+        return _part_window(part, self.size, tuple(self.mean), tuple(self.std))
+
+
+@lru_cache(8)
+def _part_window(part: Part, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> native.Window:
+    box = part.box
+    x, y = taps(box.width, size, size), taps(box.height, size, size)
+    x, y = x._replace(low_S=x.low_S + np.int32(box.left)), y._replace(low_S=y.low_S + np.int32(box.top))
+    if part.flipped:
+        x = Taps(x.low_S[::-1].copy(), x.weight_S[::-1].copy(), x.rest_S[::-1].copy())
+    return native.window_of(x, y, mean, std)
 
 
 def views(

@@ -28,8 +28,8 @@ _NO_PLANE = ((0, 0, 0),) * 3
 _TAPS = ("low_x", "weight_x", "rest_x", "low_y", "weight_y", "rest_y")
 
 
-class _Window(ctypes.Structure):
-    """`lv_window` of ``csrc/lavila.h``; it holds pointers into `taps`."""
+class Window(ctypes.Structure):
+    """`lv_window` of ``csrc/lavila.h``; it holds pointers into `taps`. `window_of` makes one."""
 
     _fields_ = (
         ("size", ctypes.c_int32),
@@ -79,21 +79,15 @@ def preprocess(
         KernelError: a plane is shorter than the picture's size says.
     """
     held = [Plane(_address(plane), plane.strides[0], plane.nbytes) for plane in picture.planes]
-    return convert_planes(picture._replace(planes=()), held, size, mean, std, turn, mirrored)
+    seen = centre_window(picture.width, picture.height, size, turn, mirrored, tuple(mean), tuple(std))
+    return convert_planes(picture._replace(planes=()), held, seen, turn, mirrored)
 
 
 def convert_planes(
-    kind: YuvPicture,
-    held: Sequence[Plane],
-    size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    turn: int = 0,
-    mirrored: bool = False,
+    kind: YuvPicture, held: Sequence[Plane], seen: Window, turn: int = 0, mirrored: bool = False
 ) -> ModelInput:
-    """The same for planes that are not arrays: `kind` is the picture without them."""
-    out = np.empty((3, size, size), np.float32)
-    seen = _window(kind.width, kind.height, size, turn, mirrored, tuple(mean), tuple(std))
+    """The same for planes that are not arrays and any window: `kind` is the picture without its planes."""
+    out = np.empty((3, seen.size, seen.size), np.float32)
     addresses, strides, sizes = zip(*held, *_NO_PLANE[len(held) :], strict=True)
     picture = _PLANES.pack(*addresses, *strides, *sizes) + _described(kind)  # lv_picture
     library = native.library()
@@ -119,11 +113,16 @@ def _described(kind: YuvPicture) -> bytes:
 
 
 @lru_cache(64)
-def _window(
+def centre_window(
     width: int, height: int, size: int, turn: int, mirrored: bool, mean: tuple[float, ...], std: tuple[float, ...]
-) -> _Window:
-    x, y = window(width, height, size, turn, mirrored)
-    told = _Window(size, *(_address(values) for values in (*x, *y)))
+) -> Window:
+    """Of the middle of a picture as it lies, see `reference.window`."""
+    return window_of(*window(width, height, size, turn, mirrored), mean, std)
+
+
+def window_of(x: Taps, y: Taps, mean: Sequence[float], std: Sequence[float]) -> Window:
+    """Of the samples that these taps touch along a row and along a column, S of each."""
+    told = Window(len(x.low_S), *(_address(values) for values in (*x, *y)))
     told.taps = x, y  # keeps the arrays alive
     told.mean[:], told.std[:] = mean, std
     return told

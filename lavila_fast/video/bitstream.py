@@ -37,7 +37,7 @@ class PictureUse(NamedTuple):
     sets: bool = False
 
 
-NEEDED_BY_ALL = PictureUse()
+NEEDED_BY_ALL, NEEDED_BY_NONE = PictureUse(), PictureUse(unneeded=True)
 LookAt = Callable[[Any], PictureUse]
 
 
@@ -167,8 +167,11 @@ class _H264:
             self.frames = whole_frames(unit)
 
     def __call__(self, packet: Any) -> PictureUse:
-        sets = False
-        for unit in nal_units(memoryview(packet), self.length):
+        data, sets = memoryview(packet), False
+        first = data[self.length] if self.length and len(data) > self.length and any(data[: self.length]) else 0
+        if first & 31 == 1:  # as most are: a picture alone that is no beginning
+            return NEEDED_BY_NONE if self.frames and not first & 0x60 else NEEDED_BY_ALL
+        for unit in nal_units(data, self.length):
             kind = unit[0] & 31 if len(unit) else 0
             if kind in _SETS:
                 sets = True

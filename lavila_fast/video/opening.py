@@ -30,6 +30,7 @@ CONTAINERS = (
 _LISTING = ("mov,mp4", "matroska", "avi")  # whose headers list all streams
 SEEKABLE = ("mov,mp4", "matroska")
 _LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
+_LOOK_BRIEFLY = {"probesize": "32"}
 REFETCH = "fetch the file again or re-encode it"
 MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
 
@@ -110,7 +111,9 @@ def denied(path: Path) -> VideoError:
 
 
 @contextlib.contextmanager
-def open_video(path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = None) -> Iterator[tuple[Any, Any]]:
+def open_video(
+    path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = None, quick: bool = False
+) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
     Args:
@@ -118,6 +121,7 @@ def open_video(path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = N
         most_pixels: The most that a picture may have, as coded; larger ones are refused before anything is decoded,
             also where they come in the middle of a file. A decoder holds up to 17 pictures.
         device: PyAV's `HWAccel`, for a device that is to decode.
+        quick: Decode nothing of what the file begins with: its header says enough.
 
     Raises:
         VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures; or
@@ -126,7 +130,7 @@ def open_video(path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = N
     path = Path(path)
     _check_file(path)
     with contextlib.ExitStack() as held:
-        container = held.enter_context(_container(path, {}, device))
+        container = held.enter_context(_container(path, {}, device, quick))
         if not _pictures(container) and not container.format.name.startswith(_LISTING):
             held.close()
             container = held.enter_context(_container(path, _LOOK_LONGER, device))
@@ -134,7 +138,7 @@ def open_video(path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = N
 
 
 @contextlib.contextmanager
-def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
+def _container(path: Path, more: dict[str, str], device: Any, quick: bool = False) -> Iterator[Any]:
     try:
         disk = DiskFile(path)
     except PermissionError:
@@ -144,7 +148,7 @@ def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
         raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
     with contextlib.closing(disk):
         try:
-            with _opened(path, disk, more, device) as container:
+            with _opened(path, disk, more, device, quick) as container:
                 yield container
         except MemoryError:
             raise
@@ -154,11 +158,14 @@ def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
             raise disk_error(path, disk.trouble) from error
 
 
-def _opened(path: Path, disk: DiskFile, more: dict[str, str], device: Any) -> Any:
+def _opened(path: Path, disk: DiskFile, more: dict[str, str], device: Any, quick: bool) -> Any:
     # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **more}
+    looks: dict[str, Any] = {}
+    if quick:
+        options, looks = {**options, **_LOOK_BRIEFLY}, {"stream_options": [{"skip_frame": "all"}]}
     try:
-        return av.open(disk, metadata_errors="replace", options=options, hwaccel=device)
+        return av.open(disk, metadata_errors="replace", options=options, hwaccel=device, **looks)
     except MemoryError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,32 @@ from lavila_fast.video.pulse import beat
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is open at its beginning, PyAV's container and video stream, with its facts and the limit it met."""
+    """A file that is open at its beginning, PyAV's container and video stream, with its facts and the limit it met.
+
+    `colours` is what `transforms` has found out about the conversion of its frames.
+    """
 
     info: VideoInfo
     container: Any
     stream: Any
     most_pixels: int = MOST_PIXELS
+    colours: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @contextlib.contextmanager
 def open_file(
-    path: Path, known: VideoInfo | None = None, most_pixels: int = MOST_PIXELS, device: Any = None
+    path: Path,
+    known: VideoInfo | None = None,
+    most_pixels: int = MOST_PIXELS,
+    device: Any = None,
+    quick: bool = False,
 ) -> Iterator[OpenFile]:
     """Open a file, and find out its facts unless they are `known`; for the others see `open_video`.
 
     Raises:
         VideoError: see `open_video` and `clock.walk.facts`.
     """
-    with open_video(path, most_pixels, device) as (container, stream):
+    with open_video(path, most_pixels, device, quick) as (container, stream):
         yield OpenFile(known or facts(path, container, stream, most_pixels), container, stream, most_pixels)
 
 
@@ -50,12 +58,15 @@ class _Stamps:
 
     def __init__(self, info: VideoInfo, stream: Any) -> None:
         self._stored, self._shifts = info.stored, info.repairs.stamps()
+        self._sound = info.stored and not info.repairs
         self._step = max(round(1 / (info.fps * float(stream.time_base))), 1)
         self._places: list[int] = []  # a heap: times of packets that wait to be shown
         self._last: int | None = None
 
     def packet(self, packet: Any) -> None:
         """Put a packet's time right; None if it is not known."""
+        if self._sound:
+            return
         shift, decoded = next(self._shifts), packet.pts if packet.dts is None else packet.dts
         if self._stored:
             packet.pts = None if shift is None or packet.pts is None else packet.pts + shift

@@ -13,9 +13,10 @@ decoded once for all its clips. `requests` says what a frame index means, `decod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
 from lavila_fast.video.clock.walk import same_rate
 from lavila_fast.video.decoders import file_reader
+from lavila_fast.video.kept import KeptFiles
 from lavila_fast.video.nearby import checked
 from lavila_fast.video.opening import REFETCH, VideoInfo
 from lavila_fast.video.probe import OpenFile
@@ -230,31 +232,39 @@ def read_clips(
     _report(source, len(clips), health)
 
 
-def read_frames(path: str | Path, frames: Sequence[int], threads: int = 1) -> NDArray[np.uint8]:
+def read_frames(
+    path: str | Path,
+    frames: Sequence[int],
+    threads: int = 1,
+    transform: FrameTransform | None = None,
+    files: KeptFiles | None = None,
+) -> NDArray[Any]:
     """Frames of one file by their places in the order in which they are shown, in one pass.
 
     Args:
         path: The file.
         frames: Places, 0 for the first, in any order; they may repeat.
         threads: See `read_clips`.
+        transform: Applied once to each frame, as its decoder gave it.
+        files: Where it may be open already, and stays so.
 
     Returns:
-        RGB (T, H, W, 3) as the file has them, upright.
+        RGB (T, H, W, 3) uint8 as the file has them, upright; or what the transform makes of them, (T, …).
 
     Raises:
         VideoError: the file cannot be read, or one of the frames cannot.
     """
-    source, places = VideoSource(str(path), Path(path)), sorted(set(frames))
-    clip = Clip(source.name, 0.0, 0.0)
-    with source.open(source.path) as file:
+    path, places = Path(path), sorted(set(frames))
+    with (KeptFiles(0) if files is None else files).open(path) as file:
         rate = file.info.rate or file.info.fps
-        request = ClipRequest(OpenClip.empty(clip, len(places)), [file.info.begin + i / rate for i in places])
-        health = Health()
-        for _ in file_reader("pyav", None, "cpu").read(file, [request], FrameGate(), threads, health):
+        clip, times = Clip(str(path), 0.0, 0.0), [file.info.begin + i / rate for i in places]
+        request = ClipRequest(OpenClip.empty(clip, len(places)), times)
+        gate = FrameGate(replace(transform, known=file.colours) if transform else None)
+        for _ in file_reader("pyav", None, "cpu").read(file, [request], gate, threads, Health()):
             pass
     images = request.open.images
     if any(image is None for image in images) or not places:
         lost = next((i for i, image in zip(places, images, strict=True) if image is None), 0)
-        raise VideoError(source.path, f"has no frame {lost} that can be read", REFETCH)
+        raise VideoError(path, f"has no frame {lost} that can be read", REFETCH)
     found = dict(zip(places, images, strict=True))
     return np.stack([found[i] for i in frames])

@@ -57,7 +57,7 @@ class VideoSource:
         Raises:
             VideoError: it cannot be opened, or there is not a single frame.
         """
-        key = _state(path)
+        key = file_state(path)
         with open_file(path, self.infos.get(key) if key else None, self.most_pixels) as file:
             if key:
                 self.infos[key] = file.info
@@ -65,7 +65,7 @@ class VideoSource:
 
     def info(self, path: Path) -> VideoInfo:
         """Facts about the video's file or one of its chunks, read once; errors as for `open`."""
-        key = _state(path)
+        key = file_state(path)
         if self.look and key not in self.infos:
             self.look(self, path)
         if key in self.infos:
@@ -75,7 +75,7 @@ class VideoSource:
 
     def facts(self, path: Path) -> VideoFacts:
         """What a GPU decoder must know of one of these files, read once; errors as for `read_facts`."""
-        key = _state(path)
+        key = file_state(path)
         found = (self._facts.get(key) if key else None) or read_facts(path, self.most_pixels)
         if key:
             self._facts[key] = found
@@ -93,7 +93,7 @@ class VideoSource:
 
     def _known(self) -> VideoInfo | None:
         """The facts about its one file, if somebody has read them."""
-        key = _state(self.path)
+        key = file_state(self.path)
         return self.infos.get(key) if key else None
 
     @property
@@ -105,7 +105,7 @@ class VideoSource:
             return False
 
 
-def _state(path: Path) -> FileState | None:
+def file_state(path: Path) -> FileState | None:
     """What changes when a file does; None if it cannot be seen, which opening it will say better."""
     try:
         seen = path.stat()

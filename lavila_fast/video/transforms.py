@@ -87,11 +87,13 @@ class FrameTransform:
         size: S in pixels.
         mean: Per channel, on the scale 0..255.
         std: Likewise.
+        known: What was found out before about the conversion of a file's frames; None: nothing.
     """
 
     size: int
     mean: Sequence[float]
     std: Sequence[float]
+    known: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def __call__(self, frame_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
         """An upright RGB frame, by numpy."""
@@ -100,24 +102,31 @@ class FrameTransform:
 
     def of_file(self) -> Callable[[Frame], NDArray[np.float32]]:
         """A function for the frames of one file, which remembers how that file's colours are converted."""
-        return _OfFile(self).show
+        return _OfFile(self, {} if self.known is None else self.known).show
+
+    def window(self, width: int, height: int, turn: int, mirrored: bool) -> native.Window | None:
+        """What of a picture as it lies becomes the model's input; None: the native library cannot do it."""
+        return native.centre_window(width, height, self.size, turn, mirrored, tuple(self.mean), tuple(self.std))
 
 
 @dataclass
 class _OfFile:
     transform: FrameTransform
-    known: dict[tuple[object, ...], YuvPicture | None] = field(default_factory=dict)
+    known: dict[tuple[object, ...], YuvPicture | None]
 
     def show(self, frame: Frame) -> NDArray[np.float32]:
         size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
         key = (frame.format.name, *size, *colours, frame.interlaced_frame)
         if key not in self.known:
             self.known[key] = _how(frame)
-        how, of = self.known[key], self.transform
-        held = [native.Plane(each.buffer_ptr, each.line_size, each.buffer_size) for each in frame.planes] if how else []
-        if how is None or min(plane.stride for plane in held) < 0:  # rows from the bottom to the top
-            return of(upright(frame))
-        image: NDArray[np.float32] = native.convert_planes(how, held, of.size, of.mean, of.std, *orientation(frame))
+        how, lies = self.known[key], orientation(frame)
+        seen = self.transform.window(*size, *lies) if how else None
+        held = (
+            [native.Plane(each.buffer_ptr, each.line_size, each.buffer_size) for each in frame.planes] if seen else []
+        )
+        if how is None or seen is None or min(plane.stride for plane in held) < 0:  # rows from the bottom to the top
+            return self.transform(upright(frame))
+        image: NDArray[np.float32] = native.convert_planes(how, held, seen, *lies)
         return image
 
 

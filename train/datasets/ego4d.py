@@ -100,8 +100,9 @@ class Ego4D:
         """
         chunk = int(row.start) // CHUNK_SECONDS * CHUNK_SECONDS
         lengths = {chunk: self.look(_file(row.video, chunk)).frames}
-        with contextlib.suppress(VideoError):  # it may be the last one
-            lengths[chunk + CHUNK_SECONDS] = self.look(_file(row.video, chunk + CHUNK_SECONDS)).frames
+        if (max(row.start, row.end) - chunk) * FPS + self.frames + 1 >= lengths[chunk]:  # it may go on in the next one
+            with contextlib.suppress(VideoError):  # it may be the last one
+                lengths[chunk + CHUNK_SECONDS] = self.look(_file(row.video, chunk + CHUNK_SECONDS)).frames
 
         def choose(first: int, stop: int, count: int) -> list[int]:
             return choose_frames(first, stop, count, random)

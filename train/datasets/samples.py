@@ -15,7 +15,7 @@ import numpy as np
 
 from lavila_fast.errors import VideoError
 from lavila_fast.video.clips import frame_indices, segment_borders
-from lavila_fast.video.sources import VideoSource
+from lavila_fast.video.kept import kept_files
 
 Generator = np.random.Generator
 
@@ -110,6 +110,6 @@ class Folder:
             path = self.root / file
             if not path.is_file():
                 raise VideoError(path, "does not exist", "check --data, and that all videos were fetched")
-            info = VideoSource(file, path).info(path)
+            info = kept_files().info(path)  # which who reads the frames finds open
             self._known[file] = Footage(info.frames, info.fps)
         return self._known[file]

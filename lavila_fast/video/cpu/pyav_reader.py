@@ -95,8 +95,9 @@ class PyavReader:
         queue = RequestQueue(requests, clock.step if self.near else None)
         if not queue:
             return
-        file.stream.codec_context.thread_count = threads
-        file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
+        if not file.stream.codec_context.is_open:  # else it was read before, and keeps its threads
+            file.stream.codec_context.thread_count = threads
+            file.stream.codec_context.thread_type = "NONE" if threads == 1 else "AUTO"
         show = gate.before(self._prepared(_show(gate.transform)))
         wants = Wants(queue.wishes(), clock.slack, clock.step, self.near, queue.moved)
         frames = _frames(file, clock, wants, health.failures)
