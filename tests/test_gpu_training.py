@@ -177,6 +177,21 @@ def test_a_step_without_room_leaves_nothing_behind() -> None:
         trainer.fits(2)
 
 
+class LostGpu(Setup):
+    """As after a kernel that faulted: whoever waits for the device is told so."""
+
+    def wait(self) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_a_lost_gpu_ends_the_part_and_is_not_asked_again() -> None:
+    contest = TrainingContest(LostGpu(True), "TSF-B", TOY, 2, 4, BASE)
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(RuntimeError, match="illegal"):
+        hold(contest)
+    assert [row["at"] for row in contest.rows if "not_run" in row] == ["common", "largest", "profile"]
+    assert contest.missing(EAGER) == []
+
+
 def test_settling_leaves_the_weights() -> None:
     weights = {name: w.clone() for name, w in build(TOY, Contestant("x"), "sdpa").state_dict().items()}
     for contestant in (Contestant("x", attention="sdpa"), Contestant("y", "original", amp="fp16", fused=False)):

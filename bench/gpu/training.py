@@ -155,14 +155,22 @@ def _run(contest: TrainingContest, contestant: Contestant, missing: Sequence[str
         if not contestant.compiled:  # it would be compiled for that batch, too
             trainer.settle()
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        for at in missing:
-            contest.rows.append({**contest.label(contestant, at), "not_run": reason})
+        _owe(contest, contestant, missing, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
         return
     measures = {"common": _at_common, "largest": _at_largest, "profile": _profile}
-    for at in missing:
+    for number, at in enumerate(missing):
         attempt(contest.rows, contest.label(contestant, at), measures[at], contest, trainer)
-        trainer.forget()
+        try:
+            contest.setup.wait()
+            trainer.forget()
+        except RuntimeError:  # a kernel has faulted, and would again
+            _owe(contest, contestant, missing[number + 1 :], "the GPU was lost before")
+            raise
+
+
+def _owe(contest: TrainingContest, contestant: Contestant, missing: Sequence[str], reason: str) -> None:
+    for at in missing:
+        contest.rows.append({**contest.label(contestant, at), "not_run": reason})
 
 
 def _at_common(contest: TrainingContest, trainer: Trainer) -> Measured:
