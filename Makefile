@@ -8,7 +8,7 @@
 # make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
 # make bench-train  the loader against the original's, the loop's own cost, memory over a long run (under 15 minutes)
 # make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
-# make gpu    on a machine with an NVIDIA GPU: builds, checks and times everything on it (python3 with torch and triton)
+# make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
 

@@ -8,7 +8,9 @@ It needs PyTorch, Triton and what they bring, nothing of ours installed: a bare 
 part runs in a process of its own (a kernel that faults takes only that along) and has its own JSON file; one that fails
 or is cut off leaves the rows it had. A part whose figures are of these sources, versions and GPU is not repeated, so
 the same command goes on where time ran out. The last line is one JSON object; the exit code is 1 if a check failed or a
-part did.
+part did. Training comes last, being the longest. It goes on within a part, too, and may be had alone:
+
+    python3 -m lavila_fast.bench.gpu --part training --part training_large   # and bench/results/gpu_training.json
 """
 
 from __future__ import annotations
@@ -34,18 +36,20 @@ import click
 from lavila_fast.bench.gpu.page import gpu_headline, gpu_page
 from lavila_fast.bench.gpu.parts import BENCH_PARTS
 from lavila_fast.bench.gpu.ratios import speedups
+from lavila_fast.bench.gpu.training_page import write_training
 from lavila_fast.bench.timing import ROOT
 from lavila_fast.files import write_json
 
 SOURCES = ("kernels", "lavila_fast", "bench/gpu", "bench/flops.py", "bench/peers.py", "bench/uncached.py")
 VERSIONS = ("torch", "triton", "transformers")
+SHORTEST = 60.0  # seconds for which a part that resumes is begun
 
 
-def fingerprint() -> str:
-    """Of all sources that a figure depends on, and the versions of what they are built on."""
+def fingerprint(more: tuple[str, ...] = ()) -> str:
+    """Of all sources that a figure depends on, `more` of them, and the versions of what they are built on."""
     found = {name: version(name) for name in VERSIONS if find_spec(name)}
     digest = hashlib.sha256(str(found).encode())
-    for path in sorted(path for name in SOURCES for path in (ROOT / name, *(ROOT / name).rglob("*"))):
+    for path in sorted(path for name in (*SOURCES, *more) for path in (ROOT / name, *(ROOT / name).rglob("*"))):
         if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh") and "_build" not in path.parts:
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -64,10 +68,18 @@ def gpu_name() -> str:
     return str(torch.cuda.get_device_name())
 
 
-def run_part(name: str, rehearse: bool, timeout: float) -> dict[str, Any]:
-    """One part in its own process: what it found, all of it or until it failed or its time was over, and why."""
+def run_part(name: str, rehearse: bool, timeout: float, before: Path | None = None) -> dict[str, Any]:
+    """One part in its own process: what it found, all of it or until it failed or its time was over, and why.
+
+    Args:
+        name: Of the part.
+        rehearse: See `main`.
+        timeout: Seconds after which it is ended.
+        before: What it found an earlier time, to which it adds.
+    """
     began, failed = time.monotonic(), ""
-    command = [sys.executable, "-m", "lavila_fast.bench.gpu.parts", name, *(["--rehearse"] if rehearse else [])]
+    command = [sys.executable, "-m", "lavila_fast.bench.gpu.parts", name, f"--seconds={timeout - 5}"]
+    command += [*(["--rehearse"] if rehearse else []), *([f"--before={before.resolve()}"] if before else [])]
     with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
         # A session of its own: what it starts, such as compilers, ends with it.
         part = subprocess.Popen(command, stdout=out, stderr=errors, cwd=ROOT, start_new_session=True)
@@ -81,6 +93,8 @@ def run_part(name: str, rehearse: bool, timeout: float) -> dict[str, Any]:
                 os.killpg(part.pid, signal.SIGKILL)
             part.wait()
         found = collected(_told(out))
+    if before:  # checks are made anew, over all rows
+        found["rows"] = [row for row in _read_part(before)["rows"] if "check" not in row] + found["rows"]
     found |= {"failed": failed} if failed else {}
     return {**found, "speedups": speedups(found["rows"]), "took_s": round(time.monotonic() - began, 1)}
 
@@ -118,29 +132,36 @@ def _read_part(path: Path) -> dict[str, Any]:
 def main(chosen: tuple[str, ...], again: bool, seconds: float, rehearse: bool, output: Path | None) -> None:
     """Check and time everything on this machine's GPU."""
     deadline, gpu = time.monotonic() + seconds, "rehearsal on a CPU" if rehearse else gpu_name()
-    folder = output or ROOT / ("build" if rehearse else "bench/results") / folder_name(gpu)
+    base = output or ROOT / ("build" if rehearse else "bench/results")
+    folder = output or base / folder_name(gpu)
     folder.mkdir(parents=True, exist_ok=True)
-    key = {"sources": fingerprint(), "gpu": gpu}
+    keys = {name: {"sources": fingerprint(part.sources), "gpu": gpu} for name, part in BENCH_PARTS.items()}
 
     def run(name: str) -> None:
-        path, wanted, left = folder / f"{name}.json", BENCH_PARTS[name].seconds, deadline - time.monotonic()
-        before = _read_part(path)
-        if not again and before.get("key") == key and not before.get("failed"):
+        path, part, left = folder / f"{name}.json", BENCH_PARTS[name], deadline - time.monotonic()
+        before = {} if again else _read_part(path)
+        known = before.get("key") == keys[name]
+        if known and not before.get("failed") and not before.get("left"):
             click.echo(f"{name}: done before", err=True)
-        elif left < wanted / 2:
+        elif left < (SHORTEST if part.resumes else part.seconds / 2):
             click.echo(f"{name}: no time left for it; run the same command again", err=True)
         else:
-            found = run_part(name, rehearse, min((6 if rehearse else 2) * wanted, left))
-            write_json(path, {"part": name, "key": key, **found})
+            timeout = min((6 if rehearse else 2) * part.seconds, left)
+            found = run_part(name, rehearse, timeout, path if known and part.resumes else None)
+            write_json(path, {"part": name, "key": keys[name], **found})
             click.echo(f"{name}: {found['took_s']:.0f} s {found.get('failed', '')}".strip(), err=True)
 
     for _, names in groupby(chosen or BENCH_PARTS, lambda name: BENCH_PARTS[name].together or name):
         with ThreadPoolExecutor(1 if rehearse else 4) as pool:
             list(pool.map(run, names))
     parts = {name: _read_part(folder / f"{name}.json") for name in BENCH_PARTS}
-    results = {n: {**one, "stale": one["key"] != key} for n, one in parts.items() if one and one["key"]["gpu"] == gpu}
+    results = {
+        n: {**one, "stale": one["key"] != keys[n]} for n, one in parts.items() if one and one["key"]["gpu"] == gpu
+    }
     (folder / "README.md").write_text(gpu_page(gpu, results, not rehearse))
-    told = gpu_headline(results, not rehearse) | {"parts_left": [name for name in BENCH_PARTS if name not in results]}
+    write_training(base, gpu, results, not rehearse)
+    unfinished = [name for name in BENCH_PARTS if name not in results or results[name].get("left")]
+    told = gpu_headline(results, not rehearse) | {"parts_left": unfinished}
     click.echo((folder / "README.md").read_text())
     click.echo(json.dumps(told))
     sys.exit(0 if told["checks_failed"] == 0 and not told["parts_failed"] else 1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lavila_fast.bench.gpu.ratios import ORIGINAL_WAY, OURS
 from lavila_fast.bench.timing import stamp
 
 Results = dict[str, dict[str, Any]]
-GPU_GOALS: dict[str, tuple[str, float, Callable[[Results], float | None]]] = {
+Goals = dict[str, tuple[str, float, Callable[[Results], float | None]]]
+GPU_GOALS: Goals = {
     "attention_base_vs_sdpa": (
         "attention, TSF-B, forward + backward, against SDPA",
         1.3,
@@ -25,6 +27,18 @@ GPU_GOALS: dict[str, tuple[str, float, Callable[[Results], float | None]]] = {
         "TSF-B + GPT-2 against Hugging Face's generate, 12 tokens",
         10,
         lambda r: _peer_ratio(r),
+    ),
+}
+TRAINING_GOALS: Goals = {
+    "training_speedup_vs_original_eager": (
+        "training TSF-B, samples/s, against the original's way in eager PyTorch, each at its best batch",
+        5,
+        lambda r: _training_speedup(r),
+    ),
+    "training_mfu_tsf_b": (
+        "training TSF-B, MFU in bf16 at the best batch, %",
+        45,
+        lambda r: _training(r, "mfu_percent"),
     ),
 }
 
@@ -54,9 +68,28 @@ def _peer_ratio(results: Results) -> float | None:
     return _largest(rows, "speedup", against="huggingface", precision="bf16", tokens=12)
 
 
+def _training_speedup(results: Results) -> float | None:
+    rows = results.get("training", {}).get("speedups", [])
+    return _largest(rows, "speedup", what="training step, each at its best batch", against=ORIGINAL_WAY)
+
+
+def _training(results: Results, value: str) -> float | None:
+    """Of our fastest training step."""
+    rows = [row for row in results.get("training", {}).get("rows", []) if str(row.get("by")).startswith(OURS)]
+    timed = [row for row in rows if "samples_per_s" in row]
+    return max(timed, key=lambda row: float(row["samples_per_s"])).get(value) if timed else None
+
+
+def training_headline(results: Results, real: bool = True) -> dict[str, Any]:
+    """What is told of training (None: not measured)."""
+    told = {name: value(results) if real else None for name, (_, _, value) in TRAINING_GOALS.items()}
+    return {"training_samples_s_tsf_b": _training(results, "samples_per_s") if real else None, **told}
+
+
 def gpu_headline(results: Results, real: bool = True) -> dict[str, Any]:
     """The figures that targets are set for (None: not measured; a rehearsal measures nothing), and what failed."""
     told: dict[str, Any] = {name: value(results) if real else None for name, (_, _, value) in GPU_GOALS.items()}
+    told |= training_headline(results, real)
     checks = [row for result in results.values() for row in result.get("rows", []) if "check" in row]
     told["checks"], told["checks_failed"] = len(checks), sum(not row.get("ok") for row in checks)
     told["parts_failed"] = [name for name, result in results.items() if result.get("failed")]
@@ -83,10 +116,10 @@ def rows_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def target_table(results: Results, real: bool) -> str:
+def target_table(results: Results, real: bool, goals: Goals = GPU_GOALS) -> str:
     """Targets and what was reached; what was not measured says so, and a rehearsal has no figures."""
     rows = []
-    for what, wanted, value in GPU_GOALS.values():
+    for what, wanted, value in goals.values():
         reached = value(results) if real else None
         state = "not yet measured on a GPU" if reached is None else "yes" if reached >= wanted else "**no**"
         rows.append({"target": what, "wanted": wanted, "measured": reached, "reached": state})
@@ -108,7 +141,7 @@ def gpu_page(gpu: str, results: Results, real: bool = True) -> str:
         lines += ["**A rehearsal: toy sizes on a CPU, to show that the code runs. No figure here means anything.**", ""]
     failed = f", failed parts: {', '.join(told['parts_failed'])}" if told["parts_failed"] else ""
     lines += [
-        target_table(results, real),
+        target_table(results, real, GPU_GOALS | TRAINING_GOALS),
         "",
         f"{told['checks'] - told['checks_failed']} of {told['checks']} checks passed{failed}.",
     ]
@@ -117,6 +150,8 @@ def gpu_page(gpu: str, results: Results, real: bool = True) -> str:
         lines += [f"## {name.replace('_', ' ').capitalize()}", ""]
         if result.get("failed"):
             lines += [f"**Failed, after what stands here:** `{' '.join(result['failed'].split())}`", ""]
+        if result.get("left"):
+            lines += [f"No time was left for: {', '.join(result['left'])}.", ""]
         if result.get("stale"):
             lines += ["Measured with other sources or versions than the rest.", ""]
         lines += [part for key in ("rows", "speedups") if result.get(key) for part in (rows_table(result[key]), "")]

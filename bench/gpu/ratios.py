@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 Measured = dict[str, Any]
+OURS, ORIGINAL_WAY = "ours", "the original's way"  # how training steps are told apart; ours have more words after it
 
 
 def speedups(rows: Sequence[Measured]) -> list[Measured]:
     """Of any part; empty where nothing is compared."""
-    return _attention_speedups(rows) + _narrator_speedups(rows)
+    return _attention_speedups(rows) + _narrator_speedups(rows) + _training_speedups(rows)
 
 
 def _attention_speedups(rows: Sequence[Measured]) -> list[Measured]:
@@ -46,4 +47,22 @@ def _narrator_speedups(rows: Sequence[Measured]) -> list[Measured]:
             if same:
                 case = {"tokens": tokens, "precision": precision, "against": other}
                 found.append({**case, "speedup": best / max(r["clips_per_s"] for r in same)})
+    return found
+
+
+def _training_speedups(rows: Sequence[Measured]) -> list[Measured]:
+    """The best of ours against every other way to train: at the common batch, at the largest, each at its best."""
+    rows, found = [row for row in rows if "samples_per_s" in row], []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for at in ("common", "largest", ""):
+            best: dict[str, float] = {}
+            for row in rows:
+                if row["model"] == model and (not at or row["at"] == at):
+                    by = OURS if row["by"].startswith(OURS) else row["by"]
+                    best[by] = max(best.get(by, 0.0), row["samples_per_s"])
+            ours = best.pop(OURS, None)
+            for by, theirs in best.items():
+                if ours:
+                    what = f"training step, {at} batch" if at else "training step, each at its best batch"
+                    found.append({"model": model, "what": what, "against": by, "speedup": ours / theirs})
     return found

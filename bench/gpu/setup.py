@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -43,14 +44,23 @@ class Setup:
 
     Attributes:
         rehearse: Toy sizes on the CPU, Triton in its interpreter: that the code runs, no figures.
+        deadline: `time.monotonic()` by which a part that can go on another time should be through.
+        known: Rows that such a part has found before, of these sources on this GPU.
     """
 
     rehearse: bool = False
+    deadline: float = math.inf
+    known: tuple[Measured, ...] = ()
 
     @property
     def device(self) -> str:
         """Of all tensors."""
         return "cpu" if self.rehearse else "cuda"
+
+    @property
+    def seconds_left(self) -> float:
+        """To the deadline."""
+        return self.deadline - time.monotonic()
 
     @property
     def kernels(self) -> str:
