@@ -134,7 +134,7 @@ class Items(Dataset[Item]):
         seen = self._part(sample, draw.random) if self.looks.crop else self._middle(sample)
         item: Item = {"video": seen, "human": int(sample.human), "relevancy": np.float32(sample.relevancy)}
         if sample.label is not None:
-            item["targets"] = np.asarray(sample.label, np.int64 if isinstance(sample.label, int) else np.float32)
+            item["targets"] = np.asarray(sample.label, np.float32 if _of_floats(sample.label) else np.int64)
         if self.tokenizer:
             ids = self.tokenizer.encode([sample.text])[0]
             item["ids"], item["mask"] = ids, (ids != PAD).astype(np.int64)
@@ -221,7 +221,11 @@ class _DrawnPart:
         return Part(Box(0, 0, height, width)) if self.changed else self._part
 
 
-def _joined(items: list[Item]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _of_floats(label: object) -> bool:
+    return isinstance(label, tuple) and isinstance(label[0], float)
+
+
+def joined(items: list[Item]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """A batch's tensors, and what could not be read."""
     names = [name for name in items[0] if name != "missing"]
     tensors = {name: torch.as_tensor(np.stack([item[name] for item in items])) for name in names}
@@ -296,7 +300,7 @@ class LoadedBatches:
                 self.items,
                 batch_sampler=_Endless(numbers()),  # type: ignore[arg-type]
                 num_workers=self.workers,
-                collate_fn=_joined,
+                collate_fn=joined,
                 multiprocessing_context="spawn" if self.workers else None,
                 persistent_workers=False,
             )

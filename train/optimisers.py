@@ -32,6 +32,7 @@ class Optimisation:
         most: See `clip`.
         accumulate: Micro-batches that are gathered for one update.
         factors: Beginning of a parameter's name → factor of its learning rate.
+        undecayed: Parts of names of matrices that do not decay, such as ``pos_embed``.
         same_rate: All groups take the smallest of these factors, as in the original's fine-tuning of classifiers.
     """
 
@@ -43,6 +44,7 @@ class Optimisation:
     most: float = 1.0
     accumulate: int = 1
     factors: Mapping[str, float] = field(default_factory=dict)
+    undecayed: tuple[str, ...] = ()
     same_rate: bool = False
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ def optimiser_groups(task: nn.Module, how: Optimisation) -> Groups:
             "weight_decay": group.decay,
             "factor": least if how.same_rate else group.factor,
         }
-        for group in parameter_groups(named.items(), how.weight_decay, how.factors)
+        for group in parameter_groups(named.items(), how.weight_decay, how.factors, how.undecayed)
     ]
 
 

@@ -6,7 +6,7 @@ and what is stored like one (embeddings, class token, queries), not for vectors 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -77,7 +77,10 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], decay: float, factors: Mapping[str, float] | None = None
+    named: Iterable[tuple[str, nn.Parameter]],
+    decay: float,
+    factors: Mapping[str, float] | None = None,
+    undecayed: Sequence[str] = (),
 ) -> list[ParameterGroup]:
     """Groups of what is trained, in the model's order: for each factor those that decay and those that do not.
 
@@ -86,6 +89,7 @@ def parameter_groups(
         decay: Weight decay of matrices.
         factors: Beginning of a name → factor of its learning rate; the first that fits counts, others have 1. They make
             groups of their own even where the factor is the same.
+        undecayed: Parts of names of matrices that do not decay.
     """
     wanted = dict(factors or {})
     kinds: dict[tuple[str, bool], list[str]] = {}
@@ -94,7 +98,7 @@ def parameter_groups(
     for name, parameter in named:
         if parameter.requires_grad:
             beginning = next((one for one in wanted if name.startswith(one)), "")
-            kinds[beginning, parameter.ndim >= 2].append(name)
+            kinds[beginning, parameter.ndim >= 2 and not _holds(name, undecayed)].append(name)
     return [
         ParameterGroup(tuple(names), decay if decays else 0.0, wanted.get(beginning, 1.0))
         for (beginning, decays), names in kinds.items()

@@ -7,7 +7,9 @@ the number (see `portable`). A run that was stopped and resumed gives the same l
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,11 +17,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lavila_fast.errors import CheckpointError
+from lavila_fast.errors import CheckpointError, LavilaError
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.engines import TrainingEngine
 from lavila_fast.train.optimisers import Norms
@@ -56,12 +59,30 @@ class MicroRow:
     norms: Norms | None
 
 
+class DivergedError(LavilaError):
+    """A loss that is no finite number any more, or far too large.
+
+    Attributes:
+        number: Of the micro-batch.
+    """
+
+    def __init__(self, line: str, number: int) -> None:
+        super().__init__(line)
+        self.number = number
+
+
+def _quick_attention(device: torch.device) -> AbstractContextManager[None]:
+    """The flash kernel's backward is slow on a CPU for groups as small as ours."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
 class TrainingRun:
     """Steps of a task.
 
     Attributes:
         task: What is trained.
         step: Updates done; `done`: micro-batches.
+        waited: Seconds for batches; whoever reads it may set it back.
     """
 
     def __init__(
@@ -76,6 +97,8 @@ class TrainingRun:
         world: int = 1,
         ema: float = 0.0,
         settings: str = "",
+        seed: int = 0,
+        most_loss: float = 1e4,
     ) -> None:
         """A run.
 
@@ -89,9 +112,13 @@ class TrainingRun:
             world: Of how many.
             ema: Decay of the averaged weights; 0: they are the weights.
             settings: All that a checkpoint depends on; one with others is not resumed.
+            seed: Of what is drawn inside the model; each micro-batch of each process draws its own.
+            most_loss: A loss over this has exploded.
         """
         self.task, self.engine, self.batches, self.plan, self.rates = task, engine, batches, steps, rates
         self.rank, self.world, self.ema, self.settings = rank, world, ema, settings
+        self.seed, self.most_loss = seed, most_loss
+        self.waited = 0.0
         self.step = self.done = 0
         # This process's pieces; without a decay the average is the weights, and nothing is kept.
         self._average = {name: piece.clone() for name, piece in engine.pieces().items()} if ema else {}
@@ -143,7 +170,8 @@ class TrainingRun:
         for name, piece in self._average.items():
             assert average is not None
             piece.copy_(self.engine.piece_of(name, average[name]))
-        self.step, self.done = state["step"], state["done"]
+        self.step = state["step"]
+        self.done = state["done"] if self.plan.carry else self.plan.after(self.step)
         return True
 
     def micro_steps(self) -> Iterator[MicroRow]:
@@ -152,12 +180,17 @@ class TrainingRun:
             micro = self.plan.at(self.done)
             if micro.update >= len(self.rates) and micro.ends:
                 return
+            began = time.perf_counter()
             batch = self.batches.batch(micro.number, self.rank, self.world).to(self.engine.device)
-            # The flash kernel's backward is slow on a CPU for groups as small as ours.
-            with sdpa_kernel(SDPBackend.MATH):
+            self.waited += time.perf_counter() - began
+            torch.manual_seed(self.seed * 1_000_003 + micro.number * self.world + self.rank)
+            with _quick_attention(self.engine.device):
                 loss, numbers = self.engine.module(batch)
+                self._require_sane(loss, micro, self.most_loss)
                 share = self.engine.backward(loss, micro.ends)
             norms = self.engine.update(float(self.rates[micro.update])) if micro.ends else None
+            if norms and self.engine.precision != "float16":  # which leaves such updates out, and goes on
+                self._require_sane(norms.before, micro, torch.inf)
             self.done += 1
             if norms:
                 self.step += 1
@@ -177,6 +210,19 @@ class TrainingRun:
                 gathered = []
             if self.step >= len(self.rates):
                 return
+
+    def _require_sane(self, value: Tensor, micro: MicroStep, most: float) -> None:
+        """Every process asks the same question; an engine makes no update of gradients that are not finite."""
+        good = torch.isfinite(value.detach()) & (value.detach().abs() <= most)
+        wrong = (~good).float().reshape(())
+        if self.world > 1:
+            dist.all_reduce(wrong)
+        if wrong:
+            raise DivergedError(
+                f"update {micro.update + 1}: the loss or its gradient is no finite number, or over {self.most_loss:g}; "
+                "nothing of this update is kept. Go on from the last checkpoint with a smaller lr or other clips",
+                micro.number,
+            )
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -76,6 +76,11 @@ class Steps:
         """Micro-batches of an epoch that are not left out."""
         return self.batches if self.carry else self.batches // self.accumulate * self.accumulate
 
+    def after(self, updates: int) -> int:
+        """Micro-batches done after so many updates, where none is carried over; however many there are to an update."""
+        epoch, place = divmod(updates, self.batches // self.accumulate)
+        return epoch * self._each + place * self.accumulate
+
     def at(self, done: int) -> MicroStep:
         """The micro-batch that comes when so many are done."""
         epoch, place = divmod(done, self._each)

@@ -32,6 +32,7 @@ from lavila_fast.cli.parity import parity
 from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
+from lavila_fast.cli.train import train
 from lavila_fast.errors import LavilaError
 
 
@@ -70,10 +71,13 @@ def cli() -> None:
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
+    lavila-fast train --list            what can be trained, on which data
     """  # noqa: D301
 
 
-for command in (demo, narrate, status, models, export, parity, bench, engines, prepare_data, narrations):
+_COMMANDS = (demo, narrate, status, models, export, parity, bench, engines, train, prepare_data, narrations)
+
+for command in _COMMANDS:
     cli.add_command(command)
 
 

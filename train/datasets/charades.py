@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lavila_fast.errors import InputError
-from lavila_fast.train.datasets.ego4d import Narrated
-from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames
+from lavila_fast.train.datasets.ego4d import Narrated, read_narrations
+from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample, choose_frames
 from lavila_fast.train.datasets.windows import window_frames
 from lavila_fast.video.clips import whole_file_indices
 
@@ -136,3 +136,24 @@ class TrimmedVideos:
 
         ids = whole_file_indices(length, fps, row.start, row.end, self.frames, choose=choose)
         return Sample((FrameRead(file, tuple(ids)),), text=row.texts[0])
+
+
+def open_charades(
+    place: Place,
+    train: str = "CharadesEgo/metadata_filtered_train.pkl",
+    validation: str = "CharadesEgo/metadata_filtered_val.pkl",
+) -> Opened:
+    """Charades-Ego's trimmed actions as they lie in a folder, and videos in ``CharadesEgo_v1_480``."""
+    return _trimmed(place, place.folder("CharadesEgo_v1_480"), train, validation)
+
+
+def open_htm_aa(place: Place, train: str = "htm_aa_train.pkl", validation: str = "") -> Opened:
+    """HTM-AA as rows (video, start, end, text) of whole files in ``videos``."""
+    return _trimmed(place, place.folder("videos"), train, validation)
+
+
+def _trimmed(place: Place, videos: Path, train: str, validation: str) -> Opened:
+    look = Folder(videos)
+    learnt = TrimmedVideos(read_narrations(place.file(train)), look, place.frames)
+    held = TrimmedVideos(read_narrations(place.file(validation)), look, place.frames) if validation else None
+    return Opened(learnt, videos, held)

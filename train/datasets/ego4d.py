@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames, draw_text
+from lavila_fast.train.datasets.samples import (
+    Folder,
+    FrameRead,
+    Generator,
+    Look,
+    Opened,
+    Place,
+    Sample,
+    choose_frames,
+    draw_text,
+)
 from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads
 from lavila_fast.video.pickled import read_rows
 
@@ -113,3 +123,19 @@ class Ego4D:
 
 def _file(video: str, chunk: int) -> str:
     return f"{video}.mp4/{chunk}.mp4"
+
+
+def open_ego4d(
+    place: Place,
+    human: str = "ego4d_train.pkl",
+    others: Sequence[str] = (),
+    validation: str = "ego4d_val.pkl",
+    choice: Choice = "random",
+    every: int = 1,
+) -> Opened:
+    """Ego4D as it lies in a folder: annotation files, and chunks of 300 s in ``video_5min_chunks_288px``."""
+    videos = place.folder("video_5min_chunks_288px")
+    look, more = Folder(videos), [place.file(name) for name in others]
+    train = replace(Ego4D.read(place.file(human), look, place.frames, more), choice=choice, every=every)
+    held = Ego4D.read(place.file(validation), look, place.frames) if validation else None
+    return Opened(train, videos, held)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lavila_fast.errors import InputError
-from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample
+from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample
 from lavila_fast.train.datasets.windows import window_frames
 
 
@@ -89,3 +89,15 @@ class Egtea:
         )
         views = 1 if random else self.views
         return Sample((FrameRead(one.file, tuple(ids)),), black, label=one.label, views=views)
+
+
+def open_egtea(place: Place, split: int = 1, stride: int = 2) -> Opened:
+    """A split as it lies in a folder: the published lists, and clips in ``cropped_clips``."""
+    videos = place.folder("cropped_clips")
+    numbers, names = read_classes(place.file("action_idx.txt"))
+    look = Folder(videos)
+    train, held = (
+        Egtea(read_split(place.file(f"{part}_split{split}.txt"), numbers), look, place.frames, stride)
+        for part in ("train", "test")
+    )
+    return Opened(train, videos, held, (len(names),), names)

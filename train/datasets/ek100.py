@@ -17,7 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
-from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames, draw_text
+from lavila_fast.train.datasets.samples import (
+    Folder,
+    FrameRead,
+    Generator,
+    Look,
+    Opened,
+    Place,
+    Sample,
+    choose_frames,
+    draw_text,
+)
+from lavila_fast.video.pickled import read_matrix
 
 LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
 _NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
@@ -176,12 +187,30 @@ class EK100Retrieval:
 
 @dataclass(frozen=True)
 class EK100Classes:
-    """Clips and their actions."""
+    """Clips and their actions.
+
+    Attributes:
+        segments: Clips.
+        actions: All there are.
+        look: See `Look`.
+        frames: Of a clip.
+        heads: 1: a label is an action; 3: a verb, a noun and an action.
+    """
 
     segments: Sequence[Segment]
     actions: Actions
     look: Look
     frames: int
+    heads: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the number of heads.
+
+        Raises:
+            InputError: neither 1 nor 3.
+        """
+        if self.heads not in (1, 3):
+            raise InputError(f"{self.heads} heads: take 1 (actions) or 3 (verbs, nouns and actions)")
 
     def __len__(self) -> int:
         """How many."""
@@ -192,4 +221,36 @@ class EK100Classes:
         one = self.segments[index]
         reads, black = segment_reads(one, self.look, self.frames, random)
         label = self.actions.label(one.verb, one.noun)
-        return Sample(reads, black, draw_text(self.actions.texts[label], random), label)
+        text = draw_text(self.actions.texts[label], random)
+        return Sample(reads, black, text, label if self.heads == 1 else (one.verb, one.noun, label))
+
+
+_ANNOTATIONS, _VIDEOS = "epic-kitchens-100-annotations", "video_ht256px"
+
+
+def open_retrieval(place: Place) -> Opened:
+    """Multi-instance retrieval as it lies in a folder: the published annotations, and videos in ``video_ht256px``."""
+    videos = place.folder(_VIDEOS)
+    look, base = Folder(videos), (_ANNOTATIONS, "retrieval_annotations")
+
+    def half(part: str) -> EK100Retrieval:
+        segments = read_segments(place.file(*base, f"EPIC_100_retrieval_{part}.csv"))
+        if part == "test":
+            return EK100Retrieval(segments, look, place.frames)
+        sentences = [text for _, text in read_sentences(place.file(*base, f"EPIC_100_retrieval_{part}_sentence.csv"))]
+        relevancy = read_matrix(place.file(*base, "relevancy", f"caption_relevancy_EPIC_100_retrieval_{part}.pkl"))
+        return EK100Retrieval(segments, look, place.frames, sentences, relevancy)
+
+    return Opened(half("train"), videos, half("test"))
+
+
+def open_classes(place: Place, heads: int = 1) -> Opened:
+    """Classification as it lies in a folder; see `open_retrieval`."""
+    videos = place.folder(_VIDEOS)
+    look = Folder(videos)
+    train, held = (read_segments(place.file(_ANNOTATIONS, f"EPIC_100_{part}.csv")) for part in ("train", "validation"))
+    actions = actions_of([*train, *held])
+    counts = tuple(1 + max(pair[i] for pair in actions.pairs) for i in range(2)) if heads == 3 else ()
+    names = tuple(texts[0] for texts in actions.texts)
+    sets = (EK100Classes(segments, actions, look, place.frames, heads) for segments in (train, held))
+    return Opened(next(sets), videos, next(sets), (*counts, len(actions.pairs)), names)

@@ -19,7 +19,17 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.train.datasets.samples import FrameRead, Generator, Look, Sample, choose_frames, draw_text
+from lavila_fast.train.datasets.samples import (
+    Folder,
+    FrameRead,
+    Generator,
+    Look,
+    Opened,
+    Place,
+    Sample,
+    choose_frames,
+    draw_text,
+)
 from lavila_fast.video.clips import whole_file_indices
 from lavila_fast.video.kinds import has_video_suffix
 from lavila_fast.video.lists import NamedRow, field_of, named_rows, seconds_in
@@ -234,3 +244,25 @@ class Listed:
         """
         for row, error in self.missing():
             raise InputError(f"{row.where}: {error}") from error
+
+
+def open_listed(place: Place, labels: bool = False) -> Opened:
+    """A list, and videos beside it or in the folder that `place` names.
+
+    Args:
+        place: Its `data` is the list.
+        labels: Whether classes are learnt; else texts.
+
+    Raises:
+        InputError: see `Listed.read`; or there are no labels.
+    """
+    if not place.data.is_file():
+        raise InputError(f"{place.data}: no such list; give a CSV or JSONL of video, start, end, text or label")
+    videos = place.videos or place.data.parent
+    look = Folder(videos)
+    train = Listed.read(place.data, look, place.frames)
+    if labels and not train.classes:
+        raise InputError(f"{place.data}: has no labels; write a column label with the name of each clip's class")
+    held = [row for row in read_listed(place.data) if row.split == "val"]
+    validation = Listed(held, look, place.frames, train.classes) if held else None
+    return Opened(train, videos, validation, (len(train.classes),) if train.classes else (), train.classes)

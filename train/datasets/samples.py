@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from lavila_fast.errors import VideoError
+from lavila_fast.errors import InputError, VideoError
 from lavila_fast.video.clips import frame_indices, segment_borders
 from lavila_fast.video.kept import kept_files
 
@@ -53,7 +53,7 @@ class Sample:
         black: Frames that follow those of each view, or all of the clip, and are black.
         views: Of how many views, of as many frames each, the clip is made.
         text: What belongs to it.
-        label: Its class, or 0 and 1 for each class.
+        label: Its class; its class of each head; or, as numbers with a point, 0 and 1 for each class.
         relevancy: How well text and clip fit.
         human: Whether a person wrote the text.
     """
@@ -61,7 +61,7 @@ class Sample:
     reads: tuple[FrameRead, ...]
     black: int = 0
     text: str = ""
-    label: int | tuple[float, ...] | None = None
+    label: int | tuple[int, ...] | tuple[float, ...] | None = None
     relevancy: float = 0.0
     human: bool = True
     views: int = 1
@@ -95,6 +95,61 @@ def choose_frames(first: int, stop: float, count: int, random: Generator | None)
 def draw_text(texts: Sequence[str], random: Generator | None) -> str:
     """One of several texts, any of them alike; the first without a generator."""
     return texts[0 if random is None else int(random.integers(len(texts)))]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set lies, and what is wanted of it.
+
+    Attributes:
+        data: Its folder, or its list.
+        videos: Folder of its videos, where it is another one than usual.
+        frames: Of a clip.
+    """
+
+    data: Path
+    frames: int
+    videos: Path | None = None
+
+    def file(self, *names: str) -> Path:
+        """A file below `data`.
+
+        Raises:
+            InputError: it is not there.
+        """
+        path = self.data.joinpath(*names)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; --data is to be the data set's folder, or see --set data.…")
+        return path
+
+    def folder(self, usual: str) -> Path:
+        """The folder of the videos.
+
+        Raises:
+            InputError: it is not there.
+        """
+        path = self.videos or self.data / usual
+        if not path.is_dir():
+            raise InputError(f"{path}: no such folder of videos; give it with --videos")
+        return path
+
+
+class Opened(NamedTuple):
+    """A data set, ready for training.
+
+    Attributes:
+        train: What is learnt from.
+        videos: Folder of its files.
+        validation: What is looked at now and then; None: nothing.
+        classes: How many classes each head has; none without labels.
+        names: Of the classes of the last head, where they are known.
+    """
+
+    train: AnnotatedSet
+    videos: Path
+    validation: AnnotatedSet | None = None
+    classes: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Folder:

@@ -1,0 +1,344 @@
+"""Every recipe trains from annotation files and real videos, at toy size; runs are killed, resumed and split."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from test_video_coded import write_video  # noqa: E402
+
+from lavila_fast.cli.main import run  # noqa: E402
+from lavila_fast.errors import InputError  # noqa: E402
+from lavila_fast.models.load import load_model  # noqa: E402
+from lavila_fast.train.optimisers import Optimisation  # noqa: E402
+from lavila_fast.train.recipe import differences, recipe_of, with_settings  # noqa: E402
+from lavila_fast.train.session import share_of  # noqa: E402
+from lavila_fast.train.zoo import RECIPES, find_recipe  # noqa: E402
+
+TRAIN = Path(__file__).parents[1] / "train"
+TOYS = {"CLIP": "NANO_DUAL_ENCODER", "VCLM": "NANO_NARRATOR"}
+VOCABULARIES = {"CLIP": TRAIN / "text_tokenizer.json", "VCLM": TRAIN / "narrator_tokenizer.json"}
+SENTENCES = ("#C C picks up the red cup", "#C C puts down the green bowl", "#C C pushes the blue plate")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature of every data set, as each lies on a disk."""
+    root = tmp_path_factory.mktemp("datasets")
+    films = [write_video(root / f"{i}.mp4", 60, 30, size=(96, 72)) for i in range(2)]
+
+    def place(path: Path, which: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(films[which], path)
+
+    ego4d(root / "Ego4D", place)
+    ek100(root / "EK100", place)
+    egtea(root / "EGTEA", place)
+    charades(root, place)
+    rows = [f"{i % 2}.mp4,{0.1 * i:.1f},{0.1 * i + 1:.1f},{SENTENCES[i % 3]},{'ab'[i % 2]}" for i in range(8)]
+    (root / "mine.csv").write_text("\n".join(["video,start,end,text,label", *rows]) + "\n")
+    return root
+
+
+def pickled(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(rows))
+
+
+def spoken(video: str, several: bool = False) -> list[tuple[Any, ...]]:
+    texts = [list(SENTENCES) if several else SENTENCES[i % 3] for i in range(6)]
+    return [(video, 0.2 * i, 0.2 * i + 0.8, text) for i, text in enumerate(texts)]
+
+
+def ego4d(folder: Path, place: Any) -> None:
+    place(folder / "video_5min_chunks_288px" / "one.mp4" / "0.mp4")
+    pickled(folder / "ego4d_train.pkl", spoken("one"))
+    pickled(folder / "ego4d_val.pkl", spoken("one")[:3])
+    pickled(folder / "ego4d_train.rephraser.no_punkt_top3.pkl", spoken("one", several=True))
+    narrated = [(*row, [0.5] * 3) for row in spoken("one", several=True)]
+    pickled(folder / "ego4d_train.narrator_63690737.return_10.pkl", narrated)
+
+
+def ek100(folder: Path, place: Any) -> None:
+    place(folder / "video_ht256px" / "P01" / "P01_01.MP4")
+    head = "narration_id,participant_id,video_id,start_timestamp,stop_timestamp,narration,verb_class,noun_class"
+    rows = [f"P01_01_{i},P01,P01_01,00:00:00.{i}0,00:00:01.{i}0,{SENTENCES[i % 3]},{i % 2},{i % 3}" for i in range(6)]
+    base = folder / "epic-kitchens-100-annotations"
+    found = base / "retrieval_annotations"
+    (found / "relevancy").mkdir(parents=True)
+    for part in ("train", "validation"):
+        (base / f"EPIC_100_{part}.csv").write_text("\n".join([head, *rows]) + "\n")
+    for part in ("train", "test"):
+        (found / f"EPIC_100_retrieval_{part}.csv").write_text("\n".join([head, *rows]) + "\n")
+        said = [f"P01_01_{i},{SENTENCES[i]}" for i in range(3)]
+        (found / f"EPIC_100_retrieval_{part}_sentence.csv").write_text(
+            "\n".join(["narration_id,narration", *said]) + "\n"
+        )
+    relevancy = np.eye(3)[np.arange(6) % 3]
+    path = found / "relevancy" / "caption_relevancy_EPIC_100_retrieval_train.pkl"
+    path.write_bytes(pickle.dumps(relevancy))
+
+
+def egtea(folder: Path, place: Any) -> None:
+    names = [f"OP01-R01-Salad-{i}-{i}-F1-F2" for i in range(4)]
+    for name in names:
+        place(folder / "cropped_clips" / "OP01-R01-Salad" / f"{name}.mp4")
+    (folder / "action_idx.txt").write_text("Take cup 1\nPut bowl 2\n")
+    for part in ("train", "test"):
+        (folder / f"{part}_split1.txt").write_text("".join(f"{name} {1 + i % 2} 1 1\n" for i, name in enumerate(names)))
+
+
+def charades(root: Path, place: Any) -> None:
+    place(root / "CharadesEgo" / "CharadesEgo_v1_480" / "one.mp4")
+    for part in ("train", "val"):
+        pickled(root / "CharadesEgo" / "CharadesEgo" / f"metadata_filtered_{part}.pkl", spoken("one"))
+    place(root / "HTM" / "videos" / "one.mp4")
+    for part in ("train", "val"):
+        pickled(root / "HTM" / f"htm_aa_{part}.pkl", spoken("one"))
+
+
+FOLDERS = {
+    "ego4d": "Ego4D",
+    "ek100_mir": "EK100",
+    "ek100_cls": "EK100",
+    "egtea": "EGTEA",
+    "charades_ego": "CharadesEgo",
+    "htm_aa": "HTM",
+    "listed": "mine.csv",
+}
+CLASSES = {"egtea": [2], "ek100_cls": [2, 3, 6], "listed": [2]}
+
+
+def command(name: str, home: Path, output: Path, *more: str, **settings: Any) -> list[str]:
+    """The command that trains a recipe at toy size."""
+    row = RECIPES[name]
+    family = row.model.split("_")[0]
+    toy = {"model": TOYS[family], "starts": "none", "batch_size": 4, "micro": 2, "steps": 2, "frames": 2}
+    toy |= {"evaluate_clips": 2, "evaluate_epochs": 1, "save_epochs": 1, "precision": "float32"}
+    if "DISTILBERT" in row.model:
+        toy["regularisation.dropout"] = 0
+    if row.task.name == "classify":
+        classes = CLASSES[row.data.name]
+        toy["task.classes"] = json.dumps(classes[-1:] if row.data.options.get("heads") == 1 else classes)
+    given = [f"--set={key}={value}" for key, value in {**toy, **settings}.items()]
+    vocabulary = [] if row.task.name == "classify" else ["--tokenizer", str(VOCABULARIES[family])]
+    where = ["--data", str(home / FOLDERS[row.data.name]), "-o", str(output), "--workers", "0", "--every", "1", "-q"]
+    return ["train", name, *where, *vocabulary, *given, *more]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains(name: str, home: Path, tmp_path: Path) -> None:
+    assert run(command(name, home, tmp_path / "run")) == 0
+    told = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert told["recipe"]["name"] == name
+    assert told["versions"]["torch"] == torch.__version__
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "validation" not in row]
+    assert [row["step"] for row in trained] == [1, 2]
+    assert all(np.isfinite(row["loss"]) and row["norm"] > 0 for row in trained)
+    assert any("validation" in row for row in rows)
+    model = load_model(tmp_path / "run" / "model.safetensors")
+    assert model.config.vision.frames == 2
+    assert "<svg" in (tmp_path / "run" / "log.svg").read_text()
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load_model(folder / "model.safetensors").state_dict()
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+LONG: dict[str, Any] = {"steps": 8, "save_epochs": 0.5, "evaluate_epochs": 100, "regularisation.drop_path": 0.2}
+
+
+def test_a_stopped_run_goes_on_to_the_bit(home: Path, tmp_path: Path) -> None:
+    whole, parts = (command("finetune_mir_tsf_b", home, tmp_path / name, **LONG) for name in ("whole", "parts"))
+    assert run(whole) == 0
+    assert run([*parts, "--stop-after", "3"]) == 0
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    assert run(parts) == 2  # used
+    assert run([*parts, "--resume", "--stop-after", "5"]) == 0
+    assert run([*parts, "--resume"]) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.4])
+def test_a_killed_run_goes_on_to_the_bit(home: Path, tmp_path: Path, seconds: float) -> None:
+    """Killed when its log has so many rows, and a while."""
+    given = command("finetune_mir_tsf_b", home, tmp_path / "run", **LONG)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen([sys.executable, "-m", "lavila_fast", *given], env=env)
+    log = tmp_path / "run" / "log.jsonl"
+    while started.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) >= 4):
+        time.sleep(0.01)
+    time.sleep(seconds)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert run([*given, "--resume"]) == 0
+    assert run(command("finetune_mir_tsf_b", home, tmp_path / "whole", **LONG)) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "validation" not in row]
+
+
+def test_sigterm_saves_and_leaves(home: Path, tmp_path: Path) -> None:
+    given = command("pretrain_tsf_b", home, tmp_path / "run", steps=500, save_epochs=1000, evaluate_epochs=1000)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen([sys.executable, "-m", "lavila_fast", *given], env=env)
+    while started.poll() is None and not (tmp_path / "run" / "log.jsonl").is_file():
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 143
+    done = len(losses(tmp_path / "run"))
+    assert run([*given, "--resume", "--stop-after", str(done + 1)]) == 0
+    assert len(losses(tmp_path / "run")) == done + 1
+
+
+@pytest.mark.parametrize("name", ["pretrain_tsf_b", "finetune_cls_tsf_b"])
+def test_two_processes_do_what_one_does(name: str, home: Path, tmp_path: Path) -> None:
+    one, two = (
+        command(
+            name, home, tmp_path / str(i), steps=3, **{"regularisation.drop_path": 0, "regularisation.head_dropout": 0}
+        )
+        for i in (1, 2)
+    )
+    assert run(one) == 0
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "lavila_fast", *two, "--processes", "2"], env=env, check=False)
+    assert done.returncode == 0
+    np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), rtol=1e-5)
+
+
+def test_a_run_of_one_process_goes_on_with_two(home: Path, tmp_path: Path) -> None:
+    settings = {"steps": 6, "evaluate_epochs": 100}
+    whole, parts = (command("pretrain_tsf_b", home, tmp_path / name, **settings) for name in ("whole", "parts"))
+    assert run(whole) == 0
+    assert run([*parts, "--stop-after", "3"]) == 0
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    again = [sys.executable, "-m", "lavila_fast", *parts, "--resume", "--processes", "2"]
+    assert subprocess.run(again, env=env, check=False).returncode == 0
+    np.testing.assert_allclose(losses(tmp_path / "whole"), losses(tmp_path / "parts"), rtol=1e-5)
+
+
+def said(capfd: pytest.CaptureFixture[str]) -> str:
+    return capfd.readouterr().err.strip()
+
+
+def test_what_is_wrong_is_said_in_a_line(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    good = command("pretrain_tsf_b", home, tmp_path / "run")
+
+    def fails(given: list[str], *words: str) -> None:
+        assert run(given) == 2
+        line = said(capfd)
+        assert line.startswith("error: ")
+        assert "\n" not in line
+        for word in words:
+            assert word in line, line
+
+    fails(["train", "pretrain_tsf"], "no recipe is called pretrain_tsf", "pretrain_tsf_b")
+    fails([*good, "--set", "rate=3"], "there is no rate")
+    fails([*good, "--set", "lr=fast"], "lr is 3e-05 in the recipe")
+    fails([*good, "--set", "task.heat=3"], "task contrastive has no option heat")
+    fails([*good, "--set", "data.humans=3"], "data set ego4d has no option humans; it has human, others")
+    fails([*good, "--set", "data.human=no.pkl"], "no.pkl", "no such file")
+    fails([*good, "--set", "batch_size=64"], "12 clips fill no batch of 64")
+    fails([*good, "--set", "model=NANO"], "no model is called NANO; take")
+    fails([*good, "--set", "model=NANO_NARRATOR"], "is not for NANO_NARRATOR, which is a narrator")
+    fails([*good, "--videos", str(tmp_path / "none")], "none", "no such folder of videos")
+    fails([*good, "--set", 'freeze=["gates"]'], "freeze gates: this model has no such parameters")
+    wrong = [str(TRAIN / "narrator_tokenizer.json") if one.endswith("tokenizer.json") else one for one in good]
+    fails(wrong, "")
+    fails([*command("finetune_egtea_tsf_b", home, tmp_path / "run"), "--set", "task.classes=[1]"], "[2] classes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command("pretrain_tsf_b", home, tmp_path / "run")) == 0
+    assert run([*command("pretrain_tsf_b", home, tmp_path / "run", lr=0.5), "--resume"]) == 2
+    assert "was begun with other settings (lr 3e-05 and 0.5)" in said(capfd)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = command("finetune_egtea_tsf_b", home, tmp_path / "run", lr=1e30, steps=5, fix_lr="true")
+    assert run(given) == 1
+    line = said(capfd)
+    assert "nothing of this update is kept" in line
+    assert "OP01-R01-Salad" in line
+    assert run([*given, "--resume"]) == 1
+
+
+def test_a_plan_says_what_will_happen(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run([*command("narrator_tsf_b", home, tmp_path / "run", epochs=3, steps=0), "--dry-run", "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert (plan["clips"], plan["updates"], plan["batch"], plan["micro-batches an update"]) == (6, 3, 4, 2)
+    assert plan["unreadable"] == []
+    assert set(plan["trained"]) == {"img_queries", "img_attn_pool", "img_attn_pool_norm", "text_decoder"}
+    assert sum(plan["trained"].values()) + sum(plan["frozen"].values()) == plan["parameters"]
+    assert min(plan["memory of a process"][name] for name in ("weights", "gradients", "optimiser", "activations")) > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipes_survive_json() -> None:
+    for row in RECIPES.values():
+        again = recipe_of(json.loads(json.dumps(row.to_dict())))
+        assert again.identity == row.identity
+    changed = with_settings(find_recipe("pretrain_tsf_b"), ["lr=1", "optimiser.weight_decay=0", "keep=9"])
+    assert differences(find_recipe("pretrain_tsf_b").identity, changed.identity) == [
+        "lr 3e-05 and 1.0",
+        "optimiser.weight_decay 0.01 and 0.0",
+    ]
+
+
+def test_batches_are_shared() -> None:
+    pairs = find_recipe("pretrain_tsf_b_human")
+    assert tuple(share_of(pairs, 32)) == (32, 1, None)
+    assert tuple(share_of(pairs, 1)) == (1024, 1, 32)
+    assert tuple(share_of(with_settings(pairs, ["negatives=micro"]), 4)) == (32, 8, None)
+    assert tuple(share_of(find_recipe("narrator_tsf_b"), 8)) == (8, 4, None)
+    with pytest.raises(InputError, match="3 processes cannot share a batch of 1024 evenly"):
+        share_of(pairs, 3)
+
+
+def test_recipes_have_the_originals_numbers() -> None:
+    """As published with its checkpoints: flags of the model zoo, clips of all its GPUs."""
+    rows = {name: RECIPES[name] for name in RECIPES}
+    batches = {name: row.batch_size for name, row in rows.items() if not name.endswith("_fast")}
+    assert batches["pretrain_tsf_b"] == 32 * 32
+    assert batches["pretrain_tsf_l_336_human"] == 8 * 64
+    assert batches["narrator_tsf_b"] == 8 * 32
+    assert (batches["finetune_mir_tsf_b"], batches["finetune_mir_tsf_l"]) == (16 * 32, 4 * 32)
+    assert batches["finetune_cls_tsf_b"] == 16 * 8
+    adamw, sgd = Optimisation(), rows["finetune_egtea_tsf_b"].optimiser
+    assert (adamw.betas, adamw.eps, adamw.weight_decay) == ((0.9, 0.999), 1e-8, 0.01)
+    assert (sgd.name, sgd.weight_decay, sgd.betas[0], sgd.factors) == ("sgd", 4e-5, 0.9, {"visual.": 0.1})
+    for name, row in rows.items():
+        constant = name.startswith(("pretrain", "narrator", "finetune_narrator"))
+        assert row.fix_lr == constant, name
+        assert row.frames == (4 if constant or name == "finetune_retrieval" else 16), name

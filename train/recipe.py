@@ -1,0 +1,245 @@
+"""A training run as a row: what is trained, for what, on which data, and how. Rows derive from one another.
+
+    recipe = zoo.RECIPES["pretrain_tsf_b"]
+    recipe = with_settings(recipe, ["lr=1e-4", "task.pseudo_temperature=0.1"])
+
+A batch is what one update learns from, over all processes, so that a row means the same on one GPU and on a hundred;
+how many clips a process takes at a time is a matter of memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from lavila_fast.errors import InputError
+from lavila_fast.train.optimisers import Optimisation
+from lavila_fast.train.regularise import Regularisation
+from lavila_fast.train.schedules import Schedule
+from lavila_fast.train.starts import Start
+
+Precision = Literal["float32", "bfloat16", "float16"]
+# What may change when a run goes on: nothing that any step's result depends on.
+FREE = ("about", "published", "save_epochs", "evaluate_epochs", "evaluate_clips", "keep", "micro")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of a table by its name, and what it is told.
+
+    Attributes:
+        name: Of the row.
+        options: By the names of the row's own arguments.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self, **more: Any) -> Choice:
+        """The same with more options."""
+        return Choice(self.name, {**self.options, **more})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        name: Its name on the command line.
+        about: What it is, in a line.
+        model: A row of `presets.VARIANTS`; a classifier has the video tower of one.
+        task: A row of `tasks.TASKS`.
+        data: A row of `datasets.table.DATASETS`.
+        starts: Where weights come from; everything else is fresh.
+        freeze: Rules of `parameters.FREEZING`.
+        frames: Of a clip.
+        area: Smallest and largest share of a picture that a training crop shows.
+        flips: Whether half of the training clips are mirrored.
+        epochs: How often the data are gone through; `steps`, if not 0: how many updates instead.
+        batch_size: Clips of an update.
+        micro: Clips that a process takes at a time, at most.
+        negatives: ``all``: losses over pairs compare all clips of an update, also where a process takes them piece by
+            piece; ``micro``: those taken at the same time, as the original's accumulation does.
+        lr: Peak learning rate; `lr_start`, `lr_end`, `warmup_epochs` and `fix_lr` as in `Schedule`.
+        optimiser: See `Optimisation`; its `accumulate` follows from the batch.
+        regularisation: See `Regularisation`.
+        precision: Of what is computed; weights, their updates and losses are float32.
+        ema: Decay of averaged weights, which are kept beside the others; 0: none.
+        seed: Of fresh weights, of the order of clips, and of all that is drawn.
+        save_epochs: From one checkpoint to the next; `keep` of them stay, and the best.
+        evaluate_epochs: From one look at the validation data to the next; `evaluate_clips` of them at most.
+        published: Figures of the run that it repeats.
+    """
+
+    name: str
+    model: str
+    task: Choice
+    data: Choice
+    about: str = ""
+    starts: tuple[Start, ...] = ()
+    freeze: tuple[str, ...] = ()
+    frames: int = 4
+    area: tuple[float, float] = (0.5, 1.0)
+    flips: bool = False
+    epochs: int = 5
+    steps: int = 0
+    batch_size: int = 1024
+    micro: int = 32
+    negatives: Literal["all", "micro"] = "all"
+    lr: float = 3e-5
+    lr_start: float = 1e-6
+    lr_end: float = 1e-5
+    warmup_epochs: float = 1.0
+    fix_lr: bool = False
+    optimiser: Optimisation = field(default_factory=Optimisation)
+    regularisation: Regularisation = field(default_factory=Regularisation)
+    precision: Precision = "float32"
+    ema: float = 0.0
+    seed: int = 0
+    save_epochs: float = 1.0
+    evaluate_epochs: float = 1.0
+    evaluate_clips: int = 512
+    keep: int = 3
+    published: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what would fail late.
+
+        Raises:
+            InputError: numbers that make no sense.
+        """
+        for name in ("frames", "epochs", "batch_size", "micro", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.steps < 0 or min(self.save_epochs, self.evaluate_epochs) <= 0 or not 0 <= self.ema < 1:
+            raise InputError("steps must not be negative, save_epochs and evaluate_epochs over 0, and ema from 0 to 1")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise InputError(f"precision {self.precision}: take float32, bfloat16 or float16")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise InputError(f"area must be two shares, the smaller first, not {self.area[0]:g} and {self.area[1]:g}")
+
+    def schedule(self, updates: int, each: int) -> Schedule:
+        """Learning rates of a run of so many updates, `each` of them an epoch."""
+        warmup = min(int(self.warmup_epochs * each), updates)
+        return Schedule(self.lr, updates, warmup, self.lr_start, self.lr_end, self.fix_lr)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @property
+    def identity(self) -> str:
+        """All that a checkpoint depends on; a run with another one does not go on with it."""
+        kept = {name: value for name, value in self.to_dict().items() if name not in FREE}
+        return json.dumps(kept, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def differences(a: str, b: str) -> list[str]:
+    """What differs between the identities of two recipes: ``lr 3e-05 and 0.0001``."""
+    one, other = (_flat(json.loads(text)) for text in (a, b))
+    return [
+        f"{key} {one.get(key)} and {other.get(key)}" for key in sorted({*one, *other}) if one.get(key) != other.get(key)
+    ]
+
+
+def _flat(values: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {before.rstrip("."): values}
+    return {key: one for name, value in values.items() for key, one in _flat(value, f"{before}{name}.").items()}
+
+
+def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """A recipe with some of its values replaced.
+
+    Args:
+        recipe: Of which.
+        settings: ``NAME=VALUE`` each; parts of parts by dots, ``optimiser.weight_decay=0``. Values are JSON, or words.
+
+    Raises:
+        InputError: there is no such name, or the value is of another kind.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"--set {setting}: give NAME=VALUE")
+        recipe = _set(recipe, path.strip().split("."), _value(text.strip()), setting)
+    return recipe
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "none": None}.get(text, text)
+
+
+def _set(holder: Any, path: list[str], value: Any, setting: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(holder, Choice):
+        return holder.told(**{".".join(path): _tupled(value)})
+    known = [one.name for one in fields(holder)]
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise InputError(f"--set {setting}: there is no {name}{f'; did you mean {near[0]}?' if near else ''}")
+    old = getattr(holder, name)
+    if rest and (is_dataclass(old) or isinstance(old, Mapping)):
+        new = {**old, ".".join(rest): value} if isinstance(old, Mapping) else _set(old, rest, value, setting)
+        return replace(holder, **{name: new})
+    if rest:
+        raise InputError(f"--set {setting}: {name} has no parts")
+    return replace(holder, **{name: _fitting(name, old, value, setting)})
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
+
+
+def _fitting(name: str, old: Any, value: Any, setting: str) -> Any:
+    """A value as the one that it replaces."""
+    if name == "starts":
+        return _starts(value, setting)
+    if isinstance(old, Choice) and isinstance(value, str):
+        return Choice(value)
+    if isinstance(old, tuple):
+        return _tupled(value) if isinstance(value, list) else () if value in (None, "") else (value,)
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(old) is not type(value):
+        raise InputError(f"--set {setting}: {name} is {old!r} in the recipe; give another {type(old).__name__}")
+    return value
+
+
+def _starts(value: Any, setting: str) -> tuple[Start, ...]:
+    """Of ``KIND:SOURCE`` or a list of such; none for fresh weights."""
+    told = [] if value in (None, "", []) else value if isinstance(value, list) else [value]
+    found = []
+    for one in told:
+        kind, colon, source = str(one).partition(":")
+        if not colon:
+            raise InputError(f"--set {setting}: give starts as KIND:SOURCE, such as clip:clip-vit-b-16, or none")
+        found.append(Start(kind, source))
+    return tuple(found)
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.to_dict` gave."""
+    told = {key: _tupled(value) for key, value in values.items()}
+    told["task"], told["data"] = (
+        Choice(told[name]["name"], {k: _tupled(v) for k, v in told[name]["options"].items()})
+        for name in ("task", "data")
+    )
+    told["starts"] = tuple(Start(**one) for one in values["starts"])
+    kept = {key: _tupled(value) for key, value in values["optimiser"].items()}
+    told["optimiser"] = Optimisation(**kept)
+    told["regularisation"] = Regularisation(**values["regularisation"])
+    return Recipe(**told)

@@ -1,0 +1,450 @@
+"""A recipe from beginning to end: data, model, engine, steps, and what is kept of them.
+
+A run's folder holds ``recipe.json`` (what was asked for, with versions and the command), ``log.jsonl`` and
+``log.svg``, ``samples.jsonl``, ``checkpoints/`` and, at the end, ``model.safetensors``, which every other command
+takes. SIGTERM and Ctrl-C save before leaving.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from lavila_fast import __version__
+from lavila_fast.config import ModelConfig
+from lavila_fast.errors import CheckpointError, InputError, ModelNotFoundError
+from lavila_fast.files import storage_error, write_json
+from lavila_fast.presets import tokenizer_kind
+from lavila_fast.pretrained import find_model, find_vocabulary
+from lavila_fast.text.tokenizer import Tokenizer
+from lavila_fast.train.augment import Crop
+from lavila_fast.train.build import Setting, build, model_config, task_row
+from lavila_fast.train.checkpoints import Checkpoints
+from lavila_fast.train.consolidate import consolidate
+from lavila_fast.train.cost import PEAKS, cost_of
+from lavila_fast.train.datasets.samples import Opened, Place
+from lavila_fast.train.datasets.table import open_data
+from lavila_fast.train.engines import make_engine
+from lavila_fast.train.launch import Launch
+from lavila_fast.train.loader import Items, LoadedBatches, Looks
+from lavila_fast.train.processes import StopWish, agree, processes
+from lavila_fast.train.recipe import Recipe, differences, recipe_of
+from lavila_fast.train.run import DivergedError, TrainingRun
+from lavila_fast.train.steps import Steps
+from lavila_fast.train.validation import Validation
+from lavila_fast.train.watch import LOG, PLOT, SAMPLES, SINKS, Watch
+
+RECIPE, MODEL = "recipe.json", "model.safetensors"
+_KEPT = (RECIPE, MODEL, LOG, PLOT, SAMPLES, "checkpoints", "tensorboard")
+_CONTEXT = 77
+
+
+class Share(NamedTuple):
+    """How a batch is taken.
+
+    Attributes:
+        micro: Clips of a process at a time, all of which one loss compares.
+        accumulate: Micro-batches of an update.
+        chunk: Clips of a process that are embedded at a time; None: all of the micro-batch.
+    """
+
+    micro: int
+    accumulate: int
+    chunk: int | None
+
+
+def share_of(recipe: Recipe, world: int) -> Share:
+    """How so many processes take a recipe's batch.
+
+    Raises:
+        InputError: they cannot share it evenly.
+    """
+    own, left = divmod(recipe.batch_size, world)
+    if left or not own:
+        raise InputError(f"{world} processes cannot share a batch of {recipe.batch_size} evenly; see --set batch_size")
+    piece = max(size for size in range(1, min(recipe.micro, own) + 1) if own % size == 0)
+    if task_row(recipe).pairs and recipe.negatives == "all":
+        return Share(own, 1, piece if piece < own else None)
+    return Share(piece, own // piece, None)
+
+
+class Length(NamedTuple):
+    """Of a run: updates of an epoch, epochs, and updates of all."""
+
+    each: int
+    epochs: int
+    updates: int
+
+
+def length_of(recipe: Recipe, clips: int) -> Length:
+    """How long a recipe runs over so many clips.
+
+    Raises:
+        InputError: they fill no batch.
+    """
+    each = clips // recipe.batch_size
+    if not each:
+        raise InputError(f"{clips} clips fill no batch of {recipe.batch_size}; see --set batch_size")
+    epochs = -(-recipe.steps // each) if recipe.steps else recipe.epochs
+    return Length(each, epochs, recipe.steps or each * epochs)
+
+
+class Data(NamedTuple):
+    """What a run learns from.
+
+    Attributes:
+        opened: The data set.
+        config: Sizes of the model that fits it.
+        tokenizer: Of its texts; None where the task reads none.
+        looks: How clips are seen in training.
+    """
+
+    opened: Opened
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    looks: Looks
+
+    def items(self, seed: int) -> Items:
+        """Training items."""
+        return Items(self.opened.train, self.opened.videos, self.looks, self.tokenizer, seed)
+
+    def held(self) -> Items | None:
+        """Validation items, seen as in tests."""
+        if self.opened.validation is None:
+            return None
+        return Items(self.opened.validation, self.opened.videos, replace(self.looks, crop=None), self.tokenizer)
+
+
+def open_recipe(recipe: Recipe, place: Place, tokenizer: str | None = None) -> Data:
+    """The data of a recipe.
+
+    Raises:
+        InputError: they are not there, not what they should be, or empty; or there is no vocabulary.
+    """
+    opened = open_data(recipe.data.name, recipe.data.options, place)
+    if not len(opened.train):
+        raise InputError(f"{place.data}: no clips to learn from")
+    config = model_config(recipe, opened.classes)
+    vision = config.vision
+    looks = Looks(vision.img, vision.mean, vision.std, Crop(recipe.area), recipe.flips)
+    reads = "ids" in task_row(recipe).needs
+    return Data(opened, config, _vocabulary(recipe, config, tokenizer) if reads else None, looks)
+
+
+def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Tokenizer:
+    kind = tokenizer_kind(config)
+    assert kind is not None
+    text: Any = config.text  # type: ignore[union-attr]
+    context = min(getattr(config, "max_tokens", _CONTEXT), getattr(text, "context", _CONTEXT))
+    beside = Path("first-weights")  # where there are none, the cache is looked into
+    for start in recipe.starts:
+        try:
+            beside = find_model(start.source)
+        except ModelNotFoundError:
+            continue
+    found = find_vocabulary(beside, kind, context, given)
+    if found.vocab_size != text.vocab:
+        raise InputError(
+            f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}; give its own with --tokenizer"
+        )
+    return found
+
+
+def refuse_used(output: Path, resume: bool, overwrite: bool) -> None:
+    """See that a folder may be trained into.
+
+    Raises:
+        InputError: it holds a run, and neither `resume` nor `overwrite` was given; or both were; or it is a file.
+    """
+    if resume and overwrite:
+        raise InputError("--resume goes on with the run that --overwrite would forget; leave one of the two out")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; give a folder with -o")
+    if not (resume or overwrite) and any((output / name).exists() for name in _KEPT):
+        raise InputError(f"{output}: holds an earlier run; give --resume, --overwrite, or another -o")
+
+
+def _forget(output: Path) -> None:
+    """Remove an earlier run's files."""
+    for name in _KEPT:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def describe_run(recipe: Recipe, launch: Launch, place: Place) -> dict[str, Any]:
+    """What is written beside a run, so that it can be done again."""
+    return {
+        "recipe": recipe.to_dict(),
+        "launch": asdict(launch),
+        "data": str(place.data),
+        "command": ["lavila-fast", *sys.argv[1:]],
+        "versions": {"lavila_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "git": _git_state(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _git_state() -> str | None:
+    """The commit of this package where it lies in a repository, with a ``+`` if files differ."""
+    here = Path(__file__).resolve().parent
+    try:
+        told = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+        done = subprocess.run(told, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        steps: Updates done, of `of`.
+        of: See there.
+        model: The file of the model, at the end of the run.
+        missing: Clips that could not be read.
+    """
+
+    steps: int
+    of: int
+    model: Path | None
+    missing: list[str]
+
+
+class Session:
+    """A run under way on this process; see the module."""
+
+    def __init__(self, recipe: Recipe, data: Data, output: Path, launch: Launch, rank: int, world: int) -> None:
+        share = share_of(recipe, world)
+        self.recipe, self.data, self.output, self.launch = recipe, data, output, launch
+        self.rank, self.world, self.share = rank, world, share
+        self.each, epochs, self.updates = length_of(recipe, len(data.opened.train))
+        self.batches = LoadedBatches(data.items(recipe.seed), share.micro * world, recipe.seed, launch.workers)
+        plan = Steps(self.batches.epoch, epochs, share.accumulate)
+        built = build(recipe, data.opened, Setting(share.chunk, _casts(recipe, launch)))
+        self.built = built
+        how = replace(recipe.optimiser, accumulate=share.accumulate)
+        engine = make_engine(built.task, how, launch, recipe.precision, share.micro * world)
+        rates = recipe.schedule(self.updates, self.each).rates()
+        self.run = TrainingRun(
+            built.task,
+            engine,
+            self.batches,
+            plan,
+            rates,
+            rank=rank,
+            world=world,
+            ema=recipe.ema,
+            settings=recipe.identity,
+            seed=recipe.seed,
+        )
+        self.checkpoints = Checkpoints(output, recipe.keep)
+        self.validation = self._validation()
+
+    def _validation(self) -> Validation | None:
+        held = self.data.held()
+        if held is None or not len(held):
+            return None
+        size = self.share.chunk or self.share.micro
+        return Validation(held, size, self.recipe.evaluate_clips, self.rank, self.world, self.launch.workers)
+
+    def resume(self) -> bool:
+        """Go on from the last checkpoint; returns whether there is one.
+
+        Raises:
+            CheckpointError: it is of another run, or damaged.
+        """
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return False
+        told = _told(self.output)
+        if told is not None and (different := differences(told, self.recipe.identity)):
+            raise CheckpointError(
+                f"{self.output}: was begun with other settings ({'; '.join(different[:3])}); give the same again, "
+                "or another -o"
+            )
+        return self.run.resume(latest)
+
+    def go(self, watch: Watch, stop: StopWish) -> bool:
+        """Train to the end; returns whether it was reached, or somebody asked to stop.
+
+        Raises:
+            DivergedError: the loss is no finite number any more, or far too large.
+        """
+        try:
+            for row in self.run.steps():
+                if self._after(row, watch, stop):
+                    break
+        except DivergedError as error:
+            raise DivergedError(f"{error}; its clips: {'; '.join(self.names(error.number))}", error.number) from error
+        return self.run.step >= self.updates
+
+    def names(self, number: int) -> list[str]:
+        """Files and frames of this process's share of a micro-batch."""
+        found = []
+        for epoch, index in self.batches.keys(number, self.rank, self.world):
+            reads = self.batches.items.annotated.sample(index).reads
+            found.append(f"{reads[0].file} near frame {reads[0].frames[0]}" if reads else f"row {index}, epoch {epoch}")
+        return found
+
+    def _after(self, row: dict[str, float], watch: Watch, stop: StopWish) -> bool:
+        """Log, look at validation data and save, as due after an update; returns whether to leave."""
+        step = self.run.step
+        leave = self._agreed(stop.wished or step == self.launch.limit)
+        last = leave or step == self.updates
+        watch.add(step, step / self.each, {"lr": float(self.run.rates[step - 1]), **row}, self.run.waited, last)
+        if step % watch.every == 0:
+            self.run.waited = 0.0
+        better = not leave and self._due(step, self.recipe.evaluate_epochs) and self._evaluate(watch)
+        if better or last or self._due(step, self.recipe.save_epochs):
+            self.save()
+        return last
+
+    def _agreed(self, wish: bool) -> bool:
+        """Whether any process wishes."""
+        if self.world == 1:
+            return wish
+        wished = torch.tensor(float(wish), device=self.run.engine.device)
+        dist.all_reduce(wished)
+        return bool(wished)
+
+    def _due(self, step: int, epochs: float) -> bool:
+        return step == self.updates or step % max(1, round(epochs * self.each)) == 0
+
+    def save(self) -> None:
+        """A checkpoint of where the run is."""
+        with self.checkpoints.writing(self.run.step) as folder:
+            self.run.save(folder)
+
+    def _evaluate(self, watch: Watch) -> bool:
+        """Look at the validation data; returns whether the model is the best so far."""
+        if self.validation is None:
+            return False
+        numbers, samples = self.validation.look(self.run, self.data.tokenizer)
+        watch.write({"step": self.run.step, "validation": True, **numbers})
+        watch.write_samples(self.run.step, samples)
+        watch.restart()
+        return self.checkpoints.mark_best(self.run.step, self.validation.score(numbers))
+
+
+def _casts(recipe: Recipe, launch: Launch) -> bool:
+    """Whether the task casts weights itself: DeepSpeed does it for those it shares out."""
+    return recipe.precision == "bfloat16" and launch.zero is None
+
+
+def _told(output: Path) -> str | None:
+    """The identity of the run in a folder."""
+    try:
+        values = json.loads((output / RECIPE).read_text(encoding="utf-8"))
+        return recipe_of(values["recipe"]).identity
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def train_recipe(
+    recipe: Recipe,
+    place: Place,
+    output: Path,
+    launch: Launch | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tokenizer: str | None = None,
+) -> Outcome:
+    """Run a recipe to its end, or until asked to stop.
+
+    Args:
+        recipe: What to do.
+        place: Where its data are.
+        output: Folder of the run.
+        launch: What of this machine it takes.
+        resume: Go on with what is in the folder, if there is anything.
+        overwrite: Begin afresh although the folder holds an earlier run, which is lost.
+        tokenizer: Vocabulary, where it is neither beside the first weights nor in the cache.
+
+    Raises:
+        LavilaError: what cannot end well, in a line.
+    """
+    how = launch or Launch()
+    refuse_used(output, resume, overwrite)
+    data = open_recipe(recipe, place, tokenizer)
+    stop = StopWish()
+    try:
+        with processes() as (rank, world):
+            session = Session(recipe, data, output, how, rank, world)
+            agree(True)  # nobody writes before all have begun
+            if rank == 0:
+                with storage_error(output):
+                    output.mkdir(parents=True, exist_ok=True)
+                    if overwrite:
+                        _forget(output)
+            resumed = resume and session.resume()
+            if rank == 0 and not resumed:
+                write_json(output / RECIPE, describe_run(recipe, how, place))
+            return _train(session, stop, resumed)
+    finally:
+        stop.restore()
+
+
+def _train(session: Session, stop: StopWish, resumed: bool) -> Outcome:
+    recipe, rank, world = session.recipe, session.rank, session.world
+    watch = _watch(session)
+    if rank == 0 and not session.launch.quiet:
+        taken, fresh = len(session.built.begun.taken), len(session.built.begun.fresh)
+        print(
+            f"{recipe.name}: {session.updates} updates of {recipe.batch_size} clips on {world} process"
+            f"{'es' if world > 1 else ''}; {taken} tensors taken, {fresh} fresh"
+            + (f"; going on after update {session.run.step}" if resumed else ""),
+            file=sys.stderr,
+            flush=True,
+        )
+    try:
+        ended = session.go(watch, stop)
+    finally:
+        watch.close()
+    model = None
+    if ended and rank == 0:
+        latest = session.checkpoints.latest()
+        assert latest is not None
+        model = consolidate(latest, session.data.config, session.output / MODEL)
+    return Outcome(session.run.step, session.updates, model, session.batches.missing)
+
+
+def _watch(session: Session) -> Watch:
+    recipe, launch, first = session.recipe, session.launch, session.rank == 0
+    peak = flops = 0.0
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        peak = next((value for key, value in PEAKS.items() if key in name), 0.0) * session.world
+        flops = cost_of(recipe, session.data.config).flops if peak and first else 0.0
+    sinks = [_sink(name, session) for name in launch.sinks] if first else []
+    return Watch(
+        session.output,
+        session.updates,
+        recipe.batch_size,
+        every=launch.every,
+        flops=flops,
+        peak=peak,
+        sinks=sinks,
+        quiet=launch.quiet,
+        first=first,
+    )
+
+
+def _sink(name: str, session: Session) -> Any:
+    if name not in SINKS:
+        raise InputError(f"--log {name}: take {' or '.join(SINKS)}")
+    return SINKS[name](session.output, session.recipe.to_dict())

@@ -1,0 +1,205 @@
+"""What one sees of a run: a line now and then, a JSON line of each, TensorBoard or W&B where they are, and a plot."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lavila_fast.errors import InputError, MissingExtraError
+from lavila_fast.files import replacing, storage_error
+from lavila_fast.shown import shown
+
+LOG, PLOT, SAMPLES = "log.jsonl", "log.svg", "samples.jsonl"
+
+
+_PLOTTED = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "norm": "norm of the gradient"}
+
+
+class Sink(Protocol):
+    """Where numbers go."""
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers of a step."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "train") from error
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError("wandb is not installed; run: pip install wandb") from error
+        self._run: Any = wandb.init(dir=str(folder), config=settings, name=settings.get("name"), resume="allow")
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS: dict[str, Callable[[Path, dict[str, Any]], Sink]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+
+
+class Watch:
+    """Gathers numbers of updates; says their means every so many of them.
+
+    On processes but the first one it does nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        updates: int,
+        clips: int,
+        *,
+        every: int = 10,
+        flops: float = 0.0,
+        peak: float = 0.0,
+        sinks: Sequence[Sink] = (),
+        quiet: bool = False,
+        first: bool = True,
+    ) -> None:
+        """A watch.
+
+        Args:
+            folder: Of the run.
+            updates: Of the whole run; `clips` of each.
+            clips: See there.
+            every: Updates between lines.
+            flops: Of a clip; with `peak`, operations a second of all devices together, they give the share reached.
+            peak: See there.
+            sinks: Where numbers go, too.
+            quiet: Say nothing, only write.
+            first: Whether this is the first process.
+        """
+        self.folder, self.updates, self.clips, self.every = folder, updates, clips, every
+        self.flops, self.peak, self.sinks, self.quiet, self.first = flops, peak, sinks, quiet, first
+        self._rows: list[dict[str, float]] = []
+        self._since = time.perf_counter()
+
+    def add(self, step: int, epoch: float, numbers: dict[str, float], waited: float = 0.0, last: bool = False) -> None:
+        """Numbers of an update, the same on every process; `waited`: seconds for data, since the last line."""
+        self._rows.append(numbers)
+        if not last and step % self.every:
+            return
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        row = {"step": step, "of": self.updates, "epoch": round(epoch, 3), **means(self._rows)}
+        row["clips_per_s"] = len(self._rows) * self.clips / seconds
+        row["data_wait"] = waited / seconds
+        if self.peak:
+            row["mfu"] = row["clips_per_s"] * self.flops / self.peak
+        row["eta_s"] = (self.updates - step) * seconds / len(self._rows)
+        self.write(row)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was gathered: what comes now is timed anew."""
+        self._rows, self._since = [], time.perf_counter()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row to everywhere."""
+        if not self.first:
+            return
+        short = {name: _short(value) for name, value in row.items()}
+        with storage_error(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(short, ensure_ascii=False) + "\n")
+        if not self.quiet:
+            print(" ".join(f"{name} {value}" for name, value in short.items()), file=sys.stderr, flush=True)
+        numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
+        for sink in self.sinks:
+            sink.add(int(row["step"]), {name: value for name, value in numbers.items() if name not in ("step", "of")})
+
+    def write_samples(self, step: int, samples: list[dict[str, str]]) -> None:
+        """What the model says of a few clips, beside what people said."""
+        if not self.first or not samples:
+            return
+        with storage_error(self.folder / SAMPLES), (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "samples": samples}, ensure_ascii=False) + "\n")
+        if not self.quiet:
+            for one in samples:
+                print(shown(f"  people: {one['human']} | model: {one['model']}"), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Draw the plot, end the sinks."""
+        for sink in self.sinks:
+            sink.close()
+        if self.first:
+            plot_log(self.folder)
+
+
+def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number over the rows that have it as one; NaN where none has."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            found.setdefault(name, []).extend([] if math.isnan(value) else [value])
+    return {name: sum(values) / len(values) if values else math.nan for name, values in found.items()}
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return None if not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log; of steps that were done twice, after a crash, the later ones."""
+    rows: dict[tuple[Any, bool], dict[str, Any]] = {}
+    with contextlib.suppress(FileNotFoundError), (folder / LOG).open(encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError):
+                row = json.loads(line)
+                rows[row["step"], "validation" in row] = row
+    return sorted(rows.values(), key=lambda row: row["step"])
+
+
+def plot_log(folder: Path) -> Path | None:
+    """Loss, learning rate and speed over updates, as SVG; None if matplotlib is not there or nothing was logged."""
+    rows = read_log(folder)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    if not rows:
+        return None
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for ax, (name, title) in zip(figure.subplots(2, 2).flat, _PLOTTED.items(), strict=True):
+        for held, style in ((False, "-"), (True, "o--")):
+            some = [row for row in rows if row.get(name) is not None and ("validation" in row) == held]
+            if some:
+                label = "validation" if held else "training"
+                ax.plot([row["step"] for row in some], [row[name] for row in some], style, label=label, markersize=4)
+        ax.set(title=title, xlabel="updates")
+        ax.grid(alpha=0.3)
+        if name == "loss":
+            ax.legend()
+    with replacing(folder / PLOT) as file:
+        figure.savefig(file, format="svg")
+    return folder / PLOT
