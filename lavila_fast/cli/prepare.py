@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from lavila_fast.cli.choices import PATH, LazyChoice
 from lavila_fast.cli.streams import tell
@@ -149,6 +148,8 @@ def _prepare(dataset: str, layout: Layout, given: dict[str, Any]) -> int:
 
 def _watch(run: Run, workers: int, quiet: bool) -> None:
     """Go through the videos, with a bar on a terminal, and a line every half minute elsewhere."""
+    from tqdm import tqdm
+
     from lavila_fast.train.prepare.crew import Ended
 
     show = not quiet and sys.stderr.isatty()
