@@ -429,6 +429,10 @@ def test_words_that_make_no_sense(tmp_path: Path) -> None:
         (["list", "--data", tmp_path], "where to? give a folder by -o, or --check-only"),
         (["egtea", "--data", tmp_path, "-o", out, "--chunk", 15], "--chunk 15: egtea is read in whole files"),
         (["ego4d", "--data", tmp_path, "-o", out, "--chunk", 0], "--chunk 0: ego4d is read in chunks"),
+        (
+            ["ek100", "--data", tmp_path, "-o", out, "--annotations", out],
+            "out: holds no annotations of ek100 (EPIC_100",
+        ),
         (["list", "--data", tmp_path, "-o", tmp_path], "holds the raw videos; give another folder by -o"),
         (["ego4d", "--data", tmp_path, "--check-only"], "holds no annotations of ego4d"),
     ):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from lavila_fast.cli.choices import PATH, LazyChoice
 from lavila_fast.cli.streams import tell
@@ -108,6 +107,7 @@ def _sources(given: dict[str, Any], out: Path | None) -> tuple[list[Path], list[
 
 def _prepare(dataset: str, layout: Layout, given: dict[str, Any]) -> int:
     from lavila_fast.machine import available_cpus
+    from lavila_fast.train.prepare.annotations import needed_annotations
     from lavila_fast.train.prepare.run import Run
     from lavila_fast.train.prepare.video import How
 
@@ -116,6 +116,8 @@ def _prepare(dataset: str, layout: Layout, given: dict[str, Any]) -> int:
         raise InputError("prepare: where to? give a folder by -o, or --check-only")
     if out.resolve() == given["data"].resolve():
         raise InputError(f"{out}: holds the raw videos; give another folder by -o")
+    if given["annotations"] is not None:  # said before days are spent
+        needed_annotations(dataset, given["annotations"])
     cpus = available_cpus()
     workers = cpus if given["workers"] is None else given["workers"]
     how = How(given["side"], layout.chunk_of(given["chunk"], dataset), layout.fps, max(cpus // max(workers, 1), 1))
@@ -130,25 +132,28 @@ def _prepare(dataset: str, layout: Layout, given: dict[str, Any]) -> int:
         _watch(run, workers, given["quiet"])
     shards = _shards(run, out, given) if given["shards"] else 0
     checked = _report(dataset, given, out, run)
-    told = {
+    told = {**_counts(run), "shards": shards, "annotations": [asdict(one) for one in checked]}
+    _say({**told, "seconds": round(time.monotonic() - began, 3), "output": str(out)}, checked, given)
+    return run.exit_code
+
+
+def _counts(run: Run) -> dict[str, Any]:
+    rows = run.manifest.rows.values()
+    return {
         "videos": run.videos,
         "done_before": run.ready,
         "failed": [{"source": source, "reason": reason} for source, reason in run.bad],
-        "files": len(run.manifest.rows),
+        "files": len(rows),
         "made": run.made,
-        "bytes": sum(row.size for row in run.manifest.rows.values()),
+        "bytes": sum(row.size for row in rows),
         "video_seconds": round(run.seconds, 3),
-        "seconds": round(time.monotonic() - began, 3),
-        "shards": shards,
-        "annotations": [asdict(one) for one in checked],
-        "output": str(out),
     }
-    _say(told, checked, given)
-    return run.exit_code
 
 
 def _watch(run: Run, workers: int, quiet: bool) -> None:
     """Go through the videos, with a bar on a terminal, and a line every half minute elsewhere."""
+    from tqdm import tqdm
+
     from lavila_fast.train.prepare.crew import Ended
 
     show = not quiet and sys.stderr.isatty()

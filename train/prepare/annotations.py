@@ -220,16 +220,26 @@ def find_annotations(name: str, path: Path) -> list[tuple[Path, Reader]]:
     return [(one, reader) for pattern, reader in patterns.items() for one in sorted(look(pattern)) if one.is_file()]
 
 
+def needed_annotations(name: str, path: Path) -> list[tuple[Path, Reader]]:
+    """The same, at least one.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = find_annotations(name, path)
+    if not found:
+        told = ", ".join(BENCHMARKS[name])
+        raise InputError(f"{path}: holds no annotations of {name} ({told}); give their folder by --annotations")
+    return found
+
+
 def check_annotations(name: str, path: Path, videos: Videos) -> Iterator[Checked]:
     """Check a benchmark's files, one after the other.
 
     Raises:
         InputError: there are none.
     """
-    found = find_annotations(name, path)
-    if not found:
-        told = ", ".join(BENCHMARKS[name])
-        raise InputError(f"{path}: holds no annotations of {name} ({told}); give their folder by --annotations")
+    found = needed_annotations(name, path)
     for file, reader in found:
         checked = Checked(str(file))
         with _noting(checked):
