@@ -59,7 +59,7 @@ class DualTask(TrainingTask):
         return super().forward(batch) if self.chunk is None else self.score(batch, batch.video)
 
     def embed(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of clips and sentences, (B, E) each."""
+        """Embeddings of clips and sentences, (B, E) each; with `chunk`, of frames as the batch has them."""
         ids, mask = needed(batch, "ids"), None if isinstance(self.model.config.text, ClipTextConfig) else batch.mask
         if self.chunk is None:
             text_BE = self._read(ids, mask)
