@@ -27,17 +27,16 @@ from lavila_fast.bench.gpu.ratios import ORIGINAL_WAY, speedups
 from lavila_fast.bench.gpu.rivals import JointAttention, JointViT, LinearPatchEmbed, OriginalTimeSformer
 from lavila_fast.bench.gpu.setup import Setup
 from lavila_fast.bench.gpu.training import BASE, EAGER, PEER, TrainingContest, base_part, hold
-from lavila_fast.bench.gpu.training_page import write_training
-from lavila_fast.bench.gpu.training_steps import (
+from lavila_fast.bench.gpu.training_models import (
     Contestant,
-    Trainer,
     build,
     checkpoint_blocks,
     device_peak,
     flops_per_sample,
-    largest_batch,
     random_batch,
 )
+from lavila_fast.bench.gpu.training_page import write_training
+from lavila_fast.bench.gpu.training_steps import Trainer, largest_batch
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, VisionConfig
 from lavila_fast.kernels.attention import reference
 from lavila_fast.models.timesformer import PatchEmbed, TimeSformer
