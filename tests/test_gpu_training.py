@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 pytest.importorskip("triton")
 
@@ -132,6 +133,18 @@ def test_our_kernels_train_compiled_under_cast_weights() -> None:
     (loss, gradient), (same, again) = found
     torch.testing.assert_close(same, loss, rtol=0.02, atol=0.02)
     assert torch.linalg.vector_norm(again - gradient) < 0.05 * torch.linalg.vector_norm(gradient)
+
+
+def test_blocks_are_compiled_once_for_all_of_them() -> None:
+    """Not each for itself: that would take minutes, and past eight PyTorch would leave the rest as they are."""
+    deep = replace(TOY, vision=replace(VISION, depth=4))
+    trainer = Trainer(
+        Setup(True), deep, Contestant("x", compiled=True), build(deep, Contestant("x"), "sdpa").state_dict()
+    )
+    before = counters["stats"]["unique_graphs"]
+    for _ in range(2):
+        trainer.take(random_batch(deep, 2, "cpu"))
+    assert counters["stats"]["unique_graphs"] == before + 1
 
 
 @pytest.mark.parametrize("room", [0, 1, 5, 63, 64, 65, 100, 300, 511, 5000])
