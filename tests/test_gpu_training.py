@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 pytest.importorskip("triton")
 
@@ -27,17 +28,16 @@ from lavila_fast.bench.gpu.ratios import ORIGINAL_WAY, speedups
 from lavila_fast.bench.gpu.rivals import JointAttention, JointViT, LinearPatchEmbed, OriginalTimeSformer
 from lavila_fast.bench.gpu.setup import Setup
 from lavila_fast.bench.gpu.training import BASE, EAGER, PEER, TrainingContest, base_part, hold
-from lavila_fast.bench.gpu.training_page import write_training
-from lavila_fast.bench.gpu.training_steps import (
+from lavila_fast.bench.gpu.training_models import (
     Contestant,
-    Trainer,
     build,
     checkpoint_blocks,
     device_peak,
     flops_per_sample,
-    largest_batch,
     random_batch,
 )
+from lavila_fast.bench.gpu.training_page import write_training
+from lavila_fast.bench.gpu.training_steps import Trainer, largest_batch
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, VisionConfig
 from lavila_fast.kernels.attention import reference
 from lavila_fast.models.timesformer import PatchEmbed, TimeSformer
@@ -133,6 +133,18 @@ def test_our_kernels_train_compiled_under_cast_weights() -> None:
     (loss, gradient), (same, again) = found
     torch.testing.assert_close(same, loss, rtol=0.02, atol=0.02)
     assert torch.linalg.vector_norm(again - gradient) < 0.05 * torch.linalg.vector_norm(gradient)
+
+
+def test_blocks_are_compiled_once_for_all_of_them() -> None:
+    """Not each for itself: that would take minutes, and past eight PyTorch would leave the rest as they are."""
+    deep = replace(TOY, vision=replace(VISION, depth=4))
+    trainer = Trainer(
+        Setup(True), deep, Contestant("x", compiled=True), build(deep, Contestant("x"), "sdpa").state_dict()
+    )
+    before = counters["stats"]["unique_graphs"]
+    for _ in range(2):
+        trainer.take(random_batch(deep, 2, "cpu"))
+    assert counters["stats"]["unique_graphs"] == before + 1
 
 
 @pytest.mark.parametrize("room", [0, 1, 5, 63, 64, 65, 100, 300, 511, 5000])

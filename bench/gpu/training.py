@@ -24,18 +24,8 @@ from torch import Tensor
 from lavila_fast.bench.gpu.kernel_kinds import time_by_kind
 from lavila_fast.bench.gpu.ratios import ORIGINAL_WAY, OURS, Measured
 from lavila_fast.bench.gpu.setup import TOY, Rows, Setup, attempt, tell
-from lavila_fast.bench.gpu.training_steps import (
-    MEMORY_SHARE,
-    RATE,
-    Contestant,
-    Trainer,
-    build,
-    device_peak,
-    flops_per_sample,
-    largest_batch,
-    out_of_memory,
-    random_batch,
-)
+from lavila_fast.bench.gpu.training_models import Contestant, build, device_peak, flops_per_sample, random_batch
+from lavila_fast.bench.gpu.training_steps import MEMORY_SHARE, RATE, Trainer, largest_batch, out_of_memory
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig
 from lavila_fast.presets import VARIANTS
 
