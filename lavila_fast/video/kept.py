@@ -63,8 +63,7 @@ class _Known:
         # An MP4's header says how far pictures of H.264 are out of order: no decoding is needed to find out. A frame
         # that does not come out in its turn all the same makes the reader begin again, which has learnt by then.
         mp4 = file.container.format.name.startswith("mov,mp4")
-        alone = len(file.container.streams) == 1  # the options of others are not known
-        return cls(file.info, mp4 and alone and file.info.can_seek and file.info.codec == "h264")
+        return cls(file.info, mp4 and file.info.can_seek and file.info.codec == "h264")
 
 
 class KeptFiles:

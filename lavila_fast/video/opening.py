@@ -30,7 +30,7 @@ CONTAINERS = (
 _LISTING = ("mov,mp4", "matroska", "avi")  # whose headers list all streams
 SEEKABLE = ("mov,mp4", "matroska")
 _LOOK_LONGER = {"probesize": str(256 << 20), "analyzeduration": str(3600 * 1_000_000), "scan_all_pmts": "1"}
-_LOOK_BRIEFLY = {"probesize": "32"}
+_LOOK_BRIEFLY = {"probesize": "32", "skip_frame": "all"}
 REFETCH = "fetch the file again or re-encode it"
 MOST_PIXELS = 1 << 27  # of a picture: twice 8K across and along; decoders keep up to 17 of them
 
@@ -130,7 +130,7 @@ def open_video(
     path = Path(path)
     _check_file(path)
     with contextlib.ExitStack() as held:
-        container = held.enter_context(_container(path, {}, device, quick))
+        container = held.enter_context(_container(path, _LOOK_BRIEFLY if quick else {}, device))
         if not _pictures(container) and not container.format.name.startswith(_LISTING):
             held.close()
             container = held.enter_context(_container(path, _LOOK_LONGER, device))
@@ -138,7 +138,7 @@ def open_video(
 
 
 @contextlib.contextmanager
-def _container(path: Path, more: dict[str, str], device: Any, quick: bool = False) -> Iterator[Any]:
+def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
     try:
         disk = DiskFile(path)
     except PermissionError:
@@ -148,7 +148,7 @@ def _container(path: Path, more: dict[str, str], device: Any, quick: bool = Fals
         raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
     with contextlib.closing(disk):
         try:
-            with _opened(path, disk, more, device, quick) as container:
+            with _opened(path, disk, more, device) as container:
                 yield container
         except MemoryError:
             raise
@@ -158,14 +158,11 @@ def _container(path: Path, more: dict[str, str], device: Any, quick: bool = Fals
             raise disk_error(path, disk.trouble) from error
 
 
-def _opened(path: Path, disk: DiskFile, more: dict[str, str], device: Any, quick: bool) -> Any:
+def _opened(path: Path, disk: DiskFile, more: dict[str, str], device: Any) -> Any:
     # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **more}
-    looks: dict[str, Any] = {}
-    if quick:
-        options, looks = {**options, **_LOOK_BRIEFLY}, {"stream_options": [{"skip_frame": "all"}]}
     try:
-        return av.open(disk, metadata_errors="replace", options=options, hwaccel=device, **looks)
+        return av.open(disk, metadata_errors="replace", options=options, hwaccel=device)
     except MemoryError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as error:

@@ -221,8 +221,10 @@ class Thinned:
             try:
                 yield from self._expecting(self._thin(group, *self._wants.choose(group, following)))
                 if following is None:
-                    yield from self._expecting(self._decoder.drain())
-                    self._all_came(math.inf)
+                    yield from self._finish()
+                elif self._over(following):
+                    yield from self._finish()
+                    return
                 elif (target := self._far(following)) is not None:
                     yield from self._expecting(self._pause())
                     following = self._leap(following, target)
@@ -237,6 +239,17 @@ class Thinned:
                 yield from self._in_full(following)
                 return
             group = following
+
+    def _finish(self) -> Iterator[Any]:
+        yield from self._expecting(self._decoder.drain())
+        self._all_came(math.inf)
+
+    def _over(self, following: PictureGroup) -> bool:
+        """Whether nothing is wanted any more from this group on: whoever waits for the next frame waits in vain."""
+        times = [one.time for one in (following.held[0], *following.leads) if one.time is not None]
+        if not (times and following.plain and following.begins) or any(one.wanted for one in following.held):
+            return False
+        return self._wants.following(min(times)) == math.inf
 
     def _far(self, following: PictureGroup) -> float | None:
         """The second to leap to: the next one that is wanted, if it is far beyond where `following` begins."""
