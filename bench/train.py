@@ -1,4 +1,4 @@
-"""Training's figures: the loader against the original's, what the loop costs beside its work, memory over a long run.
+"""Training's figures: the loader, what the loop costs beside its work, ZeRO, batches in pieces, memory.
 
     python -m lavila_fast.bench.train --output bench/results/training.json
     python -m lavila_fast.bench.train --only loader
@@ -19,15 +19,19 @@ from typing import Any
 import click
 
 from lavila_fast.bench.timing import machine, stamp
+from lavila_fast.bench.training.cached import cached_section
 from lavila_fast.bench.training.loader import loader_section
 from lavila_fast.bench.training.memory import memory_section
 from lavila_fast.bench.training.overhead import overhead_section
+from lavila_fast.bench.training.zero import zero_section
 from lavila_fast.files import write_json
 
 COMMAND_TRAIN = "python -m lavila_fast.bench.train"
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "loader": loader_section,
     "overhead": overhead_section,
+    "zero": zero_section,
+    "cached": cached_section,
     "memory": memory_section,
 }
 HEADLINES = {  # key of the last line → section
