@@ -77,8 +77,8 @@ class DeepSpeedEngine(TrainingEngine):
         exact = {name: parameter.detach().float().cpu().clone() for name, parameter in rounded.items()}
         self.trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
         _cast_buffers(task, precision)
-        # DeepSpeed cuts by the norm of all, but what is the loss's own is not to count.
-        own = any(parameter.requires_grad for parameter in task.criterion.parameters())
+        # DeepSpeed cuts by the norm of all, but what is the task's own beside the model is not to count.
+        own = any(not name.startswith("model.") for name in self.trained)
         self._cuts = how.clip == "value" or own or stage == 0
         settings = self._settings(clips, each, small)
         optimiser = make_optimiser(how, task)
@@ -142,7 +142,7 @@ class DeepSpeedEngine(TrainingEngine):
     @torch.no_grad()
     def _cut(self) -> Norms:
         """Cut gradients in a way that DeepSpeed has not, each process its parts."""
-        trained = {name: p for name, p in self.trained.items() if not name.startswith("criterion.")}
+        trained = {name: p for name, p in self.trained.items() if name.startswith("model.")}
         parts = gradient_parts(trained, self.stage)
         scale = float(getattr(self.module.optimizer, "loss_scale", 1.0))
         before = after = self._norm(parts) / scale
