@@ -257,6 +257,7 @@ def test_a_rehearsal_runs_every_contestant(rehearsed: dict[str, Any], tmp_path: 
     assert table.count("| TSF-B | the original's way |") == 2
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_goes_on_where_it_stopped(rehearsed: dict[str, Any], tmp_path: Path) -> None:
     gone = PEER.name, "largest"
     cut = {**rehearsed, "rows": [row for row in rehearsed["rows"] if (row.get("by"), row.get("at")) != gone]}

@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 from lavila_fast.errors import InputError, LavilaError, VideoError
 from lavila_fast.log import log_once
 from lavila_fast.text.tokenizer import PAD, Tokenizer
-from lavila_fast.train.augment import Box, Crop, Part, PartTransform, views
+from lavila_fast.train.augment import Box, Crop, Part, PartTransform
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.datasets.samples import AnnotatedSet, Sample
 from lavila_fast.video.kept import kept_files
 from lavila_fast.video.reader import read_frames
+from lavila_fast.video.transforms import normalise, preprocess
 
 _FLIP, _OTHERS = 0.5, 20  # items tried instead of one that cannot be read
 _BLACK = (240, 320)  # pixels of a clip that is all black
@@ -148,7 +149,7 @@ class Items(Dataset[Item]):
         if any(part.shape[1:3] != (height, width) for part in parts):
             raise _other_size(self.root / sample.reads[1].file)
         clip = _in_views(parts, np.zeros((sample.black, height, width, 3), np.uint8), sample.views)
-        return views(clip, looks.size, looks.mean, looks.std)[0]
+        return normalise(np.stack([preprocess(frame, looks.size) for frame in clip]), looks.mean, looks.std)
 
     def _part(self, sample: Sample, random: np.random.Generator) -> NDArray[np.float32]:
         """A clip for training, (3, T, S, S)."""

@@ -68,6 +68,9 @@ class DeepSpeedEngine(TrainingEngine):
             import deepspeed
         except ImportError as error:
             raise MissingExtraError("deepspeed", "train") from error
+        # For CPUs it would compile an exchange of its own when it is first used: that takes a compiler, a minute, and a
+        # lock, for which every later run waits without end if this one is killed meanwhile. gloo is there already.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if precision == "float16" and not deepspeed.get_accelerator().is_fp16_supported():
             raise InputError("DeepSpeed computes no float16 on this device; take bfloat16 or float32")
         task.fast = False
