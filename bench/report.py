@@ -20,7 +20,7 @@ from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md", ROOT / "docs" / "TIME.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md", ROOT / "docs" / "TIME.md", ROOT / "docs" / "TRAINING.md")
 
 
 def narrate_table(result: dict[str, Any]) -> str:
@@ -161,6 +161,35 @@ def nearest_table(result: dict[str, Any]) -> str:
     )
 
 
+def training_table(result: dict[str, Any]) -> str:
+    """The loader, the loop, ZeRO and batches in pieces, from ``training.json``."""
+    told = result["sections"]
+    rows = [
+        "| loader, CPU ms a sample | original's way | the same, lean | ours | speed-up |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in told["loader"]["rows"]:
+        cells = [f"{row[f'{name}_cpu_ms_a_sample']:.0f}" for name in ("original", "original_lean", "ours")]
+        rows.append(f"| {row['what']} | {' | '.join(cells)} | {row['speedup']:.1f}× |")
+    rows += ["", "| two processes, CPU | largest loss difference | ms a step | optimiser's bytes of a process |"]
+    rows.append("|---|---:|---:|---:|")
+    for row in told["zero"]["rows"]:
+        rows.append(f"| {row['what']} | {row['off']:.0e} | {row['step_ms']} | {row['state_bytes']:,} |")
+    rows += ["", "| contrastive batch in pieces | peak, MB | all at once, MB | peak ÷ (a piece + embeddings) |"]
+    rows.append("|---|---:|---:|---:|")
+    for row in told["cached"]["rows"]:
+        peaks = [f"{row[name] / 1e6:.0f}" for name in ("peak_bytes", "whole_batch_peak_bytes")]
+        rows.append(f"| {row['what']} | {' | '.join(peaks)} | {row['ratio']:.2f} |")
+    overhead, memory = told["overhead"], told["memory"]
+    rows += [
+        "",
+        f"The loop takes {overhead['loop_overhead_percent']:.1f} % of a step beside forward, backward and optimiser "
+        f"({overhead['what']}). Resident memory grew by {memory['mb_over_10000_steps']:.1f} MB in the second half of "
+        f"{memory['what']}, counted for 10,000. {told['loader']['machine']['cpu']}.",
+    ]
+    return "\n".join(rows)
+
+
 def gpu_table() -> str:
     """Targets and what was reached, from the folder that ``make gpu`` wrote."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / GPU).glob("*.json"))}
@@ -174,6 +203,7 @@ PAGE_BLOCKS = {
     "engines": engines_table,
     "preprocess": preprocess_table,
     "nearest": nearest_table,
+    "training": training_table,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -181,6 +211,7 @@ FILES = {
     "engines": "engines.json",
     "preprocess": "kernels.json",
     "nearest": "nearest.json",
+    "training": "training.json",
 }
 GPU = "h200"  # whose figures stand in the README
 

@@ -84,7 +84,7 @@ def main(output: Path | None, only: str | None) -> None:
         sections[name] = {**told, "took_s": round(time.perf_counter() - began, 1), "command": command, "machine": about}
         click.echo(f"{name}: {sections[name]['took_s']:.0f} s", err=True)
         if output:
-            write_json(output, {"sections": sections})
+            write_json(output, {"command": command, "machine": about, "sections": sections})
     click.echo(training_page(sections))
     click.echo(stamp(machine()))
     click.echo(json.dumps(headline(sections)))

@@ -35,15 +35,15 @@ from lavila_fast.video.kept import kept_files
 
 CHUNK = CodedFilm("chunk_288p", "H.264, x264's defaults", "libx264", "mp4", (512, 288), {"crf": "23"})
 PREPARED = CodedFilm(
-    "prepared_288p",
-    "H.264, key frames every 0.5 s, B-frames that no other needs",
+    "prepared_288p_1s",
+    "H.264 as `prepare` makes it: key frames every second, B-frames that no other needs",
     "libx264",
     "mp4",
     (512, 288),
     {
         "preset": "veryfast",
         "crf": "23",
-        "x264-params": "keyint=15:min-keyint=15:scenecut=0:bframes=2:b-pyramid=none:b-adapt=0",
+        "x264-params": "keyint=30:min-keyint=30:scenecut=0:bframes=3:b-pyramid=none:b-adapt=0",
     },
 )
 FRAMES, SHORTEST, LONGEST = 4, 1.0, 5.0  # of a clip; seconds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lavila_fast.errors import InputError
+from lavila_fast.errors import InputError, VideoError
 from lavila_fast.train.datasets.ego4d import Narrated, read_narrations
 from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample, choose_frames
 from lavila_fast.train.datasets.windows import window_frames
@@ -134,6 +134,9 @@ class TrimmedVideos:
         def choose(first: int, stop: int, count: int) -> list[int]:
             return choose_frames(first, stop, count, random)
 
+        if min(row.end, length / fps) <= row.start:
+            what = f"ends at {length / fps:.3f} s, before a clip from {row.start:g} to {row.end:g} s begins"
+            raise VideoError(file, what, "mend the annotation or the video")
         ids = whole_file_indices(length, fps, row.start, row.end, self.frames, choose=choose)
         return Sample((FrameRead(file, tuple(ids)),), text=row.texts[0])
 

@@ -73,6 +73,7 @@ class Ego4D:
         human: How many of `rows`, the first ones, people wrote.
         choice: Which of several texts: any, alike, or all of them joined.
         every: Only every so many-th row.
+        chunk: Seconds of a chunk.
     """
 
     rows: Sequence[Narrated]
@@ -81,6 +82,18 @@ class Ego4D:
     human: int
     choice: Choice = "random"
     every: int = 1
+    chunk: int = CHUNK_SECONDS
+
+    def __post_init__(self) -> None:
+        """Check what would fail late.
+
+        Raises:
+            InputError: an unknown choice of texts, or a number below 1.
+        """
+        if self.choice not in ("random", "concat"):
+            raise InputError(f"choice {self.choice}: take random or concat")
+        if min(self.every, self.chunk) < 1:
+            raise InputError(f"every {self.every} and chunk {self.chunk} must be at least 1")
 
     @classmethod
     def read(cls, human: Path, look: Look, frames: int, others: Sequence[Path] = ()) -> Ego4D:
@@ -106,18 +119,22 @@ class Ego4D:
         """The frames of a clip; what its chunk does not hold comes from the next one.
 
         Raises:
-            VideoError: the chunk that it begins in cannot be read.
+            VideoError: the chunk that it begins in cannot be read, or ends before.
         """
-        chunk = int(row.start) // CHUNK_SECONDS * CHUNK_SECONDS
+        chunk = int(row.start) // self.chunk * self.chunk
         lengths = {chunk: self.look(_file(row.video, chunk)).frames}
         if (max(row.start, row.end) - chunk) * FPS + self.frames + 1 >= lengths[chunk]:  # it may go on in the next one
             with contextlib.suppress(VideoError):  # it may be the last one
-                lengths[chunk + CHUNK_SECONDS] = self.look(_file(row.video, chunk + CHUNK_SECONDS)).frames
+                lengths[chunk + self.chunk] = self.look(_file(row.video, chunk + self.chunk)).frames
 
         def choose(first: int, stop: int, count: int) -> list[int]:
             return choose_frames(first, stop, count, random)
 
-        found = chunked_reads(lengths, FPS, row.start, row.end, self.frames, choose=choose)
+        each = self.chunk
+        try:
+            found = chunked_reads(lengths, FPS, row.start, row.end, self.frames, chunk_seconds=each, choose=choose)
+        except InputError as error:
+            raise VideoError(_file(row.video, chunk), str(error), "mend the annotation or fetch the chunk") from error
         return tuple(FrameRead(_file(row.video, start), tuple(ids)) for start, ids in found)
 
 
@@ -132,10 +149,11 @@ def open_ego4d(
     validation: str = "ego4d_val.pkl",
     choice: Choice = "random",
     every: int = 1,
+    chunk: int = CHUNK_SECONDS,
 ) -> Opened:
     """Ego4D as it lies in a folder: annotation files, and chunks of 300 s in ``video_5min_chunks_288px``."""
     videos = place.folder("video_5min_chunks_288px")
     look, more = Folder(videos), [place.file(name) for name in others]
-    train = replace(Ego4D.read(place.file(human), look, place.frames, more), choice=choice, every=every)
-    held = Ego4D.read(place.file(validation), look, place.frames) if validation else None
+    train = replace(Ego4D.read(place.file(human), look, place.frames, more), choice=choice, every=every, chunk=chunk)
+    held = replace(Ego4D.read(place.file(validation), look, place.frames), chunk=chunk) if validation else None
     return Opened(train, videos, held)
