@@ -20,11 +20,15 @@ torch = pytest.importorskip("torch")
 from test_video_coded import write_video  # noqa: E402
 
 from lavila_fast.cli.main import run  # noqa: E402
+from lavila_fast.config import ClassifierConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
+from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.load import load_model  # noqa: E402
+from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.optimisers import Optimisation  # noqa: E402
 from lavila_fast.train.recipe import differences, recipe_of, with_settings  # noqa: E402
-from lavila_fast.train.session import share_of  # noqa: E402
+from lavila_fast.train.session import batch_share  # noqa: E402
+from lavila_fast.train.tasks import ClassifyTask  # noqa: E402
 from lavila_fast.train.zoo import RECIPES, find_recipe  # noqa: E402
 
 TRAIN = Path(__file__).parents[1] / "train"
@@ -117,7 +121,7 @@ def charades(root: Path, place: Any) -> None:
         pickled(root / "HTM" / f"htm_aa_{part}.pkl", spoken("one"))
 
 
-FOLDERS = {
+FOLDERS = {  # of each data set
     "ego4d": "Ego4D",
     "ek100_mir": "EK100",
     "ek100_cls": "EK100",
@@ -164,6 +168,7 @@ def test_every_recipe_trains(name: str, home: Path, tmp_path: Path) -> None:
     assert any("validation" in row for row in rows)
     model = load_model(tmp_path / "run" / "model.safetensors")
     assert model.config.vision.frames == 2
+    assert (tmp_path / "run" / "model.tokenizer.json").is_file() == (RECIPES[name].task.name != "classify")
     assert "<svg" in (tmp_path / "run" / "log.svg").read_text()
 
 
@@ -337,12 +342,12 @@ def test_recipes_survive_json() -> None:
 
 def test_batches_are_shared() -> None:
     pairs = find_recipe("pretrain_tsf_b_human")
-    assert tuple(share_of(pairs, 32)) == (32, 1, None)
-    assert tuple(share_of(pairs, 1)) == (1024, 1, 32)
-    assert tuple(share_of(with_settings(pairs, ["negatives=micro"]), 4)) == (32, 8, None)
-    assert tuple(share_of(find_recipe("narrator_tsf_b"), 8)) == (8, 4, None)
+    assert tuple(batch_share(pairs, 32)) == (32, 1, None)
+    assert tuple(batch_share(pairs, 1)) == (1024, 1, 32)
+    assert tuple(batch_share(with_settings(pairs, ["negatives=micro"]), 4)) == (32, 8, None)
+    assert tuple(batch_share(find_recipe("narrator_tsf_b"), 8)) == (8, 4, None)
     with pytest.raises(InputError, match="3 processes cannot share a batch of 1024 evenly"):
-        share_of(pairs, 3)
+        batch_share(pairs, 3)
 
 
 def test_recipes_have_the_originals_numbers() -> None:
@@ -361,3 +366,60 @@ def test_recipes_have_the_originals_numbers() -> None:
         constant = name.startswith(("pretrain", "narrator", "finetune_narrator"))
         assert row.fix_lr == constant, name
         assert row.frames == (4 if constant or name == "finetune_retrieval" else 16), name
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_clips_have_mixed_losses(kind: str) -> None:
+    """Against the formula: of what the model saw, pixel by pixel, and of two cross-entropies."""
+    torch.manual_seed(0)
+    vision = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, frames=2, act="gelu")
+    task = ClassifyTask(Classifier(ClassifierConfig(vision, (5,))), smoothing=0.0, **{kind: 1.0})
+    seen: list[torch.Tensor] = []
+    task.model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    video = torch.randn(4, 3, 2, 16, 16)
+    targets = torch.tensor([0, 1, 2, 3])
+    loss, _ = task.train()(TrainingBatch(video, targets=targets))
+    own = (seen[0] - video.flip(0)) / (video - video.flip(0))  # each pixel's share of its own clip
+    if kind == "cutmix":
+        assert set(own.round(decimals=3).unique().tolist()) <= {0.0, 1.0}
+        assert torch.equal(own[0, 0, 0], own[3, 2, 1])  # one box for all
+    share = own.mean().item()
+    assert 0 < share < 1
+    chances = task.model(seen[0]).log_softmax(-1)
+    expected = -(share * chances[range(4), targets] + (1 - share) * chances[range(4), targets.flip(0)]).mean()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    calm, _ = task.eval()(TrainingBatch(video, targets=targets))
+    assert torch.equal(seen[-1], video)
+    assert float(calm.detach()) == pytest.approx(
+        float(-task.model(video).log_softmax(-1)[range(4), targets].mean()), rel=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_the_documented_sequence(tmp_path: Path) -> None:
+    """From raw videos to a dual encoder that learnt from a narrator that was trained here, by commands alone."""
+    raw, data, runs = tmp_path / "raw", tmp_path / "Ego4D", tmp_path / "runs"
+    raw.mkdir()
+    data.mkdir()
+    write_video(raw / "one.mp4", 100, 25, size=(192, 144))
+    pickled(data / "ego4d_train.pkl", spoken("one"))
+    pickled(data / "ego4d_val.pkl", spoken("one")[:3])
+    chunks = data / "video_5min_chunks_288px"
+    assert run(["prepare", "ego4d", "--data", str(raw), "-o", str(chunks), "--side", "96", "--workers", "0", "-q"]) == 0
+    assert run(["prepare", "ego4d", "--data", str(data), "--check-only"]) == 0
+
+    def trained(name: str, output: str, **settings: Any) -> Path:
+        assert run(command(name, tmp_path, runs / output, **settings)) == 0
+        return runs / output / "model.safetensors"
+
+    human = trained("pretrain_tsf_b_human", "human")
+    narrator = trained("narrator_tsf_b", "narrator", starts=json.dumps([f"dual_encoder:{human}"]))
+    said = tmp_path / "narrated.jsonl"
+    told = ["narrate", str(chunks), "--clips", str(data / "ego4d_train.pkl"), "--model", str(narrator)]
+    assert run([*told, "--samples", "3", "-o", str(said), "--quiet"]) == 0
+    assert run(["narrations", str(said), "-o", str(data / "narrated.pkl")]) == 0
+    everything = {"data.others": '["narrated.pkl"]', "data.human": "ego4d_train.pkl"}
+    model = trained("pretrain_tsf_b", "all", **everything)
+    rows = [json.loads(line) for line in (runs / "all" / "log.jsonl").read_text().splitlines()]
+    assert sum(row["rows_pseudo"] for row in rows if "validation" not in row) > 0
+    assert load_model(model).config.vision.frames == 2

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from lavila_fast.errors import VideoError
+from lavila_fast.errors import ModelNotFoundError, VideoError
+from lavila_fast.pretrained import find_start
 from lavila_fast.train.build import task_row
 from lavila_fast.train.cost import PEAKS, cost_of
 from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.recipe import Recipe
-from lavila_fast.train.session import length_of, open_recipe, share_of
+from lavila_fast.train.session import batch_share, length_of, open_recipe
 
 _LOOKED_AT = 64  # clips whose files are opened
 _REACHED = 0.4  # share of a device's peak that a run may reach; a guess
@@ -29,7 +30,7 @@ def plan_of(
         InputError: what would end the run at its beginning.
     """
     data = open_recipe(recipe, place, tokenizer)
-    share, cost = share_of(recipe, processes), cost_of(recipe, data.config)
+    share, cost = batch_share(recipe, processes), cost_of(recipe, data.config)
     clips = len(data.opened.train)
     each, _, updates = length_of(recipe, clips)
     memory = cost.memory(recipe, share.chunk or share.micro, processes, stage)
@@ -41,6 +42,7 @@ def plan_of(
         "learns from": list(task_row(recipe).needs),
         "clips": clips,
         "validation clips": 0 if data.opened.validation is None else len(data.opened.validation),
+        "not there yet": _not_fetched(recipe),
         "unreadable": _unreadable(data.opened.train, _LOOKED_AT),
         "updates": updates,
         "updates an epoch": each,
@@ -56,6 +58,17 @@ def plan_of(
         "memory of a process": memory,
         "seconds, estimated": {name: round(flops / rate / processes) for name, rate in rates.items()},
     }
+
+
+def _not_fetched(recipe: Recipe) -> list[str]:
+    """What the run would begin with and is not on this machine."""
+    found = []
+    for start in recipe.starts:
+        try:
+            find_start(start.source)
+        except ModelNotFoundError as error:
+            found.append(str(error))
+    return found
 
 
 def _unreadable(clips: Any, most: int) -> list[str]:

@@ -25,7 +25,7 @@ from lavila_fast.config import ModelConfig
 from lavila_fast.errors import CheckpointError, InputError, ModelNotFoundError
 from lavila_fast.files import storage_error, write_json
 from lavila_fast.presets import tokenizer_kind
-from lavila_fast.pretrained import find_model, find_vocabulary
+from lavila_fast.pretrained import find_start, find_vocabulary
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.augment import Crop
 from lavila_fast.train.build import Setting, build, model_config, task_row
@@ -45,7 +45,7 @@ from lavila_fast.train.validation import Validation
 from lavila_fast.train.watch import LOG, PLOT, SAMPLES, SINKS, Watch
 
 RECIPE, MODEL = "recipe.json", "model.safetensors"
-_KEPT = (RECIPE, MODEL, LOG, PLOT, SAMPLES, "checkpoints", "tensorboard")
+_KEPT = (RECIPE, MODEL, "model.tokenizer.json", LOG, PLOT, SAMPLES, "checkpoints", "tensorboard")
 _CONTEXT = 77
 
 
@@ -63,7 +63,7 @@ class Share(NamedTuple):
     chunk: int | None
 
 
-def share_of(recipe: Recipe, world: int) -> Share:
+def batch_share(recipe: Recipe, world: int) -> Share:
     """How so many processes take a recipe's batch.
 
     Raises:
@@ -149,7 +149,7 @@ def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Token
     beside = Path("first-weights")  # where there are none, the cache is looked into
     for start in recipe.starts:
         try:
-            beside = find_model(start.source)
+            beside = find_start(start.source)
         except ModelNotFoundError:
             continue
     found = find_vocabulary(beside, kind, context, given)
@@ -228,7 +228,7 @@ class Session:
     """A run under way on this process; see the module."""
 
     def __init__(self, recipe: Recipe, data: Data, output: Path, launch: Launch, rank: int, world: int) -> None:
-        share = share_of(recipe, world)
+        share = batch_share(recipe, world)
         self.recipe, self.data, self.output, self.launch = recipe, data, output, launch
         self.rank, self.world, self.share = rank, world, share
         self.each, epochs, self.updates = length_of(recipe, len(data.opened.train))
@@ -420,6 +420,8 @@ def _train(session: Session, stop: StopWish, resumed: bool) -> Outcome:
         latest = session.checkpoints.latest()
         assert latest is not None
         model = consolidate(latest, session.data.config, session.output / MODEL)
+        if session.data.tokenizer is not None:  # where every command looks for a model's vocabulary
+            session.data.tokenizer.save(model.with_suffix(".tokenizer.json"))
     return Outcome(session.run.step, session.updates, model, session.batches.missing)
 
 
