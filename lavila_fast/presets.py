@@ -438,9 +438,9 @@ def files_of_tokenizer(kind: str | None) -> tuple[VocabularyFile, ...]:
     return tuple(row for row in _VOCABULARY_FILES if row.kind == kind)
 
 
-def hint(name: str) -> str:
-    """What somebody may have meant who wrote a name that no model has."""
-    near = get_close_matches(name, [*CHECKPOINTS, *VARIANTS, *PRETRAINED], 3, 0.4)
+def hint(name: str, beginnings: bool = False) -> str:
+    """What somebody may have meant who wrote a name that no model has; with `beginnings`, of `PRETRAINED`, too."""
+    near = get_close_matches(name, [*CHECKPOINTS, *VARIANTS, *(PRETRAINED if beginnings else ())], 3, 0.4)
     return f"did you mean {' or '.join(near)}?" if near else "`lavila-fast models list` has them all"
 
 
@@ -457,6 +457,6 @@ def config_for(name: str, frames: int | None = None) -> ModelConfig:
     if name in PRETRAINED:
         raise InputError(f"{name} is what training begins with, no model; `lavila-fast models list` has models")
     if name not in CHECKPOINTS and name not in VARIANTS:
-        raise InputError(f"no model is called {name!r}; {hint(name)}")
+        raise InputError(f"no model is called {name!r}; {hint(name, beginnings=True)}")
     config = CHECKPOINTS[name].config if name in CHECKPOINTS else VARIANTS[name]
     return config if frames is None else replace(config, vision=replace(config.vision, frames=frames))

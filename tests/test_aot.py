@@ -26,6 +26,7 @@ def rows() -> list[Resources]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_all_compile_for_all_architectures(rows: list[Resources]) -> None:
     known = {one.name: one for one in variants()}
     assert len(known) == len(variants())
@@ -34,6 +35,7 @@ def test_all_compile_for_all_architectures(rows: list[Resources]) -> None:
     assert {row.name.split("/")[0] for row in rows if row.wants_tensor_cores} >= {"attention_space", "decode"}
 
 
+@pytest.mark.slow
 def test_tensor_cores_and_spills(rows: list[Resources]) -> None:
     assert problems(rows) == []
     assert all(0 < row.registers <= 255 for row in rows)
@@ -51,11 +53,13 @@ def test_no_kernel_is_forgotten() -> None:
     assert compiled <= launched  # what is compiled here is what a launcher runs
 
 
+@pytest.mark.slow
 def test_the_committed_table_is_of_these_kernels(rows: list[Resources]) -> None:
     written = json.loads((ROOT / "bench" / "results" / "kernels.json").read_text())["resources"]
     assert {(row["name"], row["architecture"]) for row in written} >= {(row.name, row.architecture) for row in rows}
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said(rows: list[Resources]) -> None:
     row = next(row for row in rows if row.wants_tensor_cores)
     assert "no tensor-core instruction" in problems([replace(row, tensor_cores=())])[0]

@@ -304,6 +304,7 @@ def test_a_calibration_folder_without_videos(tmp_path, tiny_bundle):
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_goes_on(tmp_path, tiny_bundle, monkeypatch):
     """What was measured lies beside the output until the bundle is there, and only the rest is measured."""
     beside, clips, done = tiny_bundle.parent, tmp_path / "clips", []

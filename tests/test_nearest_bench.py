@@ -14,6 +14,7 @@ from lavila_fast.bench.decode import CodedFilm
 pytest.importorskip("PIL")
 
 
+@pytest.mark.slow
 def test_figures_of_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVILA_FAST_HOME", str(tmp_path))
     groups = {"x264-params": "keyint=30:min-keyint=30:scenecut=0"}

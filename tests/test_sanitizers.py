@@ -39,6 +39,7 @@ def test_planted_bugs_are_found(tmp_path, bug):
         sanitize.run_program(program)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", sanitize.SANITIZERS)
 def test_everything_on_several_threads(sanitizer):
     assert "good" in sanitize.check_program(sanitizer, sanitize.widths()[0])

@@ -40,7 +40,7 @@ def counts(folder, text, value, *options):
     return {word.rstrip("s"): int(count) for count, word in re.findall(r"(\d+) (\w+)", last) if word != "in"}
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("options", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["alone", "xdist"])
 def test_a_missing_compiler_fails(tmp_path, options):
     text = INSIDE.format(reason="no C++ compiler")
     assert counts(tmp_path, text, "0", *options) == {"passed": 1, "skipped": 3, "xfailed": 1}
@@ -54,7 +54,7 @@ def test_a_good_reason_is_one(tmp_path):
     assert found == {"passed": 1, "skipped": 3, "xfailed": 1}
 
 
-@pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["alone", "xdist"])
+@pytest.mark.parametrize("options", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)], ids=["alone", "xdist"])
 def test_a_missing_package_fails_a_whole_file(tmp_path, options):
     assert counts(tmp_path, MODULE.format(name="no_such_package"), "0", *options) == {"skipped": 1}
     assert counts(tmp_path, MODULE.format(name="no_such_package"), "1", *options)["error"] == 1

@@ -183,6 +183,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 LONG: dict[str, Any] = {"steps": 8, "save_epochs": 0.5, "evaluate_epochs": 100, "regularisation.drop_path": 0.2}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_bit(home: Path, tmp_path: Path) -> None:
     whole, parts = (command("finetune_mir_tsf_b", home, tmp_path / name, **LONG) for name in ("whole", "parts"))
     assert run(whole) == 0
@@ -244,6 +245,7 @@ def test_two_processes_do_what_one_does(name: str, home: Path, tmp_path: Path) -
     np.testing.assert_allclose(losses(tmp_path / "1"), losses(tmp_path / "2"), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(home: Path, tmp_path: Path) -> None:
     settings = {"steps": 6, "evaluate_epochs": 100}
     whole, parts = (command("pretrain_tsf_b", home, tmp_path / name, **settings) for name in ("whole", "parts"))

@@ -14,13 +14,13 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from lavila_fast import __version__
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import CheckpointError, InputError, ModelNotFoundError
 from lavila_fast.files import storage_error, write_json
@@ -191,7 +191,11 @@ def describe_run(recipe: Recipe, launch: Launch, place: Place) -> dict[str, Any]
         "launch": asdict(launch),
         "data": str(place.data),
         "command": ["lavila-fast", *sys.argv[1:]],
-        "versions": {"lavila_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "lavila_fast": metadata.version("lavila-fast"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "git": _git_state(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
