@@ -180,14 +180,24 @@ def training_table(result: dict[str, Any]) -> str:
     for row in told["cached"]["rows"]:
         peaks = [f"{row[name] / 1e6:.0f}" for name in ("peak_bytes", "whole_batch_peak_bytes")]
         rows.append(f"| {row['what']} | {' | '.join(peaks)} | {row['ratio']:.2f} |")
-    overhead, memory = told["overhead"], told["memory"]
-    rows += [
-        "",
-        f"The loop takes {overhead['loop_overhead_percent']:.1f} % of a step beside forward, backward and optimiser "
-        f"({overhead['what']}). Resident memory grew by {memory['mb_over_10000_steps']:.1f} MB in the second half of "
-        f"{memory['what']}, counted for 10,000. {told['loader']['machine']['cpu']}.",
+    return "\n".join([*rows, "", _training_note(told)])
+
+
+def _training_note(told: dict[str, Any]) -> str:
+    own, ours = told["loader"]["rows"][:2]  # chunks as the original makes them, and as `prepare` does
+    share = own["original_cpu_ms_a_sample"] / ours["ours_cpu_ms_a_sample"]
+    loop, memory = told["overhead"], told.get("memory")
+    parts = [
+        f"With chunks as each side makes them, the loader takes 1/{share:.1f} of the original's processor time.",
+        f"The loop takes {loop['loop_overhead_percent']:.1f} % of a step beside forward, backward and optimiser "
+        f"({loop['what']}).",
     ]
-    return "\n".join(rows)
+    if memory:
+        parts.append(
+            f"Over {memory['what']}, resident memory grew by {memory['mb_over_10000_steps']:.1f} MB per 10,000 steps "
+            "in their second half."
+        )
+    return " ".join([*parts, f"{told['loader']['machine']['cpu']}."])
 
 
 def gpu_table() -> str:
