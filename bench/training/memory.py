@@ -5,6 +5,8 @@ The slope of resident memory over the second half of the steps, in bytes over 10
 
 from __future__ import annotations
 
+import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from lavila_fast.bench.films import CodedFilm, made
+from lavila_fast.bench.timing import in_subprocess
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, VisionConfig
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.text.train import train_bpe
@@ -55,15 +58,16 @@ def resident_bytes() -> int:
 
 
 def memory_section(steps: int = LONG, every: int = 100) -> dict[str, Any]:
-    """Resident memory over the steps."""
-    threads = torch.get_num_threads()
+    """Resident memory over the steps of a process of its own: in one that gave much back, growth would not show."""
+    return in_subprocess("lavila_fast.bench.training.memory", [str(steps), str(every)], timeout=1800)
+
+
+def watched(steps: int, every: int) -> dict[str, Any]:
+    """The same in this process."""
     torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            run = tiny_run(Path(folder), steps)
-            seen = [(run.step, resident_bytes()) for _ in run.steps() if run.step % every == 0]
-    finally:
-        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        run = tiny_run(Path(folder), steps)
+        seen = [(run.step, resident_bytes()) for _ in run.steps() if run.step % every == 0]
     at, held = np.array(seen[len(seen) // 2 :], float).T
     slope = float(np.polyfit(at, held, 1)[0])
     return {
@@ -72,3 +76,7 @@ def memory_section(steps: int = LONG, every: int = 100) -> dict[str, Any]:
         "mb_over_10000_steps": round(slope * 10_000 / 2**20, 2),
         "growth_percent": round(100 * slope * steps / float(np.median(held)), 3),
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(watched(int(sys.argv[1]), int(sys.argv[2]))))
