@@ -49,6 +49,7 @@ TIME = re.compile(r"visual\.(temporal_embed|blocks\.\d+\.(timeattn|norm3)\..+)")
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # of what the constructors of transformers draw
     yield
     torch.set_num_threads(before)
 
@@ -251,7 +252,7 @@ def test_first_words_are_as_likely_as_gpt2_says_whatever_is_seen(gpt2, clip, fre
     for name, value in model.state_dict().items():
         if "alpha_" in name:
             value.fill_(0.5)
-    assert (model(video(4), ids).softmax(-1) - likely).abs().max() > 1e-3
+    assert (model(video(4), ids).softmax(-1) - likely).abs().max() > 1e-4  # ten times what closed ones may be off
 
 
 def test_gpt2_with_or_without_prefix_and_buffers(gpt2, tmp_path):
