@@ -144,20 +144,6 @@ def _plain(value: Any) -> Any:
     return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def differences(a: str, b: str) -> list[str]:
-    """What differs between the identities of two recipes: ``lr 3e-05 and 0.0001``."""
-    one, other = (_flat(json.loads(text)) for text in (a, b))
-    return [
-        f"{key} {one.get(key)} and {other.get(key)}" for key in sorted({*one, *other}) if one.get(key) != other.get(key)
-    ]
-
-
-def _flat(values: Any, before: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {before.rstrip("."): values}
-    return {key: one for name, value in values.items() for key, one in _flat(value, f"{before}{name}.").items()}
-
-
 def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """A recipe with some of its values replaced.
 
@@ -229,17 +215,3 @@ def _starts(value: Any, setting: str) -> tuple[Start, ...]:
             raise InputError(f"--set {setting}: give starts as KIND:SOURCE, such as clip:clip-vit-b-16, or none")
         found.append(Start(kind, source))
     return tuple(found)
-
-
-def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """The recipe that `Recipe.to_dict` gave."""
-    told = {key: _tupled(value) for key, value in values.items()}
-    told["task"], told["data"] = (
-        Choice(told[name]["name"], {k: _tupled(v) for k, v in told[name]["options"].items()})
-        for name in ("task", "data")
-    )
-    told["starts"] = tuple(Start(**one) for one in values["starts"])
-    kept = {key: _tupled(value) for key, value in values["optimiser"].items()}
-    told["optimiser"] = Optimisation(**kept)
-    told["regularisation"] = Regularisation(**values["regularisation"])
-    return Recipe(**told)

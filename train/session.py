@@ -7,7 +7,6 @@ takes. SIGTERM and Ctrl-C save before leaving.
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import subprocess
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from lavila_fast.config import ModelConfig
-from lavila_fast.errors import CheckpointError, InputError, ModelNotFoundError
+from lavila_fast.errors import InputError, ModelNotFoundError, VideoError
 from lavila_fast.files import storage_error, write_json
 from lavila_fast.presets import tokenizer_kind
 from lavila_fast.pretrained import find_start, find_vocabulary
@@ -37,8 +35,8 @@ from lavila_fast.train.datasets.table import open_data
 from lavila_fast.train.engines import make_engine
 from lavila_fast.train.launch import Launch
 from lavila_fast.train.loader import Items, LoadedBatches, Looks
-from lavila_fast.train.processes import StopWish, agree, processes
-from lavila_fast.train.recipe import Recipe, differences, recipe_of
+from lavila_fast.train.processes import StopWish, agree, processes, share_of
+from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run import DivergedError, TrainingRun
 from lavila_fast.train.steps import Steps
 from lavila_fast.train.validation import Validation
@@ -69,9 +67,7 @@ def batch_share(recipe: Recipe, world: int) -> Share:
     Raises:
         InputError: they cannot share it evenly.
     """
-    own, left = divmod(recipe.batch_size, world)
-    if left or not own:
-        raise InputError(f"{world} processes cannot share a batch of {recipe.batch_size} evenly; see --set batch_size")
+    own = share_of(recipe.batch_size, world)
     piece = max(size for size in range(1, min(recipe.micro, own) + 1) if own % size == 0)
     if task_row(recipe).pairs and recipe.negatives == "all":
         return Share(own, 1, piece if piece < own else None)
@@ -272,15 +268,7 @@ class Session:
             CheckpointError: it is of another run, or damaged.
         """
         latest = self.checkpoints.latest()
-        if latest is None:
-            return False
-        told = _told(self.output)
-        if told is not None and (different := differences(told, self.recipe.identity)):
-            raise CheckpointError(
-                f"{self.output}: was begun with other settings ({'; '.join(different[:3])}); give the same again, "
-                "or another -o"
-            )
-        return self.run.resume(latest)
+        return latest is not None and self.run.resume(latest)
 
     def go(self, watch: Watch, stop: StopWish) -> bool:
         """Train to the end; returns whether it was reached, or somebody asked to stop.
@@ -300,14 +288,17 @@ class Session:
         """Files and frames of this process's share of a micro-batch."""
         found = []
         for epoch, index in self.batches.keys(number, self.rank, self.world):
-            reads = self.batches.items.annotated.sample(index).reads
+            try:
+                reads = self.batches.items.annotated.sample(index).reads
+            except VideoError:  # another clip was taken instead
+                reads = ()
             found.append(f"{reads[0].file} near frame {reads[0].frames[0]}" if reads else f"row {index}, epoch {epoch}")
         return found
 
     def _after(self, row: dict[str, float], watch: Watch, stop: StopWish) -> bool:
         """Log, look at validation data and save, as due after an update; returns whether to leave."""
         step = self.run.step
-        leave = self._agreed(stop.wished or step == self.launch.limit)
+        leave = not agree(not (stop.wished or step == self.launch.limit))  # if any process wishes
         last = leave or step == self.updates
         watch.add(step, step / self.each, {"lr": float(self.run.rates[step - 1]), **row}, self.run.waited, last)
         if step % watch.every == 0:
@@ -316,14 +307,6 @@ class Session:
         if better or last or self._due(step, self.recipe.save_epochs):
             self.save()
         return last
-
-    def _agreed(self, wish: bool) -> bool:
-        """Whether any process wishes."""
-        if self.world == 1:
-            return wish
-        wished = torch.tensor(float(wish), device=self.run.engine.device)
-        dist.all_reduce(wished)
-        return bool(wished)
 
     def _due(self, step: int, epochs: float) -> bool:
         return step == self.updates or step % max(1, round(epochs * self.each)) == 0
@@ -347,15 +330,6 @@ class Session:
 def _casts(recipe: Recipe, launch: Launch) -> bool:
     """Whether the task casts weights itself: DeepSpeed does it for those it shares out."""
     return recipe.precision == "bfloat16" and launch.zero is None
-
-
-def _told(output: Path) -> str | None:
-    """The identity of the run in a folder."""
-    try:
-        values = json.loads((output / RECIPE).read_text(encoding="utf-8"))
-        return recipe_of(values["recipe"]).identity
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def train_recipe(
