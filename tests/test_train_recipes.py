@@ -25,9 +25,9 @@ from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.models.load import load_model  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
+from lavila_fast.train.inputs import batch_share  # noqa: E402
 from lavila_fast.train.optimisers import Optimisation  # noqa: E402
 from lavila_fast.train.recipe import with_settings  # noqa: E402
-from lavila_fast.train.session import batch_share  # noqa: E402
 from lavila_fast.train.tasks import ClassifyTask  # noqa: E402
 from lavila_fast.train.zoo import RECIPES, find_recipe  # noqa: E402
 

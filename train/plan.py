@@ -13,8 +13,8 @@ from lavila_fast.pretrained import find_start
 from lavila_fast.train.build import task_row
 from lavila_fast.train.cost import PEAKS, cost_of
 from lavila_fast.train.datasets.samples import Place
+from lavila_fast.train.inputs import batch_share, length_of, open_recipe
 from lavila_fast.train.recipe import Recipe
-from lavila_fast.train.session import batch_share, length_of, open_recipe
 
 _LOOKED_AT = 64  # clips whose files are opened
 _REACHED = 0.4  # share of a device's peak that a run may reach; a guess

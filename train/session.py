@@ -7,205 +7,31 @@ takes. SIGTERM and Ctrl-C save before leaving.
 
 from __future__ import annotations
 
-import platform
-import shutil
-import subprocess
 import sys
-from dataclasses import asdict, replace
-from datetime import datetime, timezone
-from importlib import metadata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from lavila_fast.config import ModelConfig
-from lavila_fast.errors import InputError, ModelNotFoundError, VideoError
+from lavila_fast.errors import InputError, VideoError
 from lavila_fast.files import storage_error, write_json
-from lavila_fast.presets import tokenizer_kind
-from lavila_fast.pretrained import find_start, find_vocabulary
-from lavila_fast.text.tokenizer import Tokenizer
-from lavila_fast.train.augment import Crop
-from lavila_fast.train.build import Setting, build, model_config, task_row
+from lavila_fast.train.build import Setting, build
 from lavila_fast.train.checkpoints import Checkpoints
 from lavila_fast.train.consolidate import consolidate
 from lavila_fast.train.cost import PEAKS, cost_of
-from lavila_fast.train.datasets.samples import Opened, Place
-from lavila_fast.train.datasets.table import open_data
+from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.engines import make_engine
+from lavila_fast.train.inputs import Data, batch_share, length_of, open_recipe
 from lavila_fast.train.launch import Launch
-from lavila_fast.train.loader import Items, LoadedBatches, Looks
-from lavila_fast.train.processes import StopWish, agree, processes, share_of
+from lavila_fast.train.loader import LoadedBatches
+from lavila_fast.train.processes import StopWish, agree, processes
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run import DivergedError, TrainingRun
+from lavila_fast.train.run_folder import MODEL, RECIPE, describe_run, forget, refuse_used
 from lavila_fast.train.steps import Steps
 from lavila_fast.train.validation import Validation
-from lavila_fast.train.watch import LOG, PLOT, SAMPLES, SINKS, Watch
-
-RECIPE, MODEL = "recipe.json", "model.safetensors"
-_KEPT = (RECIPE, MODEL, "model.tokenizer.json", LOG, PLOT, SAMPLES, "checkpoints", "tensorboard")
-_CONTEXT = 77
-
-
-class Share(NamedTuple):
-    """How a batch is taken.
-
-    Attributes:
-        micro: Clips of a process at a time, all of which one loss compares.
-        accumulate: Micro-batches of an update.
-        chunk: Clips of a process that are embedded at a time; None: all of the micro-batch.
-    """
-
-    micro: int
-    accumulate: int
-    chunk: int | None
-
-
-def batch_share(recipe: Recipe, world: int) -> Share:
-    """How so many processes take a recipe's batch.
-
-    Raises:
-        InputError: they cannot share it evenly.
-    """
-    own = share_of(recipe.batch_size, world)
-    piece = max(size for size in range(1, min(recipe.micro, own) + 1) if own % size == 0)
-    if task_row(recipe).pairs and recipe.negatives == "all":
-        return Share(own, 1, piece if piece < own else None)
-    return Share(piece, own // piece, None)
-
-
-class Length(NamedTuple):
-    """Of a run: updates of an epoch, epochs, and updates of all."""
-
-    each: int
-    epochs: int
-    updates: int
-
-
-def length_of(recipe: Recipe, clips: int) -> Length:
-    """How long a recipe runs over so many clips.
-
-    Raises:
-        InputError: they fill no batch.
-    """
-    each = clips // recipe.batch_size
-    if not each:
-        raise InputError(f"{clips} clips fill no batch of {recipe.batch_size}; see --set batch_size")
-    epochs = -(-recipe.steps // each) if recipe.steps else recipe.epochs
-    return Length(each, epochs, recipe.steps or each * epochs)
-
-
-class Data(NamedTuple):
-    """What a run learns from.
-
-    Attributes:
-        opened: The data set.
-        config: Sizes of the model that fits it.
-        tokenizer: Of its texts; None where the task reads none.
-        looks: How clips are seen in training.
-    """
-
-    opened: Opened
-    config: ModelConfig
-    tokenizer: Tokenizer | None
-    looks: Looks
-
-    def items(self, seed: int) -> Items:
-        """Training items."""
-        return Items(self.opened.train, self.opened.videos, self.looks, self.tokenizer, seed)
-
-    def held(self) -> Items | None:
-        """Validation items, seen as in tests."""
-        if self.opened.validation is None:
-            return None
-        return Items(self.opened.validation, self.opened.videos, replace(self.looks, crop=None), self.tokenizer)
-
-
-def open_recipe(recipe: Recipe, place: Place, tokenizer: str | None = None) -> Data:
-    """The data of a recipe.
-
-    Raises:
-        InputError: they are not there, not what they should be, or empty; or there is no vocabulary.
-    """
-    opened = open_data(recipe.data.name, recipe.data.options, place)
-    if not len(opened.train):
-        raise InputError(f"{place.data}: no clips to learn from")
-    config = model_config(recipe, opened.classes)
-    vision = config.vision
-    looks = Looks(vision.img, vision.mean, vision.std, Crop(recipe.area), recipe.flips)
-    reads = "ids" in task_row(recipe).needs
-    return Data(opened, config, _vocabulary(recipe, config, tokenizer) if reads else None, looks)
-
-
-def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Tokenizer:
-    kind = tokenizer_kind(config)
-    assert kind is not None
-    text: Any = config.text  # type: ignore[union-attr]
-    context = min(getattr(config, "max_tokens", _CONTEXT), getattr(text, "context", _CONTEXT))
-    beside = Path("first-weights")  # where there are none, the cache is looked into
-    for start in recipe.starts:
-        try:
-            beside = find_start(start.source)
-        except ModelNotFoundError:
-            continue
-    found = find_vocabulary(beside, kind, context, given)
-    if found.vocab_size != text.vocab:
-        raise InputError(
-            f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}; give its own with --tokenizer"
-        )
-    return found
-
-
-def refuse_used(output: Path, resume: bool, overwrite: bool) -> None:
-    """See that a folder may be trained into.
-
-    Raises:
-        InputError: it holds a run, and neither `resume` nor `overwrite` was given; or both were; or it is a file.
-    """
-    if resume and overwrite:
-        raise InputError("--resume goes on with the run that --overwrite would forget; leave one of the two out")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; give a folder with -o")
-    if not (resume or overwrite) and any((output / name).exists() for name in _KEPT):
-        raise InputError(f"{output}: holds an earlier run; give --resume, --overwrite, or another -o")
-
-
-def _forget(output: Path) -> None:
-    """Remove an earlier run's files."""
-    for name in _KEPT:
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def describe_run(recipe: Recipe, launch: Launch, place: Place) -> dict[str, Any]:
-    """What is written beside a run, so that it can be done again."""
-    return {
-        "recipe": recipe.to_dict(),
-        "launch": asdict(launch),
-        "data": str(place.data),
-        "command": ["lavila-fast", *sys.argv[1:]],
-        "versions": {
-            "lavila_fast": metadata.version("lavila-fast"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "git": _git_state(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _git_state() -> str | None:
-    """The commit of this package where it lies in a repository, with a ``+`` if files differ."""
-    here = Path(__file__).resolve().parent
-    try:
-        told = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        done = subprocess.run(told, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+from lavila_fast.train.watch import SINKS, Watch
 
 
 class Outcome(NamedTuple):
@@ -368,7 +194,7 @@ def train_recipe(
                 with storage_error(output):
                     output.mkdir(parents=True, exist_ok=True)
                     if overwrite:
-                        _forget(output)
+                        forget(output)
             resumed = resume and session.resume()
             if rank == 0 and not resumed:
                 write_json(output / RECIPE, describe_run(recipe, how, place))
