@@ -205,10 +205,9 @@ def test_a_clip_and_its_features_score_alike(cache: Path) -> None:
     clips = Clips(tensors["video"].numpy(), tensors["targets"].numpy())
     seen = torch.from_numpy(features(task, clips).frames)  # type: ignore[arg-type]
     assert seen.shape == (8, 32)
-    whole, parts = (
-        task(TrainingBatch(**{**tensors, "video": video}))[0].detach() for video in (tensors["video"], seen)
-    )
-    assert float(whole) == pytest.approx(float(parts), abs=1e-5)
+    videos = (tensors["video"], seen)
+    whole, parts = (float(task(TrainingBatch(**{**tensors, "video": video}))[0].detach()) for video in videos)
+    assert whole == pytest.approx(parts, abs=1e-5)
 
 
 def test_what_is_wrong_is_said_before_anything_is_drawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -194,15 +194,14 @@ class Batches:
         Features come as they are, (B / world, D).
         """
         rows = self.rows(step)[rank::world]
-        frames, labels = self.clips.frames[rows], self.clips.labels[rows]
-        if frames.ndim == 2:
-            return frames, labels
+        labels = self.clips.labels[rows]
+        if self.clips.frames.ndim == 2:
+            return self.clips.frames[rows], labels
         rng = self._rng(1, step)
         mirror, reverse = (rng.random(self.batch_size)[rank::world] < 0.5 for _ in range(2))
         light = rng.uniform(0.85, 1.15, (self.batch_size, 1)) * rng.uniform(0.96, 1.04, (self.batch_size, 3))
-        pick = rng.integers(frames.shape[1], size=self.batch_size)[rank::world]
-        if self.still:
-            frames = frames[np.arange(len(frames)), pick][:, None]
+        pick = rng.integers(self.clips.frames.shape[1], size=self.batch_size)[rank::world]
+        frames = self.clips.frames[rows, pick][:, None] if self.still else self.clips.frames[rows]
         _mirror(frames, labels, mirror)
         _reverse(frames, labels, reverse)
         lit = np.minimum(frames * light[rank::world, None, None, None].astype(np.float32), 255)
