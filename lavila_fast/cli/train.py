@@ -108,12 +108,17 @@ def _launch(given: dict[str, Any]) -> Any:
 
 
 def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
+    import torch
+
+    from lavila_fast.train.memory import keep_memory
     from lavila_fast.train.plan import slow_precision
     from lavila_fast.train.session import train_recipe
 
     first = os.environ.get("RANK", "0") == "0"
     if first and not given["quiet"] and (slow := slow_precision(row)):
         tell(slow, err=True)
+    if not torch.cuda.is_available():
+        keep_memory()
     outcome = train_recipe(
         row,
         _place(row, given),
