@@ -13,9 +13,9 @@ from lavila_fast.pretrained import find_start, find_vocabulary
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.augment import Crop
 from lavila_fast.train.build import model_config, task_row
-from lavila_fast.train.datasets.samples import Opened, Place
+from lavila_fast.train.datasets.samples import Opened, OwnBatches, Place, Source
 from lavila_fast.train.datasets.table import open_data
-from lavila_fast.train.loader import Items, Looks
+from lavila_fast.train.loader import Items, LoadedBatches, Looks
 from lavila_fast.train.processes import share_of
 from lavila_fast.train.recipe import Recipe
 
@@ -85,15 +85,25 @@ class Data(NamedTuple):
     tokenizer: Tokenizer | None
     looks: Looks
 
-    def items(self, seed: int) -> Items:
-        """Training items."""
-        return Items(self.opened.train, self.opened.videos, self.looks, self.tokenizer, seed)
+    def prepare(self) -> None:
+        """Do what takes long before the first batch."""
+        for clips in (self.opened.train, self.opened.validation):
+            if isinstance(clips, OwnBatches):
+                clips.prepare()
 
-    def held(self) -> Items | None:
-        """Validation items, seen as in tests."""
-        if self.opened.validation is None:
-            return None
-        return Items(self.opened.validation, self.opened.videos, replace(self.looks, crop=None), self.tokenizer)
+    def batches(self, size: int, seed: int, workers: int = 0) -> Source:
+        """Batches of `size` clips, over all processes, to learn from; `workers` processes read."""
+        clips = self.opened.train
+        if isinstance(clips, OwnBatches):
+            return clips.batches(self.tokenizer, size, seed)
+        return LoadedBatches(Items(clips, self.opened.videos, self.looks, self.tokenizer, seed), size, seed, workers)
+
+    def held(self) -> Any:
+        """Validation items, seen as in tests; None if there are none."""
+        clips = self.opened.validation
+        if clips is None or isinstance(clips, OwnBatches):
+            return clips and clips.items(self.tokenizer)
+        return Items(clips, self.opened.videos, replace(self.looks, crop=None), self.tokenizer)
 
 
 def open_recipe(recipe: Recipe, place: Place, tokenizer: str | None = None) -> Data:
@@ -109,10 +119,10 @@ def open_recipe(recipe: Recipe, place: Place, tokenizer: str | None = None) -> D
     vision = config.vision
     looks = Looks(vision.img, vision.mean, vision.std, Crop(recipe.area), recipe.flips)
     reads = "ids" in task_row(recipe).needs
-    return Data(opened, config, _vocabulary(recipe, config, tokenizer) if reads else None, looks)
+    return Data(opened, config, _vocabulary(recipe, config, opened, tokenizer) if reads else None, looks)
 
 
-def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Tokenizer:
+def _vocabulary(recipe: Recipe, config: ModelConfig, opened: Opened, given: str | None) -> Tokenizer:
     kind = tokenizer_kind(config)
     assert kind is not None
     text: Any = config.text  # type: ignore[union-attr]
@@ -123,7 +133,7 @@ def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Token
             beside = find_start(start.source)
         except ModelNotFoundError:
             continue
-    found = find_vocabulary(beside, kind, context, given)
+    found = find_vocabulary(beside, kind, context, given or opened.vocabularies.get(kind))
     if found.vocab_size != text.vocab:
         raise InputError(
             f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}; give its own with --tokenizer"

@@ -276,6 +276,17 @@ class LoadedBatches:
         order = random.permutation(len(self.items))[place * self.batch_size :][: self.batch_size]
         return [(epoch, int(index)) for index in order[rank::world]]
 
+    def names(self, step: int, rank: int = 0, world: int = 1) -> list[str]:
+        """Files and frames of one process's share of a batch."""
+        found = []
+        for epoch, index in self.keys(step, rank, world):
+            try:
+                reads = self.items.annotated.sample(index).reads
+            except VideoError:  # another clip was taken instead
+                reads = ()
+            found.append(f"{reads[0].file} near frame {reads[0].frames[0]}" if reads else f"row {index}, epoch {epoch}")
+        return found
+
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
         """One process's share of a batch; those that follow are read ahead.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lavila_fast.errors import ModelNotFoundError, VideoError
+from lavila_fast.machine import computes_bfloat16
 from lavila_fast.pretrained import find_start
 from lavila_fast.train.build import task_row
 from lavila_fast.train.cost import PEAKS, cost_of
@@ -43,6 +44,7 @@ def plan_of(
         "clips": clips,
         "validation clips": 0 if data.opened.validation is None else len(data.opened.validation),
         "not there yet": _not_fetched(recipe),
+        "slow": slow_precision(recipe),
         "unreadable": _unreadable(data.opened.train, _LOOKED_AT),
         "updates": updates,
         "updates an epoch": each,
@@ -58,6 +60,16 @@ def plan_of(
         "memory of a process": memory,
         "seconds, estimated": {name: round(flops / rate / processes) for name, rate in rates.items()},
     }
+
+
+def slow_precision(recipe: Recipe) -> str | None:
+    """A line where a recipe computes in what this machine only imitates; None where it does not."""
+    if recipe.precision != "bfloat16" or torch.cuda.is_available() or computes_bfloat16() is not False:
+        return None
+    return (
+        "this processor has no instructions for bfloat16, in which the recipe computes; imitated, it took 12 times as "
+        "long as float32: --set precision=float32"
+    )
 
 
 def _not_fetched(recipe: Recipe) -> list[str]:

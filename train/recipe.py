@@ -54,6 +54,8 @@ class Recipe:
         task: A row of `tasks.TASKS`.
         data: A row of `datasets.table.DATASETS`.
         starts: Where weights come from; everything else is fresh.
+        scratch: Fresh weights are those of a model that learns all by itself, see `fresh.seeded`, not the original's,
+            which change nothing of the models that a new one is put together from.
         freeze: Rules of `parameters.FREEZING`.
         frames: Of a clip.
         area: Smallest and largest share of a picture that a training crop shows.
@@ -63,7 +65,8 @@ class Recipe:
         micro: Clips that a process takes at a time, at most.
         negatives: ``all``: losses over pairs compare all clips of an update, also where a process takes them piece by
             piece; ``micro``: those taken at the same time, as the original's accumulation does.
-        lr: Peak learning rate; `lr_start`, `lr_end`, `warmup_epochs` and `fix_lr` as in `Schedule`.
+        lr: Peak learning rate; `lr_start`, `lr_end`, `warmup_epochs` and `fix_lr` as in `Schedule`; `warmup_steps`, if
+            not 0: how many updates instead of epochs.
         optimiser: See `Optimisation`; its `accumulate` follows from the batch.
         regularisation: See `Regularisation`.
         precision: Of what is computed; weights, their updates and losses are float32.
@@ -80,6 +83,7 @@ class Recipe:
     data: Choice
     about: str = ""
     starts: tuple[Start, ...] = ()
+    scratch: bool = False
     freeze: tuple[str, ...] = ()
     frames: int = 4
     area: tuple[float, float] = (0.5, 1.0)
@@ -93,6 +97,7 @@ class Recipe:
     lr_start: float = 1e-6
     lr_end: float = 1e-5
     warmup_epochs: float = 1.0
+    warmup_steps: int = 0
     fix_lr: bool = False
     optimiser: Optimisation = field(default_factory=Optimisation)
     regularisation: Regularisation = field(default_factory=Regularisation)
@@ -114,8 +119,11 @@ class Recipe:
         for name in ("frames", "epochs", "batch_size", "micro", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.steps < 0 or min(self.save_epochs, self.evaluate_epochs) <= 0 or not 0 <= self.ema < 1:
-            raise InputError("steps must not be negative, save_epochs and evaluate_epochs over 0, and ema from 0 to 1")
+        for name in ("steps", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if min(self.save_epochs, self.evaluate_epochs) <= 0 or not 0 <= self.ema < 1:
+            raise InputError("save_epochs and evaluate_epochs must be over 0, and ema from 0 to 1")
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise InputError(f"precision {self.precision}: take float32, bfloat16 or float16")
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -123,7 +131,7 @@ class Recipe:
 
     def schedule(self, updates: int, each: int) -> Schedule:
         """Learning rates of a run of so many updates, `each` of them an epoch."""
-        warmup = min(int(self.warmup_epochs * each), updates)
+        warmup = min(self.warmup_steps or int(self.warmup_epochs * each), updates)
         return Schedule(self.lr, updates, warmup, self.lr_start, self.lr_end, self.fix_lr)
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lavila_fast.errors import InputError, VideoError
+from lavila_fast.errors import InputError
 from lavila_fast.files import storage_error, write_json
+from lavila_fast.pretrained import find_start
 from lavila_fast.train.build import Setting, build
 from lavila_fast.train.checkpoints import Checkpoints
 from lavila_fast.train.consolidate import consolidate
@@ -24,7 +25,7 @@ from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.engines import make_engine
 from lavila_fast.train.inputs import Data, batch_share, length_of, open_recipe
 from lavila_fast.train.launch import Launch
-from lavila_fast.train.loader import LoadedBatches
+from lavila_fast.train.loader import Items
 from lavila_fast.train.processes import StopWish, agree, processes
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run import DivergedError, TrainingRun
@@ -58,10 +59,11 @@ class Session:
         self.recipe, self.data, self.output, self.launch = recipe, data, output, launch
         self.rank, self.world, self.share = rank, world, share
         self.each, epochs, self.updates = length_of(recipe, len(data.opened.train))
-        self.batches = LoadedBatches(data.items(recipe.seed), share.micro * world, recipe.seed, launch.workers)
-        plan = Steps(self.batches.epoch, epochs, share.accumulate)
         built = build(recipe, data.opened, Setting(share.chunk, _casts(recipe, launch)))
         self.built = built
+        batches = data.batches(share.micro * world, recipe.seed, launch.workers)
+        self.batches = built.task.ready(batches, rank, world)
+        plan = Steps(self.batches.epoch, epochs, share.accumulate)
         how = replace(recipe.optimiser, accumulate=share.accumulate)
         engine = make_engine(built.task, how, launch, recipe.precision, share.micro * world)
         rates = recipe.schedule(self.updates, self.each).rates()
@@ -85,7 +87,8 @@ class Session:
         if held is None or not len(held):
             return None
         size = self.share.chunk or self.share.micro
-        return Validation(held, size, self.recipe.evaluate_clips, self.rank, self.world, self.launch.workers)
+        workers = self.launch.workers if isinstance(held, Items) else 0
+        return Validation(held, size, self.recipe.evaluate_clips, self.rank, self.world, workers)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint; returns whether there is one.
@@ -112,14 +115,7 @@ class Session:
 
     def names(self, number: int) -> list[str]:
         """Files and frames of this process's share of a micro-batch."""
-        found = []
-        for epoch, index in self.batches.keys(number, self.rank, self.world):
-            try:
-                reads = self.batches.items.annotated.sample(index).reads
-            except VideoError:  # another clip was taken instead
-                reads = ()
-            found.append(f"{reads[0].file} near frame {reads[0].frames[0]}" if reads else f"row {index}, epoch {epoch}")
-        return found
+        return self.batches.names(number, self.rank, self.world)
 
     def _after(self, row: dict[str, float], watch: Watch, stop: StopWish) -> bool:
         """Log, look at validation data and save, as due after an update; returns whether to leave."""
@@ -184,7 +180,10 @@ def train_recipe(
     """
     how = launch or Launch()
     refuse_used(output, resume, overwrite)
+    for start in recipe.starts:
+        find_start(start.source)  # which is not there after what may take long, either
     data = open_recipe(recipe, place, tokenizer)
+    data.prepare()
     stop = StopWish()
     try:
         with processes() as (rank, world):

@@ -15,7 +15,7 @@ from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.engines import DeepSpeedEngine
-from lavila_fast.train.loader import Items, joined
+from lavila_fast.train.loader import joined
 from lavila_fast.train.processes import averaged
 from lavila_fast.train.run import TrainingRun
 from lavila_fast.train.watch import means
@@ -29,7 +29,7 @@ class Validation:
     """Clips at equal distances from a data set, the same at each look.
 
     Attributes:
-        items: Of which.
+        items: Of which, as `loader.Items` has them.
         size: Clips of a process at a time.
         most: Clips of all processes, at most.
         rank: This process.
@@ -37,7 +37,7 @@ class Validation:
         workers: Processes that read.
     """
 
-    items: Items
+    items: Any
     size: int
     most: int
     rank: int = 0
@@ -62,16 +62,17 @@ class Validation:
 
     @torch.no_grad()
     def look(self, run: TrainingRun, tokenizer: Tokenizer | None) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """Numbers, the same on every process, and samples of the first batch."""
+        """Numbers, the same on every process, and samples of the first batch; see `TrainingRun.at_average`."""
         run.task.eval()
         rows: list[dict[str, float]] = []
         samples: list[dict[str, str]] = []
-        for batch in self.batches():
-            moved = batch.to(run.engine.device)
-            loss, numbers = run.engine.module(moved)
-            rows.append(averaged({"loss": loss, **numbers}, self.world))
-            if not samples and tokenizer is not None and not isinstance(run.engine, DeepSpeedEngine):
-                samples = samples_of(run.task.model, run.task.shown(moved.video).float(), moved, tokenizer)
+        with run.at_average():
+            for batch in self.batches():
+                moved = batch.to(run.engine.device)
+                loss, numbers = run.engine.module(moved)
+                rows.append(averaged({"loss": loss, **numbers}, self.world))
+                if not samples and tokenizer is not None and not isinstance(run.engine, DeepSpeedEngine):
+                    samples = samples_of(run.task.model, run.task.shown(moved.video).float(), moved, tokenizer)
         run.task.train()
         return means(rows), samples
 

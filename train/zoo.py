@@ -17,6 +17,7 @@ from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.recipe import Choice, Recipe
 from lavila_fast.train.regularise import Regularisation
 from lavila_fast.train.starts import Start
+from lavila_fast.train.zoo_nano import NANO
 
 _HUMAN = Choice("ego4d", {"human": "ego4d_train.pkl", "validation": "ego4d_val.pkl"})
 _ALL = _HUMAN.told(
@@ -288,6 +289,7 @@ _ROWS = (
     *(MIR_B, MIR_L, CHARADES_B, CHARADES_L, EGTEA_B, EGTEA_L, CLS_B, CLS_B_ONE, CLS_L),
     *(PRETRAIN_B_FAST, PRETRAIN_L_FAST, MIR_B_FAST, CLS_B_FAST),
     *(FINETUNE_RETRIEVAL, FINETUNE_NARRATOR, FINETUNE_CLASSES),
+    *NANO,
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
 

@@ -97,7 +97,7 @@ def _needed(given: dict[str, Any], name: str, option: str) -> Path:
 def _place(row: Recipe, given: dict[str, Any]) -> Any:
     from lavila_fast.train.datasets.samples import Place
 
-    return Place(_needed(given, "data", "--data"), row.frames, given["videos"])
+    return Place(_needed(given, "data", "--data"), row.frames, given["videos"], max(given["workers"], 1))
 
 
 def _launch(given: dict[str, Any]) -> Any:
@@ -108,8 +108,17 @@ def _launch(given: dict[str, Any]) -> Any:
 
 
 def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
+    import torch
+
+    from lavila_fast.train.memory import keep_memory
+    from lavila_fast.train.plan import slow_precision
     from lavila_fast.train.session import train_recipe
 
+    first = os.environ.get("RANK", "0") == "0"
+    if first and not given["quiet"] and (slow := slow_precision(row)):
+        tell(slow, err=True)
+    if not torch.cuda.is_available():
+        keep_memory()
     outcome = train_recipe(
         row,
         _place(row, given),
@@ -119,7 +128,7 @@ def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
         overwrite=given["overwrite"],
         tokenizer=given["tokenizer"],
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not first:
         return
     if outcome.missing and not given["quiet"]:
         tell(f"{len(outcome.missing)} clips could not be read, such as {outcome.missing[0]}", err=True)

@@ -13,6 +13,7 @@ from lavila_fast.train.datasets.charades import open_charades, open_htm_aa
 from lavila_fast.train.datasets.ego4d import open_ego4d
 from lavila_fast.train.datasets.egtea import open_egtea
 from lavila_fast.train.datasets.ek100 import open_classes, open_retrieval
+from lavila_fast.train.datasets.kitchen import open_kitchen
 from lavila_fast.train.datasets.listed import open_listed
 from lavila_fast.train.datasets.samples import Opened, Place
 
@@ -38,6 +39,7 @@ DATASETS: Mapping[str, DataRow] = MappingProxyType(
         "egtea": DataRow(open_egtea, "a folder with action_idx.txt, train_split1.txt, … and cropped_clips/"),
         "charades_ego": DataRow(open_charades, "a folder with CharadesEgo/ and CharadesEgo_v1_480/"),
         "listed": DataRow(open_listed, "a CSV or JSONL of video, start, end, text or label; videos beside it"),
+        "kitchen": DataRow(open_kitchen, "a folder that keeps the miniature kitchen's clips; drawn if it lacks them"),
     }
 )
 
