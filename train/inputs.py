@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lavila_fast.bundle.manifest import MANIFEST, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError, ModelNotFoundError
-from lavila_fast.presets import tokenizer_kind
-from lavila_fast.pretrained import find_start, find_vocabulary
+from lavila_fast.presets import tokenizer_kind, vocabulary_files
+from lavila_fast.pretrained import ASSETS, find_start, find_vocabulary
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.augment import Crop
 from lavila_fast.train.build import model_config, task_row
@@ -117,12 +118,16 @@ def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Token
     assert kind is not None
     text: Any = config.text  # type: ignore[union-attr]
     context = min(getattr(config, "max_tokens", _CONTEXT), getattr(text, "context", _CONTEXT))
-    beside = Path("first-weights")  # where there are none, the cache is looked into
+    # Where there are none: the cache is looked into; small models are of the shipped one's vocabulary.
+    beside = Path("first-weights") if vocabulary_files(config) else ASSETS / "nano"
     for start in recipe.starts:
         try:
             beside = find_start(start.source)
         except ModelNotFoundError:
             continue
+    if given is None and (beside / MANIFEST).is_file():
+        own = open_bundle(beside, verify=False).tokenizer.get(config.kind, {})
+        given = str(beside / own["file"]) if "file" in own else None
     found = find_vocabulary(beside, kind, context, given)
     if found.vocab_size != text.vocab:
         raise InputError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.streams import tell
@@ -72,7 +73,7 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
     elif (given["processes"] > 1 or given["zero"] is not None) and "RANK" not in os.environ:
         from lavila_fast.train.launch import several
 
-        raise click.exceptions.Exit(several(given["processes"], sys.argv[1:]))
+        raise click.exceptions.Exit(several(given["processes"], _words({"processes"})))
     else:
         _train(row, given, as_json)
 
@@ -145,14 +146,29 @@ def _say_plan(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
 def _write_slurm(given: dict[str, Any]) -> None:
     from lavila_fast.train.launch import slurm_script
 
-    left_out, kept, skip = {"--slurm", "--nodes", "--gpus", "--processes"}, [], False
-    for word in sys.argv[1:]:
-        if skip or word.split("=")[0] in left_out:
-            skip = not skip and "=" not in word
-            continue
-        kept.append(word)
-    if "--resume" not in kept:
-        kept.append("--resume")
+    _needed(given, "data", "--data")
+    _needed(given, "output", "-o FOLDER")
+    if given["overwrite"]:
+        raise InputError("--slurm writes a job that goes on with what is in the folder; remove the folder yourself")
     path: Path = given["slurm"]
-    write_text(path, slurm_script(kept, given["nodes"], given["gpus"]))
+    words = [*_words({"slurm", "nodes", "gpus", "processes", "resume"}), "--resume"]
+    write_text(path, slurm_script(words, given["nodes"], given["gpus"]))
     tell(f"{path}: sbatch {path}")
+
+
+def _words(left_out: Collection[str]) -> list[str]:
+    """This command as words, as it was understood, but for some options."""
+    context = click.get_current_context()
+    words = [str(context.info_name)]
+    for param in context.command.params:
+        name = str(param.name)
+        if name in left_out or context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        value = context.params[name]
+        if isinstance(param, click.Argument):
+            words.append(str(value))
+        elif isinstance(param, click.Option) and param.is_flag:
+            words += [param.opts[-1]] if value else []
+        else:
+            words += [word for one in (value if param.multiple else [value]) for word in (param.opts[-1], str(one))]
+    return words
