@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.manifest import MANIFEST, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError, ModelNotFoundError
@@ -118,19 +120,42 @@ def _vocabulary(recipe: Recipe, config: ModelConfig, given: str | None) -> Token
     assert kind is not None
     text: Any = config.text  # type: ignore[union-attr]
     context = min(getattr(config, "max_tokens", _CONTEXT), getattr(text, "context", _CONTEXT))
-    # Where there are none: the cache is looked into; small models are of the shipped one's vocabulary.
-    beside = Path("first-weights") if vocabulary_files(config) else ASSETS / "nano"
+
+    def look(place: Path, told: str | None) -> Tokenizer:
+        found = find_vocabulary(place, kind, context, told)
+        if found.vocab_size != text.vocab:
+            told = f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}"
+            raise InputError(f"{told}; give its own with --tokenizer")
+        return found
+
+    if given is not None:
+        return look(Path(given), given)
+    faults: list[InputError] = []
+    for place in _places(recipe, config, faults):
+        try:
+            return look(place, _of_bundle(place.parent, config.kind))
+        except InputError as error:  # the vocabulary of a dual encoder whose video tower a narrator has, for instance
+            faults.append(error)
+    raise faults[0]
+
+
+def _places(recipe: Recipe, config: ModelConfig, faults: list[InputError]) -> Iterator[Path]:
+    """Weight files beside which a model's vocabulary may lie, or in whose bundle; what is not there goes to `faults`.
+
+    Beside none of them, the cache is looked into; small models have the words of the one that comes with the package.
+    """
     for start in recipe.starts:
         try:
-            beside = find_start(start.source)
-        except ModelNotFoundError:
-            continue
-    if given is None and (beside / MANIFEST).is_file():
-        own = open_bundle(beside, verify=False).tokenizer.get(config.kind, {})
-        given = str(beside / own["file"]) if "file" in own else None
-    found = find_vocabulary(beside, kind, context, given)
-    if found.vocab_size != text.vocab:
-        raise InputError(
-            f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}; give its own with --tokenizer"
-        )
-    return found
+            found = find_start(start.source)
+            yield found / WEIGHTS if found.is_dir() else found
+        except ModelNotFoundError as error:
+            faults.append(error)
+    yield Path("first-weights") if vocabulary_files(config) else ASSETS / "nano" / WEIGHTS
+
+
+def _of_bundle(folder: Path, kind: str) -> str | None:
+    """A model's vocabulary in a bundle."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    own = open_bundle(folder, verify=False).tokenizer.get(kind, {})
+    return str(folder / own["file"]) if "file" in own else None

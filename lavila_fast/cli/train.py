@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
     elif (given["processes"] > 1 or given["zero"] is not None) and "RANK" not in os.environ:
         from lavila_fast.train.launch import several
 
+        _check(row, given)
         raise click.exceptions.Exit(several(given["processes"], _words({"processes"})))
     else:
         _train(row, given, as_json)
@@ -108,9 +110,23 @@ def _launch(given: dict[str, Any]) -> Any:
     return Launch(**{name: given[name] for name in names}, limit=given["limit"] or 0)
 
 
+def _check(row: Recipe, given: dict[str, Any]) -> None:
+    """Say once what each of several processes would say."""
+    from lavila_fast.pretrained import find_start
+    from lavila_fast.train.inputs import batch_share, length_of, open_recipe
+    from lavila_fast.train.run_folder import refuse_used
+
+    refuse_used(_needed(given, "output", "-o FOLDER"), given["resume"], given["overwrite"])
+    for start in row.starts:
+        find_start(start.source)
+    batch_share(row, given["processes"])
+    length_of(row, len(open_recipe(row, _place(row, given), given["tokenizer"]).opened.train))
+
+
 def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
     from lavila_fast.train.session import train_recipe
 
+    warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of names that it will change: nothing to do for a user
     outcome = train_recipe(
         row,
         _place(row, given),
