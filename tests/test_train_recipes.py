@@ -192,6 +192,7 @@ LONG: dict[str, Any] = {"steps": 8, "save_epochs": 0.5, "evaluate_epochs": 100, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_stopped_run_goes_on_to_the_bit(home: Path, tmp_path: Path) -> None:
     whole, parts = (command("finetune_mir_tsf_b", home, tmp_path / name, **LONG) for name in ("whole", "parts"))
     assert run(whole) == 0
@@ -203,6 +204,7 @@ def test_a_stopped_run_goes_on_to_the_bit(home: Path, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seconds", [0.0, pytest.param(0.4, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_bit(home: Path, tmp_path: Path, seconds: float) -> None:
     """Killed when its log has so many rows, and a while."""
@@ -254,6 +256,7 @@ def test_two_processes_do_what_one_does(name: str, home: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_run_of_one_process_goes_on_with_two(home: Path, tmp_path: Path) -> None:
     settings = {"steps": 6, "evaluate_epochs": 100}
     whole, parts = (command("pretrain_tsf_b", home, tmp_path / name, **settings) for name in ("whole", "parts"))
@@ -265,6 +268,7 @@ def test_a_run_of_one_process_goes_on_with_two(home: Path, tmp_path: Path) -> No
     np.testing.assert_allclose(losses(tmp_path / "whole"), losses(tmp_path / "parts"), rtol=1e-5)
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_zero_trains_and_plain_pytorch_goes_on(stage: int, home: Path, tmp_path: Path) -> None:
     """Losses are those of one process; its checkpoint knows no DeepSpeed."""
@@ -465,6 +469,7 @@ def test_mixed_clips_have_mixed_losses(kind: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_documented_sequence(tmp_path: Path) -> None:
     """From raw videos to a dual encoder that learnt from a narrator that was trained here, by commands alone."""
     raw, data, runs = tmp_path / "raw", tmp_path / "Ego4D", tmp_path / "runs"

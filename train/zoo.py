@@ -292,6 +292,7 @@ TRY_RETRIEVAL = replace(
     starts=(Start("whole", "nano"),),
     epochs=3,
     batch_size=16,
+    lr=3e-4,
     regularisation=Regularisation(),
     precision="float32",
 )

@@ -145,6 +145,8 @@ def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps({"steps": outcome.steps, "of": outcome.of, "model": model, "missing": outcome.missing}))
     elif outcome.model:
         tell(str(outcome.model))
+    elif not given["quiet"]:
+        tell(f"saved after update {outcome.steps} of {outcome.of}; the same command with --resume goes on", err=True)
     if outcome.steps < outcome.of and not given["limit"]:
         raise click.exceptions.Exit(_STOPPED)
 
