@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.manifest import MANIFEST, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError, ModelNotFoundError
@@ -21,6 +20,7 @@ from lavila_fast.train.datasets.table import open_data
 from lavila_fast.train.loader import Items, Looks
 from lavila_fast.train.processes import share_of
 from lavila_fast.train.recipe import Recipe
+from lavila_fast.train.run_folder import MODEL
 
 _CONTEXT = 77
 
@@ -147,10 +147,10 @@ def _places(recipe: Recipe, config: ModelConfig, faults: list[InputError]) -> It
     for start in recipe.starts:
         try:
             found = find_start(start.source)
-            yield found / WEIGHTS if found.is_dir() else found
+            yield found / MODEL if found.is_dir() else found
         except ModelNotFoundError as error:
             faults.append(error)
-    yield Path("first-weights") if vocabulary_files(config) else ASSETS / "nano" / WEIGHTS
+    yield Path("first-weights") if vocabulary_files(config) else ASSETS / "nano" / MODEL
 
 
 def _of_bundle(folder: Path, kind: str) -> str | None:
