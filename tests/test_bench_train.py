@@ -80,6 +80,7 @@ def test_memory_is_looked_at() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_memory_stays_flat() -> None:
     assert abs(memory_section(3000)["mb_over_10000_steps"]) < 5
 

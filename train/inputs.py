@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lavila_fast.bundle.manifest import MANIFEST, open_bundle
 from lavila_fast.config import ModelConfig
 from lavila_fast.errors import InputError, ModelNotFoundError
-from lavila_fast.presets import tokenizer_kind
-from lavila_fast.pretrained import find_start, find_vocabulary
+from lavila_fast.presets import tokenizer_kind, vocabulary_files
+from lavila_fast.pretrained import ASSETS, find_start, find_vocabulary
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.augment import Crop
 from lavila_fast.train.build import model_config, task_row
@@ -18,6 +20,7 @@ from lavila_fast.train.datasets.table import open_data
 from lavila_fast.train.loader import Items, LoadedBatches, Looks
 from lavila_fast.train.processes import share_of
 from lavila_fast.train.recipe import Recipe
+from lavila_fast.train.run_folder import MODEL
 
 _CONTEXT = 77
 
@@ -127,15 +130,42 @@ def _vocabulary(recipe: Recipe, config: ModelConfig, opened: Opened, given: str 
     assert kind is not None
     text: Any = config.text  # type: ignore[union-attr]
     context = min(getattr(config, "max_tokens", _CONTEXT), getattr(text, "context", _CONTEXT))
-    beside = Path("first-weights")  # where there are none, the cache is looked into
+
+    def look(place: Path, told: str | None) -> Tokenizer:
+        found = find_vocabulary(place, kind, context, told)
+        if found.vocab_size != text.vocab:
+            told = f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}"
+            raise InputError(f"{told}; give its own with --tokenizer")
+        return found
+
+    if (told := given or opened.vocabularies.get(kind)) is not None:
+        return look(Path(told), str(told))
+    faults: list[InputError] = []
+    for place in _places(recipe, config, faults):
+        try:
+            return look(place, _of_bundle(place.parent, config.kind))
+        except InputError as error:  # the vocabulary of a dual encoder whose video tower a narrator has, for instance
+            faults.append(error)
+    raise faults[0]
+
+
+def _places(recipe: Recipe, config: ModelConfig, faults: list[InputError]) -> Iterator[Path]:
+    """Weight files beside which a model's vocabulary may lie, or in whose bundle; what is not there goes to `faults`.
+
+    Beside none of them, the cache is looked into; small models have the words of the one that comes with the package.
+    """
     for start in recipe.starts:
         try:
-            beside = find_start(start.source)
-        except ModelNotFoundError:
-            continue
-    found = find_vocabulary(beside, kind, context, given or opened.vocabularies.get(kind))
-    if found.vocab_size != text.vocab:
-        raise InputError(
-            f"the vocabulary has {found.vocab_size} words, {recipe.model} {text.vocab}; give its own with --tokenizer"
-        )
-    return found
+            found = find_start(start.source)
+            yield found / MODEL if found.is_dir() else found
+        except ModelNotFoundError as error:
+            faults.append(error)
+    yield Path("first-weights") if vocabulary_files(config) else ASSETS / "nano" / MODEL
+
+
+def _of_bundle(folder: Path, kind: str) -> str | None:
+    """A model's vocabulary in a bundle."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    own = open_bundle(folder, verify=False).tokenizer.get(kind, {})
+    return str(folder / own["file"]) if "file" in own else None

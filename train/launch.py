@@ -110,7 +110,7 @@ def slurm_script(arguments: Sequence[str], nodes: int, gpus: int, hours: int = 7
     Slurm sends SIGTERM ten minutes before the end: the run saves, leaves, and is queued again; its `--resume` goes on.
     """
     command = shlex.join([sys.executable, "-m", "lavila_fast", *arguments])
-    own = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
+    own = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"  # a process knows its own
     return f"""#!/bin/bash
 #SBATCH --job-name=lavila-fast
 #SBATCH --nodes={nodes}
@@ -124,12 +124,15 @@ def slurm_script(arguments: Sequence[str], nodes: int, gpus: int, hours: int = 7
 #SBATCH --output=%x-%j.log
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_PORT=29500
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))  # a job's own, where several share a node
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun no longer takes over by itself
 
 # SIGTERM comes to this script alone: hand it on, wait until all have saved, and queue again.
-leave() {{ scancel --signal=TERM "$SLURM_JOB_ID.0"; wait; scontrol requeue "$SLURM_JOB_ID"; }}
+leave() {{ scancel --signal=TERM "$SLURM_JOB_ID.0"; wait "$run"; scontrol requeue "$SLURM_JOB_ID"; }}
 trap leave TERM
 
-srun bash -c {shlex.quote(f"{own} exec {command}")} &
-wait
+srun bash -c '{own} exec "$@"' - \\
+  {command} &
+run=$!
+wait "$run"
 """

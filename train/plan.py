@@ -16,6 +16,7 @@ from lavila_fast.train.cost import PEAKS, cost_of
 from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.inputs import batch_share, length_of, open_recipe
 from lavila_fast.train.recipe import Recipe
+from lavila_fast.train.watch import duration
 
 _LOOKED_AT = 64  # clips whose files are opened
 _REACHED = 0.4  # share of a device's peak that a run may reach; a guess
@@ -121,7 +122,7 @@ def _said(name: str, value: Any) -> str:
         total = f"{sum(value.values()) / 1e9:.2f} GB"
         return f"{total}: " + ", ".join(f"{what} {size / 1e9:.2f}" for what, size in value.items() if size)
     if name.startswith("seconds"):
-        return ", ".join(f"{device} {_time(seconds)}" for device, seconds in value.items())
+        return ", ".join(f"{device} {duration(seconds)}" for device, seconds in value.items())
     if name in ("trained", "frozen"):
         total = sum(value.values())
         return f"{total:,}: " + ", ".join(f"{part} {count:,}" for part, count in value.items())
@@ -130,10 +131,3 @@ def _said(name: str, value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _time(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds} s"

@@ -122,10 +122,11 @@ class Session:
         step = self.run.step
         leave = not agree(not (stop.wished or step == self.launch.limit))  # if any process wishes
         last = leave or step == self.updates
-        watch.add(step, step / self.each, {"lr": float(self.run.rates[step - 1]), **row}, self.run.waited, last)
-        if step % watch.every == 0:
+        look = not leave and self._due(step, self.recipe.evaluate_epochs)
+        row = {"lr": float(self.run.rates[step - 1]), **row}
+        if watch.add(step, step / self.each, row, self.run.waited, last or look):
             self.run.waited = 0.0
-        better = not leave and self._due(step, self.recipe.evaluate_epochs) and self._evaluate(watch)
+        better = look and self._evaluate(watch)
         if better or last or self._due(step, self.recipe.save_epochs):
             self.save()
         return last

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ LOG, PLOT, SAMPLES = "log.jsonl", "log.svg", "samples.jsonl"
 
 
 _PLOTTED = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "norm": "norm of the gradient"}
+_SPOKEN = ("step", "of", "epoch", "validation", "clips_per_s", "data_wait", "mfu", "eta_s")  # by words of their own
 
 
 class Sink(Protocol):
@@ -104,11 +105,19 @@ class Watch:
         self._rows: list[dict[str, float]] = []
         self._since = time.perf_counter()
 
-    def add(self, step: int, epoch: float, numbers: dict[str, float], waited: float = 0.0, last: bool = False) -> None:
-        """Numbers of an update, the same on every process; `waited`: seconds for data, since the last line."""
+    def add(self, step: int, epoch: float, numbers: dict[str, float], waited: float = 0.0, due: bool = False) -> bool:
+        """Numbers of an update, the same on every process; returns whether they made a line, with those before them.
+
+        Args:
+            step: Of which update; `epoch`: where it ends.
+            epoch: See there.
+            numbers: Its own.
+            waited: Seconds for data, since the last line.
+            due: Make a line whatever its number.
+        """
         self._rows.append(numbers)
-        if not last and step % self.every:
-            return
+        if not due and step % self.every:
+            return False
         seconds = max(time.perf_counter() - self._since, 1e-9)
         row = {"step": step, "of": self.updates, "epoch": round(epoch, 3), **means(self._rows)}
         row["clips_per_s"] = len(self._rows) * self.clips / seconds
@@ -118,6 +127,7 @@ class Watch:
         row["eta_s"] = (self.updates - step) * seconds / len(self._rows)
         self.write(row)
         self.restart()
+        return True
 
     def restart(self) -> None:
         """Forget what was gathered: what comes now is timed anew."""
@@ -131,7 +141,7 @@ class Watch:
         with storage_error(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(short, ensure_ascii=False) + "\n")
         if not self.quiet:
-            print(" ".join(f"{name} {value}" for name, value in short.items()), file=sys.stderr, flush=True)
+            print(progress_line(short), file=sys.stderr, flush=True)
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
         for sink in self.sinks:
             sink.add(int(row["step"]), {name: value for name, value in numbers.items() if name not in ("step", "of")})
@@ -161,6 +171,28 @@ def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
         for name, value in row.items():
             found.setdefault(name, []).extend([] if math.isnan(value) else [value])
     return {name: sum(values) / len(values) if values else math.nan for name, values in found.items()}
+
+
+def progress_line(row: Mapping[str, Any]) -> str:
+    """A row of the log to read: what was learnt, then how fast; a part of the loss that is all of it is left out."""
+    own = {name: value for name, value in row.items() if name not in _SPOKEN and value is not None}
+    parts = [f"{n} {v:.4g}" for n, v in own.items() if not (n.endswith("_loss") and v == row.get("loss"))]
+    if "validation" in row:
+        return f"update {row['step']}, validation: {', '.join(parts)}"
+    speed = [f"{row['clips_per_s']:.3g} clips/s", f"{row['data_wait']:.0%} of the time waiting for them"]
+    speed += [f"MFU {row['mfu']:.0%}"] if row.get("mfu") else []
+    left = f"{duration(row['eta_s'])} left"
+    return (
+        f"update {row['step']} of {row['of']}, epoch {row['epoch']:g}: {', '.join(parts)}; {', '.join([*speed, left])}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _short(value: Any) -> Any:
