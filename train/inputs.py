@@ -23,6 +23,7 @@ from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run_folder import MODEL
 
 _CONTEXT = 77
+_MOST_UPDATES = 100_000_000
 
 
 class Share(NamedTuple):
@@ -70,7 +71,10 @@ def length_of(recipe: Recipe, clips: int) -> Length:
     if not each:
         raise InputError(f"{clips} clips fill no batch of {recipe.batch_size}; see --set batch_size")
     epochs = -(-recipe.steps // each) if recipe.steps else recipe.epochs
-    return Length(each, epochs, recipe.steps or each * epochs)
+    updates = recipe.steps or each * epochs
+    if updates > _MOST_UPDATES:
+        raise InputError(f"{updates} updates are more than {_MOST_UPDATES}; see --set epochs and --set steps")
+    return Length(each, epochs, updates)
 
 
 class Data(NamedTuple):

@@ -12,13 +12,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO, Any
 
 from lavila_fast.errors import InputError
+from lavila_fast.files import warn
 from lavila_fast.machine import available_cpus
 
+_LAST_WORDS = 5.0  # seconds
 _GRACE = 60.0  # seconds that processes have to leave by themselves when another one failed
 
 
@@ -83,11 +88,34 @@ def several(processes: int, arguments: Sequence[str]) -> int:
         for rank in range(processes):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             command = [sys.executable, "-m", "lavila_fast", *arguments]
-            started.append(subprocess.Popen(command, env={**common, **own}, start_new_session=True))  # noqa: S603
-        return _waited(started)
+            pipe: Any = {"stderr": subprocess.PIPE, "start_new_session": True}
+            started.append(subprocess.Popen(command, env={**common, **own}, **pipe))  # noqa: S603
+        with _heard(started):
+            return _waited(started)
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+
+
+@contextmanager
+def _heard(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Hand on what processes say on standard error; an error that all have found, once."""
+    errors: set[bytes] = set()
+
+    def hear(stream: IO[bytes]) -> None:
+        for line in stream:
+            if line.startswith(b"error: "):
+                if line in errors:
+                    continue
+                errors.add(line)
+            warn(line.decode("utf-8", "replace").rstrip("\n"))
+
+    threads = [threading.Thread(target=hear, args=(one.stderr,), daemon=True) for one in started]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join(_LAST_WORDS)  # a process of theirs may hold it open
 
 
 def _waited(started: Sequence[subprocess.Popen[bytes]]) -> int:

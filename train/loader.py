@@ -14,7 +14,8 @@ wanted frames need and no more, on one thread, and makes of a frame's planes wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _FLIP, _OTHERS = 0.5, 20  # items tried instead of one that cannot be read
 _BLACK = (240, 320)  # pixels of a clip that is all black
 
 Item = dict[str, Any]
+Joined = tuple[dict[str, torch.Tensor], list[str]]
 
 
 class ItemDraws:
@@ -226,8 +228,52 @@ def _of_floats(label: object) -> bool:
     return isinstance(label, tuple) and isinstance(label[0], float)
 
 
-def joined(items: list[Item]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """A batch's tensors, and what could not be read."""
+class _Telling(Dataset[Any]):
+    """Items whose errors come back as values: raised by a worker they would come with its traceback for a text."""
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | str:
+        try:
+            return self._items.__getitems__(keys)
+        except LavilaError as error:
+            return str(error)
+
+
+def _deaf(worker: int) -> None:
+    """A terminal sends Ctrl-C to all processes; the trainer, which may need a batch before it saves, decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[Joined]:
+    """Batches of items by their keys, read ahead by worker processes; none: by this one.
+
+    Raises:
+        LavilaError: what the items raise.
+    """
+    loader = DataLoader(
+        _Telling(items) if workers else items,
+        batch_sampler=_Sampler(batches),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=joined,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_deaf,
+    )
+    reading = iter(loader)
+    try:
+        for found in reading:
+            if isinstance(found, str):
+                raise LavilaError(found)
+            yield found
+    finally:
+        del reading  # its workers end now, whoever holds on to this frame
+
+
+def joined(items: list[Item] | str) -> Joined | str:
+    """A batch's tensors, and what could not be read; or what went wrong."""
+    if isinstance(items, str):
+        return items
     names = [name for name in items[0] if name != "missing"]
     tensors = {name: torch.as_tensor(np.stack([item[name] for item in items])) for name in names}
     return tensors, [line for item in items for line in item["missing"]]
@@ -307,16 +353,7 @@ class LoadedBatches:
                 yield self.keys(number, rank, world)
                 number += 1
 
-        return iter(
-            DataLoader(
-                self.items,
-                batch_sampler=_Endless(numbers()),  # type: ignore[arg-type]
-                num_workers=self.workers,
-                collate_fn=joined,
-                multiprocessing_context="spawn" if self.workers else None,
-                persistent_workers=False,
-            )
-        )
+        return loaded(self.items, numbers(), self.workers)
 
     def _note(self, missing: list[str], clips: int) -> None:
         self._seen += clips
@@ -330,11 +367,11 @@ class LoadedBatches:
             )
 
 
-class _Endless:
-    """An iterator as `DataLoader` wants a batch sampler."""
+class _Sampler:
+    """Batches, maybe without end, as `DataLoader` wants a batch sampler."""
 
-    def __init__(self, batches: Iterator[list[tuple[int, int]]]) -> None:
+    def __init__(self, batches: Iterable[list[tuple[int, int]]]) -> None:
         self._batches = batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._batches
+        return iter(self._batches)

@@ -219,7 +219,7 @@ class TrainingRun:
         for row in self.micro_steps():
             gathered.append({"loss": row.loss, **row.numbers})
             if row.norms:
-                means = {name: torch.stack([one[name].float() for one in gathered]).mean() for name in gathered[0]}
+                means = {name: torch.stack([one[name].float() for one in gathered]).nanmean() for name in gathered[0]}
                 yield averaged({**means, "norm": row.norms.before}, self.world)
                 gathered = []
             if self.step >= len(self.rates):

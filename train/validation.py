@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.engines import DeepSpeedEngine
-from lavila_fast.train.loader import joined
+from lavila_fast.train.loader import loaded
 from lavila_fast.train.processes import averaged
 from lavila_fast.train.run import TrainingRun
 from lavila_fast.train.watch import means
@@ -50,14 +49,7 @@ class Validation:
         chosen = np.linspace(0, len(self.items) - 1, count).astype(int)[self.rank :: self.world].tolist()
         keys = [(0, index) for index in chosen]
         rows = [keys[start : start + self.size] for start in range(0, len(keys), self.size)]
-        loaded = DataLoader(
-            self.items,
-            batch_sampler=rows,
-            num_workers=min(self.workers, len(rows)),
-            collate_fn=joined,
-            multiprocessing_context="spawn" if self.workers and rows else None,
-        )
-        for tensors, _ in loaded:
+        for tensors, _ in loaded(self.items, rows, min(self.workers, len(rows))):
             yield TrainingBatch(**tensors)
 
     @torch.no_grad()

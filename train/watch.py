@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavila_fast.errors import InputError, MissingExtraError
-from lavila_fast.files import replacing, storage_error
+from lavila_fast.errors import InputError, MissingExtraError, StorageError
+from lavila_fast.files import replacing, storage_error, warn
 from lavila_fast.shown import shown
+from lavila_fast.train.portable import ROOM
 
 LOG, PLOT, SAMPLES = "log.jsonl", "log.svg", "samples.jsonl"
 
@@ -138,10 +139,9 @@ class Watch:
         if not self.first:
             return
         short = {name: _short(value) for name, value in row.items()}
-        with storage_error(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(short, ensure_ascii=False) + "\n")
+        _append(self.folder / LOG, short)
         if not self.quiet:
-            print(progress_line(short), file=sys.stderr, flush=True)
+            warn(progress_line(short))  # nobody reading does not end a run
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
         for sink in self.sinks:
             sink.add(int(row["step"]), {name: value for name, value in numbers.items() if name not in ("step", "of")})
@@ -150,18 +150,29 @@ class Watch:
         """What the model says of a few clips, beside what people said."""
         if not self.first or not samples:
             return
-        with storage_error(self.folder / SAMPLES), (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "samples": samples}, ensure_ascii=False) + "\n")
+        _append(self.folder / SAMPLES, {"step": step, "samples": samples})
         if not self.quiet:
             for one in samples:
-                print(shown(f"  people: {one['human']} | model: {one['model']}"), file=sys.stderr, flush=True)
+                warn(shown(f"  people: {one['human']} | model: {one['model']}"))
 
     def close(self) -> None:
         """Draw the plot, end the sinks."""
         for sink in self.sinks:
             sink.close()
         if self.first:
-            plot_log(self.folder)
+            try:
+                plot_log(self.folder)
+            except StorageError as error:  # never in place of what ended the run, nor of its model
+                warn(str(error))
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a file; one that a crash has torn is ended first."""
+    with storage_error(path, ROOM), path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * torn + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
 def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -204,11 +215,12 @@ def _short(value: Any) -> Any:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's log; of steps that were done twice, after a crash, the later ones."""
     rows: dict[tuple[Any, bool], dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), (folder / LOG).open(encoding="utf-8") as file:
+    with contextlib.suppress(OSError), (folder / LOG).open("rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                rows[row["step"], "validation" in row] = row
+                if isinstance(row, dict) and isinstance(row.get("step"), int):  # what a crash has torn is none
+                    rows[row["step"], "validation" in row] = row
     return sorted(rows.values(), key=lambda row: row["step"])
 
 
@@ -224,7 +236,7 @@ def plot_log(folder: Path) -> Path | None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     for ax, (name, title) in zip(figure.subplots(2, 2).flat, _PLOTTED.items(), strict=True):
         for held, style in ((False, "-"), (True, "o--")):
-            some = [row for row in rows if row.get(name) is not None and ("validation" in row) == held]
+            some = [row for row in rows if isinstance(row.get(name), (int, float)) and ("validation" in row) == held]
             if some:
                 label = "validation" if held else "training"
                 ax.plot([row["step"] for row in some], [row[name] for row in some], style, label=label, markersize=4)

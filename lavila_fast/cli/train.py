@@ -148,7 +148,7 @@ def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
     if not first:
         return
     if outcome.missing and not given["quiet"]:
-        tell(f"{len(outcome.missing)} clips could not be read, such as {outcome.missing[0]}", err=True)
+        tell(f"clips could not be read, for {len(outcome.missing)} reasons, such as {outcome.missing[0]}", err=True)
     if as_json:
         model = str(outcome.model) if outcome.model else None
         click.echo(json.dumps({"steps": outcome.steps, "of": outcome.of, "model": model, "missing": outcome.missing}))

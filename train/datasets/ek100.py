@@ -27,8 +27,10 @@ from lavila_fast.train.datasets.samples import (
     Sample,
     choose_frames,
     draw_text,
+    leads_out,
 )
 from lavila_fast.video.pickled import read_matrix
+from lavila_fast.video.seconds import MOST_SECONDS
 
 LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
 _NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
@@ -58,13 +60,19 @@ def read_segments(path: Path) -> list[Segment]:
 
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in needed if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path}: has no column {missing[0]}; give the annotations of EPIC-KITCHENS-100")
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path}: has no column {missing[0]}; give the annotations of EPIC-KITCHENS-100")
+            for row in reader:
+                short = next((name for name in needed if row[name] is None), None)
+                if short:
+                    raise InputError(f"{path}: line {reader.line_num}: ends before its {short}; fetch the file again")
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: no CSV in UTF-8 ({error}); fetch the file again") from error
 
 
 def _segment(row: Mapping[str, str], where: str) -> Segment:
@@ -74,6 +82,10 @@ def _segment(row: Mapping[str, str], where: str) -> Segment:
     except (ValueError, TypeError):
         raise InputError(f"{where}: times are not HH:MM:SS.ss, or classes not numbers") from None
     file = f"{row['participant_id']}/{row['video_id']}.MP4"
+    if leads_out(file):
+        raise InputError(f"{where}: {file[:80]!r} leads out of the data's folder")
+    if not 0 <= max(start, stop) <= MOST_SECONDS:  # nor NaN
+        raise InputError(f"{where}: times {start:g} and {stop:g} are not seconds of a video")
     return Segment(row["narration_id"], file, start, stop, row["narration"], verb, noun)
 
 
@@ -238,8 +250,16 @@ def open_retrieval(place: Place) -> Opened:
         if part == "test":
             return EK100Retrieval(segments, look, place.frames)
         sentences = [text for _, text in read_sentences(place.file(*base, f"EPIC_100_retrieval_{part}_sentence.csv"))]
-        relevancy = read_matrix(place.file(*base, "relevancy", f"caption_relevancy_EPIC_100_retrieval_{part}.pkl"))
-        return EK100Retrieval(segments, look, place.frames, sentences, relevancy)
+        path = place.file(*base, "relevancy", f"caption_relevancy_EPIC_100_retrieval_{part}.pkl")
+        try:
+            found = EK100Retrieval(segments, look, place.frames, sentences, read_matrix(path))
+            lonely = next((i for i in range(len(found)) if not found.fitting(i)), None)
+            if lonely is not None:
+                raise InputError(f"no sentence fits {segments[lonely].narration_id} by over {LEAST}")
+        except InputError as error:
+            told = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{path}: {told}; fetch the one of these annotations") from error
+        return found
 
     return Opened(half("train"), videos, half("test"))
 
@@ -249,6 +269,10 @@ def open_classes(place: Place, heads: int = 1) -> Opened:
     videos = place.folder(_VIDEOS)
     look = Folder(videos)
     train, held = (read_segments(place.file(_ANNOTATIONS, f"EPIC_100_{part}.csv")) for part in ("train", "validation"))
+    wrong = next((one for one in (*train, *held) if min(one.verb, one.noun) < 0), None)
+    if wrong:
+        told = f"verb class {wrong.verb} and noun class {wrong.noun}"
+        raise InputError(f"{place.data}: {wrong.narration_id} has {told}; classes begin with 0")
     actions = actions_of([*train, *held])
     counts = tuple(1 + max(pair[i] for pair in actions.pairs) for i in range(2)) if heads == 3 else ()
     names = tuple(texts[0] for texts in actions.texts)

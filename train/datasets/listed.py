@@ -258,7 +258,7 @@ def open_listed(place: Place, labels: bool = False) -> Opened:
     """
     if not place.data.is_file():
         raise InputError(f"{place.data}: no such list; give a CSV or JSONL of video, start, end, text or label")
-    videos = place.videos or place.data.parent
+    videos = place.folder(".") if place.videos else place.data.parent
     look = Folder(videos)
     train = Listed.read(place.data, look, place.frames)
     if labels and not train.classes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -187,6 +187,12 @@ class Place:
         if not path.is_dir():
             raise InputError(f"{path}: no such folder of videos; give it with --videos")
         return path
+
+
+def leads_out(name: str) -> bool:
+    """Whether a video's name leads out of the data's folder, or is no name at all."""
+    path = PurePath(name)
+    return not name.strip() or path.is_absolute() or ".." in path.parts or "\0" in name
 
 
 class Opened(NamedTuple):
