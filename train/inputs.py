@@ -124,7 +124,7 @@ def open_recipe(recipe: Recipe, place: Place, tokenizer: str | None = None) -> D
         raise InputError(f"{place.data}: no clips to learn from")
     config = model_config(recipe, opened.classes)
     vision = config.vision
-    looks = Looks(vision.img, vision.mean, vision.std, Crop(recipe.area), recipe.flips)
+    looks = Looks(vision.img, vision.mean, vision.std, Crop(recipe.area), recipe.flips, recipe.levels)
     reads = "ids" in task_row(recipe).needs
     return Data(opened, config, _vocabulary(recipe, config, opened, tokenizer) if reads else None, looks)
 

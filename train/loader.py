@@ -67,6 +67,8 @@ class Looks:
         std: Likewise.
         crop: Of training; None: the middle, as in tests.
         flips: Whether half of the training clips are mirrored.
+        levels: Whether training clips are uint8, which the task normalises where it computes: a quarter of what else
+            goes from process to process and to a GPU, for at most half a level of 255. Clips for tests are float.
     """
 
     size: int
@@ -74,6 +76,7 @@ class Looks:
     std: Sequence[float]
     crop: Crop | None = field(default_factory=Crop)
     flips: bool = False
+    levels: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,16 @@ class Items(Dataset[Item]):
         clip = _in_views(parts, np.zeros((sample.black, height, width, 3), np.uint8), sample.views)
         return normalise(np.stack([preprocess(frame, looks.size) for frame in clip]), looks.mean, looks.std)
 
-    def _part(self, sample: Sample, random: np.random.Generator) -> NDArray[np.float32]:
-        """A clip for training, (3, T, S, S)."""
+    def _part(self, sample: Sample, random: np.random.Generator) -> NDArray[Any]:
+        """A clip for training, (3, T, S, S); or uint8 (T, S, S, 3)."""
         looks, part = self.looks, _DrawnPart(self.looks, ItemDraws(random))
-        transform, parts = PartTransform(looks.size, looks.mean, looks.std, part=part), []
+        transform, parts = PartTransform(looks.size, looks.mean, looks.std, part=part, levels=looks.levels), []
         for read in sample.reads:
             parts.append(read_frames(self.root / read.file, read.frames, transform=transform, files=kept_files()))
             if part.changed:
                 raise _other_size(self.root / read.file)
+        if looks.levels:
+            return _in_views(parts, np.zeros((sample.black, looks.size, looks.size, 3), np.uint8), sample.views)
         black_3 = -np.asarray(looks.mean, np.float32) / np.asarray(looks.std, np.float32)
         black = np.broadcast_to(black_3[:, None, None], (sample.black, 3, looks.size, looks.size))
         return _in_views(parts, black, sample.views).swapaxes(0, 1)
@@ -242,8 +247,12 @@ class _Telling(Dataset[Any]):
 
 
 def _deaf(worker: int) -> None:
-    """A terminal sends Ctrl-C to all processes; the trainer, which may need a batch before it saves, decides."""
+    """Go on where a terminal's Ctrl-C or a scheduler's SIGTERM reaches all processes: the trainer decides.
+
+    It may need a batch before it saves. A second SIGTERM ends the reader.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[Joined]:
@@ -259,6 +268,7 @@ def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int)
         collate_fn=joined,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_deaf,
+        pin_memory=bool(torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
     )
     reading = iter(loader)
     try:

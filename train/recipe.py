@@ -64,6 +64,7 @@ class Recipe:
         frames: Of a clip.
         area: Smallest and largest share of a picture that a training crop shows.
         flips: Whether half of the training clips are mirrored.
+        levels: Whether training clips travel as uint8, at most half a level of 255 off; else as float32.
         epochs: How often the data are gone through; `steps`, if not 0: how many updates instead.
         batch_size: Clips of an update.
         micro: Clips that a process takes at a time, at most.
@@ -92,6 +93,7 @@ class Recipe:
     frames: int = 4
     area: tuple[float, float] = (0.5, 1.0)
     flips: bool = False
+    levels: bool = True
     epochs: int = 5
     steps: int = 0
     batch_size: int = 1024
