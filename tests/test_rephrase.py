@@ -268,3 +268,15 @@ def test_code_of_a_folder_is_not_run(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_paraphraser(str(folder), Search())
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_benchmark_compares_the_same_candidates(monkeypatch):
+    from lavila_fast.bench import rephrase as bench
+
+    monkeypatch.setitem(bench.SHAPES, "tiny", (32, 8, 64, 2, 4))
+    told = bench.measured("tiny", count=2, tokens=4, batch_tokens=64, repeats=1, vocab=200)
+    assert told["same_candidates"] == 1.0
+    assert told["rephrase_speedup"] > 0
+    assert (
+        bench.same_share([[[0, 5, 1, 1], [0, 6]]], bench.ours(bench.random_t5("tiny", 200), [[3, 1]], Search(), 1)) == 0
+    )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
+from lavila_fast.generate.options import Written
 from lavila_fast.quant.layers import Int8Linear, swap
 from lavila_fast.rephrase.identity import folder_identity
 from lavila_fast.rephrase.options import PRECISIONS, Search
@@ -90,31 +91,37 @@ class Paraphraser:
 
     def batches(self, sentences: Sequence[str]) -> Iterator[list[str]]:
         """Sentences of like length together, the longest first: as many as have `batch_tokens`, padded."""
-        by_length = sorted(((len(self.tokens(one)), one) for one in sentences), reverse=True)
-        batch: list[str] = []
-        longest = 0
-        for length, sentence in by_length:
-            if batch and longest * (len(batch) + 1) > self.batch_tokens:
-                yield batch
-                batch = []
-            longest = longest if batch else length
-            batch.append(sentence)
-        if batch:
-            yield batch
+        for batch in token_batches([len(self.tokens(one)) for one in sentences], self.batch_tokens):
+            yield [sentences[number] for number in batch]
 
-    @torch.inference_mode()
     def paraphrase(self, sentences: Sequence[str]) -> list[list[str]]:
         """Candidates of each sentence, the best first; all go through the model together."""
         read = [self.tokens(sentence) for sentence in sentences]
-        ids_BS, mask_BS = padded(read, self.tokenizer.pad_token_id, self.model.device)
-        start, end = special_tokens(self.model)
-        decoder = CachedDecoder(self.model, ids_BS, mask_BS)
-        found = paraphrase_ids(decoder, len(read), self.search, start, end)
+        found = search_batch(self.model, read, self.tokenizer.pad_token_id, self.search)
         return [[self._text(one.ids[1:]) for one in candidates] for candidates in found]
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text.strip()
+
+
+@torch.inference_mode()
+def search_batch(model: Any, read: Sequence[Sequence[int]], pad: int, search: Search) -> list[list[Written]]:
+    """Candidates, as tokens, of sentences that go through a model together: see `search.paraphrase_ids`."""
+    decoder = CachedDecoder(model, *padded(read, pad, model.device))
+    return paraphrase_ids(decoder, len(read), search, *special_tokens(model))
+
+
+def token_batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Numbers of sentences of like length, the longest first: as many at a time as have `most` tokens, padded."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def padded(read: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -22,12 +22,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 
 from lavila_fast.errors import InputError, ServerError
 from lavila_fast.shown import shown
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS, MOST_BYTES, MOST_PROMPT = 4, 1 << 20, 1 << 20
+_BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 _BUSY = (408, 409, 429)
 _LISTED = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):])\s+")
 
@@ -120,8 +122,11 @@ class Server:
         Raises:
             ServerError: it cannot be reached, refuses, or answers something else.
         """
-        with ThreadPoolExecutor(self.workers) as pool:
+        pool = ThreadPoolExecutor(self.workers)
+        try:
             return list(pool.map(self._candidates, sentences))
+        finally:
+            pool.shutdown(cancel_futures=True)  # nobody waits for the others where one has failed
 
     def _candidates(self, sentence: str) -> list[str]:
         body = {
@@ -134,13 +139,13 @@ class Server:
         for attempt in range(ATTEMPTS):
             try:
                 return candidates_in(self._post(body))
-            except (requests.ConnectionError, requests.Timeout) as error:
+            except _BROKEN_LINE as error:
                 if attempt == ATTEMPTS - 1:
                     raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); see that it runs") from error
                 time.sleep(self.pause * 2**attempt)
             except requests.RequestException as error:
                 raise ServerError(f"{self.ask.url}: cannot be asked ({_why(error)}); check --server") from error
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 what = "answers something else than chat completions"
                 raise ServerError(f"{self.ask.url}: {what}; give its address up to /v1") from error
         raise AssertionError
