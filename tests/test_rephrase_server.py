@@ -111,6 +111,14 @@ def test_answers_become_paraphrases(arguments: list[str], stub: Stub, tmp_path: 
     assert not [path for path in tmp_path.iterdir() if KEY.encode() in path.read_bytes()]
 
 
+def test_a_key_that_is_none_is_not_told(arguments: list[str], stub: Stub, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(InputError, match="MY_KEY: holds odd characters") as raised:
+        run([*arguments, "--key-env", "MY_KEY"])
+    assert KEY not in str(raised.value)
+    assert not stub.asked
+
+
 def test_no_key_no_header(arguments: list[str], stub: Stub, monkeypatch: Any) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     run([*arguments, "--limit", "1"])
@@ -196,10 +204,8 @@ def test_what_is_asked_wrongly(arguments: list[str], tmp_path: Path) -> None:
         run(arguments)
     with pytest.raises(InputError, match="--server needs --model, its name there, and --prompt"):
         run(arguments[: arguments.index("--prompt")])
-    for url, told in [
-        ("ftp://x", "give an address such as"),
-        ("http://me:pw@x/v1", "leave the key out of the address"),
-    ]:
+    faults = ("ftp://x", "give an address such as"), ("http://me:pw@x/v1", "leave the key"), ("http://x?k=pw", "leave")
+    for url, told in faults:
         with pytest.raises(LavilaError, match=told) as raised:
             Ask(url, "m", "{}")
         assert "pw" not in str(raised.value)

@@ -114,7 +114,10 @@ def test_without_a_mark_no_word_is_the_verb():
 
 @pytest.mark.parametrize(
     ("text", "askable"),
-    [("#C C picks up #unsure", False), ("#C # Unsure", False), ("#C", False), (" ", False), ("x", True)],
+    [
+        *(("#C C picks up #unsure", False), ("#C # Unsure", False), ("#C", False), (" ", False)),
+        *(("x", True), ("a\ud800", False), ("a " * 200, True), ("a " * 201, False)),
+    ],
 )
 def test_what_is_not_asked_for(text, askable):
     assert Marked.parse(text).askable is askable

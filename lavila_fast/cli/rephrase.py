@@ -162,4 +162,4 @@ def _say(counts: Counts, told: dict[str, Any]) -> None:
     if dropped:
         tell(f"left out: {dropped}", err=True)
     if counts.unsure:
-        tell(f"not asked for: {counts.unsure} texts that are empty or #unsure", err=True)
+        tell(f"not asked for: {counts.unsure} texts that are empty, overlong or #unsure", err=True)

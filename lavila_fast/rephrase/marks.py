@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from lavila_fast.rephrase.words import words
 
 PERSON = "the person"
-UNSURE = re.compile(r"#\s*unsure", re.IGNORECASE)
+MOST_WORDS = 200
+_UNASKABLE = re.compile("#\\s*unsure|[\ud800-\udfff]", re.IGNORECASE)
 _MARK = re.compile(r"\s*(#\s*[A-Za-z]+)\b\s*")
 _WEARER = re.compile(r"\bC\b")
 _LETTER = re.compile(r"\b[A-Z]\b")
@@ -50,8 +51,12 @@ class Marked:
 
     @property
     def askable(self) -> bool:
-        """Whether it says anything, and its narrator was sure: ``#unsure`` stands for what could not be told."""
-        return bool(words(self.said)) and not UNSURE.search(self.said)
+        """Whether it says something that a model can read.
+
+        That is no text without words, of more than `MOST_WORDS`, with halves of characters, or with ``#unsure``, which
+        stands for what its narrator could not tell.
+        """
+        return 0 < len(words(self.said)) <= MOST_WORDS and not _UNASKABLE.search(self.said)
 
     @property
     def wearer(self) -> bool:

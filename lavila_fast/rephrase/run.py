@@ -64,7 +64,7 @@ class Counts:
         texts: Sentences in them.
         sentences: Of those different as a model reads them.
         known: Of these found in the cache.
-        unsure: Texts that were not asked for: empty ones, and those with ``#unsure``.
+        unsure: Texts that were not asked for; see `Marked.askable`.
         candidates: Of all different texts.
         kept: Of the candidates.
         without: Different texts of which no candidate stayed.

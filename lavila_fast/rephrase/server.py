@@ -63,8 +63,8 @@ class Ask:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"--server {shown(self.url)}: give an address such as http://localhost:8000/v1")
-        if parts.username or parts.password:
-            raise InputError("--server: leave the key out of the address; put it in an environment variable")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError("--server: leave the key, and what follows a ?, out of the address; see --key-env")
         if self.prompt.count("{}") != 1:
             raise InputError("--prompt: the file is to have {} once, where the sentence stands")
 
@@ -105,9 +105,14 @@ class Server:
             key_variable: The environment variable that holds a key; no header is sent where it is not set.
             timeout: Seconds for an answer.
             pause: Seconds before it is tried again, doubled each time.
+
+        Raises:
+            InputError: the variable holds no key.
         """
         self.ask, self.workers, self.timeout, self.pause = ask, workers, timeout, pause
         key = os.environ.get(key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):  # said here, for who sends it would tell the key
+            raise InputError(f"{key_variable}: holds odd characters, so it is no key; set it again")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def batches(self, sentences: Sequence[str]) -> Iterator[list[str]]:
