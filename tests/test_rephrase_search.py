@@ -135,6 +135,25 @@ def test_a_decoder_of_more_layers_than_the_encoder(read):
     assert [list(one.ids) for one in ours] == [ids for _, ids in plain(deep, read[0], Search(2, 2, 1, max_tokens=5))]
 
 
+def test_a_bart_is_searched_like_a_t5(read):
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = {"bos_token_id": 2, "pad_token_id": 0, "eos_token_id": END, "decoder_start_token_id": 0}
+    torch.manual_seed(1)
+    sizes = {
+        "d_model": 16,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "max_position_embeddings": 64,
+        "init_std": 0.5,
+    }
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=VOCAB, init_std=0.5, **layers, **ids, **sizes)).eval()
+    options = Search(3, 4, 2, 0.5, max_tokens=6)
+    for sentence, ours in zip(read[:2], found(bart, read[:2], options), strict=True):
+        assert [list(one.ids) for one in ours] == [ids for _, ids in plain(bart, sentence, options)]
+
+
 def test_scores_that_are_no_numbers():
     with pytest.raises(NotFiniteError, match="not all finite"):
         best_words(torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), 1)

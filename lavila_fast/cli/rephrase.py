@@ -154,9 +154,8 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 def _say(counts: Counts, told: dict[str, Any]) -> None:
     asked = counts.sentences - counts.known
     speed = f", {told['sentences_per_s']} sentences/s" if told["sentences_per_s"] else ""
-    tell(
-        f"{told['output']}: {counts.rows} rows, {counts.sentences} different sentences, {asked} asked{speed}", err=True
-    )
+    read = f"{counts.rows} rows, {counts.sentences} different sentences, {asked} of them asked for{speed}"
+    tell(f"{told['output']}: {read}", err=True)
     tell(f"kept {counts.kept} of {counts.candidates} candidates; {counts.without} sentences have none", err=True)
     dropped = ", ".join(f"{count} {reason}" for reason, count in told["dropped"].items() if count)
     if dropped:

@@ -39,7 +39,7 @@ class CachedDecoder:
         self.encoded = model.get_encoder()(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self.sentences = list(range(len(ids_BS)))
-        # It was called past_key_values before 5.20.
+        # Earlier versions, and models that were not changed, call it past_key_values.
         takes = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
 
