@@ -9,6 +9,7 @@ Weights are read from safetensors alone, for other files are pickles, and no cod
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 
 from lavila_fast.errors import CheckpointError, InputError, MissingExtraError
 from lavila_fast.generate.options import Written
-from lavila_fast.quant.layers import Int8Linear, swap
 from lavila_fast.rephrase.identity import folder_identity
 from lavila_fast.rephrase.options import PRECISIONS, Search
 from lavila_fast.rephrase.search import paraphrase_ids
@@ -230,12 +230,23 @@ def _bitsandbytes(transformers: Any, precision: str) -> Any:
 
 
 def to_int8(model: Any) -> Any:
-    """Swap the linear layers of encoder and decoder, in place; the last one, which gives the scores, stays."""
+    """Swap the linear layers of encoder and decoder for PyTorch's INT8 ones, in place; the last one stays.
 
-    def make(name: str, layer: nn.Module) -> nn.Module | None:
-        return Int8Linear(layer) if isinstance(layer, nn.Linear) and "lm_head" not in name else None
+    Weights have a scale an output, activations one a batch, as they come.
 
-    return swap(model, make)
+    Raises:
+        InputError: this PyTorch has no such layers.
+    """
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "lm_head" not in name]
+    try:
+        import torch.ao.quantization as quantization
+    except ImportError as error:
+        raise InputError("--precision int8: this PyTorch has no dynamic quantization; take bf16") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is to move to another package
+        how = dict.fromkeys(names, quantization.per_channel_dynamic_qconfig)
+        quantize: Any = quantization.quantize_dynamic
+        return quantize(model, how, torch.qint8, inplace=True)
 
 
 def _identity(name: str, model: Any) -> str:
