@@ -137,9 +137,9 @@ def measured(
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the figures as JSON.")
-@click.option("--shape", type=click.Choice(list(SHAPES)), default="base", show_default=True)
-@click.option("--sentences", type=click.IntRange(2), default=32, show_default=True)
-@click.option("--tokens", type=click.IntRange(2), default=18, show_default=True, help="Of a candidate.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), default="small", show_default=True)
+@click.option("--sentences", type=click.IntRange(2), default=16, show_default=True)
+@click.option("--tokens", type=click.IntRange(2), default=12, show_default=True, help="Of a candidate.")
 @click.option("--batch-tokens", type=click.IntRange(1), default=1024, show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 def main(output: Path | None, shape: str, sentences: int, tokens: int, batch_tokens: int, repeats: int) -> None:

@@ -1,4 +1,4 @@
-"""A sequence-to-sequence model of the transformers library as paraphraser: T5, BART, Pegasus, mBART and the like.
+"""A sequence-to-sequence model of the transformers library as paraphraser: T5, BART, Pegasus and the like.
 
     model = load_paraphraser("folder/", precision="bf16")
     model.paraphrase(["The person picks up the cup."])  # [["The cup is lifted by the person.", …]]
