@@ -230,14 +230,17 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if "validation" not in row]
 
 
-def test_sigterm_saves_and_leaves(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_sigterm_saves_and_leaves(workers: str, home: Path, tmp_path: Path) -> None:
+    """Sent to all processes of the run, as a scheduler does."""
     given = command("pretrain_tsf_b", home, tmp_path / "run", steps=500, save_epochs=1000, evaluate_epochs=1000)
+    given += ["--workers", workers]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen([sys.executable, "-m", "lavila_fast", *given], env=env)
+    started = subprocess.Popen([sys.executable, "-m", "lavila_fast", *given], env=env, start_new_session=True)
     while started.poll() is None and not (tmp_path / "run" / "log.jsonl").is_file():
         time.sleep(0.01)
-    started.send_signal(signal.SIGTERM)
-    assert started.wait(60) == 143
+    os.killpg(started.pid, signal.SIGTERM)
+    assert started.wait(120) == 143
     done = len(losses(tmp_path / "run"))
     assert run([*given, "--resume", "--stop-after", str(done + 1)]) == 0
     assert len(losses(tmp_path / "run")) == done + 1
