@@ -608,7 +608,7 @@ def test_a_pulled_file_is_found_by_name(gpt2, tmp_path, monkeypatch):
 
 def test_starts_that_make_no_sense(clip):
     with pytest.raises(
-        InputError, match="start bert: unknown; take one of clip, distilbert, gpt2, dual_encoder, whole"
+        InputError, match="start bert: unknown; take one of clip, distilbert, gpt2, dual_encoder, video, whole, run"
     ):
         Start("bert", "x")
     for config, kind in ((DUAL, "gpt2"), (DUAL, "distilbert"), (ClassifierConfig(VISION, (3,)), "gpt2")):

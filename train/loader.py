@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -255,7 +256,7 @@ def _deaf(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[Joined]:
+def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int) -> Generator[Joined, None, None]:
     """Batches of items by their keys, read ahead by worker processes; none: by this one.
 
     Raises:
@@ -289,6 +290,26 @@ def joined(items: list[Item] | str) -> Joined | str:
     return tensors, [line for item in items for line in item["missing"]]
 
 
+class _Order(NamedTuple):
+    """Which items are in which batch."""
+
+    items: int
+    batch_size: int
+    seed: int
+
+    def keys(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
+        epoch, place = divmod(step, self.items // self.batch_size)
+        random = np.random.Generator(np.random.Philox(key=[self.seed * 8, epoch]))
+        order = random.permutation(self.items)[place * self.batch_size :][: self.batch_size]
+        return [(epoch, int(index)) for index in order[rank::world]]
+
+    def all(self, step: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
+        """Shares of this batch and of all that follow."""
+        while True:
+            yield self.keys(step, rank, world)
+            step += 1
+
+
 @dataclass
 class LoadedBatches:
     """Shuffled batches of a data set; the last few items of an epoch that fill no batch are left out of it.
@@ -308,6 +329,7 @@ class LoadedBatches:
     most_missing: float = 0.05
     missing: list[str] = field(default_factory=list)
     _coming: Iterator[Any] | None = None
+    _end: Callable[[], Any] | None = None
     _next: tuple[int, int, int] = (-1, 0, 1)
     _seen: int = 0
 
@@ -327,10 +349,7 @@ class LoadedBatches:
 
     def keys(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
         """(epoch, index) of one process's share of a batch."""
-        epoch, place = divmod(step, self.epoch)
-        random = np.random.Generator(np.random.Philox(key=[self.seed * 8, epoch]))
-        order = random.permutation(len(self.items))[place * self.batch_size :][: self.batch_size]
-        return [(epoch, int(index)) for index in order[rank::world]]
+        return _Order(len(self.items), self.batch_size, self.seed).keys(step, rank, world)
 
     def names(self, step: int, rank: int = 0, world: int = 1) -> list[str]:
         """Files and frames of one process's share of a batch."""
@@ -357,13 +376,17 @@ class LoadedBatches:
         return TrainingBatch(**tensors)
 
     def _read_on(self, step: int, rank: int, world: int) -> Iterator[Any]:
-        def numbers() -> Iterator[list[tuple[int, int]]]:
-            number = step
-            while True:
-                yield self.keys(number, rank, world)
-                number += 1
+        self.close()
+        order = _Order(len(self.items), self.batch_size, self.seed)
+        coming = loaded(self.items, order.all(step, rank, world), self.workers)
+        self._end = weakref.finalize(self, coming.close)  # at the latest before this process waits for its children
+        return coming
 
-        return loaded(self.items, numbers(), self.workers)
+    def close(self) -> None:
+        """End what reads ahead; whoever asks for another batch begins it again."""
+        if self._end is not None:
+            self._end()
+        self._coming = self._end = None
 
     def _note(self, missing: list[str], clips: int) -> None:
         self._seen += clips
