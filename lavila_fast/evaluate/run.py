@@ -1,0 +1,293 @@
+"""An evaluation from end to end: annotations → clips → what the model gives → scores, beside what others report.
+
+result = evaluate("ek100_mir", ModelChoice("dual.pth"), Path("EK100"), Options(features=Path("features")))
+result.scores["map"]
+result.write(Path("ek100_mir.json"))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lavila_fast import __version__
+from lavila_fast.arrays import F32
+from lavila_fast.errors import InputError, LavilaError, VideoError
+from lavila_fast.evaluate.annotations import DataFolder
+from lavila_fast.evaluate.benchmarks import find_benchmark
+from lavila_fast.evaluate.examinees import Examinee, ModelChoice, open_examinee
+from lavila_fast.evaluate.exams import Exam, Seen
+from lavila_fast.evaluate.features import FeatureStore
+from lavila_fast.evaluate.figures import FIGURES
+from lavila_fast.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
+from lavila_fast.evaluate.published import published
+from lavila_fast.evaluate.result import Result
+from lavila_fast.evaluate.watch import Watcher, watched
+
+PART = 64  # clips after which what was found is written
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an evaluation is run; nothing of it changes a score, but for `limit` and `changes`.
+
+    Attributes:
+        features: Folder where what the model gives is kept.
+        protocol: Its name; None: what the model is for.
+        changes: Of the protocol, by name.
+        videos: Folder of the videos, where it is another one than usual.
+        limit: Only so many clips (or questions), the first ones.
+        workers: Processes that read videos; 0: this one.
+        batch: Views that the model is given together.
+        most_missing: Share of clips whose videos may be missing.
+        seen: Called with (clips done, clips of all).
+    """
+
+    features: Path
+    protocol: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    videos: Path | None = None
+    limit: int | None = None
+    workers: int = 0
+    batch: int = 8
+    most_missing: float = 0.0
+    seen: Callable[[int, int], None] = lambda done, of: None
+
+
+def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: Say = lambda line: None) -> Result:
+    """Examine a model.
+
+    Args:
+        name: Of the benchmark.
+        choice: The model.
+        data: The benchmark's folder.
+        options: How.
+        say: Told what is found out on the way, a line at a time.
+
+    Raises:
+        InputError: annotations, model and options do not fit together.
+        LavilaError: too many videos are missing; what was found so far stays in the folder of features.
+    """
+    begun = time.monotonic()
+    row = find_benchmark(name)
+    first = find_protocol(name, options.protocol, classifier=False)
+    told: set[str] = set()
+    exam = _opened(row.open, data, options, first)
+    _tell(exam, say, told)
+    model = open_examinee(choice, row.kinds_for(options.protocol), _frames_of(name, options))
+    protocol = _protocol(name, model, options)
+    if protocol.seen() != first.seen():
+        exam = _opened(row.open, data, options, protocol)
+    say(_described(protocol, model, exam))
+    store = FeatureStore(options.features, _about(name, model.identity, protocol.seen(), exam))
+    missing = fill(store, exam, model, protocol, options, say)
+    kept = _without(exam, missing, options)
+    seen = Seen(store.take(kept.ids), model.heads, model.text)
+    tables = kept.tables(protocol, seen)
+    return _result(name, model, protocol, kept, tables, missing, options, begun)
+
+
+def _opened(opener: Callable[[DataFolder, Protocol], Exam], data: Path, options: Options, protocol: Protocol) -> Exam:
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; --data is to be the benchmark's folder")
+    exam = opener(DataFolder(data, options.videos), protocol)
+    return exam if options.limit is None else exam.first(options.limit)
+
+
+def _tell(exam: Exam, say: Say, told: set[str]) -> None:
+    for name, facts in exam.facts.files.items():
+        known = " (as published)" if facts.get("published") else ""
+        say(f"{name}: {facts['rows']:,} rows{known}")
+    for line in (*exam.facts.notes, *exam.facts.odd):
+        say(line)
+
+
+def _frames_of(name: str, options: Options) -> Callable[[str, bool], int | None]:
+    """How many frames a model is asked for: those given, else the protocol's; a bundle may have its own."""
+
+    def frames(kind: str, bundle: bool) -> int | None:
+        if "frames" in options.changes or bundle:
+            given: int | None = options.changes.get("frames")
+            return given
+        return find_protocol(name, options.protocol, kind == "classifier").frames
+
+    return frames
+
+
+def _protocol(name: str, model: Examinee, options: Options) -> Protocol:
+    found = find_protocol(name, options.protocol, model.kind == "classifier").changed(**options.changes)
+    return replace(found, frames=model.vision.frames)
+
+
+def _described(protocol: Protocol, model: Examinee, exam: Exam) -> str:
+    views = f", {protocol.clips} clips × {protocol.crops} crops" if protocol.clips * protocol.crops > 1 else ""
+    how = "from equal parts of the whole video" if protocol.sparse else "a clip"
+    return (
+        f"{protocol.name}: {len(exam.ids):,} clips, {protocol.frames} frames {how}{views}, "
+        f"{model.vision.img} pixels; {model.kind} {model.identity['name']} on {model.identity['engine']}"
+    )
+
+
+def _about(name: str, identity: dict[str, str], seen: dict[str, Any], exam: Exam) -> dict[str, Any]:
+    """What features depend on."""
+    return {"benchmark": name, "model": identity, "seen": seen, "videos": str(exam.library.root.resolve())}
+
+
+def fill(
+    store: FeatureStore, exam: Exam, model: Examinee, protocol: Protocol, options: Options, say: Say
+) -> dict[str, str]:
+    """Add what is not there yet of an exam's clips.
+
+    Returns:
+        Id of each clip that cannot be read → why.
+
+    Raises:
+        LavilaError: too many of them.
+    """
+    todo = [i for i, name in enumerate(exam.ids) if name not in store]
+    if len(todo) < len(exam.ids):
+        say(f"{len(exam.ids) - len(todo):,} clips are known from an earlier run ({store.folder})")
+    watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
+    missing: dict[str, str] = {}
+    found: dict[str, NDArray[Any]] = {}
+    done = len(exam.ids) - len(todo)
+    try:
+        for clip, values, error in _embedded(watcher, todo, model, options):
+            if values is None:
+                missing[exam.ids[clip]] = error
+                _check_missing(missing, exam, options)
+            else:
+                found[exam.ids[clip]] = values
+            done += 1
+            options.seen(done, len(exam.ids))
+            if len(found) == PART:
+                store.add(found)
+                found = {}
+    finally:
+        store.add(found)
+    return missing
+
+
+def _check_missing(missing: dict[str, str], exam: Exam, options: Options) -> None:
+    if len(missing) > options.most_missing * len(exam.ids):
+        name, why = next(iter(missing.items()))
+        raise LavilaError(
+            f"{len(missing)} of {len(exam.ids)} clips cannot be read, more than --max-missing allows; the first, "
+            f"{name}: {why}"
+        )
+
+
+def _embedded(
+    watcher: Watcher, clips: Sequence[int], model: Examinee, options: Options
+) -> Iterator[tuple[int, F32 | None, str]]:
+    """(clip, values (V, D) or None, why) of each clip, in order; several clips share a batch."""
+    waiting: list[tuple[int, list[F32], str]] = []
+    views = 0
+    for one in watched(watcher, clips, options.workers):
+        if not waiting or waiting[-1][0] != one.job.clip:
+            waiting.append((one.job.clip, [], ""))
+        clip, videos, error = waiting[-1]
+        if one.video is None:
+            waiting[-1] = (clip, [], error or one.error)
+        elif not error:
+            videos.append(one.video)
+        views += watcher.protocol.views // watcher.protocol.clips
+        if one.job.window == watcher.protocol.clips - 1 and views >= options.batch:
+            yield from _given(waiting, model, options.batch)
+            waiting, views = [], 0
+    yield from _given(waiting, model, options.batch)
+
+
+def _given(
+    waiting: list[tuple[int, list[F32], str]], model: Examinee, batch: int
+) -> Iterator[tuple[int, F32 | None, str]]:
+    videos = [view for _, some, error in waiting if not error for window in some for view in window]
+    parts = [model.video(np.stack(videos[start : start + batch])) for start in range(0, len(videos), batch)]
+    values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+    place = 0
+    for clip, some, error in waiting:
+        count = 0 if error else sum(len(window) for window in some)
+        yield clip, None if error else values[place : place + count], error
+        place += count
+
+
+def _without(exam: Exam, missing: dict[str, str], options: Options) -> Exam:
+    if not missing:
+        return exam
+    kept = [i for i, name in enumerate(exam.ids) if name not in missing]
+    if not kept:
+        raise VideoError(exam.library.root, "none of the clips can be read", next(iter(missing.values())))
+    return exam.of(kept)
+
+
+def _result(
+    name: str,
+    model: Examinee,
+    protocol: Protocol,
+    exam: Exam,
+    tables: dict[str, dict[str, Any]],
+    missing: dict[str, str],
+    options: Options,
+    begun: float,
+) -> Result:
+    odd = reasons(name, protocol, model, exam, missing, options)
+    data = {
+        "clips": len(exam.ids),
+        "missing": missing,
+        "limit": options.limit,
+        "videos": str(exam.library.root),
+        **asdict(exam.facts),
+    }
+    rows = [
+        {**asdict(one), "why_not": _why_not(name, one.frames, protocol, odd)} for one in published(name, protocol.name)
+    ]
+    told = {"kind": model.kind, **model.identity, "img": model.vision.img, "frames": model.vision.frames}
+    about = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "seconds": round(time.monotonic() - begun, 1),
+        "versions": versions(),
+    }
+    return Result(name, asdict(protocol), told, data, FIGURES[name](tables), tables, rows, about)
+
+
+def reasons(
+    name: str, protocol: Protocol, model: Examinee, exam: Exam, missing: dict[str, str], options: Options
+) -> list[str]:
+    """Why the figures cannot be compared with published ones; none of it is about the model's weights."""
+    found = list(exam.facts.odd)
+    if options.limit is not None:
+        found.append(f"only the first {options.limit:,} were asked")
+    if missing:
+        found.append(f"{len(missing):,} clips are missing")
+    zoo = replace(PROTOCOLS[name][protocol.name], frames=protocol.frames)
+    found += protocol.differences(zoo)
+    if not protocol.normalised and model.unit:
+        found.append("the bundle's embeddings are of unit length, the published figure's are not")
+    return found
+
+
+def _why_not(name: str, frames: int | None, protocol: Protocol, odd: list[str]) -> list[str]:
+    """Of a published row; figures of one that does not say how many frames are taken for the zoo's number."""
+    wanted = frames or PROTOCOLS[name][protocol.name].frames
+    other = [] if wanted == protocol.frames else [f"with {wanted} frames, here {protocol.frames}"]
+    return [*other, *odd]
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the figures."""
+    found = {"lavila-fast": __version__}
+    for package in ("numpy", "onnxruntime", "torch", "av"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,159 @@
+"""Scores and figures of the original's evaluation, recorded on fixed embeddings and logits."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lavila_fast.evaluate import metrics, scores
+from lavila_fast.evaluate.scores import class_cosines, class_texts, class_vectors, join_views
+
+GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
+TOLD: dict[str, Any] = json.loads((GOLDEN / "evaluation.json").read_text()) if GOLDEN.is_dir() else {}
+
+pytestmark = pytest.mark.skipif(not TOLD, reason=f"no recordings in {GOLDEN}")
+RTOL = 1e-6
+CLASSES = [name for name, told in TOLD.items() if "texts_per_class" in told]
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "evaluation.npz") as file:
+        return dict(file)
+
+
+def values(name: str, call: str) -> list[Any]:
+    return [found for what, found in TOLD[name]["values"] if what == call]
+
+
+def class_scores(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    told, tuned = TOLD[name], name.startswith("finetuned")
+    rows = told.get("text_rows") or {text: i for i, (text,) in enumerate(told["texts_per_class"])}
+    vectors = class_vectors(
+        arrays[f"{name}.text_embeddings"], [[rows[t] for t in some] for some in told["texts_per_class"]]
+    )
+    seen = class_cosines(arrays[f"{name}.image_embeddings"], vectors)
+    return join_views(seen, "mean" if tuned else "max", "always" if tuned else "several")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_scores_of_classes_described_by_texts(name: str, arrays: dict[str, np.ndarray]) -> None:
+    np.testing.assert_allclose(class_scores(name, arrays), arrays[f"{name}.scores"], rtol=1e-5, atol=2e-7)
+
+
+def test_texts_of_a_class() -> None:
+    plain = TOLD["zeroshot_ek100_cls"]["texts_per_class"]
+    told = TOLD["zeroshot_ek100_cls.template"]["texts_per_class"]
+    assert class_texts(plain, "plain") == plain
+    assert class_texts(plain, "ego4d") == told
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if "cls" in name])
+def test_first_and_first_five(name: str, arrays: dict[str, np.ndarray]) -> None:
+    labels, told = arrays[f"{name}.labels"], values(name, "accuracy")[0]
+    found = [100 * metrics.topk_hits(class_scores(name, arrays), labels, k).mean() for k in (1, 5)]
+    np.testing.assert_allclose(found, np.ravel(told), rtol=RTOL)
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if "charades" in name])
+def test_charades(name: str, arrays: dict[str, np.ndarray]) -> None:
+    found = scores.average_precisions(class_scores(name, arrays), arrays[f"{name}.labels"])
+    if "returned" in TOLD[name]:
+        assert found.mean() == pytest.approx(TOLD[name]["returned"]["mAP"], rel=RTOL)
+        return
+    mean, _, each = values(name, "charades_map")[0]
+    np.testing.assert_allclose(found, np.array(each, float), rtol=RTOL)
+    np.testing.assert_allclose(found.mean(), np.array(mean, float), rtol=RTOL)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if "egtea" in name])
+def test_egtea(name: str, arrays: dict[str, np.ndarray]) -> None:
+    labels, told = arrays[f"{name}.labels"], class_scores(name, arrays).argmax(axis=1)
+    found = [100 * scores.mean_accuracy(labels, told), 100 * (labels == told).mean()]
+    np.testing.assert_allclose(found, values(name, "get_mean_accuracy")[0], rtol=RTOL)
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if name.startswith("finetuned_egtea")])
+def test_egtea_of_a_classifier(name: str, arrays: dict[str, np.ndarray]) -> None:
+    labels = arrays[f"{name}.labels"]
+    joined = join_views(arrays[f"{name}.logits"], "mean", "always")
+    told = joined.argmax(axis=1)
+    found = [100 * scores.mean_accuracy(labels, told), 100 * (labels == told).mean()]
+    np.testing.assert_allclose(found, values(name, "get_mean_accuracy")[0], rtol=RTOL)
+    tops = [100 * metrics.topk_hits(joined, labels, k).mean() for k in (1, 5)]
+    np.testing.assert_allclose(tops, [TOLD[name]["returned"][key] for key in ("acc1", "acc5")], rtol=RTOL)
+
+
+def test_actions_by_one_head(arrays: dict[str, np.ndarray]) -> None:
+    name, pairs = "finetuned_ek100_cls.one_head", np.array(TOLD["ek100_action_to_verb_noun"])
+    labels = arrays[f"{name}.labels"]
+    actions = join_views(arrays[f"{name}.logits"], "mean", "always")
+    found = [(labels, actions.argmax(axis=1))]
+    for part in range(2):
+        every = scores.marginals(actions, pairs[:, part].tolist(), 1 + int(pairs[:, part].max()))
+        found.append((pairs[labels, part], every.argmax(axis=1)))
+    both = [[100 * scores.mean_accuracy(*one), 100 * (one[0] == one[1]).mean()] for one in found]
+    np.testing.assert_allclose(both, values(name, "get_mean_accuracy"), rtol=RTOL)
+
+
+def test_actions_by_three_heads(arrays: dict[str, np.ndarray]) -> None:
+    name, pairs = "finetuned_ek100_cls.three_heads", np.array(TOLD["ek100_action_to_verb_noun"])
+    actions, told = arrays[f"{name}.labels"], TOLD[name]["returned"]
+    for head, labels, key in (
+        (0, pairs[actions, 0], "acc1_verb"),
+        (1, pairs[actions, 1], "acc1_noun"),
+        (2, actions, "acc1"),
+    ):
+        joined = join_views(arrays[f"{name}.logits_{head}"], "mean", "always")
+        assert 100 * metrics.topk_hits(joined, labels).mean() == pytest.approx(told[key], rel=RTOL)
+    assert 100 * metrics.topk_hits(joined, actions, 5).mean() == pytest.approx(told["acc5"], rel=RTOL)
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if "ek100_mir" in name])
+def test_retrieval(name: str, arrays: dict[str, np.ndarray]) -> None:
+    from test_golden_datasets import EK100
+
+    from lavila_fast.video.pickled import read_matrix
+
+    folder, of = EK100 / "retrieval_annotations", "zeroshot_ek100_mir"
+    relevancy = read_matrix(folder / "relevancy" / "caption_relevancy_EPIC_100_retrieval_test.pkl")
+    video, text = arrays[f"{of}.video_embeddings"], arrays[f"{of}.text_embeddings"]
+    found = scores.retrieval_scores(video, text, normalised=not name.endswith("False"))
+    if name == of:
+        np.testing.assert_allclose(2 * found - 1, arrays[f"{of}.similarity"], atol=1e-6)
+    places = columns(folder)
+    for call, figure in (("calculate_mAP", metrics.average_precision), ("calculate_nDCG", metrics.ndcg)):
+        both = metrics.both_ways(figure, found[:, places], relevancy)
+        np.testing.assert_allclose(both[:2], values(name, call), rtol=RTOL)
+
+
+def columns(folder: Path) -> list[int]:
+    from lavila_fast.evaluate.annotations import sentence_rows
+    from lavila_fast.train.datasets.ek100 import read_segments, read_sentences
+
+    segments = read_segments(folder / "EPIC_100_retrieval_test.csv")
+    return sentence_rows(segments, read_sentences(folder / "EPIC_100_retrieval_test_sentence.csv"), Path("x"))
+
+
+def test_retrieval_figures(arrays: dict[str, np.ndarray]) -> None:
+    told = TOLD["mir_metrics"]
+    for key, figure in (("mAP", metrics.average_precision), ("nDCG", metrics.ndcg)):
+        found = metrics.both_ways(figure, arrays["mir_metrics.similarity"], arrays["mir_metrics.relevancy"])
+        np.testing.assert_allclose(found, told[key], rtol=RTOL)
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if "egomcq" in name])
+def test_choice_of_five(name: str, arrays: dict[str, np.ndarray]) -> None:
+    found = scores.choice_scores(arrays[f"{name}.query_embeddings"], arrays[f"{name}.option_embeddings"])
+    np.testing.assert_allclose(found, arrays[f"{name}.scores"], rtol=1e-4, atol=1e-5)
+    right = found.argmax(axis=1) == arrays[f"{name}.answers"]
+    kinds = arrays[f"{name}.types"]
+    (told,) = values(name, "egomcq_accuracy_metrics")
+    assert [100 * right[kinds == kind].mean() for kind in np.unique(kinds)] == pytest.approx(
+        list(told.values()), rel=RTOL
+    )
