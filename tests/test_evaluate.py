@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from lavila_fast.evaluate.examinees import ModelChoice
 from lavila_fast.evaluate.result import read_result
 from lavila_fast.evaluate.run import Options, evaluate
-from lavila_fast.models.load import load_dual_encoder
+from lavila_fast.models.load import load_classifier, load_dual_encoder
 from lavila_fast.pretrained import find_vocabulary
 from lavila_fast.video.reader import read_frames
 from lavila_fast.video.transforms import normalise, preprocess
@@ -26,6 +27,8 @@ def place(tmp_path_factory) -> Path:
     """All miniatures and models, once."""
     root = tmp_path_factory.mktemp("evaluate")
     miniatures.ek100(root / "EK100")
+    miniatures.egtea(root / "EGTEA")
+    miniatures.charades(root / "CharadesEgo")
     miniatures.dual_encoder(root / "dual.safetensors")
     return root
 
@@ -106,3 +109,183 @@ def test_retrieval(place: Path) -> None:
     path = place / "mir.json"
     found.write(path)
     assert read_result(path).scores == pytest.approx(found.scores)
+
+
+def slow_classes(place: Path, model: Any, names: list[list[str]]) -> np.ndarray:
+    """The mean of each class's unit vectors, of unit length."""
+    found = [texts(model, place / "dual.safetensors", some).mean(axis=0) for some in names]
+    return np.stack([one / np.linalg.norm(one) for one in found])
+
+
+def test_actions_by_their_names(place: Path) -> None:
+    model = load_dual_encoder(place / "dual.safetensors")
+    video = ek100_videos(place / "EK100", model)
+    named: dict[str, list[str]] = {"4:20": ["dry pan"]}
+    for row in miniatures.ROWS:
+        some = named.setdefault(f"{row[5]}:{row[6][0]}", [])
+        some += [row[4]] if row[4] not in some else []
+    order = sorted(named)
+    assert named["0:2"] == ["take plate", "take plate and cup"]
+    for template in ("plain", "ego4d"):
+        forms = ["{}"] if template == "plain" else ["#C C {}", "#C {}"]
+        vectors = slow_classes(place, model, [[form.format(n) for form in forms for n in named[key]] for key in order])
+        told = [order[i] for i in (video @ vectors.T).argmax(axis=1)]
+        right = [key == f"{row[5]}:{row[6][0]}" for key, row in zip(told, miniatures.ROWS, strict=True)]
+        found = run(place, "ek100_cls", "EK100", "dual.safetensors", changes={"template": template})
+        assert found.scores["top1"] == pytest.approx(100 * np.mean(right))
+        assert "verb_top1" not in found.scores
+
+
+def logits(path: Path, seen: list[torch.Tensor]) -> list[np.ndarray]:
+    """Probabilities of each head."""
+    model = load_classifier(path, frames=seen[0].shape[2])
+    with torch.inference_mode():
+        given = [model(one) for one in seen]
+        heads = list(zip(*given, strict=True)) if isinstance(given[0], tuple) else [given]
+        return [torch.cat(list(head)).softmax(dim=1).numpy() for head in heads]
+
+
+@pytest.mark.parametrize("heads", [(5,), (5, 21, 5)])
+def test_actions_by_a_classifier(place: Path, heads: tuple[int, ...]) -> None:
+    path = miniatures.classifier(place / f"actions{len(heads)}.safetensors", heads)
+    model = load_classifier(path, frames=16)
+    seen = []
+    for _, video, start, stop, *_ in miniatures.ROWS:
+        ids = middles(round(10 * start), int(np.ceil(10 * stop)), 16)
+        seen.append(clip(place / "EK100" / "video_ht256px" / video[:3] / f"{video}.MP4", ids, model))
+    order = sorted({f"{row[5]}:{row[6][0]}" for row in miniatures.ROWS} | {"4:20"})
+    told = logits(path, seen)
+    pairs = [tuple(map(int, key.split(":"))) for key in order]
+    found = run(place, "ek100_cls", "EK100", path.name)
+    for part, name in enumerate(("verb_", "noun_", "")):
+        if name and len(heads) == 1:
+            sums = np.zeros((len(seen), 97 if part == 0 else 300)) + told[0][:, :1]
+            for one in {pair[part] for pair in pairs}:
+                sums[:, one] = sum(told[0][:, i] for i, pair in enumerate(pairs) if pair[part] == one)
+            said = sums.argmax(axis=1)
+        else:
+            said = told[-1 if not name else part].argmax(axis=1)
+        wanted = [row[5] if part == 0 else row[6][0] for row in miniatures.ROWS]
+        wanted = wanted if name else [order.index(f"{row[5]}:{row[6][0]}") for row in miniatures.ROWS]
+        assert found.scores[f"{name}top1"] == pytest.approx(100 * np.mean(said == np.array(wanted)))
+    assert found.protocol["frames"] == 16
+    assert found.protocol["name"] == "fine-tuned"
+
+
+def windows(length: int, frames: int, stride: int, count: int) -> list[list[int]]:
+    starts = [int(i * (length - frames * stride) / (count - 1)) for i in range(count)]
+    return [[start + i * stride for i in range(frames)] for start in starts]
+
+
+def egtea_clips(root: Path) -> list[Path]:
+    names = [line.split()[0] for line in (root / "test_split1.txt").read_text().splitlines()]
+    return [root / "cropped_clips" / "-".join(name.split("-")[:3]) / f"{name}.mp4" for name in names]
+
+
+def crops(frames: np.ndarray, size: int) -> list[np.ndarray]:
+    """Left, middle and right of wide pictures resized without antialiasing, by torch."""
+    height, width = frames.shape[1:3]
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    shape = (size, int(size * width / height))
+    resized = torch.nn.functional.interpolate(video, shape, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    places = (0, int(np.ceil((shape[1] - size) / 2)), shape[1] - size)
+    return [resized[:, :, x : x + size].numpy() for x in places]
+
+
+def test_egtea_of_many_views(place: Path) -> None:
+    root = place / "EGTEA"
+    model = load_dual_encoder(place / "dual.safetensors")
+    vision = model.config.vision
+    vectors = slow_classes(place, model, [["open fridge"], ["cut tomato"], ["put down bread"]])
+    scores = []
+    for path, length in zip(egtea_clips(root), (30, 40, 50, 10), strict=True):
+        black = 0
+        if length < 4 * 5:
+            chosen, black = [list(range(0, length, 5))[:4]] * 3, 4 - 2
+        else:
+            chosen = windows(length, 4, 5, 3)
+        seen = []
+        for ids in chosen:
+            frames = read_frames(path, ids)
+            frames = np.concatenate([frames, np.zeros((black, *frames.shape[1:]), np.uint8)])
+            seen += [normalise(one, vision.mean, vision.std) for one in crops(frames, vision.img)]
+        with torch.inference_mode():
+            video = model.embed_video(torch.from_numpy(np.stack(seen))).numpy()
+        best = (video @ vectors.T).max(axis=0)
+        scores.append(np.exp(best) / np.exp(best).sum())
+    told, labels = np.argmax(scores, axis=1), np.array([0, 1, 2, 0])
+    changes = {"frames": 4, "stride": 5, "clips": 3}
+    found = run(place, "egtea", "EGTEA", "dual.safetensors", changes=changes, workers=2, batch=5)
+    assert found.scores["top1"] == pytest.approx(100 * np.mean(told == labels))
+    classes = sorted({*told.tolist(), *labels.tolist()})
+    each = [np.mean(told[labels == one] == one) if (labels == one).any() else 0.0 for one in classes]
+    assert found.scores["mean_class"] == pytest.approx(100 * np.mean(each))
+    assert found.tables["clips"]["told"].tolist() == told.tolist()
+
+
+def test_egtea_by_a_classifier_sees_the_centre(place: Path) -> None:
+    root = place / "EGTEA"
+    path = miniatures.classifier(place / "egtea.safetensors", (3,))
+    model = load_classifier(path)
+    means = []
+    for file, length in zip(egtea_clips(root), (30, 40, 50), strict=False):
+        seen = [clip(file, ids, model) for ids in windows(length, 4, 5, 3)]
+        with torch.inference_mode():
+            means.append(torch.cat([model(one) for one in seen]).mean(dim=0).softmax(dim=0).numpy())
+    found = run(
+        place,
+        "egtea",
+        "EGTEA",
+        path.name,
+        changes={"frames": 4, "stride": 5, "clips": 3},
+        limit=3,
+        protocol="fine-tuned",
+    )
+    assert found.tables["clips"]["told"].tolist() == np.argmax(means, axis=1).tolist()
+    assert found.published[0]["figures"] == {"top1": 70.12}
+    assert "top-1 only" in found.published[0]["note"]
+
+
+@pytest.mark.parametrize("protocol", ["zero-shot", "fine-tuned"])
+def test_charades(place: Path, protocol: str) -> None:
+    root = place / "CharadesEgo"
+    model = load_dual_encoder(place / "dual.safetensors", frames=16)
+    vectors = slow_classes(place, model, [["Holding some clothes"], ["Washing a cup"], ["Opening a door"]])
+    video = []
+    for name, seconds in (("AAAEGO", 4), ("BBBEGO", 5), ("CCCEGO", 6)):
+        with torch.inference_mode():
+            seen = clip(root / "CharadesEgo_v1_480" / f"{name}.mp4", middles(0, 10 * seconds, 16), model)
+            video.append(model.embed_video(seen)[0].numpy())
+    scores = np.stack(video) @ vectors.T
+    if protocol == "fine-tuned":
+        scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    shown = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    scores[1] = -9  # shows nothing, so it comes last
+    found = run(place, "charades_ego", "CharadesEgo", "dual.safetensors", protocol=protocol)
+    assert found.scores["map"] == pytest.approx(slow_map(scores.T, shown.T))
+
+
+@pytest.mark.parametrize("chunks", [True, False])
+def test_choice_of_five(place: Path, chunks: bool) -> None:
+    root = miniatures.ego4d(place / f"Ego4D{chunks}", chunks)
+    model = load_dual_encoder(place / "dual.safetensors")
+    words = find_vocabulary(place / "dual.safetensors", "clip", 77)
+    told = json.loads((root / "egomcq.json").read_text())
+    right: dict[int, list[bool]] = {1: [], 2: []}
+    for question in told.values():
+        with torch.inference_mode():
+            query = model.embed_text(torch.from_numpy(words.encode([question["query"]["clip_text"]])), normalize=False)[
+                0
+            ]
+            dots = []
+            for one in question["choices"].values():
+                start, end = float(one["clip_start"]), float(one["clip_end"])
+                path = root / "video_5min_chunks_288px" / f"{one['video_uid']}.mp4"
+                first = round(start * 30)
+                ids = middles(first, first + int((end - start) * 30), 4)
+                seen = clip(path / "0.mp4" if chunks else path, ids, model)
+                dots.append(float(model.embed_video(seen, normalize=False)[0] @ query))
+        right[question["types"]].append(int(np.argmax(dots)) == question["answer"])
+    found = run(place, "ego_mcq", root.name, "dual.safetensors")
+    assert found.scores["intra"] == pytest.approx(100 * np.mean(right[1]))
+    assert found.scores["inter"] == pytest.approx(100 * np.mean(right[2]))
