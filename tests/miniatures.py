@@ -165,3 +165,13 @@ def classifier(path: Path, classes: tuple[int, ...], frames: int = 4, seed: int 
         torch.manual_seed(seed)
         model = Classifier(ClassifierConfig(vision, classes, multi_head=len(classes) > 1)).eval()
     return save_checkpoint(model, path)
+
+
+def narrator(path: Path, seed: int = 0) -> Path:
+    """A tiny narrator's checkpoint, its vocabulary beside it."""
+    import tiny
+
+    from lavila_fast.models.load import save_checkpoint
+
+    tiny.tokenizer().save(path.with_name(f"{path.stem}.tokenizer.json"))
+    return save_checkpoint(tiny.narrator(seed=seed), path)

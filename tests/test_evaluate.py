@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+import av
 import miniatures
 import torch
 
+from lavila_fast.errors import LavilaError
 from lavila_fast.evaluate.examinees import ModelChoice
+from lavila_fast.evaluate.relevancy import relevancy_of
 from lavila_fast.evaluate.result import read_result
 from lavila_fast.evaluate.run import Options, evaluate
-from lavila_fast.models.load import load_classifier, load_dual_encoder
+from lavila_fast.evaluate.sentences import spelt
+from lavila_fast.evaluate.watch import Watcher
+from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
 from lavila_fast.pretrained import find_vocabulary
 from lavila_fast.video.reader import read_frames
 from lavila_fast.video.transforms import normalise, preprocess
@@ -289,3 +295,151 @@ def test_choice_of_five(place: Path, chunks: bool) -> None:
     found = run(place, "ego_mcq", root.name, "dual.safetensors")
     assert found.scores["intra"] == pytest.approx(100 * np.mean(right[1]))
     assert found.scores["inter"] == pytest.approx(100 * np.mean(right[2]))
+
+
+def common(mine: list[str], theirs: list[str]) -> int:
+    """Length of the longest common subsequence, by its definition."""
+    if not mine or not theirs:
+        return 0
+    if mine[0] == theirs[0]:
+        return 1 + common(mine[1:], theirs[1:])
+    return max(common(mine[1:], theirs), common(mine, theirs[1:]))
+
+
+def test_narration(place: Path) -> None:
+    root = miniatures.ego4d(place / "Ego4Dsaid")
+    path = miniatures.narrator(place / "narrator.safetensors")
+    model, words = load_narrator(path), find_vocabulary(path, "gpt2", 24)
+    rows = pickle.loads((root / "ego4d_val.pkl").read_bytes())[::2]
+    said, perplexities, rouge = [], [], []
+    for video, start, end, people in rows:
+        first = round(start * 30)
+        ids = middles(first, first + int((end - start) * 30), 4)
+        seen = clip(root / "video_5min_chunks_288px" / f"{video}.mp4" / "0.mp4", ids, model)
+        with torch.inference_mode():
+            tokens = model.visual_tokens(seen)
+            row = model.greedy_ids(tokens, 23)[0].tolist()
+            target = torch.from_numpy(words.encode([people]))
+            losses = model.logits(tokens, target[:, :-1]).log_softmax(-1)[0].gather(1, target[0, 1:, None])[:, 0]
+        perplexities.append(float(torch.exp(-losses[target[0, 1:] != 0].mean())))
+        said.append(words.decode(row if words.end in row[1:] else row[:-1]))
+        mine, theirs = spelt(said[-1]).split(" "), spelt(people).split(" ")
+        share = common(mine, theirs)
+        precision, recall = share / len(mine), share / len(theirs)
+        rouge.append(2.44 * precision * recall / (recall + 1.44 * precision) if share else 0.0)
+    changes = {"every": 2, "temperature": 0.0}
+    found = run(place, "narration", root.name, path.name, changes=changes)
+    assert found.tables["sentences"]["said"] == said
+    assert found.scores["perplexity"] == pytest.approx(np.mean(perplexities), rel=1e-4)
+    assert found.scores["rouge_l"] == pytest.approx(np.mean(rouge))
+    several = run(place, "narration", root.name, path.name, changes={"every": 2, "samples": 3, "seed": 4})
+    assert len(several.tables["sentences"]["said"]) == 9
+    assert several.scores["perplexity"] == pytest.approx(found.scores["perplexity"])
+    again = run(place, "narration", root.name, path.name, changes={"every": 2, "samples": 3, "seed": 4})
+    assert again.tables["sentences"]["said"] == several.tables["sentences"]["said"]
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many windows are read, from now on."""
+    read: list[int] = []
+    plain = Watcher.watch
+
+    def watch(self: Watcher, job: Any) -> Any:
+        read.append(job.clip)
+        return plain(self, job)
+
+    monkeypatch.setattr(Watcher, "watch", watch)
+    return read
+
+
+def test_a_run_goes_on_and_another_template_needs_no_video(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, features = counting(monkeypatch), place / "resumed"
+    monkeypatch.setattr("lavila_fast.evaluate.run.PART", 2)
+    options = Options(
+        features=features, seen=lambda done, of: (_ for _ in ()).throw(KeyboardInterrupt) if done == 5 else None
+    )
+    choice = ModelChoice(str(place / "dual.safetensors"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("ek100_mir", choice, place / "EK100", options)
+    read.clear()
+    whole = evaluate("ek100_mir", choice, place / "EK100", Options(features=features))
+    assert read == [5]
+    assert whole.scores == run(place, "ek100_mir", "EK100", "dual.safetensors").scores
+    read.clear()
+    (part, *_) = sorted(features.glob("*/*.npz"))
+    part.write_bytes(part.read_bytes()[:100])
+    assert evaluate("ek100_mir", choice, place / "EK100", Options(features=features)).scores == whole.scores
+    assert 0 < len(read) < 6
+    read.clear()
+    for template in ("plain", "ego4d"):
+        evaluate(
+            "egtea",
+            choice,
+            place / "EGTEA",
+            Options(features, changes={"frames": 4, "clips": 1, "crops": 1, "template": template}),
+        )
+    assert len(read) == 4
+    miniatures.dual_encoder(place / "other.safetensors", seed=1)
+    read.clear()
+    other = evaluate(
+        "ek100_mir", ModelChoice(str(place / "other.safetensors")), place / "EK100", Options(features=features)
+    )
+    assert len(read) == 6
+    assert other.scores != whole.scores
+
+
+def test_a_limit_and_missing_videos(place: Path, tmp_path: Path) -> None:
+    root = miniatures.ek100(tmp_path / "EK100", relevancy=False)
+    choice, features = ModelChoice(str(place / "dual.safetensors")), tmp_path / "features"
+    notes: list[str] = []
+    few = evaluate("ek100_mir", choice, root, Options(features=features, limit=3), notes.append)
+    assert any("relevancy is computed from verb and noun classes" in line for line in notes)
+    assert len(few.tables["video_to_text"]["id"]) == 3
+    assert few.tables["text_to_video"]["id"] == ("P01_01_1", "P01_01_0", "P01_01_2")
+    assert any("only the first 3" in why for why in few.published[0]["why_not"])
+    (root / "video_ht256px" / "P02" / "P02_03.MP4").unlink()
+    with pytest.raises(
+        LavilaError, match=r"1 of 6 clips cannot be read, more than --max-missing allows; the first, P02_03_0"
+    ):
+        evaluate("ek100_mir", choice, root, Options(features=features))
+    part = evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.5))
+    assert sorted(part.data["missing"]) == ["P02_03_0", "P02_03_1", "P02_03_2"]
+    assert part.scores == pytest.approx(few.scores)
+    with pytest.raises(LavilaError, match="cannot be read, more than"):
+        evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.3))
+
+
+def test_relevancy_is_that_of_its_definition(tmp_path: Path) -> None:
+    root = miniatures.ek100(tmp_path, relevancy=False)
+    path = root / "epic-kitchens-100-annotations" / "retrieval_annotations" / "EPIC_100_retrieval_test.csv"
+    names = [row[0] for row in miniatures.ROWS]
+    found = relevancy_of(path, [names.index(name) for name in miniatures.SENTENCES])
+    np.testing.assert_allclose(found, miniatures.ek100_relevancy())
+
+
+def test_clips_cut_before_and_videos_in_chunks(place: Path, tmp_path: Path) -> None:
+    whole = place / "EK100" / "video_ht256px" / "P01" / "P01_01.MP4"
+    cut = tmp_path / "cut"
+    frames = read_frames(whole, range(60))
+    for row in miniatures.ROWS[:3]:
+        first, stop = round(10 * row[2]), int(np.ceil(10 * row[3]))
+        write_film(cut / "P01" / f"{row[0]}.mp4", frames[first:stop])
+    for start in (0, 2, 4):
+        write_film(tmp_path / "chunks" / "P01" / "P01_01.MP4" / f"{start}.mp4", frames[10 * start : 10 * start + 20])
+    choice = ModelChoice(str(place / "dual.safetensors"))
+    found = [
+        evaluate("ek100_mir", choice, place / "EK100", Options(tmp_path / "f", videos=videos, limit=3)).scores
+        for videos in (None, cut, tmp_path / "chunks")
+    ]
+    assert found[1] == pytest.approx(found[0])
+    assert found[2] == pytest.approx(found[0])
+
+
+def write_film(path: Path, frames: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=10, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "rgb24"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lavila_fast.evaluate import metrics, scores
+from lavila_fast.engines.sampling import Warp
+from lavila_fast.evaluate import metrics, narrators, scores
+from lavila_fast.evaluate.cider import cider
 from lavila_fast.evaluate.scores import class_cosines, class_texts, class_vectors, join_views
+from lavila_fast.evaluate.sentences import bleu, bleu_counts, by_blanks, kept_ids, rouge_l, spelt
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
-TOLD: dict[str, Any] = json.loads((GOLDEN / "evaluation.json").read_text()) if GOLDEN.is_dir() else {}
+_FILE = GOLDEN / "evaluation.json"
+TOLD: dict[str, Any] = json.loads(_FILE.read_text()) if _FILE.is_file() else {}
 
 pytestmark = pytest.mark.skipif(not TOLD, reason=f"no recordings in {GOLDEN}")
 RTOL = 1e-6
@@ -157,3 +161,76 @@ def test_choice_of_five(name: str, arrays: dict[str, np.ndarray]) -> None:
     assert [100 * right[kinds == kind].mean() for kind in np.unique(kinds)] == pytest.approx(
         list(told.values()), rel=RTOL
     )
+
+
+@pytest.mark.parametrize("name", ["nlg_metrics", "narrator.one", "narrator.two_returned", "narrator.early_stop"])
+def test_sentences(name: str) -> None:
+    told = TOLD[name]
+    said, references = told["hypotheses"], told["references"]
+    wanted = told.get("metrics") or told["all_at_once"]
+    counts = [bleu_counts(*pair) for pair in zip(said, references, strict=True)]
+    rouge = [rouge_l(*pair) for pair in zip(said, references, strict=True)]
+    each = cider(said, [[one] for one in references], by_blanks)
+    np.testing.assert_allclose(bleu(counts), [wanted[f"Bleu_{n}"] for n in range(1, 5)], rtol=RTOL)
+    assert np.mean(rouge) == pytest.approx(wanted["ROUGE_L"], rel=RTOL)
+    assert np.mean(each) == pytest.approx(wanted["CIDEr"], rel=RTOL)
+    if "scores" in told:
+        np.testing.assert_allclose(rouge, told["scores"]["ROUGE_L"]["each"], rtol=RTOL)
+        np.testing.assert_allclose(each, told["scores"]["CIDEr"]["each"], rtol=RTOL)
+        every = [bleu([one]) for one in counts]
+        for n in range(4):
+            np.testing.assert_allclose([one[n] for one in every], told["scores"][f"Bleu_{n + 1}"]["each"], rtol=1e-5)
+
+
+def test_spelling() -> None:
+    for text, told in TOLD["normalised_by_bert"]:
+        assert spelt(text) == told
+
+
+def test_what_is_kept_of_a_row() -> None:
+    for told in TOLD["decode_one"]:
+        assert kept_ids(told["ids"], told["end"], len(told["ids"])) == told["kept"]
+
+
+@pytest.fixture(scope="module")
+def narrated() -> Any:
+    """The recorded narrator, and its clips with what people said of them."""
+    pytest.importorskip("torch")
+    from lavila_fast.engines.host.eager import TorchRuntime
+    from lavila_fast.models.load import load_narrator
+
+    runtime = TorchRuntime(load_narrator(GOLDEN / "narrator_eval.pth"), threads=1)
+    with np.load(GOLDEN / "steps.inputs.npz") as file:
+        batches = TOLD["narrator.one"]["batches"]
+        videos = np.concatenate(file["video"][batches]).astype(np.float32) / 64
+        return runtime, videos, np.concatenate(file["caption"][batches])
+
+
+def perplexity_of(foretold: np.ndarray, caption: list[int], tokens: int) -> float:
+    """Early stopping leaves out the last word that was counted, too."""
+    return narrators.perplexity(foretold[:tokens], caption[: tokens + 1])
+
+
+@pytest.mark.parametrize("name", [name for name in TOLD if name.startswith("narrator.") and "metrics" in TOLD[name]])
+def test_narrator(name: str, narrated: Any, arrays: dict[str, np.ndarray]) -> None:
+    runtime, videos, captions = narrated
+    told, words = TOLD[name], TOLD["narrator_words"]
+    samples, most = 2 if "two" in name else 1, 14
+    said, teacher, free = [], [], []
+    for clip, (video, caption) in enumerate(zip(videos, captions.tolist(), strict=True)):
+        context = runtime.encode(video[None])
+        found = narrators.write(runtime, context, caption, samples, Warp(top_k=1), b"k", most)
+        recorded = arrays[f"{name}.ids"][clip * samples : (clip + 1) * samples]
+        # With early stopping a batch goes no further than its last sentence: -1 fills up what was not written.
+        limit, counted = (int((arrays[f"{name}.{one}"][clip] >= 0).sum()) for one in ("ids", "teacher_ids"))
+        known = min(found.ids.shape[1], limit)
+        np.testing.assert_array_equal(found.ids[:, :known], recorded[:, :known])
+        said.append(spelt("".join(words[str(i)] for i in kept_ids(found.ids[0].tolist()[:limit], 130, limit))))
+        given = narrators.foretold(runtime, context, caption)
+        teacher.append(perplexity_of(given, caption, counted if "early" in name else most))
+        free += [perplexity_of(row, caption, limit if "early" in name else most) for row in found.foretold]
+    assert said == told["hypotheses"][::samples]
+    np.testing.assert_allclose(free, arrays[f"{name}.ppl"], rtol=1e-4)
+    np.testing.assert_allclose(teacher, arrays[f"{name}.teacher_ppl"], rtol=1e-4)
+    people = [spelt("".join(words[str(i)] for i in kept_ids(row, 130, most))) for row in captions.tolist()]
+    assert people == told["references"][::samples]

@@ -17,14 +17,14 @@ import numpy as np
 
 from lavila_fast.arrays import F64
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.evaluate.exams import Choice, Classes, Exam, Facts, Retrieval, Several
+from lavila_fast.evaluate.exams import Choice, Classes, Exam, Facts, Narrations, Retrieval, Several
 from lavila_fast.evaluate.footage import Library
 from lavila_fast.evaluate.protocols import Protocol
 from lavila_fast.evaluate.relevancy import relevancy_of
 from lavila_fast.evaluate.segments import EK100Clips
 from lavila_fast.files import sha256
 from lavila_fast.train.datasets import charades, egtea
-from lavila_fast.train.datasets.ego4d import Ego4D, Narrated
+from lavila_fast.train.datasets.ego4d import Ego4D, Narrated, read_narrations
 from lavila_fast.train.datasets.ek100 import Segment, actions_of, read_segments, read_sentences
 from lavila_fast.video.clips import CHUNK_SECONDS
 from lavila_fast.video.pickled import read_matrix
@@ -252,6 +252,25 @@ def open_ego_mcq(folder: DataFolder, protocol: Protocol) -> Exam:
         options=np.array(options, np.int64),
         answers=np.array([one.answer for one in told]),
         kinds=np.array([one.kind for one in told]),
+    )
+
+
+def open_narration(folder: DataFolder, protocol: Protocol) -> Exam:
+    """Ego4D's narrations, the validation half: every so many-th clip, and the first text of several."""
+    path = folder.path("ego4d_val.pkl")
+    rows = read_narrations(path)
+    folder.note(path, len(rows))
+    chosen = rows[:: protocol.every]
+    if not chosen:
+        raise InputError(f"{path}: holds no narrations")
+    library = folder.library("video_5min_chunks_288px", "video_288px")
+    chunk = chunk_seconds(library, [row.video for row in chosen])
+    return Narrations(
+        Ego4D(chosen, library, protocol.frames, len(chosen), chunk=chunk),
+        _unique(f"{row.video} {row.start:g}-{row.end:g}" for row in chosen),
+        library,
+        folder.facts,
+        references=tuple(row.texts[0] for row in chosen),
     )
 
 

@@ -15,6 +15,7 @@ from lavila_fast.evaluate.annotations import (
     open_egtea,
     open_ek100_cls,
     open_ek100_mir,
+    open_narration,
 )
 from lavila_fast.evaluate.exams import Exam
 from lavila_fast.evaluate.protocols import Protocol
@@ -51,6 +52,7 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
         "egtea": Benchmark(_EITHER, open_egtea, "action_idx.txt, test_split1.txt and cropped_clips/"),
         "charades_ego": Benchmark(_DUAL, open_charades_ego, "CharadesEgo/ and CharadesEgo_v1_480/"),
         "ego_mcq": Benchmark(_DUAL, open_ego_mcq, "egomcq.json and video_5min_chunks_288px/"),
+        "narration": Benchmark(("narrator",), open_narration, "ego4d_val.pkl and video_5min_chunks_288px/"),
     }
 )
 

@@ -8,6 +8,7 @@ Shape suffixes: N clips, V views, D dimensions, M texts, C classes, Q questions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate import metrics, scores
+from lavila_fast.evaluate.cider import cider
 from lavila_fast.evaluate.footage import Library
 from lavila_fast.evaluate.protocols import Protocol
+from lavila_fast.evaluate.sentences import bleu_counts, by_blanks, rouge_l, spelt
 from lavila_fast.train.datasets.samples import AnnotatedSet
 
 Tables = dict[str, dict[str, Any]]
@@ -48,12 +51,13 @@ class Seen:
     """What a model gave for the clips.
 
     Attributes:
-        values: (N, V, D) embeddings or, of a classifier, logits of all heads one after the other.
+        values: (N, V, D) embeddings; of a classifier, logits of all heads one after the other; of a narrator, (N,) what
+            it wrote, as JSON.
         heads: Classes of each head; empty for embeddings.
         embed: Embeds texts; None for a classifier.
     """
 
-    values: F32
+    values: NDArray[Any]
     heads: tuple[int, ...] = ()
     embed: Embed | None = None
 
@@ -320,3 +324,43 @@ class Choice(Exam):
         right = np.concatenate(told).argmax(axis=1)
         answers = {"label": self.answers, "told": right}
         return {"questions": {"id": self.question_ids, "text": self.queries, "type": self.kinds, **answers}}
+
+
+@dataclass(frozen=True)
+class Narrations(Exam):
+    """Clips and what people said of them.
+
+    Attributes:
+        references: Of each clip.
+    """
+
+    references: tuple[str, ...] = ()
+
+    primary: ClassVar[str] = "cider"
+
+    def of(self, places: Sequence[int]) -> Narrations:
+        """See `Exam`."""
+        return replace(self, **self._part(places), references=tuple(self.references[i] for i in places))
+
+    def tables(self, protocol: Protocol, seen: Seen) -> Tables:
+        """See `Exam`: a row a sentence, as each of several samples is scored by itself against the one reference."""
+        told = [json.loads(str(one)) for one in seen.values]
+        ids = [f"{name}#{i}" for name, one in zip(self.ids, told, strict=True) for i in range(len(one["said"]))]
+        raw = [text for one in told for text in one["said"]]
+        people = [text for one, text in zip(told, self.references, strict=True) for _ in one["said"]]
+        said, references = [spelt(text) for text in raw], [spelt(text) for text in people]
+        pairs = list(zip(said, references, strict=True))
+        sentences = {
+            "id": ids,
+            "said": raw,
+            "reference": people,
+            "bleu": [bleu_counts(*pair) for pair in pairs],
+            "rouge_l": [rouge_l(*pair) for pair in pairs],
+            "cider": cider(said, [[one] for one in references], by_blanks),
+        }
+        clips = {
+            "id": self.ids,
+            "perplexity": [one["perplexity"] for one in told],
+            "free_perplexity": [float(np.mean(one["free_perplexity"])) for one in told],
+        }
+        return {"sentences": sentences, "clips": clips}

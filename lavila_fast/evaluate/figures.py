@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.evaluate.scores import mean_accuracy
+from lavila_fast.evaluate.sentences import bleu
 
 Table = Mapping[str, Any]
 Tables = Mapping[str, Table]
@@ -56,6 +57,13 @@ def _choice(tables: Tables) -> Figures:
     return {"inter": _mean(right[kind == INTER]), "intra": _mean(right[kind == INTRA])}
 
 
+def _narration(tables: Tables) -> Figures:
+    sentences, clips = tables["sentences"], tables["clips"]
+    found = {f"bleu_{n}": value for n, value in enumerate(bleu(sentences["bleu"]), 1)}
+    found |= {name: float(np.mean(sentences[name])) for name in ("meteor", "rouge_l", "cider") if name in sentences}
+    return found | {name: _mean(clips[name]) / 100 for name in ("perplexity", "free_perplexity")}
+
+
 FIGURES: Mapping[str, Callable[[Tables], Figures]] = MappingProxyType(
     {
         "ek100_mir": _retrieval,
@@ -63,6 +71,7 @@ FIGURES: Mapping[str, Callable[[Tables], Figures]] = MappingProxyType(
         "egtea": _classes,
         "charades_ego": _several,
         "ego_mcq": _choice,
+        "narration": _narration,
     }
 )
 NAMES: Mapping[str, str] = MappingProxyType(
@@ -79,6 +88,12 @@ NAMES: Mapping[str, str] = MappingProxyType(
         **{f"{part}_top1": f"{part}s, top-1" for part in ("verb", "noun")},
         **{f"{part}_top5": f"{part}s, top-5" for part in ("verb", "noun")},
         **{f"{part}_mean_class": f"{part}s, mean of classes" for part in ("verb", "noun")},
+        **{f"bleu_{n}": f"BLEU-{n}" for n in range(1, 5)},
+        "meteor": "METEOR",
+        "rouge_l": "ROUGE-L",
+        "cider": "CIDEr-D",
+        "perplexity": "perplexity of people's words",
+        "free_perplexity": "the same, given its own words",
         "inter": "several videos (inter)",
         "intra": "one video (intra)",
     }

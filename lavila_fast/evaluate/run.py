@@ -24,9 +24,10 @@ from lavila_fast.errors import InputError, LavilaError, VideoError
 from lavila_fast.evaluate.annotations import DataFolder
 from lavila_fast.evaluate.benchmarks import find_benchmark
 from lavila_fast.evaluate.examinees import Examinee, ModelChoice, open_examinee
-from lavila_fast.evaluate.exams import Exam, Seen
+from lavila_fast.evaluate.exams import Exam, Narrations, Seen
 from lavila_fast.evaluate.features import FeatureStore
 from lavila_fast.evaluate.figures import FIGURES
+from lavila_fast.evaluate.narrators import NarratorExaminee, open_narrator
 from lavila_fast.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
 from lavila_fast.evaluate.published import published
 from lavila_fast.evaluate.result import Result
@@ -34,6 +35,8 @@ from lavila_fast.evaluate.watch import Watcher, watched
 
 PART = 64  # clips after which what was found is written
 Say = Callable[[str], None]
+Model = Examinee | NarratorExaminee
+Answer = Callable[[Sequence[int], Sequence[F32]], list[NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,26 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     begun = time.monotonic()
     row = find_benchmark(name)
     first = find_protocol(name, options.protocol, classifier=False)
-    told: set[str] = set()
     exam = _opened(row.open, data, options, first)
-    _tell(exam, say, told)
-    model = open_examinee(choice, row.kinds_for(options.protocol), _frames_of(name, options))
+    _tell(exam, say)
+    model: Model
+    if row.kinds == ("narrator",):
+        model = open_narrator(choice)
+    else:
+        model = open_examinee(choice, row.kinds_for(options.protocol), _frames_of(name, options))
     protocol = _protocol(name, model, options)
-    if protocol.seen() != first.seen():
+    if protocol != first:
         exam = _opened(row.open, data, options, protocol)
     say(_described(protocol, model, exam))
-    store = FeatureStore(options.features, _about(name, model.identity, protocol.seen(), exam))
-    missing = fill(store, exam, model, protocol, options, say)
-    kept = _without(exam, missing, options)
-    seen = Seen(store.take(kept.ids), model.heads, model.text)
+    store = FeatureStore(options.features, _about(name, model, protocol, exam))
+    watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
+    if isinstance(model, NarratorExaminee):
+        assert isinstance(exam, Narrations)
+        missing = fill(store, exam, watcher, _narrated(model, exam, protocol), options, say)
+    else:
+        missing = fill(store, exam, watcher, _embedded(model, options.batch), options, say)
+    kept = _without(exam, missing)
+    seen = Seen(store.take(kept.ids), model.heads, getattr(model, "text", None))
     tables = kept.tables(protocol, seen)
     return _result(name, model, protocol, kept, tables, missing, options, begun)
 
@@ -103,7 +114,7 @@ def _opened(opener: Callable[[DataFolder, Protocol], Exam], data: Path, options:
     return exam if options.limit is None else exam.first(options.limit)
 
 
-def _tell(exam: Exam, say: Say, told: set[str]) -> None:
+def _tell(exam: Exam, say: Say) -> None:
     for name, facts in exam.facts.files.items():
         known = " (as published)" if facts.get("published") else ""
         say(f"{name}: {facts['rows']:,} rows{known}")
@@ -123,12 +134,12 @@ def _frames_of(name: str, options: Options) -> Callable[[str, bool], int | None]
     return frames
 
 
-def _protocol(name: str, model: Examinee, options: Options) -> Protocol:
+def _protocol(name: str, model: Model, options: Options) -> Protocol:
     found = find_protocol(name, options.protocol, model.kind == "classifier").changed(**options.changes)
     return replace(found, frames=model.vision.frames)
 
 
-def _described(protocol: Protocol, model: Examinee, exam: Exam) -> str:
+def _described(protocol: Protocol, model: Model, exam: Exam) -> str:
     views = f", {protocol.clips} clips × {protocol.crops} crops" if protocol.clips * protocol.crops > 1 else ""
     how = "from equal parts of the whole video" if protocol.sparse else "a clip"
     return (
@@ -137,15 +148,27 @@ def _described(protocol: Protocol, model: Examinee, exam: Exam) -> str:
     )
 
 
-def _about(name: str, identity: dict[str, str], seen: dict[str, Any], exam: Exam) -> dict[str, Any]:
+def _about(name: str, model: Model, protocol: Protocol, exam: Exam) -> dict[str, Any]:
     """What features depend on."""
-    return {"benchmark": name, "model": identity, "seen": seen, "videos": str(exam.library.root.resolve())}
+    about = {"benchmark": name, "model": model.identity, "seen": protocol.seen()}
+    about["videos"] = str(exam.library.root.resolve())
+    if isinstance(exam, Narrations):  # what people said is part of what a narrator is asked
+        about |= {"written": protocol.written(), "files": exam.facts.files}
+    return about
 
 
 def fill(
-    store: FeatureStore, exam: Exam, model: Examinee, protocol: Protocol, options: Options, say: Say
+    store: FeatureStore, exam: Exam, watcher: Watcher, answer: Answer, options: Options, say: Say
 ) -> dict[str, str]:
     """Add what is not there yet of an exam's clips.
+
+    Args:
+        store: Where to.
+        exam: Which clips.
+        watcher: Reads them.
+        answer: Gives the values of some clips, by their places and their views (V, 3, T, S, S).
+        options: How.
+        say: Told what was known before.
 
     Returns:
         Id of each clip that cannot be read → why.
@@ -154,14 +177,13 @@ def fill(
         LavilaError: too many of them.
     """
     todo = [i for i, name in enumerate(exam.ids) if name not in store]
-    if len(todo) < len(exam.ids):
-        say(f"{len(exam.ids) - len(todo):,} clips are known from an earlier run ({store.folder})")
-    watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
+    done = len(exam.ids) - len(todo)
+    if done:
+        say(f"{done:,} clips are known from an earlier run ({store.folder})")
     missing: dict[str, str] = {}
     found: dict[str, NDArray[Any]] = {}
-    done = len(exam.ids) - len(todo)
     try:
-        for clip, values, error in _embedded(watcher, todo, model, options):
+        for clip, values, error in _answered(watcher, todo, answer, options):
             if values is None:
                 missing[exam.ids[clip]] = error
                 _check_missing(missing, exam, options)
@@ -186,41 +208,54 @@ def _check_missing(missing: dict[str, str], exam: Exam, options: Options) -> Non
         )
 
 
-def _embedded(
-    watcher: Watcher, clips: Sequence[int], model: Examinee, options: Options
-) -> Iterator[tuple[int, F32 | None, str]]:
-    """(clip, values (V, D) or None, why) of each clip, in order; several clips share a batch."""
-    waiting: list[tuple[int, list[F32], str]] = []
+def _answered(
+    watcher: Watcher, clips: Sequence[int], answer: Answer, options: Options
+) -> Iterator[tuple[int, NDArray[Any] | None, str]]:
+    """(clip, values or None, why) of each clip, in order; several clips are answered together."""
+    waiting: dict[int, list[F32]] = {}
+    errors: dict[int, str] = {}
     views = 0
+
+    def answers() -> Iterator[tuple[int, NDArray[Any] | None, str]]:
+        good = {clip: np.concatenate(windows) for clip, windows in waiting.items() if clip not in errors}
+        values = dict(zip(good, answer(list(good), list(good.values())), strict=True)) if good else {}
+        for clip in waiting:
+            yield clip, values.get(clip), errors.get(clip, "")
+
     for one in watched(watcher, clips, options.workers):
-        if not waiting or waiting[-1][0] != one.job.clip:
-            waiting.append((one.job.clip, [], ""))
-        clip, videos, error = waiting[-1]
+        windows = waiting.setdefault(one.job.clip, [])
         if one.video is None:
-            waiting[-1] = (clip, [], error or one.error)
-        elif not error:
-            videos.append(one.video)
-        views += watcher.protocol.views // watcher.protocol.clips
-        if one.job.window == watcher.protocol.clips - 1 and views >= options.batch:
-            yield from _given(waiting, model, options.batch)
-            waiting, views = [], 0
-    yield from _given(waiting, model, options.batch)
+            errors.setdefault(one.job.clip, one.error)
+        else:
+            windows.append(one.video)
+            views += len(one.video)
+        last = one.job.window == watcher.protocol.clips - 1
+        if last and (views >= options.batch or len(waiting) >= options.batch):
+            yield from answers()
+            waiting, errors, views = {}, {}, 0
+    yield from answers()
 
 
-def _given(
-    waiting: list[tuple[int, list[F32], str]], model: Examinee, batch: int
-) -> Iterator[tuple[int, F32 | None, str]]:
-    videos = [view for _, some, error in waiting if not error for window in some for view in window]
-    parts = [model.video(np.stack(videos[start : start + batch])) for start in range(0, len(videos), batch)]
-    values = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    place = 0
-    for clip, some, error in waiting:
-        count = 0 if error else sum(len(window) for window in some)
-        yield clip, None if error else values[place : place + count], error
-        place += count
+def _embedded(model: Examinee, batch: int) -> Answer:
+    """Embeds or classifies views, so many at a time, whatever clips they belong to."""
+
+    def answer(clips: Sequence[int], videos: Sequence[F32]) -> list[NDArray[Any]]:
+        every = np.concatenate(videos)
+        values = np.concatenate([model.video(every[at : at + batch]) for at in range(0, len(every), batch)])
+        return np.split(values, np.cumsum([len(one) for one in videos])[:-1])
+
+    return answer
 
 
-def _without(exam: Exam, missing: dict[str, str], options: Options) -> Exam:
+def _narrated(model: NarratorExaminee, exam: Narrations, protocol: Protocol) -> Answer:
+    def answer(clips: Sequence[int], videos: Sequence[F32]) -> list[NDArray[Any]]:
+        pairs = zip(clips, videos, strict=True)
+        return [model.answer(video[0], exam.ids[i], exam.references[i], protocol) for i, video in pairs]
+
+    return answer
+
+
+def _without(exam: Exam, missing: dict[str, str]) -> Exam:
     if not missing:
         return exam
     kept = [i for i, name in enumerate(exam.ids) if name not in missing]
@@ -231,7 +266,7 @@ def _without(exam: Exam, missing: dict[str, str], options: Options) -> Exam:
 
 def _result(
     name: str,
-    model: Examinee,
+    model: Model,
     protocol: Protocol,
     exam: Exam,
     tables: dict[str, dict[str, Any]],
@@ -260,7 +295,7 @@ def _result(
 
 
 def reasons(
-    name: str, protocol: Protocol, model: Examinee, exam: Exam, missing: dict[str, str], options: Options
+    name: str, protocol: Protocol, model: Model, exam: Exam, missing: dict[str, str], options: Options
 ) -> list[str]:
     """Why the figures cannot be compared with published ones; none of it is about the model's weights."""
     found = list(exam.facts.odd)
