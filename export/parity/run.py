@@ -25,7 +25,7 @@ from lavila_fast.arrays import F32
 from lavila_fast.bundle.manifest import Bundle
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig, to_dict
 from lavila_fast.engines.choose import open_runtime
-from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime
+from lavila_fast.engines.embed import OrtClassifier, OrtDualEncoder
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.evaluate.clips import ClipSource
@@ -190,7 +190,7 @@ class _Run:
 
     def _dual(self, model: Any, frames: F32) -> Iterator[Section]:
         config: DualEncoderConfig = model.config
-        runtime = DualEncoderRuntime(self.bundle.folder, config, self.threads)
+        runtime = OrtDualEncoder(self.bundle.folder, config, self.threads)
         context = min(77, getattr(config.text, "context", 77))
         words = self._tokenizer("dual_encoder", context)
         if words is None:
@@ -213,7 +213,7 @@ class _Run:
 
     def _classifier(self, model: Any, frames: F32) -> Iterator[Section]:
         config: ClassifierConfig = model.config
-        runtime = ClassifierRuntime(self.bundle.folder, config, self.threads)
+        runtime = OrtClassifier(self.bundle.folder, config, self.threads)
         section = classifier_parity(model, runtime, self._videos(frames, config.vision, "classifier"))
         section.engine = "onnxruntime"
         yield section
