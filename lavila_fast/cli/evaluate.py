@@ -118,12 +118,46 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
         say = (lambda line: None) if quiet else (lambda line: tell(line, err=True))
         result = examined(benchmark, choice, data, options, say)
     result.write(output)
-    click.echo(
-        json.dumps({k: None if math.isnan(v) else v for k, v in result.scores.items()})
-        if given["as_json"]
-        else _lines(result)
-    )
-    tell(f"{output}: the result", err=True)
+    scores = {name: None if math.isnan(value) else value for name, value in result.scores.items()}
+    click.echo(json.dumps(scores) if given["as_json"] else _lines(result))
+    told = [str(output)]
+    if given["page"]:
+        told.append(str(_page(result, output, data, given["videos"])))
+    tell(f"{' and '.join(told)}: the result", err=True)
+
+
+def _page(result: Result, output: Path, data: Path, videos: Path | None) -> Path:
+    from lavila_fast.evaluate.examples import examples, pictures_of
+    from lavila_fast.evaluate.report import render
+    from lavila_fast.evaluate.run import reopened
+    from lavila_fast.files import write_text
+
+    clips = [clip for one in examples(result) for clip in one.clips]
+    path = output.with_suffix(".html")
+    write_text(path, render(result, pictures_of(reopened(result, data, videos), clips)), "give another --output")
+    return path
+
+
+@evaluate.command("compare")
+@click.argument("first", type=PATH, metavar="A.json")
+@click.argument("second", type=PATH, metavar="B.json")
+@click.option("--draws", type=click.IntRange(100, 100_000), default=1000, show_default=True, help="Of the bootstrap.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def compare_results(first: Path, second: Path, draws: int, as_json: bool) -> None:
+    """Say what B has more than A, figure by figure, with 95% intervals: INT8 beside float32, say.
+
+    Clips, queries or classes that both results have are paired. A star marks an interval without 0.
+    """
+    from lavila_fast.evaluate.compare import compare
+    from lavila_fast.evaluate.result import plain, read_result
+
+    found = compare(read_result(first), read_result(second), draws)
+    if as_json:
+        click.echo(json.dumps(plain(found.to_dict())))
+        return
+    rows = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.rows.items())
+    heads = f"{'':32}{first.stem[:8]:>9}{second.stem[:8]:>9}{'change':>9}  95% interval"
+    tell("\n".join([f"{found.benchmark}: {rows} in both", *found.notes, heads, *map(str, found.differences)]))
 
 
 def _lines(result: Result) -> str:
@@ -131,7 +165,7 @@ def _lines(result: Result) -> str:
     from lavila_fast.evaluate.figures import NAMES
 
     lines = [f"{result.benchmark}, {result.protocol['name']}: {result.data['clips']:,} clips"]
-    lines += [f"  {NAMES.get(name, name):32}{value:8.2f}" for name, value in result.scores.items()]
+    lines += [f"  {NAMES.get(name, name):32}{value:9.3f}" for name, value in result.scores.items()]
     if missing := result.data["missing"]:
         lines += [f"{len(missing)} clips are missing:"]
         lines += [f"  {name}: {why}" for name, why in list(missing.items())[:10]]

@@ -1,10 +1,10 @@
 """Two evaluations row by row: what one has more than the other, and how sure that is.
 
 Rows that both were asked are paired by their ids. Figures are computed again from rows drawn with replacement, the same
-ones for both, and the middle 95% of the differences is the interval (paired bootstrap; Efron 1979). The draws are always
-the same. Tables are drawn independently of each other, so of a retrieval's figure clips vary as well as sentences.
+ones for both, and the middle 95% of the differences is the interval (paired bootstrap; Efron 1979), always from the
+same draws. Tables are drawn independently of each other, so of a retrieval's figure clips vary as well as sentences.
 
-Of Charades-Ego rows are classes: the interval is over classes, not over videos.
+Rows of Charades-Ego are classes: its interval is over classes, not over videos.
 """
 
 from __future__ import annotations

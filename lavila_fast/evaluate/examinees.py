@@ -8,24 +8,26 @@ model.text(["#C C cuts the onion"])  # (1, D)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from lavila_fast.arrays import F32
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
-from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig
+from lavila_fast.clip_model import bundle_fingerprint, bundle_tokenizer
+from lavila_fast.config import ClassifierConfig, DualEncoderConfig, ModelConfig, VisionConfig
+from lavila_fast.dual_encoder import context_of
+from lavila_fast.engines.choose import open_classifier, open_dual_encoder
+from lavila_fast.engines.protocol import ClassifierRuntime, DualEncoderRuntime
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.files import sha256
 from lavila_fast.presets import tokenizer_kind
 from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.text import Tokenizer, load_tokenizer
 
-_CONTEXT = 77
 Frames = Callable[[str, bool], int | None]
 
 
@@ -61,7 +63,7 @@ class ModelChoice:
 
     Attributes:
         model: A checkpoint, a bundle folder, or a name of either.
-        engine: ``auto``, ``torch`` or ``onnxruntime``.
+        engine: One of `engines.choose.ENGINES`, or ``auto``.
         threads: Of the engine; None: all cores.
         tokenizer: Vocabulary of a checkpoint, where it does not lie beside.
     """
@@ -100,10 +102,6 @@ def open_examinee(choice: ModelChoice, kinds: Sequence[str], frames: Frames) -> 
 
 
 def _of_bundle(bundle: Bundle, choice: ModelChoice, kinds: Sequence[str], frames: Frames) -> Examinee:
-    from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime
-
-    if choice.engine not in ("auto", "onnxruntime"):
-        raise InputError(f"{bundle.folder}: a bundle's embeddings run on onnxruntime, not on {choice.engine}")
     kind = next((kind for kind in kinds if kind in bundle.models), None)
     if kind is None:
         held = ", ".join(bundle.models) or "nothing"
@@ -115,30 +113,22 @@ def _of_bundle(bundle: Bundle, choice: ModelChoice, kinds: Sequence[str], frames
             f"{bundle.folder}: its {kind} takes {config.vision.frames} frames, this asks for {wanted}; give "
             f"--frames {config.vision.frames}, or export one for {wanted}"
         )
-    identity = {"name": bundle.name, "engine": "onnxruntime", **bundle_identity(bundle)}
+    how = bundle.folder, bundle, choice.engine, choice.threads
     if isinstance(config, ClassifierConfig):
-        runtime = ClassifierRuntime(bundle.folder, config, choice.threads)
+        runtime = open_classifier(*how)
+        identity = bundle_identity(bundle, config, runtime.identity)
         return _Bundled(kind, config.vision, identity, None, runtime, None, tuple(config.num_classes))
     assert isinstance(config, DualEncoderConfig)
-    told = bundle.tokenizer.get(kind)
-    if told is None:
-        raise BundleError(f"{bundle.folder}: {MANIFEST} names no tokenizer for the dual encoder; export again")
-    words = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], context_of(config))
-    dual = DualEncoderRuntime(bundle.folder, config, choice.threads)
-    return _Bundled(kind, config.vision, identity, dual, None, words, ())
+    words = load_tokenizer(*bundle_tokenizer(bundle, kind), context_of(config.text))
+    dual = open_dual_encoder(*how)
+    return _Bundled(kind, config.vision, bundle_identity(bundle, config, dual.identity), dual, None, words, ())
 
 
-def bundle_identity(bundle: Bundle) -> dict[str, str]:
-    """What the numbers of a bundle's models depend on."""
-    files = {name: digest for name, digest in sorted(bundle.files.items()) if not name.startswith("parity")}
-    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+def bundle_identity(bundle: Bundle, config: ModelConfig, engine: str) -> dict[str, str]:
+    """What the numbers of a bundle's model depend on."""
     precision = ", ".join(f"{graph} {what}" for graph, what in sorted(bundle.precision.items()))
-    return {"sha256": digest, "precision": precision}
-
-
-def context_of(config: Any) -> int:
-    """Tokens of a text at most."""
-    return min(_CONTEXT, getattr(config.text, "context", _CONTEXT))
+    identity = {"name": bundle.name, "engine": engine, "fingerprint": bundle_fingerprint(bundle, config)}
+    return {**identity, "precision": precision}
 
 
 @dataclass
@@ -146,8 +136,8 @@ class _Bundled:
     kind: str
     vision: VisionConfig
     identity: dict[str, str]
-    dual: Any
-    classifier: Any
+    dual: DualEncoderRuntime | None
+    classifier: ClassifierRuntime | None
     words: Tokenizer | None
     heads: tuple[int, ...]
     unit: bool = True
@@ -156,11 +146,13 @@ class _Bundled:
         """See `Examinee`."""
         if self.dual is not None:
             return np.asarray(self.dual.video(clips), np.float32)
+        assert self.classifier is not None
         return np.concatenate(self.classifier.logits(clips), axis=1)
 
     def text(self, texts: Sequence[str]) -> F32:
         """See `Examinee`."""
         assert self.words is not None
+        assert self.dual is not None
         ids, mask = self.words.encode_with_mask(list(texts))
         return np.asarray(self.dual.text(ids, None if self.words.kind == "clip" else mask.astype(np.int64)), np.float32)
 
@@ -176,9 +168,9 @@ def _of_checkpoint(path: Path, choice: ModelChoice, kinds: Sequence[str], frames
         model, kind = load(path, wanted)
     identity = {"name": path.name, "engine": "torch", "sha256": sha256(path)[:16], "precision": "fp32"}
     words = None
-    if kind == "dual_encoder":
+    if isinstance(model.config, DualEncoderConfig):
         speaks = tokenizer_kind(model.config)
         assert speaks is not None
-        words = find_vocabulary(path, speaks, context_of(model.config), choice.tokenizer)
+        words = find_vocabulary(path, speaks, context_of(model.config.text), choice.tokenizer)
         identity["vocabulary"] = hashlib.sha256(words.digest.encode()).hexdigest()[:16]
     return TorchExaminee(model, kind, identity, words, choice.threads)

@@ -154,8 +154,9 @@ class Retrieval(Exam):
         found = scores.retrieval_scores(seen.values[:, 0], seen.text(self.sentences), protocol.normalised)
         best = [self.sentences[i] for i in found.argmax(axis=1)]
         first = [self.ids[i] for i in found.argmax(axis=0)]
+        own = [self.sentences[i] for i in self.relevancy.argmax(axis=1)]
         return {
-            "video_to_text": {"id": self.ids, "first": best, **_ranked(found, self.relevancy)},
+            "video_to_text": {"id": self.ids, "text": own, "first": best, **_ranked(found, self.relevancy)},
             "text_to_video": {
                 "id": self.sentence_ids,
                 "text": self.sentences,
@@ -322,7 +323,9 @@ class Choice(Exam):
             for at in metrics.blocks(len(self.queries), 5 * clips.shape[1])
         ]
         right = np.concatenate(told).argmax(axis=1)
-        answers = {"label": self.answers, "told": right}
+        answers: dict[str, Any] = {"label": self.answers, "told": right}
+        for name, one in (("right_clip", self.answers), ("told_clip", right)):
+            answers[name] = [self.ids[i] for i in self.options[np.arange(len(one)), one]]
         return {"questions": {"id": self.question_ids, "text": self.queries, "type": self.kinds, **answers}}
 
 

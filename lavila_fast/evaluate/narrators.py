@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 
 from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.bundle.manifest import open_bundle
+from lavila_fast.clip_model import bundle_tokenizer
 from lavila_fast.config import VisionConfig
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.engines.sampling import Warp
-from lavila_fast.errors import BundleError
 from lavila_fast.evaluate.examinees import ModelChoice, bundle_identity, is_bundle
 from lavila_fast.evaluate.protocols import Protocol
 from lavila_fast.evaluate.sentences import kept_ids
@@ -138,11 +137,7 @@ def open_narrator(choice: ModelChoice) -> NarratorExaminee:
         identity["vocabulary"] = hashlib.sha256(words.digest.encode()).hexdigest()[:16]
         return NarratorExaminee(runtime, words, identity)
     bundle = open_bundle(path)
-    config, told = bundle.narrator, bundle.tokenizer.get("narrator")
-    if told is None:
-        raise BundleError(f"{path}: names no tokenizer for the narrator; export again")
-    words = load_tokenizer(path / Path(told["file"]).name, told["kind"], config.max_tokens)
+    config = bundle.narrator
+    words = load_tokenizer(*bundle_tokenizer(bundle, "narrator"), config.max_tokens)
     runtime = open_runtime(bundle, choice.engine, choice.threads)
-    return NarratorExaminee(
-        runtime, words, {"name": bundle.name, "engine": runtime.identity, **bundle_identity(bundle)}
-    )
+    return NarratorExaminee(runtime, words, bundle_identity(bundle, config, runtime.identity))

@@ -107,6 +107,11 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     return _result(name, model, protocol, kept, tables, missing, options, begun)
 
 
+def reopened(result: Result, data: Path, videos: Path | None = None) -> Exam:
+    """The exam that a result is of, to look at its clips."""
+    return find_benchmark(result.benchmark).open(DataFolder(data, videos), Protocol(**result.protocol))
+
+
 def _opened(opener: Callable[[DataFolder, Protocol], Exam], data: Path, options: Options, protocol: Protocol) -> Exam:
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data is to be the benchmark's folder")
@@ -280,6 +285,7 @@ def _result(
         "missing": missing,
         "limit": options.limit,
         "videos": str(exam.library.root),
+        "classes": [some[0] for some in getattr(exam, "names", ())],
         **asdict(exam.facts),
     }
     rows = [
