@@ -46,7 +46,7 @@ def test_a_result_a_page_and_a_second_run(place: Path, tmp_path: Path) -> None:
     assert code == 0, err
     assert "zero-shot: 6 clips" in out
     assert "LaViLa TSF-L, 16 frames: mAP 36.1, nDCG 34.6 [facebookresearch/LaViLa, docs/MODEL_ZOO.md]" in out
-    assert "with 16 frames, here 4" in out
+    assert "4 frames, published with 16 (5 of 12 rows)" in out
     assert "EPIC_100_retrieval_test.csv has 6 rows, the published one 9,668" in err
     assert "dual.safetensors on torch" in err
     page = output.with_suffix(".html").read_text()

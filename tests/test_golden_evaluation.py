@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import pytest
 
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.evaluate import metrics, narrators, scores
+from lavila_fast.evaluate.annotations import DataFolder, open_ego_mcq
 from lavila_fast.evaluate.cider import cider
+from lavila_fast.evaluate.exams import Choice
+from lavila_fast.evaluate.meteor import meteor, meteor_counts
+from lavila_fast.evaluate.meteor_tables import find_tables
+from lavila_fast.evaluate.protocols import PROTOCOLS
 from lavila_fast.evaluate.scores import class_cosines, class_texts, class_vectors, join_views
 from lavila_fast.evaluate.sentences import bleu, bleu_counts, by_blanks, kept_ids, rouge_l, spelt
 
@@ -180,6 +186,44 @@ def test_sentences(name: str) -> None:
         every = [bleu([one]) for one in counts]
         for n in range(4):
             np.testing.assert_allclose([one[n] for one in every], told["scores"][f"Bleu_{n + 1}"]["each"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_meteor() -> None:
+    folder = find_tables()
+    if folder is None:
+        pytest.skip("METEOR's tables are not here: pip install pycocoevalcap")
+    names = ("nlg_metrics", "narrator.one", "narrator.two_returned", "narrator.early_stop")
+    pairs = {name: list(zip(TOLD[name]["hypotheses"], TOLD[name]["references"], strict=True)) for name in names}
+    counts = iter(meteor_counts([pair for some in pairs.values() for pair in some], folder))
+    for name in names:
+        own = [next(counts) for _ in pairs[name]]
+        wanted = TOLD[name].get("metrics") or TOLD[name]["all_at_once"]
+        assert meteor(own) == pytest.approx(wanted["METEOR"], rel=RTOL)
+        if "scores" in TOLD[name]:
+            np.testing.assert_allclose(
+                [meteor([one]) for one in own], TOLD[name]["scores"]["METEOR"]["each"], rtol=RTOL
+            )
+
+
+def test_questions_see_the_originals_frames(tmp_path: Path) -> None:
+    """What the original read in vain before it chose again is among its reads, too."""
+    from test_golden_datasets import under
+
+    exam = open_ego_mcq(DataFolder(GOLDEN / "datasets" / "Ego4D", tmp_path), PROTOCOLS["ego_mcq"]["zero-shot"])
+    assert isinstance(exam, Choice)
+    clips = replace(exam.clips, look=under("ego4d"))  # type: ignore[type-var]
+    told = json.loads((GOLDEN / "datasets" / "expected.json").read_text())["egomcq"]
+    assert len(exam.queries) == told["length"]
+    for i, one in enumerate(told["items"]):
+        assert (exam.queries[i], exam.answers[i], exam.kinds[i]) == (one["query"], one["answer"], one["type"])
+        theirs = [[file, ids] for file, ids in one["reads"] if ids]
+        for option in exam.options[i]:
+            for read in clips.sample(int(option)).reads:
+                while theirs[0] != [f"ego4d/{read.file}", list(read.frames)]:
+                    theirs.pop(0)
+                theirs.pop(0)
+        assert not theirs
 
 
 def test_spelling() -> None:

@@ -163,6 +163,7 @@ def compare_results(first: Path, second: Path, draws: int, as_json: bool) -> Non
 def _lines(result: Result) -> str:
     """Scores, and others' beside them."""
     from lavila_fast.evaluate.figures import NAMES
+    from lavila_fast.evaluate.result import reasons_by_row
 
     lines = [f"{result.benchmark}, {result.protocol['name']}: {result.data['clips']:,} clips"]
     lines += [f"  {NAMES.get(name, name):32}{value:9.3f}" for name, value in result.scores.items()]
@@ -176,7 +177,6 @@ def _lines(result: Result) -> str:
         frames = f", {row['frames']} frames" if row["frames"] else ""
         note = f" ({row['note']})" if row["note"] else ""
         lines.append(f"  {row['model']}{frames}: {figures}{note} [{row['source']}]")
-    odd = list(dict.fromkeys(why for row in result.published for why in row["why_not"]))
-    if odd:
+    if odd := reasons_by_row(result):
         lines += ["cannot be compared as they stand:", *(f"  {why}" for why in odd)]
     return "\n".join(lines)

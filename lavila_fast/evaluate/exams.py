@@ -21,6 +21,8 @@ from lavila_fast.errors import InputError
 from lavila_fast.evaluate import metrics, scores
 from lavila_fast.evaluate.cider import cider
 from lavila_fast.evaluate.footage import Library
+from lavila_fast.evaluate.meteor import meteor_counts
+from lavila_fast.evaluate.meteor_tables import find_tables
 from lavila_fast.evaluate.protocols import Protocol
 from lavila_fast.evaluate.sentences import bleu_counts, by_blanks, rouge_l, spelt
 from lavila_fast.train.datasets.samples import AnnotatedSet
@@ -361,6 +363,11 @@ class Narrations(Exam):
             "rouge_l": [rouge_l(*pair) for pair in pairs],
             "cider": cider(said, [[one] for one in references], by_blanks),
         }
+        folder = find_tables()
+        if folder is None:
+            self.facts.notes.append("METEOR is left out: its tables come with pip install pycocoevalcap (104 MB)")
+        else:
+            sentences["meteor"] = meteor_counts(pairs, folder)
         clips = {
             "id": self.ids,
             "perplexity": [one["perplexity"] for one in told],

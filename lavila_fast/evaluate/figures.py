@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.evaluate.meteor import meteor
 from lavila_fast.evaluate.scores import mean_accuracy
 from lavila_fast.evaluate.sentences import bleu
 
@@ -59,8 +60,10 @@ def _choice(tables: Tables) -> Figures:
 
 def _narration(tables: Tables) -> Figures:
     sentences, clips = tables["sentences"], tables["clips"]
-    found = {f"bleu_{n}": value for n, value in enumerate(bleu(sentences["bleu"]), 1)}
-    found |= {name: float(np.mean(sentences[name])) for name in ("meteor", "rouge_l", "cider") if name in sentences}
+    found: Figures = {f"bleu_{n}": value for n, value in enumerate(bleu(sentences["bleu"]), 1)}
+    if "meteor" in sentences:
+        found["meteor"] = meteor(sentences["meteor"])
+    found |= {name: float(np.mean(sentences[name])) for name in ("rouge_l", "cider")}
     return found | {name: _mean(clips[name]) / 100 for name in ("perplexity", "free_perplexity")}
 
 

@@ -94,7 +94,7 @@ class Protocol:
     def differences(self, other: Protocol) -> list[str]:
         """In words, what is otherwise here than there."""
         mine, theirs = asdict(self), asdict(other)
-        return [f"{name} {mine[name]} for {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        return [f"{name} {mine[name]}, published with {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
 
 def _both(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any] | None) -> dict[str, Protocol]:

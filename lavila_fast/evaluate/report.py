@@ -12,7 +12,7 @@ import numpy as np
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.evaluate.examples import Example, Pictures, examples, names_of
 from lavila_fast.evaluate.figures import NAMES
-from lavila_fast.evaluate.result import Result
+from lavila_fast.evaluate.result import Result, reasons_by_row
 from lavila_fast.page import ACCENT, SECOND, document, html_table, picture, svg
 
 _MOST_CLASSES = 30
@@ -82,16 +82,11 @@ def _scores(result: Result) -> str:
 
 
 def _odd(result: Result) -> str:
-    reasons: dict[str, list[str]] = {}
-    for one in result.published:
-        for why in one["why_not"]:
-            reasons.setdefault(why, []).append(one["model"])
     if not result.published:
         return ""
-    if not reasons:
+    lines = reasons_by_row(result)
+    if not lines:
         return "<p>Asked as the published figures were: they can be compared.</p>"
-    every = len(result.published)
-    lines = [f"{why}{'' if len(who) == every else f' ({len(who)} of {every} rows)'}" for why, who in reasons.items()]
     return "<p>Not to be compared with published figures as they stand:</p><ul>{}</ul>".format(
         "".join(f"<li>{escape(line)}</li>" for line in lines)
     )

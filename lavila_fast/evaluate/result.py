@@ -51,6 +51,16 @@ class Result:
         write_json(path, plain({"format": FORMAT, **asdict(self)}), "give another --output")
 
 
+def reasons_by_row(result: Result) -> list[str]:
+    """Why published figures cannot be compared with these as they stand, and of how many rows that is so."""
+    found: dict[str, int] = {}
+    for row in result.published:
+        for why in row["why_not"]:
+            found[why] = found.get(why, 0) + 1
+    every = len(result.published)
+    return [why if count == every else f"{why} ({count} of {every} rows)" for why, count in found.items()]
+
+
 def plain(value: Any) -> Any:
     """As JSON has it: lists for arrays, null for what is no number."""
     if isinstance(value, Mapping):

@@ -319,7 +319,7 @@ def reasons(
 def _why_not(name: str, frames: int | None, protocol: Protocol, odd: list[str]) -> list[str]:
     """Of a published row; figures of one that does not say how many frames are taken for the zoo's number."""
     wanted = frames or PROTOCOLS[name][protocol.name].frames
-    other = [] if wanted == protocol.frames else [f"with {wanted} frames, here {protocol.frames}"]
+    other = [] if wanted == protocol.frames else [f"{protocol.frames} frames, published with {wanted}"]
     return [*other, *odd]
 
 
