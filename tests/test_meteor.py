@@ -59,6 +59,7 @@ def score(matched: tuple[float, float], lengths: tuple[float, float], chunks: in
     [
         ("the cup falls", "the cup falls", 1.0),
         ("the cup falls", "a dog runs", 0.0),
+        ("", "a cup", 0.0),
         # content counts 0.75, function words 0.25; cup and mug are synonyms (0.8)
         ("the mug falls", "the cup falls", score((0.25 + 0.6 + 0.75,) * 2, (1.75, 1.75), 0, 3)),
         # falling has the stem of falls (0.6); two chunks, as the words between are none
@@ -88,6 +89,7 @@ def test_words() -> None:
         ("It's 3,000, or 12.5 (half)", "it 's 3,000 , or 12.5 ( half )"),
         ("the U.S. man... falls", "the us man ... falls"),
         ("dr. Who has no. 5 and no. You", "dr. who has no. 5 and no . you"),
+        ("", ""),
         ("cup. falls", "cup. falls"),
         ("‘old’ “men”", "' old ' \" men \""),
     ):

@@ -103,6 +103,11 @@ class DataFolder:
         self.facts.files[path.name] = told
 
 
+def _lengths(folder: DataFolder, seconds: Sequence[float]) -> None:
+    mean = sum(seconds) / len(seconds)
+    folder.facts.notes.append(f"clips last {mean:.1f} s on average, from {min(seconds):.1f} to {max(seconds):.1f} s")
+
+
 def _segments(folder: DataFolder, *names: str) -> list[Segment]:
     path = folder.path(_EK100, *names)
     found = read_segments(path)
@@ -121,9 +126,10 @@ def open_ek100_mir(folder: DataFolder, protocol: Protocol) -> Exam:
     segments = _segments(folder, _RETRIEVAL, "EPIC_100_retrieval_test.csv")
     path = folder.path(_EK100, _RETRIEVAL, "EPIC_100_retrieval_test_sentence.csv")
     sentences = read_sentences(path)
+    _lengths(folder, [one.stop - one.start for one in segments])
     folder.note(path, len(sentences))
     rows = sentence_rows(segments, sentences, path)
-    library = folder.library(_EK100_VIDEOS, ".")
+    library = folder.library(_EK100_VIDEOS)
     return Retrieval(
         EK100Clips(tuple(segments), library, protocol.frames),
         tuple(one.narration_id for one in segments),
@@ -176,8 +182,9 @@ def open_ek100_cls(folder: DataFolder, protocol: Protocol) -> Exam:
     """EPIC-KITCHENS-100 action recognition: the validation half."""
     train, held = (_segments(folder, f"EPIC_100_{part}.csv") for part in ("train", "validation"))
     actions = actions_of([*train, *held])
+    _lengths(folder, [one.stop - one.start for one in held])
     place = {pair: i for i, pair in enumerate(actions.pairs)}
-    library = folder.library(_EK100_VIDEOS, ".")
+    library = folder.library(_EK100_VIDEOS)
     return Classes(
         EK100Clips(tuple(held), library, protocol.frames),
         tuple(one.narration_id for one in held),
@@ -246,6 +253,7 @@ def open_ego_mcq(folder: DataFolder, protocol: Protocol) -> Exam:
     options = [[rows.setdefault(one, len(rows)) for one in question.options] for question in told]
     library = folder.library("video_5min_chunks_288px", "video_288px")
     chunk = chunk_seconds(library, [row.video for row in rows])
+    _lengths(folder, [row.end - row.start for row in rows])
     return Choice(
         Ego4D(list(rows), library, protocol.frames, len(rows), chunk=chunk),
         _unique(f"{row.video} {row.start:g}-{row.end:g}" for row in rows),
@@ -269,6 +277,7 @@ def open_narration(folder: DataFolder, protocol: Protocol) -> Exam:
         raise InputError(f"{path}: holds no narrations")
     library = folder.library("video_5min_chunks_288px", "video_288px")
     chunk = chunk_seconds(library, [row.video for row in chosen])
+    _lengths(folder, [row.end - row.start for row in chosen])
     return Narrations(
         Ego4D(chosen, library, protocol.frames, len(chosen), chunk=chunk),
         _unique(f"{row.video} {row.start:g}-{row.end:g}" for row in chosen),

@@ -159,7 +159,7 @@ def words_of(sentence: str, prefixes: dict[str, bool]) -> list[str]:
         text = pattern.sub(instead, text)
     parts = text.split()
     found: list[str] = []
-    for part, after in zip(parts, [*parts[1:], ""], strict=True):
+    for part, after in zip(parts, [*parts[1:], ""], strict=False):
         found += _dotted(part, after, prefixes) if len(part) > 1 and part.endswith(".") else [part]
     return [one.replace(_DOT, ".").lower() for one in found]
 

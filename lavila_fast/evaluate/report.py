@@ -47,8 +47,7 @@ def _facts(result: Result) -> str:
     )
     facts = {
         "model": ", ".join(f"{name} {value}" for name, value in result.model.items()),
-        "protocol": f"{protocol['frames']} frames{views}; {'sparse' if protocol['sparse'] else 'windows or segments'}, "
-        f"texts {protocol['template']}, views joined by {protocol['join']}",
+        "protocol": f"{protocol['frames']} frames{views}; {_asked(result)}",
         "clips": f"{data['clips']:,} of {data['videos']}, {len(data['missing']):,} missing",
         "annotations": "; ".join(_file(name, facts) for name, facts in data["files"].items()),
         "notes": "; ".join(data["notes"]) or "none",
@@ -57,6 +56,15 @@ def _facts(result: Result) -> str:
     }
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     return f'<dl class="facts">{rows}</dl>'
+
+
+def _asked(result: Result) -> str:
+    protocol = result.protocol
+    if result.benchmark == "narration":
+        sampling = f"temperature {protocol['temperature']:g}, top-p {protocol['top_p']:g}, seed {protocol['seed']}"
+        return f"every {protocol['every']:,}th clip, {protocol['samples']} sentences each, {sampling}"
+    joined = f"texts {protocol['template']}, views joined by {protocol['join']}"
+    return f"{'from all of a video' if protocol['sparse'] else 'windows or segments'}, {joined}"
 
 
 def _file(name: str, facts: Mapping[str, Any]) -> str:
@@ -75,9 +83,9 @@ def _scores(result: Result) -> str:
     rows = [own]
     for one in result.published:
         frames = f", {one['frames']} frames" if one["frames"] else ""
-        note = f" <span class=soft>({escape(one['note'])})</span>" if one["note"] else ""
         cells = [shown(one["figures"][name]) if name in one["figures"] else "" for name in names]
-        rows.append([escape(one["model"]) + frames + note, *cells, f"<span class=soft>{escape(one['source'])}</span>"])
+        source = "; ".join(filter(None, (one["source"], one["note"])))
+        rows.append([escape(one["model"]) + frames, *cells, f"<span class=soft>{escape(source)}</span>"])
     return html_table(heads, rows)
 
 
@@ -86,7 +94,7 @@ def _odd(result: Result) -> str:
         return ""
     lines = reasons_by_row(result)
     if not lines:
-        return "<p>Asked as the published figures were: they can be compared.</p>"
+        return "<p>Asked as the published figures were, as far as can be told here: see the notes above.</p>"
     return "<p>Not to be compared with published figures as they stand:</p><ul>{}</ul>".format(
         "".join(f"<li>{escape(line)}</li>" for line in lines)
     )
