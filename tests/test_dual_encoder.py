@@ -38,7 +38,7 @@ compiled = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
 def arrays_of(model):
     """What a bundle's weight file holds of a model."""
-    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in named_weights(model, "")}
+    return {name: tensor.numpy() for name, tensor in named_weights(model, "")}
 
 
 def case(name):
