@@ -38,7 +38,7 @@ compiled = pytest.mark.skipif(not native.available(), reason=native.why_not())
 
 def arrays_of(model):
     """What a bundle's weight file holds of a model."""
-    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in named_weights(model, "")}
+    return {name: tensor.numpy() for name, tensor in named_weights(model, "")}
 
 
 def case(name):
@@ -277,6 +277,28 @@ def test_a_checkpoint_with_its_vocabulary(checkpoint, tmp_path):
         DualEncoder.from_pretrained(alone)
     with pytest.raises(CheckpointError, match="use load_classifier"):
         DualEncoder.from_pretrained(GOLDEN / "classifier.pth")
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["dual_encoder", "classifier"])
+def test_a_bundle_of_a_checkpoint_alone(checkpoint, tmp_path, kind):
+    """INT8, with the parity of every engine in it, and held by the class of its kind without more ado."""
+    pytest.importorskip("onnxscript")
+    from lavila_fast.export.build import export_model
+    from lavila_fast.export.options import ExportOptions
+
+    dual = kind == "dual_encoder"
+    path = checkpoint[0] if dual else GOLDEN / "classifier_verb_noun_action.pth"
+    bundle = export_model(ExportOptions(path, tmp_path / "bundle", precision="int8", threads=1, force=True))
+    sections = {f"{kind.replace('_', ' ')} in {engine}, int8" for engine in ("native", "onnxruntime")}
+    assert set(bundle.parity["sections"]) == sections
+    hold, film = DualEncoder if dual else Classifier, tiny.film(tmp_path / "film.mp4", seconds=2)
+    models = [hold.from_pretrained(bundle.folder, engine=engine, threads=1) for engine in ("auto", "onnxruntime")]
+    assert [model.fingerprint.split(", ")[1].split()[0] for model in models] == ["native", "onnxruntime"]
+    assert models[0].fingerprint.split(",")[0] == models[1].fingerprint.split(",")[0]
+    seen = [next(model.embed_video(film) if dual else model.classify(film)) for model in models]
+    a, b = (one.embedding if dual else np.concatenate(one.logits) for one in seen)
+    assert float(a @ b) > 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
 def test_a_classifiers_checkpoint(tmp_path):

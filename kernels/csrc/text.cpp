@@ -61,9 +61,10 @@ struct lv_text {
 
     lv_text(const Tensors& t, bool clip, int W, int heads, int depth, int hidden, int vocab, int positions, Pool& pool)
         : clip(clip), W(W), heads(heads), hidden(hidden), vocab(vocab), positions(positions), pool(pool) {
-        const std::string root = clip ? "" : "textual.embeddings.", name = root + (clip ? "token_embedding.weight" : "word_embeddings.weight");
-        words.kept = t.get(name);
-        if (words.kept.rank != 2 || words.kept.shape[0] != vocab || words.kept.shape[1] != W || words.kept.dtype == LV_I8)
+        const std::string root = clip ? "" : "textual.embeddings.";
+        const std::string name = clip ? "token_embedding.weight" : root + "word_embeddings.weight";
+        const lv_tensor& w = words.kept = t.get(name);
+        if (w.rank != 2 || w.shape[0] != vocab || w.shape[1] != W || w.dtype == LV_I8)
             throw std::runtime_error("tensor '" + name + "' is not (" + std::to_string(vocab) + ", " +
                                      std::to_string(W) + ") floats");
         places = t.floats(clip ? "positional_embedding" : root + "position_embeddings.weight", {positions, W});
@@ -81,8 +82,8 @@ struct lv_text {
             texts.clear();
             for (int i = done; i < count && (N == 0 || N + lengths[i] <= kTokens); N += lengths[i++]) {
                 if (lengths[i] < 1 || lengths[i] > positions)
-                    throw std::runtime_error("a text has " + std::to_string(lengths[i]) + " tokens; this model takes 1 to " +
-                                             std::to_string(positions));
+                    throw std::runtime_error("a text has " + std::to_string(lengths[i]) +
+                                             " tokens; this model takes 1 to " + std::to_string(positions));
                 texts.push_back({N, int(lengths[i])});
             }
             some(ids, N, features + int64_t(done) * W);
@@ -96,7 +97,8 @@ struct lv_text {
     void some(const int64_t* ids, int64_t N, float* features) {
         const int64_t M = int64_t(texts.size());
         for (auto* one : {&x, &mixed, &floats}) one->resize(size_t(N * W));
-        wide.resize(size_t(N) * size_t(std::max(3 * W, hidden))), wanted.resize(size_t(M * W)), asked.resize(size_t(M * W));
+        wide.resize(size_t(N) * size_t(std::max(3 * W, hidden)));
+        for (auto* one : {&wanted, &asked}) one->resize(size_t(M * W));
         embed(ids);
         if (!clip) edge.run(pool, x.data(), W, N, x.data(), W);
         for (size_t i = 0; i < layers.size(); ++i) layer(layers[i], N, i + 1 == layers.size());
@@ -108,8 +110,8 @@ struct lv_text {
         for (const Text& text : texts)
             for (int64_t i = text.first; i < text.first + text.length; ++i)
                 if (ids[i] < 0 || ids[i] >= vocab)
-                    throw std::runtime_error("a text has word " + std::to_string(ids[i]) + "; this model has words 0 to " +
-                                             std::to_string(vocab - 1));
+                    throw std::runtime_error("a text has word " + std::to_string(ids[i]) +
+                                             "; this model has words 0 to " + std::to_string(vocab - 1));
         parallel(pool, int64_t(texts.size()), [&](int64_t task) {
             const Text& text = texts[size_t(task)];
             for (int i = 0; i < text.length; ++i) {
@@ -204,7 +206,8 @@ struct lv_head {
             const float factor = float(1 / std::max(std::sqrt(squares), 1e-12));
             for (int i = 0; i < outputs; ++i) row[i] *= factor;
         }
-        if (!all_finite(y, int64_t(rows) * outputs)) throw std::runtime_error("the last layer: not all numbers are finite");
+        if (!all_finite(y, int64_t(rows) * outputs))
+            throw std::runtime_error("the last layer: not all numbers are finite");
     }
 };
 
@@ -216,7 +219,8 @@ lv_text* lv_text_new(const lv_tensor* tensors, int count, int kind, int width, i
         require_sizes("the text encoder", {width, heads, layers, hidden, vocab, positions});
         if (width > kMostWidth || hidden > 4 * kMostWidth || width % heads || kind < 0 || kind > 1)
             throw std::runtime_error("the text encoder: sizes that make no sense");
-        return new lv_text(Tensors(tensors, count), kind == 0, width, heads, layers, hidden, vocab, positions, threads->pool);
+        return new lv_text(Tensors(tensors, count), kind == 0, width, heads, layers, hidden, vocab, positions,
+                           threads->pool);
     });
 }
 

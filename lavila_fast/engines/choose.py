@@ -273,6 +273,7 @@ _ENGINES = (
         "tensorrt",
         tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
         automatic=("tensorrt", "jetson", "rtx"),
+        embed=openers.embed_tensorrt,
         unused={"threads": "it computes on the GPU"},
     ),
     Engine(

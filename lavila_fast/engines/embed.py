@@ -1,11 +1,12 @@
-"""The dual encoder and the classifiers of a bundle, on ONNX Runtime: no torch.
+"""The dual encoder and the classifiers of a bundle, by their graphs: no torch.
 
     bundle = open_bundle(folder)
-    dual = OrtDualEncoder(bundle.folder, bundle.models["dual_encoder"], threads=2)
+    dual = GraphDualEncoder(bundle.folder, bundle.models["dual_encoder"], threads=2)
     scores = dual.video(clips) @ dual.text(ids).T
 
 One clip, one text at a time, texts cut behind their end: a result never depends on what else is asked for. The same
-graphs run on its GPU providers, whose inputs and outputs are small enough to pass through the host's memory.
+graphs run in ONNX Runtime on the CPU, on its GPU providers and in TensorRT; what goes in and comes out is small enough
+to pass through the host's memory.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from lavila_fast.config import ClassifierConfig, ClipTextConfig, DualEncoderConf
 from lavila_fast.engines.embed_inputs import check_video, cut_texts, video_shape
 from lavila_fast.engines.host.ort import check_graph, run_graph, session
 
-OpenGraph = Callable[[Path, int | None], Any]  # file, threads → session
+OpenGraph = Callable[[Path, int | None], Any]  # file, threads → a session of ONNX Runtime, or what looks like one
 _HALVES = {"tensor(float16)": np.float16}
 
 
-class OrtDualEncoder:
+class GraphDualEncoder:
     """``dual_video.onnx`` and ``dual_text.onnx``: video and text to unit vectors of `config.embed` numbers.
 
     Attributes:
-        identity: Of ONNX Runtime with these providers.
+        identity: Of what runs the graphs.
     """
 
     device = "cpu"
@@ -49,8 +50,8 @@ class OrtDualEncoder:
             folder: The bundle.
             config: The model's sizes.
             threads: Of a session on the CPU; None takes all cores.
-            open_graph: What opens a graph; another one than ONNX Runtime's on the CPU comes from `device.ort`.
-            identity: Of ONNX Runtime as `open_graph` opens it.
+            open_graph: What opens a graph: ONNX Runtime on the CPU, or what `device.ort` or `device.trt_graph` gives.
+            identity: Of what `open_graph` opens.
 
         Raises:
             BundleError: a graph is missing, damaged, or of another model.
@@ -90,11 +91,11 @@ def _padded(row: I64) -> I64:
     return np.pad(row, (0, max(0, 2 - len(row))))[None]
 
 
-class OrtClassifier:
+class GraphClassifier:
     """``classifier.onnx``: video to the logits of every head.
 
     Attributes:
-        identity: Of ONNX Runtime with these providers.
+        identity: Of what runs the graphs.
     """
 
     device = "cpu"
@@ -107,7 +108,7 @@ class OrtClassifier:
         open_graph: OpenGraph = session,
         identity: str = "onnxruntime",
     ) -> None:
-        """Open the graph of a bundle folder; arguments as of `OrtDualEncoder`.
+        """Open the graph of a bundle folder; arguments as of `GraphDualEncoder`.
 
         Raises:
             BundleError: it is missing, damaged, or of another model.

@@ -108,17 +108,30 @@ def embed_onnxruntime(provider: Literal["cpu", "cuda", "tensorrt", "rtx"]) -> Ca
 
     def make(opening: Opening, kind: str) -> EmbedRuntime:
         from lavila_fast.engines.device.ort import graph_opener
-        from lavila_fast.engines.embed import OrtClassifier, OrtDualEncoder
 
         bundle = opening.need_bundle()
         if provider != "cpu" and bundle.target == "cpu":
             raise BundleError(f"{bundle.folder}: made for cpu; export it with --target cuda to run it on a GPU")
-        made: Any = {"dual_encoder": OrtDualEncoder, "classifier": OrtClassifier}[kind]
-        how = graph_opener(provider)
-        runtime: EmbedRuntime = made(bundle.folder, bundle.models[kind], opening.threads, *how)
-        return runtime
+        return _by_graphs(opening, kind, graph_opener(provider))
 
     return make
+
+
+def embed_tensorrt(opening: Opening, kind: str) -> EmbedRuntime:
+    """The same graphs in TensorRT, or TensorRT for RTX: the one whose target the bundle has."""
+    from lavila_fast.engines.device.trt_graph import trt_opener
+
+    builder = "tensorrt_rtx" if opening.need_bundle().target == "rtx" else "tensorrt"
+    return _by_graphs(opening, kind, trt_opener(builder))
+
+
+def _by_graphs(opening: Opening, kind: str, how: tuple[Any, str]) -> EmbedRuntime:
+    from lavila_fast.engines.embed import GraphClassifier, GraphDualEncoder
+
+    bundle = opening.need_bundle()
+    made: Any = {"dual_encoder": GraphDualEncoder, "classifier": GraphClassifier}[kind]
+    runtime: EmbedRuntime = made(bundle.folder, bundle.models[kind], opening.threads, *how)
+    return runtime
 
 
 def open_slots(provider: Literal["cuda", "tensorrt", "rtx"]) -> Callable[[Opening], NarratorRuntime]:
