@@ -15,6 +15,7 @@ import av
 import miniatures
 import torch
 
+from lavila_fast import DualEncoder
 from lavila_fast.errors import LavilaError
 from lavila_fast.evaluate.examinees import ModelChoice
 from lavila_fast.evaluate.relevancy import relevancy_of
@@ -22,6 +23,7 @@ from lavila_fast.evaluate.result import read_result
 from lavila_fast.evaluate.run import Options, evaluate
 from lavila_fast.evaluate.sentences import spelt
 from lavila_fast.evaluate.watch import Watcher
+from lavila_fast.kernels import native
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
 from lavila_fast.pretrained import find_vocabulary
 from lavila_fast.video.reader import read_frames
@@ -443,3 +445,27 @@ def write_film(path: Path, frames: np.ndarray) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+def test_a_bundle_on_its_engines(place: Path, tmp_path: Path) -> None:
+    model = DualEncoder.from_pretrained("nano", engine="onnxruntime", threads=1)
+    frames, seen = model.config.vision.frames, []
+    for _, video, start, stop, *_ in miniatures.ROWS:
+        path = place / "EK100" / "video_ht256px" / video[:3] / f"{video}.MP4"
+        seen.append(read_frames(path, middles(round(10 * start), int(np.ceil(10 * stop)), frames)))
+    said = {row[0]: row[4] for row in miniatures.ROWS}
+    scores = model.similarity(model.embed_frames(np.stack(seen)), [said[name] for name in miniatures.SENTENCES])
+    relevancy = miniatures.ek100_relevancy()
+    results = {}
+    for engine in ("onnxruntime", *(["native"] if native.available() else [])):
+        choice = ModelChoice("nano", engine, 1)
+        results[engine] = evaluate("ek100_mir", choice, place / "EK100", Options(tmp_path / "f"))
+        both = slow_map(scores, relevancy), slow_map(scores.T, relevancy.T)
+        assert results[engine].scores["map"] == pytest.approx(np.mean(both), abs=2.0 if engine == "native" else 1e-6)
+    assert len(list((tmp_path / "f").iterdir())) == len(results)
+    found = evaluate("ego_mcq", ModelChoice("nano", threads=1), place / "Ego4DTrue", Options(tmp_path / "f", limit=1))
+    assert any("unit length" in why for row in found.published for why in row["why_not"])
+    with pytest.raises(LavilaError, match="takes 4 frames, this asks for 16; give --frames 4"):
+        evaluate("ek100_mir", ModelChoice("nano"), place / "EK100", Options(tmp_path / "f", changes={"frames": 16}))
+    with pytest.raises(LavilaError, match="holds narrator, dual_encoder, but this asks for a classifier"):
+        evaluate("egtea", ModelChoice("nano"), place / "EGTEA", Options(tmp_path / "f", protocol="fine-tuned"))

@@ -97,7 +97,7 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
     if "crops" in changes:
         changes["crops"] = int(changes["crops"])
     quiet = given["quiet"]
-    with tqdm(unit=" clips", disable=quiet or None) as bar:
+    with tqdm(unit=" clips", disable=quiet or None, delay=1) as bar:
 
         def seen(done: int, of: int) -> None:
             bar.total = of

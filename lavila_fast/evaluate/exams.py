@@ -100,6 +100,13 @@ class Exam:
         """The exam about the first so many clips."""
         return self.of(range(min(count, len(self.ids))))
 
+    def check(self, heads: tuple[int, ...]) -> None:
+        """See whether a classifier's heads fit; for other models and exams there is nothing to see.
+
+        Raises:
+            InputError: they have other numbers of classes.
+        """
+
     def tables(self, protocol: Protocol, seen: Seen) -> Tables:
         """How well each thing that is asked was answered."""
         raise NotImplementedError
@@ -198,7 +205,6 @@ class Classes(Exam):
         if not seen.heads:
             return {"clips": self._row("", self._by_texts(protocol, seen), self.labels)}
         heads = [scores.join_views(one, protocol.join, protocol.softmax) for one in seen.logits()]
-        self._check(seen.heads)
         found = self._row("", heads[-1], self.labels)
         if self.pairs:
             pairs = np.array(self.pairs)
@@ -218,12 +224,13 @@ class Classes(Exam):
         vectors = class_vectors(self.names, protocol.template, seen)
         return scores.join_views(scores.class_cosines(seen.values, vectors), protocol.join, protocol.softmax)
 
-    def _check(self, heads: tuple[int, ...]) -> None:
+    def check(self, heads: tuple[int, ...]) -> None:
+        """See `Exam`."""
         wanted: tuple[int, ...] = (len(self.names),)
         if self.pairs and len(heads) == 3:
             verbs, nouns = (1 + max(pair[i] for pair in self.pairs) for i in range(2))
             wanted = (max(heads[0], verbs), max(heads[1], nouns), *wanted)
-        if heads != wanted:
+        if heads and heads != wanted:
             raise InputError(
                 f"the model's heads have {' and '.join(map(str, heads))} classes, these annotations "
                 f"{' and '.join(map(str, wanted))}; give the classifier that was trained for them"

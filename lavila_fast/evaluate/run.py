@@ -22,7 +22,7 @@ from lavila_fast import __version__
 from lavila_fast.arrays import F32
 from lavila_fast.errors import InputError, LavilaError, VideoError
 from lavila_fast.evaluate.annotations import DataFolder
-from lavila_fast.evaluate.benchmarks import find_benchmark
+from lavila_fast.evaluate.benchmarks import check_changes, find_benchmark
 from lavila_fast.evaluate.examinees import Examinee, ModelChoice, open_examinee
 from lavila_fast.evaluate.exams import Exam, Narrations, Seen
 from lavila_fast.evaluate.features import FeatureStore
@@ -82,6 +82,7 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     """
     begun = time.monotonic()
     row = find_benchmark(name)
+    check_changes(name, options.changes)
     first = find_protocol(name, options.protocol, classifier=False)
     exam = _opened(row.open, data, options, first)
     _tell(exam, say)
@@ -93,6 +94,7 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     protocol = _protocol(name, model, options)
     if protocol != first:
         exam = _opened(row.open, data, options, protocol)
+    exam.check(model.heads)
     say(_described(protocol, model, exam))
     store = FeatureStore(options.features, _about(name, model, protocol, exam))
     watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
@@ -114,7 +116,7 @@ def reopened(result: Result, data: Path, videos: Path | None = None) -> Exam:
 
 def _opened(opener: Callable[[DataFolder, Protocol], Exam], data: Path, options: Options, protocol: Protocol) -> Exam:
     if not data.is_dir():
-        raise InputError(f"{data}: no such folder; --data is to be the benchmark's folder")
+        raise InputError(f"{data}: no such folder; --data is to be the benchmark's folder (docs/EVALUATION.md)")
     exam = opener(DataFolder(data, options.videos), protocol)
     return exam if options.limit is None else exam.first(options.limit)
 
