@@ -17,10 +17,11 @@ import torch
 
 from lavila_fast import DualEncoder
 from lavila_fast.errors import LavilaError
+from lavila_fast.evaluate.answers import Options
 from lavila_fast.evaluate.examinees import ModelChoice
 from lavila_fast.evaluate.relevancy import relevancy_of
 from lavila_fast.evaluate.result import read_result
-from lavila_fast.evaluate.run import Options, evaluate
+from lavila_fast.evaluate.run import evaluate
 from lavila_fast.evaluate.sentences import spelt
 from lavila_fast.evaluate.watch import Watcher
 from lavila_fast.kernels import native
@@ -356,7 +357,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_run_goes_on_and_another_template_needs_no_video(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, features = counting(monkeypatch), place / "resumed"
-    monkeypatch.setattr("lavila_fast.evaluate.run.PART", 2)
+    monkeypatch.setattr("lavila_fast.evaluate.answers.PART", 2)
     options = Options(
         features=features, seen=lambda done, of: (_ for _ in ()).throw(KeyboardInterrupt) if done == 5 else None
     )
@@ -399,15 +400,24 @@ def test_a_limit_and_missing_videos(place: Path, tmp_path: Path) -> None:
     assert len(few.tables["video_to_text"]["id"]) == 3
     assert few.tables["text_to_video"]["id"] == ("P01_01_1", "P01_01_0", "P01_01_2")
     assert any("only the first 3" in why for why in few.published[0]["why_not"])
-    (root / "video_ht256px" / "P02" / "P02_03.MP4").unlink()
+    lost = root / "video_ht256px" / "P02" / "P02_03.MP4"
+    content = lost.read_bytes()
+    lost.unlink()
     with pytest.raises(
-        LavilaError, match=r"1 of 6 clips cannot be read, more than --max-missing allows; the first, P02_03_0"
+        LavilaError, match=r"1 of 2 videos are missing, of 3 clips of 6, .*: P02/P02_03.MP4; fetch them"
     ):
-        evaluate("ek100_mir", choice, root, Options(features=features))
-    part = evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.5))
+        evaluate("ek100_mir", choice, root, Options(features=tmp_path / "none"))
+    part = evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.5), notes.append)
+    assert notes[-2:] == [
+        "P02/P02_03.MP4: missing",
+        f"3 clips are known from an earlier run ({next(features.iterdir())})",
+    ]
     assert sorted(part.data["missing"]) == ["P02_03_0", "P02_03_1", "P02_03_2"]
     assert part.scores == pytest.approx(few.scores)
-    with pytest.raises(LavilaError, match="cannot be read, more than"):
+    lost.write_bytes(content[:2000])
+    with pytest.raises(
+        LavilaError, match=r"2 of 6 clips cannot be read, more than --max-missing allows; the first, P02"
+    ):
         evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.3))
 
 

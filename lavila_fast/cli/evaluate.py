@@ -88,8 +88,8 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
     What the model gives for each clip is kept: the same command again goes on where it was broken off, and another
     template or fewer clips need no video. Writes OUTPUT, with all that scores were computed from, and a page.
     """
+    from lavila_fast.evaluate.answers import Options
     from lavila_fast.evaluate.examinees import ModelChoice
-    from lavila_fast.evaluate.run import Options
     from lavila_fast.evaluate.run import evaluate as examined
 
     output = given["output"] or Path(f"{benchmark}.json")

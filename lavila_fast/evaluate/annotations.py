@@ -130,9 +130,11 @@ def open_ek100_mir(folder: DataFolder, protocol: Protocol) -> Exam:
     folder.note(path, len(sentences))
     rows = sentence_rows(segments, sentences, path)
     library = folder.library(_EK100_VIDEOS)
+    clips = EK100Clips(tuple(segments), library, protocol.frames)
     return Retrieval(
-        EK100Clips(tuple(segments), library, protocol.frames),
+        clips,
         tuple(one.narration_id for one in segments),
+        clips.files(),
         library,
         folder.facts,
         sentences=tuple(segments[row].narration for row in rows),
@@ -185,9 +187,11 @@ def open_ek100_cls(folder: DataFolder, protocol: Protocol) -> Exam:
     _lengths(folder, [one.stop - one.start for one in held])
     place = {pair: i for i, pair in enumerate(actions.pairs)}
     library = folder.library(_EK100_VIDEOS)
+    clips = EK100Clips(tuple(held), library, protocol.frames)
     return Classes(
-        EK100Clips(tuple(held), library, protocol.frames),
+        clips,
         tuple(one.narration_id for one in held),
+        clips.files(),
         library,
         folder.facts,
         labels=np.array([place[one.verb, one.noun] for one in held]),
@@ -208,6 +212,7 @@ def open_egtea(folder: DataFolder, protocol: Protocol) -> Exam:
     return Classes(
         egtea.Egtea(clips, library, protocol.frames, protocol.stride, protocol.clips),
         _unique(Path(one.file).stem for one in clips),
+        tuple(one.file for one in clips),
         library,
         folder.facts,
         labels=np.array([one.label for one in clips]),
@@ -237,6 +242,7 @@ def open_charades_ego(folder: DataFolder, protocol: Protocol) -> Exam:
     return Several(
         charades.CharadesVideos(videos, library, protocol.frames, protocol.stride, protocol.clips, protocol.sparse),
         _unique(Path(one.file).stem for one in videos),
+        tuple(one.file for one in videos),
         library,
         folder.facts,
         shown=np.array([one.classes for one in videos]),
@@ -257,6 +263,7 @@ def open_ego_mcq(folder: DataFolder, protocol: Protocol) -> Exam:
     return Choice(
         Ego4D(list(rows), library, protocol.frames, len(rows), chunk=chunk),
         _unique(f"{row.video} {row.start:g}-{row.end:g}" for row in rows),
+        tuple(f"{row.video}.mp4" for row in rows),
         library,
         folder.facts,
         question_ids=tuple(one.name for one in told),
@@ -281,6 +288,7 @@ def open_narration(folder: DataFolder, protocol: Protocol) -> Exam:
     return Narrations(
         Ego4D(chosen, library, protocol.frames, len(chosen), chunk=chunk),
         _unique(f"{row.video} {row.start:g}-{row.end:g}" for row in chosen),
+        tuple(f"{row.video}.mp4" for row in chosen),
         library,
         folder.facts,
         references=tuple(row.texts[0] for row in chosen),

@@ -81,12 +81,14 @@ class Exam:
     Attributes:
         clips: What is seen.
         ids: Of the clips.
-        library: Their videos.
+        videos: File of each clip, or the folder of its chunks.
+        library: Where they lie.
         facts: About the annotations.
     """
 
     clips: AnnotatedSet
     ids: tuple[str, ...]
+    videos: tuple[str, ...]
     library: Library
     facts: Facts
 
@@ -112,7 +114,8 @@ class Exam:
         raise NotImplementedError
 
     def _part(self, places: Sequence[int]) -> dict[str, Any]:
-        return {"clips": Chosen(self.clips, tuple(places)), "ids": tuple(self.ids[i] for i in places)}
+        ids, videos = (tuple(names[i] for i in places) for names in (self.ids, self.videos))
+        return {"clips": Chosen(self.clips, tuple(places)), "ids": ids, "videos": videos}
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,17 @@ result.write(Path("ek100_mir.json"))
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lavila_fast import __version__
-from lavila_fast.arrays import F32
-from lavila_fast.errors import InputError, LavilaError, VideoError
+from lavila_fast.errors import InputError, VideoError
 from lavila_fast.evaluate.annotations import DataFolder
+from lavila_fast.evaluate.answers import Options, Say, embedder, fill, look_for_videos, narrated_by
 from lavila_fast.evaluate.benchmarks import check_changes, find_benchmark
 from lavila_fast.evaluate.examinees import Examinee, ModelChoice, open_examinee
 from lavila_fast.evaluate.exams import Exam, Narrations, Seen
@@ -31,39 +28,9 @@ from lavila_fast.evaluate.narrators import NarratorExaminee, open_narrator
 from lavila_fast.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
 from lavila_fast.evaluate.published import published
 from lavila_fast.evaluate.result import Result
-from lavila_fast.evaluate.watch import Watcher, watched
+from lavila_fast.evaluate.watch import Watcher
 
-PART = 64  # clips after which what was found is written
-Say = Callable[[str], None]
 Model = Examinee | NarratorExaminee
-Answer = Callable[[Sequence[int], Sequence[F32]], list[NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How an evaluation is run; nothing of it changes a score, but for `limit` and `changes`.
-
-    Attributes:
-        features: Folder where what the model gives is kept.
-        protocol: Its name; None: what the model is for.
-        changes: Of the protocol, by name.
-        videos: Folder of the videos, where it is another one than usual.
-        limit: Only so many clips (or questions), the first ones.
-        workers: Processes that read videos; 0: this one.
-        batch: Views that the model is given together.
-        most_missing: Share of clips whose videos may be missing.
-        seen: Called with (clips done, clips of all).
-    """
-
-    features: Path
-    protocol: str | None = None
-    changes: dict[str, Any] = field(default_factory=dict)
-    videos: Path | None = None
-    limit: int | None = None
-    workers: int = 0
-    batch: int = 8
-    most_missing: float = 0.0
-    seen: Callable[[int, int], None] = lambda done, of: None
 
 
 def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: Say = lambda line: None) -> Result:
@@ -97,12 +64,14 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     exam.check(model.heads)
     say(_described(protocol, model, exam))
     store = FeatureStore(options.features, _about(name, model, protocol, exam))
+    for file in look_for_videos(exam, store, options):
+        say(f"{file}: missing")
     watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
     if isinstance(model, NarratorExaminee):
         assert isinstance(exam, Narrations)
-        missing = fill(store, exam, watcher, _narrated(model, exam, protocol), options, say)
+        missing = fill(store, exam, watcher, narrated_by(model, exam, protocol), options, say)
     else:
-        missing = fill(store, exam, watcher, _embedded(model, options.batch), options, say)
+        missing = fill(store, exam, watcher, embedder(model, options.batch), options, say)
     kept = _without(exam, missing)
     seen = Seen(store.take(kept.ids), model.heads, getattr(model, "text", None))
     tables = kept.tables(protocol, seen)
@@ -143,6 +112,8 @@ def _frames_of(name: str, options: Options) -> Callable[[str, bool], int | None]
 
 def _protocol(name: str, model: Model, options: Options) -> Protocol:
     found = find_protocol(name, options.protocol, model.kind == "classifier").changed(**options.changes)
+    if options.changes.get("frames", model.vision.frames) != model.vision.frames:
+        raise InputError(f"{model.identity['name']} takes {model.vision.frames} frames, not {found.frames}")
     return replace(found, frames=model.vision.frames)
 
 
@@ -162,104 +133,6 @@ def _about(name: str, model: Model, protocol: Protocol, exam: Exam) -> dict[str,
     if isinstance(exam, Narrations):  # what people said is part of what a narrator is asked
         about |= {"written": protocol.written(), "files": exam.facts.files}
     return about
-
-
-def fill(
-    store: FeatureStore, exam: Exam, watcher: Watcher, answer: Answer, options: Options, say: Say
-) -> dict[str, str]:
-    """Add what is not there yet of an exam's clips.
-
-    Args:
-        store: Where to.
-        exam: Which clips.
-        watcher: Reads them.
-        answer: Gives the values of some clips, by their places and their views (V, 3, T, S, S).
-        options: How.
-        say: Told what was known before.
-
-    Returns:
-        Id of each clip that cannot be read → why.
-
-    Raises:
-        LavilaError: too many of them.
-    """
-    todo = [i for i, name in enumerate(exam.ids) if name not in store]
-    done = len(exam.ids) - len(todo)
-    if done:
-        say(f"{done:,} clips are known from an earlier run ({store.folder})")
-    missing: dict[str, str] = {}
-    found: dict[str, NDArray[Any]] = {}
-    try:
-        for clip, values, error in _answered(watcher, todo, answer, options):
-            if values is None:
-                missing[exam.ids[clip]] = error
-                _check_missing(missing, exam, options)
-            else:
-                found[exam.ids[clip]] = values
-            done += 1
-            options.seen(done, len(exam.ids))
-            if len(found) == PART:
-                store.add(found)
-                found = {}
-    finally:
-        store.add(found)
-    return missing
-
-
-def _check_missing(missing: dict[str, str], exam: Exam, options: Options) -> None:
-    if len(missing) > options.most_missing * len(exam.ids):
-        name, why = next(iter(missing.items()))
-        raise LavilaError(
-            f"{len(missing)} of {len(exam.ids)} clips cannot be read, more than --max-missing allows; the first, "
-            f"{name}: {why}"
-        )
-
-
-def _answered(
-    watcher: Watcher, clips: Sequence[int], answer: Answer, options: Options
-) -> Iterator[tuple[int, NDArray[Any] | None, str]]:
-    """(clip, values or None, why) of each clip, in order; several clips are answered together."""
-    waiting: dict[int, list[F32]] = {}
-    errors: dict[int, str] = {}
-    views = 0
-
-    def answers() -> Iterator[tuple[int, NDArray[Any] | None, str]]:
-        good = {clip: np.concatenate(windows) for clip, windows in waiting.items() if clip not in errors}
-        values = dict(zip(good, answer(list(good), list(good.values())), strict=True)) if good else {}
-        for clip in waiting:
-            yield clip, values.get(clip), errors.get(clip, "")
-
-    for one in watched(watcher, clips, options.workers):
-        windows = waiting.setdefault(one.job.clip, [])
-        if one.video is None:
-            errors.setdefault(one.job.clip, one.error)
-        else:
-            windows.append(one.video)
-            views += len(one.video)
-        last = one.job.window == watcher.protocol.clips - 1
-        if last and (views >= options.batch or len(waiting) >= options.batch):
-            yield from answers()
-            waiting, errors, views = {}, {}, 0
-    yield from answers()
-
-
-def _embedded(model: Examinee, batch: int) -> Answer:
-    """Embeds or classifies views, so many at a time, whatever clips they belong to."""
-
-    def answer(clips: Sequence[int], videos: Sequence[F32]) -> list[NDArray[Any]]:
-        every = np.concatenate(videos)
-        values = np.concatenate([model.video(every[at : at + batch]) for at in range(0, len(every), batch)])
-        return np.split(values, np.cumsum([len(one) for one in videos])[:-1])
-
-    return answer
-
-
-def _narrated(model: NarratorExaminee, exam: Narrations, protocol: Protocol) -> Answer:
-    def answer(clips: Sequence[int], videos: Sequence[F32]) -> list[NDArray[Any]]:
-        pairs = zip(clips, videos, strict=True)
-        return [model.answer(video[0], exam.ids[i], exam.references[i], protocol) for i, video in pairs]
-
-    return answer
 
 
 def _without(exam: Exam, missing: dict[str, str]) -> Exam:

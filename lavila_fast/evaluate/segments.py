@@ -30,6 +30,11 @@ class EK100Clips:
         """How many."""
         return len(self.segments)
 
+    def files(self) -> tuple[str, ...]:
+        """Where each clip lies: its video, or its own file."""
+        whole = {file: self.library.holds(file) for file in dict.fromkeys(one.file for one in self.segments)}
+        return tuple(one.file if whole[one.file] else self._trimmed(one) or one.file for one in self.segments)
+
     def sample(self, index: int, random: Generator | None = None) -> Sample:
         """See `train.datasets.samples.AnnotatedSet`."""
         one = self.segments[index]
