@@ -13,13 +13,14 @@ import pytest
 
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.evaluate import metrics, narrators, scores
-from lavila_fast.evaluate.annotations import DataFolder, open_ego_mcq
 from lavila_fast.evaluate.cider import cider
-from lavila_fast.evaluate.exams import Choice
+from lavila_fast.evaluate.data_folder import DataFolder
+from lavila_fast.evaluate.ego4d_annotations import open_ego_mcq
 from lavila_fast.evaluate.meteor import meteor, meteor_counts
 from lavila_fast.evaluate.meteor_tables import find_tables
 from lavila_fast.evaluate.protocols import PROTOCOLS
 from lavila_fast.evaluate.scores import class_cosines, class_texts, class_vectors, join_views
+from lavila_fast.evaluate.sentence_exams import Choice
 from lavila_fast.evaluate.sentences import bleu, bleu_counts, by_blanks, kept_ids, rouge_l, spelt
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")

@@ -73,7 +73,7 @@ def evaluate() -> None:
 @click.option("--temperature", type=click.FloatRange(0), help="Narration: 0 takes the likeliest word.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Narration: nucleus.")
 @click.option("--seed", type=int, help="Narration: of sampling.")
-@click.option("--engine", default="auto", show_default=True, help="torch for a checkpoint; onnxruntime for a bundle.")
+@click.option("--engine", default="auto", show_default=True, help="torch for a checkpoint; for a bundle native, …")
 @click.option("--threads", type=POSITIVE, help="Threads of the engine.  [default: all cores]")
 @click.option("--tokenizer", type=PATH, help="Vocabulary of a checkpoint, where it does not lie beside.")
 @click.option("--limit", type=POSITIVE, help="Only the first so many clips or questions.")

@@ -8,15 +8,9 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.annotations import (
-    DataFolder,
-    open_charades_ego,
-    open_ego_mcq,
-    open_egtea,
-    open_ek100_cls,
-    open_ek100_mir,
-    open_narration,
-)
+from lavila_fast.evaluate.annotations import open_charades_ego, open_egtea, open_ek100_cls, open_ek100_mir
+from lavila_fast.evaluate.data_folder import DataFolder
+from lavila_fast.evaluate.ego4d_annotations import open_ego_mcq, open_narration
 from lavila_fast.evaluate.exams import Exam
 from lavila_fast.evaluate.protocols import Protocol
 

@@ -52,8 +52,8 @@ def _by_value(table: Mapping[str, Any], column: str, told: Sequence[tuple[str, s
     for good, places in ((False, order[:count]), (True, order[-count:][::-1] if count else [])):
         for i in places:
             lines = [(what, str(table[name][i])) for what, name in told]
-            clip = str(table["id"][i])
-            found.append(Example((clip.partition("#")[0],), (*lines, (column, f"{values[i]:.3f}")), good))
+            clip = str(table.get("clip", table["id"])[i])
+            found.append(Example((clip,), (*lines, (column, f"{values[i]:.3f}")), good))
     return found
 
 

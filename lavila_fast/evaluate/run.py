@@ -17,17 +17,18 @@ from typing import Any
 
 from lavila_fast import __version__
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.evaluate.annotations import DataFolder
 from lavila_fast.evaluate.answers import Options, Say, embedder, fill, look_for_videos, narrated_by
 from lavila_fast.evaluate.benchmarks import check_changes, find_benchmark
+from lavila_fast.evaluate.data_folder import DataFolder
 from lavila_fast.evaluate.examinees import Examinee, ModelChoice, open_examinee
-from lavila_fast.evaluate.exams import Exam, Narrations, Seen
+from lavila_fast.evaluate.exams import Exam, Seen
 from lavila_fast.evaluate.features import FeatureStore
 from lavila_fast.evaluate.figures import FIGURES
 from lavila_fast.evaluate.narrators import NarratorExaminee, open_narrator
 from lavila_fast.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
 from lavila_fast.evaluate.published import published
 from lavila_fast.evaluate.result import Result
+from lavila_fast.evaluate.sentence_exams import Narrations
 from lavila_fast.evaluate.watch import Watcher
 
 Model = Examinee | NarratorExaminee
