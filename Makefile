@@ -80,10 +80,10 @@ soak: $(DEV)/.made
 gpu:
 	$(PYTHON) -m lavila_fast.bench.gpu $(ARGS)
 
-TRAIN := $(DEV)/bin/torchrun --standalone --nproc_per_node=2 -m lavila_fast.train
+TRAIN := $(DEV)/bin/lavila-fast train
 nano: $(DEV)/.made
 	for recipe in nano_image nano_narrator nano_dual; do \
-	    $(TRAIN) $$recipe --output runs/$$recipe --resume || exit 1; done
+	    $(TRAIN) $$recipe --data runs/cache -o runs/$$recipe --resume || exit 1; done
 	$(DEV)/bin/python -m lavila_fast.train.ship runs --output runs/nano
 	$(DEV)/bin/python -m lavila_fast.train.evaluate_kitchen runs/nano --output bench/results/nano_quality.json
 	$(DEV)/bin/python -m lavila_fast.bench.report

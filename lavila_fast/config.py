@@ -1,6 +1,6 @@
 """Sizes of the models: small frozen dataclasses that validate themselves and go to JSON and back.
 
-No torch here: bundles carry these on machines that have none. A model variant is a row of them in `presets.py`.
+No torch here: bundles carry these on machines that have none. A model variant is a row of them in `presets/`.
 """
 
 from __future__ import annotations

@@ -67,6 +67,12 @@ class DownloadError(LavilaError):
     exit_code = 1
 
 
+class ServerError(LavilaError):
+    """A server that was asked does not answer, or not as it should."""
+
+    exit_code = 1
+
+
 class StorageError(LavilaError):
     """The output cannot be written (disk full, no permission)."""
 

@@ -81,6 +81,14 @@ def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     return told or platform.processor() or platform.machine()
 
 
+def computes_bfloat16(info: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor has instructions for bfloat16; without them it is imitated. None: unknown."""
+    names = ("flags", "features")
+    rows = [line.partition(":")[::2] for line in _read(info).splitlines()]
+    told = next((value.split() for key, value in rows if key.strip().lower() in names), None)
+    return None if told is None else any(one in told for one in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
 def _quota(group: Path) -> float | None:
     """Processors of a group, or None: no limit."""
     quota, _, period = _read(group / "cpu.max").partition(" ")  # version 2: "max 100000" or "150000 100000"

@@ -52,7 +52,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoaderCase:
 def test_the_loaders_agree(case: LoaderCase) -> None:
     told = loader_section(1, {"few": case})
     (row,) = told["rows"]
-    assert row["largest_difference_levels"] < 0.01
+    assert row["largest_difference_levels"] < 0.51  # rounded to whole levels
     assert row["speedup"] == told["loader_speedup"] > 0
     assert row["original_cpu_ms_a_sample"] > 0
 
@@ -80,6 +80,7 @@ def test_memory_is_looked_at() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_memory_stays_flat() -> None:
     assert abs(memory_section(3000)["mb_over_10000_steps"]) < 5
 

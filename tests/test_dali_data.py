@@ -20,10 +20,19 @@ from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa:
 from lavila_fast.errors import InputError, VideoError  # noqa: E402
 from lavila_fast.evaluate.clips import action_of  # noqa: E402
 from lavila_fast.kitchen.world import all_actions  # noqa: E402
+from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.records import Clip  # noqa: E402
+from lavila_fast.text.tokenizer import load_tokenizer  # noqa: E402
+from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.dali_data import ListBatches, ListConfig, _Draws, open_list, read_sentences  # noqa: E402
-from lavila_fast.train.loop import KitchenRun  # noqa: E402
-from lavila_fast.train.recipes import Recipe  # noqa: E402
+from lavila_fast.train.datasets.kitchen import VOCABULARIES, sentence_ids  # noqa: E402
+from lavila_fast.train.engines import TorchEngine  # noqa: E402
+from lavila_fast.train.fresh import seeded  # noqa: E402
+from lavila_fast.train.kitchen_tasks import KitchenNarratorTask  # noqa: E402
+from lavila_fast.train.optimisers import Optimisation  # noqa: E402
+from lavila_fast.train.run import TrainingRun  # noqa: E402
+from lavila_fast.train.schedules import Schedule  # noqa: E402
+from lavila_fast.train.steps import Steps  # noqa: E402
 from lavila_fast.video import sources  # noqa: E402
 from lavila_fast.video.facts import read_facts  # noqa: E402
 from lavila_fast.video.reader import read_clips  # noqa: E402
@@ -178,20 +187,34 @@ def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
     assert [clip.video for clip in clips] == [str(tmp_path / name) for name in names]
 
 
-def test_a_recipe_trains_from_files_and_resumes(videos: Path, tmp_path: Path) -> None:
+def test_a_run_learns_from_files_and_resumes(videos: Path, tmp_path: Path) -> None:
     text = GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab=426, n_positions=32)
     vision = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, act="gelu")
     data = replace(STILL, img=16, list=str(videos / "list.jsonl"), root=str(videos), area=(0.5, 1.0), jitter=True)
-    model = NarratorConfig(vision, text, queries=2, pool_heads=1)
-    recipe = Recipe("files", model, data, steps=4, batch_size=4, warmup=1, bfloat16=False)
-    run = KitchenRun(recipe, open_list(data, 4))
-    losses = [row["loss"] for row in run.steps()]
-    first = KitchenRun(recipe, open_list(data, 4))
+    config = NarratorConfig(vision, text, queries=2, pool_heads=1)
+    ids = sentence_ids(load_tokenizer(VOCABULARIES["gpt2"], "gpt2", 32))
+
+    class Said:
+        """Batches with their sentences."""
+
+        def __init__(self) -> None:
+            self.plain = open_list(data, 4)
+
+        def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
+            batch = self.plain.batch(step, rank, world)
+            assert batch.targets is not None
+            return replace(batch, ids=ids[tuple(batch.targets.T)])
+
+    def begun() -> TrainingRun:
+        task = KitchenNarratorTask(seeded(lambda: NarratorModel(config), 0), hints=0.5, verbs=True)
+        batches, rates = Said(), Schedule(1e-3, 4, 1, 1e-3).rates()
+        return TrainingRun(task, TorchEngine(task, Optimisation()), batches, Steps(batches.plain.epoch, 4, 1), rates)
+
+    losses = [row["loss"] for row in begun().steps()]
+    first = begun()
     before = [row["loss"] for _, row in zip(range(2), first.steps(), strict=False)]
     first.save(tmp_path)
-    second = KitchenRun(recipe, open_list(data, 4))
+    second = begun()
     assert second.resume(tmp_path)
     assert before + [row["loss"] for row in second.steps()] == losses
     assert len(losses) == 4
-    with pytest.raises(InputError, match="own batch size"):
-        KitchenRun(recipe, open_list(data, 3))

@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,14 @@ from lavila_fast.train.datasets import charades, egtea
 from lavila_fast.train.datasets.charades import CharadesVideos, TrimmedVideos
 from lavila_fast.train.datasets.ego4d import Ego4D, read_narrations
 from lavila_fast.train.datasets.egtea import Egtea
-from lavila_fast.train.datasets.ek100 import EK100Classes, EK100Retrieval, actions_of, read_segments, read_sentences
+from lavila_fast.train.datasets.ek100 import (
+    EK100Classes,
+    EK100Retrieval,
+    Segment,
+    actions_of,
+    read_segments,
+    read_sentences,
+)
 from lavila_fast.train.datasets.samples import AnnotatedSet, Footage, Sample
 from lavila_fast.video.pickled import read_matrix
 
@@ -238,3 +247,36 @@ def test_a_matrix_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(good, protocol=2)[:-20])
     with pytest.raises(InputError, match="not a readable matrix"):
         read_matrix(path)
+
+
+@pytest.mark.parametrize("name", ["ek100_mir_train", "ek100_cls_train"])
+@pytest.mark.parametrize(("seconds", "fps"), [(1, 60000 / 1001), (2, 25.0)])
+def test_ek100_in_chunks_asks_for_the_same_frames(name: str, seconds: int, fps: float) -> None:
+    """Frames by their numbers in the whole video, and black where the whole file has too few."""
+    rate, total = Fraction(fps).limit_denominator(1001), 2000
+    begins = [round(number * seconds * rate) for number in range(200)]
+
+    def whole(file: str) -> Footage:
+        return Footage(total, fps)
+
+    def in_chunks(file: str) -> Footage:
+        number = int(Path(file).stem) // seconds
+        there = min(begins[number + 1], total) - begins[number]
+        if there <= 0:
+            raise VideoError(file, "does not exist", "fetch it")
+        return Footage(there, fps)
+
+    rows = [Segment(f"n{i}", "P01/P01_01.MP4", 0.31 * i, 0.31 * i + 1.7, "cut", 0, 0) for i in range(60)]
+    kind = EK100Retrieval if "mir" in name else partial(EK100Classes, actions=actions_of(rows))
+    plain = kind(rows, look=whole, frames=4)
+    cut = kind(rows, look=in_chunks, frames=4, chunk=seconds)
+    for index in range(len(rows)):
+        for seed in (None, index):
+            expected, found = (
+                one.sample(index, None if seed is None else np.random.default_rng(seed)) for one in (plain, cut)
+            )
+            ids = [begins[int(Path(read.file).stem) // seconds] + i for read in found.reads for i in read.frames]
+            assert ids == [i for read in expected.reads for i in read.frames], index
+            assert found.black == expected.black
+    with pytest.raises(InputError, match="chunk -1: give the seconds"):
+        kind(rows, look=whole, frames=4, chunk=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -110,6 +111,22 @@ def test_a_clip_is_what_numpy_makes_of_whole_frames(videos: Path) -> None:
         expected = training_clip(frames, 32, LOOKS.mean, LOOKS.std, box, draws.uniform(0, 1) < 0.5)
         np.testing.assert_array_equal(item["video"], expected, err_msg=str(index))
         np.testing.assert_array_equal(data[3, index]["video"], expected, err_msg=str(index))
+
+
+def test_levels_are_the_same_clips_rounded(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the native library and without: what is normalised later, half a level off at most."""
+    plain = items(videos)
+    rounded = replace(plain, looks=replace(LOOKS, levels=True))
+    for fused in (True, False):
+        for index in range(6):
+            exact = plain[0, index]["video"].transpose(1, 2, 3, 0) * 255
+            found = rounded[0, index]["video"]
+            assert (found.dtype, found.shape) == (np.uint8, (4, 32, 32, 3)), (fused, index)
+            assert np.abs(found - exact).max() <= 0.5 + 1e-3, (fused, index)
+        monkeypatch.setattr(loader, "kept_files", kept.KeptFiles)
+        monkeypatch.setattr(native, "why_not", lambda *_: "there is none")
+    batch = LoadedBatches(rounded, 4).batch(0)
+    assert (batch.video.dtype, tuple(batch.video.shape)) == (torch.uint8, (4, 4, 32, 32, 3))
 
 
 def test_without_the_native_library_the_same(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,14 @@ from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import CLASSES, Model
 from lavila_fast.presets import VARIANTS
+from lavila_fast.pretrained import find_start
+from lavila_fast.train.checkpoints import Checkpoints
 from lavila_fast.train.datasets.samples import Opened
 from lavila_fast.train.datasets.table import check_options
+from lavila_fast.train.fresh import seeded
+from lavila_fast.train.kitchen_tasks import KitchenDualTask, KitchenNarratorTask
 from lavila_fast.train.parameters import freeze
+from lavila_fast.train.portable import averaged_weights
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.regularise import regularise
 from lavila_fast.train.starts import Begun, begin
@@ -111,12 +116,24 @@ def _classify(
     return ClassifyTask(model, smoothing, fast=setting.fast, mixup=mixup, cutmix=cutmix)
 
 
+def _kitchen_caption(model: nn.Module, setting: Setting, hints: float = 0.5, verbs: bool = True) -> TrainingTask:
+    return KitchenNarratorTask(model, hints, verbs, fast=setting.fast)
+
+
+def _kitchen_contrastive(model: DualEncoder, setting: Setting, features: bool = False) -> TrainingTask:
+    if setting.chunk is not None:
+        raise InputError("task kitchen_contrastive takes a whole batch at once; --set micro=… as large as batch_size")
+    return KitchenDualTask(model, features, fast=setting.fast)
+
+
 TASKS: Mapping[str, TaskRow] = MappingProxyType(
     {
         "contrastive": TaskRow(DualEncoderConfig, _contrastive, ("ids",), pairs=True),
         "siglip": TaskRow(DualEncoderConfig, _siglip, ("ids",), pairs=True),
         "margin": TaskRow(DualEncoderConfig, _margin, ("ids",), pairs=True),
+        "kitchen_contrastive": TaskRow(DualEncoderConfig, _kitchen_contrastive, ("ids", "targets"), pairs=True),
         "caption": TaskRow(NarratorConfig, _caption, ("ids",)),
+        "kitchen_caption": TaskRow(NarratorConfig, _kitchen_caption, ("ids", "targets")),
         "classify": TaskRow(ClassifierConfig, _classify, ("targets",)),
     }
 )
@@ -186,8 +203,23 @@ def build(recipe: Recipe, opened: Opened, setting: Setting) -> Built:
         InputError, CheckpointError: what was asked for does not fit together.
     """
     row, config = task_row(recipe), model_config(recipe, opened.classes)
-    model: Model = CLASSES[type(config)](config)  # type: ignore[arg-type]
-    begun = begin(model, recipe.starts, recipe.seed)
+
+    def make() -> Model:
+        return CLASSES[type(config)](config)  # type: ignore[arg-type]
+
+    model = seeded(make, recipe.seed) if recipe.scratch else make()
+    begun = begin(model, recipe.starts, recipe.seed, draw=not recipe.scratch)
     regularise(model, recipe.regularisation)
     task = row.make(model, setting, **recipe.task.options)
+    _go_on(task, recipe)
     return Built(task, begun, freeze(model, recipe.freeze))
+
+
+def _go_on(task: TrainingTask, recipe: Recipe) -> None:
+    """Give a loss what it has of its own from the runs that a recipe goes on with, where it fits."""
+    own = task.state_dict()
+    for start in recipe.starts:
+        latest = Checkpoints(find_start(start.source)).latest() if start.kind == "run" else None
+        found = averaged_weights(latest) if latest else {}
+        fit = {k: v for k, v in found.items() if not k.startswith("model.") and k in own and own[k].shape == v.shape}
+        task.load_state_dict(fit, strict=False)

@@ -69,17 +69,17 @@ class Checkpoints:
             StorageError: it cannot be written, by this process or by another.
         """
         part, first = self.folder / f".{self.of(step).name}.part", rank_and_world()[0] == 0
-        with _together(part):
+        with together(part):
             if first:
                 self._begin(part)
-        with _together(part):
+        with together(part):
             try:
                 yield part
             except BaseException:
                 if first:
                     shutil.rmtree(part, ignore_errors=True)
                 raise
-        with _together(part):
+        with together(part):
             if first:
                 self._finish(part, self.of(step))
 
@@ -87,7 +87,7 @@ class Checkpoints:
         """Keep a step's checkpoint as the best if `score` is higher than any before; returns whether it is."""
         path = self.folder / "best.json"
         better = True
-        with _together(path):
+        with together(path):
             if rank_and_world()[0] == 0:  # it decides: another one might see the file before or after
                 better = math.isfinite(score) and (not path.is_file() or score > _best_of(path)["score"])
                 if better:
@@ -105,7 +105,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in list(self.folder.iterdir()):
                 if _HIDDEN.fullmatch(path.name):
-                    shutil.rmtree(path)
+                    _clear(path)
             part.mkdir()
 
     def _finish(self, part: Path, place: Path) -> None:
@@ -113,7 +113,7 @@ class Checkpoints:
             if (place / STATE).is_file():
                 shutil.rmtree(part)
             else:
-                if place.is_dir():  # what somebody has taken its state from
+                if place.is_dir() or place.is_symlink():  # what somebody has taken its state from
                     _remove(place)
                 sync_folder(part)
                 part.rename(place)
@@ -128,11 +128,19 @@ class Checkpoints:
 def _remove(path: Path) -> None:
     gone = path.with_name(f".{path.name}.gone")
     path.rename(gone)
-    shutil.rmtree(gone)
+    _clear(gone)
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder; of one that somebody keeps elsewhere and has linked, the link."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 @contextmanager
-def _together(part: Path) -> Iterator[None]:
+def together(part: Path) -> Iterator[None]:
     """A block at whose end all processes meet; if one has failed, all leave.
 
     Raises:
@@ -151,5 +159,5 @@ def _best_of(path: Path) -> dict[str, float]:
     try:
         best: dict[str, float] = json.loads(path.read_bytes())
         return {"step": int(best["step"]), "score": float(best["score"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read; remove it to choose the best afresh") from error

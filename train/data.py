@@ -10,6 +10,8 @@ Two symmetries of the kitchen quadruple the data: a mirrored clip shows the othe
 
     config = DataConfig(clips=30_000)
     batch = Batches(open_clips(config, Path("runs/cache"), 2), batch_size=64).at(step=0)
+
+`datasets/kitchen.py` makes a data set of it.
 """
 
 from __future__ import annotations
@@ -21,18 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate.clips import PARTS, Clips, kitchen_digest, labels_of
-from lavila_fast.files import replacing
+from lavila_fast.files import replacing, storage_error
 from lavila_fast.kitchen.clips import FPS, SECONDS, frame_times
 from lavila_fast.kitchen.render import render_frame
 from lavila_fast.kitchen.scene import Split, make_scene
 from lavila_fast.kitchen.world import HELD_OUT_PAIRS, OBJECTS, VERBS
-from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.video.transforms import preprocess
 
 _OPPOSITES = (
@@ -86,21 +86,38 @@ def _chunk(folder: Path, start: int) -> Path:
     return folder / f"clips-{start:07d}.npz"
 
 
+def _holds(path: Path, count: int) -> bool:
+    """Whether a chunk is there, with so many clips or more."""
+    if not path.is_file():
+        return False
+    with np.load(path) as chunk:
+        return len(chunk["labels"]) >= count
+
+
 def _render_chunk(job: tuple[DataConfig, Path, int]) -> None:
     config, folder, start = job
-    frames, labels = zip(*(render_one(config, start + i) for i in range(_CHUNK)), strict=True)
+    count = min(_CHUNK, config.clips - start)
+    if _holds(_chunk(folder, start), count):  # another process of the run was quicker
+        return
+    frames, labels = zip(*(render_one(config, start + i) for i in range(count)), strict=True)
     with replacing(_chunk(folder, start), "make room and start again") as file:
         np.savez(file, frames=np.stack(frames), labels=np.asarray(labels, np.int64))
 
 
 def open_clips(config: DataConfig, cache: Path, workers: int = 1) -> Clips:
-    """Clips from the cache, rendering with `workers` processes what it lacks."""
+    """Clips from the cache, rendering with `workers` processes what it lacks.
+
+    Several processes may do so at the same time: each begins elsewhere, and leaves out what it finds done.
+    """
     folder = cache / config.digest
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage_error(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, config.clips, _CHUNK)
-    jobs = [(config, folder, start) for start in starts if not _chunk(folder, start).is_file()]
+    wanted = {start: min(_CHUNK, config.clips - start) for start in starts}
+    jobs = [(config, folder, start) for start in starts if not _holds(_chunk(folder, start), wanted[start])]
     if jobs:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        jobs = [jobs[i] for i in np.random.default_rng().permutation(len(jobs))]
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
             list(tqdm(pool.imap_unordered(_render_chunk, jobs), "rendering", len(jobs), unit=f"x{_CHUNK}"))
     frames = np.empty((config.clips, config.frames, config.img, config.img, 3), np.uint8)
     labels = np.empty((config.clips, len(PARTS)), np.int64)
@@ -165,28 +182,26 @@ class Batches:
         """Batches of an epoch."""
         return len(self.clips.labels) // self.batch_size
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
-        """One process's share of a step; its targets are the parts of the sentence."""
-        frames, labels = self.at(step, rank, world)
-        return TrainingBatch(torch.as_tensor(frames), targets=torch.as_tensor(labels))
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Which clips make the batch of a step, over all processes."""
+        epoch, place = divmod(step, self.epoch)
+        order = self._rng(0, epoch).permutation(len(self.clips.labels))
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Frames uint8 (B / world, T, H, W, 3) and labels (B / world, 4) of one process's share of a step.
 
         Features come as they are, (B / world, D).
         """
-        epoch, place = divmod(step, len(self.clips.labels) // self.batch_size)
-        order = self._rng(0, epoch).permutation(len(self.clips.labels))
-        rows = order[place * self.batch_size : (place + 1) * self.batch_size]
-        frames, labels = self.clips.frames[rows[rank::world]], self.clips.labels[rows[rank::world]].copy()
-        if frames.ndim == 2:
-            return frames, labels
+        rows = self.rows(step)[rank::world]
+        labels = self.clips.labels[rows]
+        if self.clips.frames.ndim == 2:
+            return self.clips.frames[rows], labels
         rng = self._rng(1, step)
         mirror, reverse = (rng.random(self.batch_size)[rank::world] < 0.5 for _ in range(2))
         light = rng.uniform(0.85, 1.15, (self.batch_size, 1)) * rng.uniform(0.96, 1.04, (self.batch_size, 3))
-        pick = rng.integers(frames.shape[1], size=self.batch_size)[rank::world]
-        if self.still:
-            frames = frames[np.arange(len(frames)), pick][:, None]
+        pick = rng.integers(self.clips.frames.shape[1], size=self.batch_size)[rank::world]
+        frames = self.clips.frames[rows, pick][:, None] if self.still else self.clips.frames[rows]
         _mirror(frames, labels, mirror)
         _reverse(frames, labels, reverse)
         lit = np.minimum(frames * light[rank::world, None, None, None].astype(np.float32), 255)

@@ -115,6 +115,8 @@ class ContrastiveTask(DualTask):
         super().__init__(model, normalize, fast, chunk)
         self.gradients, self.two = gradients, pseudo_temperature is not None
         if pseudo_temperature is not None:
+            if not pseudo_temperature > 0:
+                raise InputError(f"pseudo_temperature must be over 0, not {pseudo_temperature:g}")
             scale = torch.tensor(math.log(1 / pseudo_temperature))
             self.criterion.logit_scale_pseudo = nn.Parameter(scale, requires_grad=learn_pseudo)
             if summed_pseudo and learn_pseudo:
@@ -201,6 +203,7 @@ class MarginTask(DualTask):
         chunk: int | None = None,
     ) -> None:
         super().__init__(model, normalize=False, fast=fast, chunk=chunk)
+        model.logit_scale.requires_grad_(False)  # cosines have no temperature, and DDP waits for each gradient
         self.margin, self.adaptive = margin, adaptive
 
     def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import NarratorModel, ScaleNorm
+from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer
 
 Model = NarratorModel | DualEncoder | Classifier
 # Shape of a tensor and number of the text tower's layers → standard deviation.
@@ -72,6 +73,44 @@ def freshen(model: Model, names: Iterable[str], seed: int) -> None:
     for name in names:
         if name not in KEPT:
             state[name].copy_(_values(model, name, state[name].shape, layers, _generator(name, seed)))
+
+
+def seeded(make: Callable[[], Model], seed: int) -> Model:
+    """A model that learns all by itself: PyTorch's weights, places known, gates open, no look at other frames yet.
+
+    PyTorch's generator stands afterwards where the model's weights left it.
+    """
+    torch.manual_seed(seed)
+    model, random = make(), torch.Generator().manual_seed(seed)
+    _prepare_tower(model.visual, random)
+    if isinstance(model, NarratorModel):
+        decoder = model.text_decoder
+        with torch.no_grad():
+            for embedding in (decoder.transformer.wte.weight, decoder.transformer.wpe.weight):
+                embedding.normal_(std=0.02, generator=random)
+            for name, parameter in decoder.named_parameters():
+                if name.endswith(("alpha_cattn", "alpha_dense")):  # closed only to protect a pretrained GPT-2
+                    parameter.fill_(1.0)
+    return model
+
+
+def _prepare_tower(tower: TimeSformer, random: torch.Generator) -> None:
+    for module in tower.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=random)
+            nn.init.zeros_(module.bias)
+    side, dim = tower.config.img // tower.config.patch, tower.config.dim
+    waves = torch.pi * 2.0 ** torch.linspace(0, 3, dim // 4)
+    place = (torch.arange(side)[:, None] + 0.5) / side * waves
+    wave = torch.cat([place.sin(), place.cos()], 1)
+    grid = torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], 2)
+    with torch.no_grad():
+        tower.pos_embed[0, 1:] = 0.5 * grid.flatten(0, 1)
+        tower.cls_token.normal_(std=0.5, generator=random)
+        tower.temporal_embed.normal_(std=0.3, generator=random)
+        for block in tower.blocks:
+            assert isinstance(block, SpaceTimeBlock)
+            block.timeattn.proj.weight.zero_()
 
 
 def _values(model: Model, name: str, shape: torch.Size, layers: int, random: torch.Generator) -> Tensor:

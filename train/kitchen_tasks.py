@@ -2,102 +2,46 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavila_fast.config import DualEncoderConfig, NarratorConfig
-from lavila_fast.evaluate.clips import PARTS, Clips, labels_of
-from lavila_fast.kitchen.world import all_actions
+from lavila_fast.errors import InputError
+from lavila_fast.evaluate.clips import PARTS, Clips
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import NarratorModel
-from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer
-from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.train.batch import TrainingBatch
+from lavila_fast.train.datasets.kitchen import KitchenBatches
+from lavila_fast.train.datasets.samples import Source
 from lavila_fast.train.losses import caption_loss, clip_loss, gather
-from lavila_fast.train.recipes import Recipe
-from lavila_fast.train.tasks import Numbers, TrainingTask, needed
+from lavila_fast.train.task import Numbers, TrainingTask, needed
+
+_AT_A_TIME = 100  # clips whose features are computed together
 
 
-# Learnt once from the kitchen's sentences (`train_bpe`, `train_clip_bpe`) and kept: ties may break otherwise next time.
-@cache
-def narrator_tokenizer(context: int = 32) -> Tokenizer:
-    """GPT-2-style tokenizer of the kitchen's sentences."""
-    return load_tokenizer(Path(__file__).with_name("narrator_tokenizer.json"), "gpt2", context)
+class KitchenNarratorTask(TrainingTask):
+    """Say the sentence; beside it, classify its parts from the CLS token, which speeds learning up.
 
-
-@cache
-def text_tokenizer(context: int = 32) -> Tokenizer:
-    """CLIP-style tokenizer of the kitchen's sentences."""
-    return load_tokenizer(Path(__file__).with_name("text_tokenizer.json"), "clip", context)
-
-
-def _id_table(tokenizer: Tokenizer) -> Tensor:
-    """Ids of every sentence by its labels, (verbs, objects, colours, hands, L), cut to the longest."""
-    actions = all_actions()
-    ids = tokenizer.encode([action.sentence for action in actions])
-    longest = max(map(len, tokenizer.rows([action.sentence for action in actions])))
-    table = np.zeros((*map(len, PARTS.values()), longest), np.int64)
-    table[tuple(np.array([labels_of(action) for action in actions]).T)] = ids[:, :longest]
-    return torch.from_numpy(table)
-
-
-def prepare_tower(tower: TimeSformer, generator: torch.Generator) -> None:
-    """Weights to begin with when there are no pretrained ones: known places, and no look at other frames yet."""
-    for module in tower.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
-    side, dim = tower.config.img // tower.config.patch, tower.config.dim
-    waves = torch.pi * 2.0 ** torch.linspace(0, 3, dim // 4)
-    place = (torch.arange(side)[:, None] + 0.5) / side * waves
-    wave = torch.cat([place.sin(), place.cos()], 1)
-    grid = torch.cat([wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)], 2)
-    with torch.no_grad():
-        tower.pos_embed[0, 1:] = 0.5 * grid.flatten(0, 1)
-        tower.cls_token.normal_(std=0.5, generator=generator)
-        tower.temporal_embed.normal_(std=0.3, generator=generator)
-        for block in tower.blocks:
-            assert isinstance(block, SpaceTimeBlock)
-            block.timeattn.proj.weight.zero_()
-
-
-def open_gates(narrator: NarratorModel) -> None:
-    """Let the decoder see from the start; the gates are closed at first only to protect a pretrained GPT-2."""
-    with torch.no_grad():
-        for name, parameter in narrator.text_decoder.named_parameters():
-            if name.endswith(("alpha_cattn", "alpha_dense")):
-                parameter.fill_(1.0)
-
-
-class KitchenTask(TrainingTask):
-    """A task whose batches have the parts of a sentence as targets."""
-
-    model: NarratorModel | DualEncoder
-
-
-class KitchenNarratorTask(KitchenTask):
-    """Say the sentence; beside it, classify its parts from the CLS token."""
+    Attributes:
+        hints: Weight of the classification of verb, object, colour and hand; its heads are dropped afterwards.
+        verbs: Whether verbs are among them: one frame does not tell the verb.
+    """
 
     model: NarratorModel
-    ids: Tensor
+    criterion: nn.ModuleDict
 
-    def __init__(self, model: NarratorModel, hints: float, verbs: bool, fast: bool) -> None:
+    def __init__(self, model: nn.Module, hints: float, verbs: bool, fast: bool = False) -> None:
         super().__init__(model, fast)
         self.hints, self.verbs = hints, verbs
-        self.heads = nn.ModuleDict({part: nn.Linear(model.config.vision.dim, len(PARTS[part])) for part in PARTS})
-        self.register_buffer("ids", _id_table(narrator_tokenizer()), persistent=False)
+        dim = self.model.config.vision.dim
+        self.criterion = nn.ModuleDict({part: nn.Linear(dim, len(PARTS[part])) for part in PARTS})
 
     def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
         """Caption loss plus hints; `sentence` is the share of sentences that greedy decoding gets whole."""
-        labels = needed(batch, "targets")
-        ids = self.ids[tuple(labels.T)]
+        ids, labels = needed(batch, "ids"), needed(batch, "targets")
         tokens = self.model.visual.forward_features(video)
         seen = self.model.img_attn_pool_norm(self.model.img_attn_pool(self.model.img_queries, tokens))
         logits = self.model.logits(seen, ids[:, :-1])
@@ -106,23 +50,46 @@ class KitchenNarratorTask(KitchenTask):
         whole = ((logits.argmax(-1) == ids[:, 1:]) | (ids[:, 1:] == 0)).all(1).float().mean()
         numbers = {"caption": caption.loss.detach(), "sentence": whole}
         loss = caption.loss
-        for i, (part, head) in enumerate(self.heads.items()):
+        for i, (part, head) in enumerate(self.criterion.items()):
             guess = head(tokens[:, 0]).float()
             numbers[part] = (guess.argmax(-1) == labels[:, i]).float().mean()
-            weight = self.hints if self.verbs or part != "verb" else 0.0  # one frame does not tell the verb
+            weight = self.hints if self.verbs or part != "verb" else 0.0
             loss = loss + weight * F.cross_entropy(guess, labels[:, i])
         return loss, numbers
 
 
-class KitchenDualTask(KitchenTask):
-    """Bring a clip and its sentence together, all other sentences of the batch apart."""
+class KitchenDualTask(TrainingTask):
+    """Bring a clip and its sentence together, all other sentences of the batch apart; the same one said twice is none.
+
+    Attributes:
+        features: Learn from what the video tower makes of the clips, computed once; it is frozen.
+    """
 
     model: DualEncoder
-    ids: Tensor
 
-    def __init__(self, model: DualEncoder, fast: bool) -> None:
+    def __init__(self, model: DualEncoder, features: bool = False, fast: bool = False) -> None:
         super().__init__(model, fast)
-        self.register_buffer("ids", _id_table(text_tokenizer()), persistent=False)
+        self.features = features
+
+    def ready(self, batches: Source, rank: int, world: int) -> Source:
+        """With `features`, batches of those.
+
+        Raises:
+            InputError: the tower is trained, or the clips are not the kitchen's.
+        """
+        if not self.features:
+            return batches
+        if any(parameter.requires_grad for parameter in self.model.visual.parameters()):
+            raise InputError("task.features needs a frozen video tower; --set freeze=video")
+        if not isinstance(batches, KitchenBatches):
+            raise InputError("task.features is for clips in memory, those of data set kitchen")
+        seen = features(self, batches.plain.clips, rank, world)
+        return replace(batches, plain=replace(batches.plain, clips=seen))
+
+    def seen(self, video: Tensor) -> Tensor:
+        """What the tower makes of normalised clips, (B, D)."""
+        features: Tensor = self.model.visual(video)
+        return features
 
     def _embed(self, video: Tensor) -> Tensor:
         """Embeddings of normalised clips, or of features (B, D) that the tower gave earlier."""
@@ -133,10 +100,11 @@ class KitchenDualTask(KitchenTask):
 
     def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
         """Contrastive loss over all processes (evaluating: over this one alone); `v2t`, `t2v` are recalls at 1."""
-        labels, share = needed(batch, "targets"), gather if self.training else torch.Tensor.contiguous
+        ids, labels = needed(batch, "ids"), needed(batch, "targets")
+        share = gather if self.training else torch.Tensor.contiguous
         said = share(labels)
         video_BE = share(self._embed(video).float())
-        text_BE = share(self.model.embed_text(self.ids[tuple(labels.T)]).float())
+        text_BE = share(self.model.embed_text(ids).float())
         scale = self.model.logit_scale.float().exp().clamp(max=100)
         same = (said[:, None] == said[None]).all(-1)
         loss = clip_loss(video_BE, text_BE, scale, same)
@@ -150,40 +118,13 @@ class KitchenDualTask(KitchenTask):
         return loss, numbers
 
 
-def make_task(recipe: Recipe) -> KitchenTask:
-    """The task of a recipe, with fresh weights from its seed."""
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    if isinstance(recipe.model, NarratorConfig):
-        narrator = NarratorModel(recipe.model)
-        prepare_tower(narrator.visual, generator)
-        for parameter in (narrator.text_decoder.transformer.wte.weight, narrator.text_decoder.transformer.wpe.weight):
-            nn.init.normal_(parameter, std=0.02, generator=generator)
-        open_gates(narrator)
-        return KitchenNarratorTask(narrator, recipe.hints, not recipe.still, recipe.bfloat16)
-    assert isinstance(recipe.model, DualEncoderConfig)
-    dual = DualEncoder(recipe.model)
-    prepare_tower(dual.visual, generator)
-    return KitchenDualTask(dual, recipe.bfloat16)
-
-
-@torch.inference_mode()
-def features(task: KitchenTask, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
+@torch.no_grad()
+def features(task: KitchenDualTask, clips: Clips, rank: int = 0, world: int = 1) -> Clips:
     """The clips as the video tower sees them, (N, D) float32; processes share the work."""
     seen = torch.zeros(len(clips.labels), task.model.config.vision.dim)
     rows = torch.arange(rank, len(seen), world)
-    for some in torch.split(rows, 100):
-        video = (torch.from_numpy(clips.frames[some]).permute(0, 4, 1, 2, 3).float() - task.mean) / task.std
-        with torch.autocast("cpu", torch.bfloat16, enabled=task.fast):
-            seen[some] = task.model.visual(video).float()
+    for some in torch.split(rows, _AT_A_TIME):
+        seen[some] = task.computed("seen", task.shown(torch.from_numpy(clips.frames[some]))).float()
     if world > 1:
         dist.all_reduce(seen)
     return Clips(seen.numpy(), clips.labels)
-
-
-def adopt(task: KitchenTask, weights: dict[str, Any]) -> list[str]:
-    """Copy from `weights` (of a task) what has the same name and shape; returns the names that found nothing."""
-    own = task.state_dict()
-    fit = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    task.load_state_dict(fit, strict=False)
-    return sorted(set(own) - set(fit))

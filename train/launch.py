@@ -12,13 +12,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO, Any
 
 from lavila_fast.errors import InputError
+from lavila_fast.files import warn
 from lavila_fast.machine import available_cpus
 
+_LAST_WORDS = 5.0  # seconds
 _GRACE = 60.0  # seconds that processes have to leave by themselves when another one failed
 
 
@@ -83,11 +88,34 @@ def several(processes: int, arguments: Sequence[str]) -> int:
         for rank in range(processes):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             command = [sys.executable, "-m", "lavila_fast", *arguments]
-            started.append(subprocess.Popen(command, env={**common, **own}, start_new_session=True))  # noqa: S603
-        return _waited(started)
+            pipe: Any = {"stderr": subprocess.PIPE, "start_new_session": True}
+            started.append(subprocess.Popen(command, env={**common, **own}, **pipe))  # noqa: S603
+        with _heard(started):
+            return _waited(started)
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+
+
+@contextmanager
+def _heard(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Hand on what processes say on standard error; an error that all have found, once."""
+    errors: set[bytes] = set()
+
+    def hear(stream: IO[bytes]) -> None:
+        for line in stream:
+            if line.startswith(b"error: "):
+                if line in errors:
+                    continue
+                errors.add(line)
+            warn(line.decode("utf-8", "replace").rstrip("\n"))
+
+    threads = [threading.Thread(target=hear, args=(one.stderr,), daemon=True) for one in started]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join(_LAST_WORDS)  # a process of theirs may hold it open
 
 
 def _waited(started: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -110,7 +138,7 @@ def slurm_script(arguments: Sequence[str], nodes: int, gpus: int, hours: int = 7
     Slurm sends SIGTERM ten minutes before the end: the run saves, leaves, and is queued again; its `--resume` goes on.
     """
     command = shlex.join([sys.executable, "-m", "lavila_fast", *arguments])
-    own = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
+    own = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"  # a process knows its own
     return f"""#!/bin/bash
 #SBATCH --job-name=lavila-fast
 #SBATCH --nodes={nodes}
@@ -124,12 +152,15 @@ def slurm_script(arguments: Sequence[str], nodes: int, gpus: int, hours: int = 7
 #SBATCH --output=%x-%j.log
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_PORT=29500
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))  # a job's own, where several share a node
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # which srun no longer takes over by itself
 
 # SIGTERM comes to this script alone: hand it on, wait until all have saved, and queue again.
-leave() {{ scancel --signal=TERM "$SLURM_JOB_ID.0"; wait; scontrol requeue "$SLURM_JOB_ID"; }}
+leave() {{ scancel --signal=TERM "$SLURM_JOB_ID.0"; wait "$run"; scontrol requeue "$SLURM_JOB_ID"; }}
 trap leave TERM
 
-srun bash -c {shlex.quote(f"{own} exec {command}")} &
-wait
+srun bash -c '{own} exec "$@"' - \\
+  {command} &
+run=$!
+wait "$run"
 """

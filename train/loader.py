@@ -14,7 +14,8 @@ wanted frames need and no more, on one thread, and makes of a frame's planes wha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _FLIP, _OTHERS = 0.5, 20  # items tried instead of one that cannot be read
 _BLACK = (240, 320)  # pixels of a clip that is all black
 
 Item = dict[str, Any]
+Joined = tuple[dict[str, torch.Tensor], list[str]]
 
 
 class ItemDraws:
@@ -65,6 +67,8 @@ class Looks:
         std: Likewise.
         crop: Of training; None: the middle, as in tests.
         flips: Whether half of the training clips are mirrored.
+        levels: Whether training clips are uint8, which the task normalises where it computes: a quarter of what else
+            goes from process to process and to a GPU, for at most half a level of 255. Clips for tests are float.
     """
 
     size: int
@@ -72,6 +76,7 @@ class Looks:
     std: Sequence[float]
     crop: Crop | None = field(default_factory=Crop)
     flips: bool = False
+    levels: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,14 +156,16 @@ class Items(Dataset[Item]):
         clip = _in_views(parts, np.zeros((sample.black, height, width, 3), np.uint8), sample.views)
         return normalise(np.stack([preprocess(frame, looks.size) for frame in clip]), looks.mean, looks.std)
 
-    def _part(self, sample: Sample, random: np.random.Generator) -> NDArray[np.float32]:
-        """A clip for training, (3, T, S, S)."""
+    def _part(self, sample: Sample, random: np.random.Generator) -> NDArray[Any]:
+        """A clip for training, (3, T, S, S); or uint8 (T, S, S, 3)."""
         looks, part = self.looks, _DrawnPart(self.looks, ItemDraws(random))
-        transform, parts = PartTransform(looks.size, looks.mean, looks.std, part=part), []
+        transform, parts = PartTransform(looks.size, looks.mean, looks.std, part=part, levels=looks.levels), []
         for read in sample.reads:
             parts.append(read_frames(self.root / read.file, read.frames, transform=transform, files=kept_files()))
             if part.changed:
                 raise _other_size(self.root / read.file)
+        if looks.levels:
+            return _in_views(parts, np.zeros((sample.black, looks.size, looks.size, 3), np.uint8), sample.views)
         black_3 = -np.asarray(looks.mean, np.float32) / np.asarray(looks.std, np.float32)
         black = np.broadcast_to(black_3[:, None, None], (sample.black, 3, looks.size, looks.size))
         return _in_views(parts, black, sample.views).swapaxes(0, 1)
@@ -226,8 +233,57 @@ def _of_floats(label: object) -> bool:
     return isinstance(label, tuple) and isinstance(label[0], float)
 
 
-def joined(items: list[Item]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """A batch's tensors, and what could not be read."""
+class _Telling(Dataset[Any]):
+    """Items whose errors come back as values: raised by a worker they would come with its traceback for a text."""
+
+    def __init__(self, items: Items) -> None:
+        self._items = items
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | str:
+        try:
+            return self._items.__getitems__(keys)
+        except LavilaError as error:
+            return str(error)
+
+
+def _deaf(worker: int) -> None:
+    """Go on where a terminal's Ctrl-C or a scheduler's SIGTERM reaches all processes: the trainer decides.
+
+    It may need a batch before it saves. A second SIGTERM ends the reader.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[Joined]:
+    """Batches of items by their keys, read ahead by worker processes; none: by this one.
+
+    Raises:
+        LavilaError: what the items raise.
+    """
+    loader = DataLoader(
+        _Telling(items) if workers else items,
+        batch_sampler=_Sampler(batches),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=joined,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_deaf,
+        pin_memory=bool(torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
+    )
+    reading = iter(loader)
+    try:
+        for found in reading:
+            if isinstance(found, str):
+                raise LavilaError(found)
+            yield found
+    finally:
+        del reading  # its workers end now, whoever holds on to this frame
+
+
+def joined(items: list[Item] | str) -> Joined | str:
+    """A batch's tensors, and what could not be read; or what went wrong."""
+    if isinstance(items, str):
+        return items
     names = [name for name in items[0] if name != "missing"]
     tensors = {name: torch.as_tensor(np.stack([item[name] for item in items])) for name in names}
     return tensors, [line for item in items for line in item["missing"]]
@@ -276,6 +332,17 @@ class LoadedBatches:
         order = random.permutation(len(self.items))[place * self.batch_size :][: self.batch_size]
         return [(epoch, int(index)) for index in order[rank::world]]
 
+    def names(self, step: int, rank: int = 0, world: int = 1) -> list[str]:
+        """Files and frames of one process's share of a batch."""
+        found = []
+        for epoch, index in self.keys(step, rank, world):
+            try:
+                reads = self.items.annotated.sample(index).reads
+            except VideoError:  # another clip was taken instead
+                reads = ()
+            found.append(f"{reads[0].file} near frame {reads[0].frames[0]}" if reads else f"row {index}, epoch {epoch}")
+        return found
+
     def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
         """One process's share of a batch; those that follow are read ahead.
 
@@ -296,16 +363,7 @@ class LoadedBatches:
                 yield self.keys(number, rank, world)
                 number += 1
 
-        return iter(
-            DataLoader(
-                self.items,
-                batch_sampler=_Endless(numbers()),  # type: ignore[arg-type]
-                num_workers=self.workers,
-                collate_fn=joined,
-                multiprocessing_context="spawn" if self.workers else None,
-                persistent_workers=False,
-            )
-        )
+        return loaded(self.items, numbers(), self.workers)
 
     def _note(self, missing: list[str], clips: int) -> None:
         self._seen += clips
@@ -319,11 +377,11 @@ class LoadedBatches:
             )
 
 
-class _Endless:
-    """An iterator as `DataLoader` wants a batch sampler."""
+class _Sampler:
+    """Batches, maybe without end, as `DataLoader` wants a batch sampler."""
 
-    def __init__(self, batches: Iterator[list[tuple[int, int]]]) -> None:
+    def __init__(self, batches: Iterable[list[tuple[int, int]]]) -> None:
         self._batches = batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._batches
+        return iter(self._batches)

@@ -57,6 +57,10 @@ class Optimisation:
             raise InputError(f"optimiser {self.name}: unknown; take one of {', '.join(OPTIMISERS)}")
         if self.accumulate < 1:
             raise InputError(f"accumulate must be at least 1, not {self.accumulate}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas must be from 0 to below 1, not {self.betas[0]:g} and {self.betas[1]:g}")
+        if min(self.eps, self.weight_decay, *self.factors.values()) < 0:
+            raise InputError("eps, weight_decay and factors must not be negative")
         if self.clip not in ("norm", "value", "none") or not self.most > 0:
             raise InputError(f"clip must be norm, value or none, and most over 0, not {self.clip} and {self.most:g}")
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lavila_fast.errors import CheckpointError
-from lavila_fast.files import no_links, storage_error, sync, write_json
+from lavila_fast.files import no_links, sha256, storage_error, sync, write_json
 from lavila_fast.train.processes import rank_and_world
 
 WEIGHTS, OPTIMISER, AVERAGE, PROCESSES, STATE = (
@@ -38,6 +38,7 @@ WEIGHTS, OPTIMISER, AVERAGE, PROCESSES, STATE = (
     "state.json",
 )
 FORMAT = 1
+_SHOWN = 100  # characters of a setting in a message
 ROOM = "make room and start again with --resume; the checkpoint before is whole"
 _TYPES = {
     torch.float32: "F32",
@@ -214,7 +215,9 @@ def averaged_weights(folder: Path) -> dict[str, Tensor]:
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write what is no tensor, on the first process."""
     if rank_and_world()[0] == 0:
-        write_json(folder / STATE, {"format": FORMAT, **state}, ROOM)
+        with storage_error(folder, ROOM):
+            digests = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        write_json(folder / STATE, {"format": FORMAT, **state, "files": digests}, ROOM)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -232,11 +235,32 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}); {way_out(folder)}") from error
     if not isinstance(state, dict) or not {"step", "done", "settings"} <= set(state):
         raise CheckpointError(f"{path}: not the state of a run; {way_out(folder)}")
+    if not all(type(state[name]) is int and state[name] >= 0 for name in ("step", "done")):
+        raise CheckpointError(f"{path}: counts no steps; {way_out(folder)}")
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {state.get('format')}, this version reads {FORMAT}; resume with the version that wrote it"
         )
     return state
+
+
+def check_files(folder: Path, state: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's files with what was written, bit by bit.
+
+    Raises:
+        CheckpointError: one is not there, or another one.
+    """
+    told = state.get("files", {})
+    for name, digest in told.items() if isinstance(told, dict) else ():
+        path = folder / Path(str(name)).name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; {way_out(folder)}")
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {way_out(folder)}") from error
+        if found != digest:
+            raise CheckpointError(f"{path}: damaged, its content is not what was written; {way_out(folder)}")
 
 
 def way_out(folder: Path) -> str:
@@ -250,4 +274,5 @@ def differing(saved: Any, now: Any, name: str = "") -> list[str]:
         keys = [*saved, *(key for key in now if key not in saved)]
         each = [differing(saved.get(key), now.get(key), f"{name}.{key}" if name else str(key)) for key in keys]
         return [line for lines in each for line in lines]
-    return [] if saved == now else [f"{name or 'settings'} was {saved!r}, is {now!r}"]
+    was, now_is = (text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…" for text in map(repr, (saved, now)))
+    return [] if saved == now else [f"{name or 'settings'} was {was}, is {now_is}"]

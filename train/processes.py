@@ -5,9 +5,10 @@ Processes are started with torchrun and talk through gloo, tensors of a GPU thro
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -73,6 +74,9 @@ def processes(meeting: float = MEETING, waiting: float = WAITING) -> Iterator[tu
     if "RANK" not in os.environ or dist.is_initialized():
         yield rank_and_world()
         return
+    rank, world = os.environ["RANK"], os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world.isdecimal() and int(rank) >= int(world):
+        raise InputError(f"RANK is {rank}, WORLD_SIZE {world}: ranks go from 0 to below it; start by torchrun")
     with _peers(f"after {meeting:.0f} s at the start"):
         _join(meeting, waiting)
     try:
@@ -88,7 +92,13 @@ def _join(meeting: float, waiting: float) -> None:
         torch.cuda.set_device(own_device())
         backend = "cpu:gloo,cuda:nccl"
     meet: Any = dist.rendezvous  # type: ignore[attr-defined]
-    store, rank, world = next(iter(meet("env://", timeout=timedelta(seconds=meeting))))
+    try:
+        store, rank, world = next(iter(meet("env://", timeout=timedelta(seconds=meeting))))
+    except ValueError as error:  # a variable that is not there, or no number
+        told = " ".join(str(error).split())
+        raise InputError(
+            f"RANK is set, but not all that one of several processes needs ({told}); start by --processes or torchrun"
+        ) from error
     store.set_timeout(timedelta(seconds=meeting))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=waiting))
 
@@ -137,8 +147,24 @@ def agree(fine: bool) -> bool:
 
 
 def averaged(numbers: dict[str, Tensor], world: int) -> dict[str, float]:
-    """The mean of each number over all processes."""
+    """The mean of each number over the processes that have it; NaN where none has."""
     values = torch.stack([value.detach().float() for value in numbers.values()])
+    sums = torch.stack([values.nan_to_num(0.0, torch.inf, -torch.inf), (~values.isnan()).float()])
     if world > 1:
-        dist.all_reduce(values)
-    return dict(zip(numbers, (values / world).tolist(), strict=True))
+        dist.all_reduce(sums)
+    return dict(zip(numbers, (sums[0] / sums[1]).tolist(), strict=True))
+
+
+def gathered_lines(lines: Iterable[str]) -> list[str]:
+    """Lines of all processes, those of the first one first, each once; called by every process."""
+    mine = list(dict.fromkeys(lines))
+    world = rank_and_world()[1]
+    if world == 1:
+        return mine
+    told = torch.frombuffer(bytearray(json.dumps(mine).encode()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(told)]))
+    each = [torch.zeros(int(max(sizes)), dtype=torch.uint8) for _ in range(world)]
+    dist.all_gather(each, torch.nn.functional.pad(told, (0, len(each[0]) - len(told))))
+    found = (json.loads(bytes(row[: int(size)].tolist())) for row, size in zip(each, sizes, strict=True))
+    return list(dict.fromkeys(line for part in found for line in part))

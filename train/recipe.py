@@ -10,6 +10,7 @@ how many clips a process takes at a time is a matter of memory.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -20,10 +21,13 @@ from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.regularise import Regularisation
 from lavila_fast.train.schedules import Schedule
 from lavila_fast.train.starts import Start
+from lavila_fast.train.typed import fits, hints_of, said
 
 Precision = Literal["float32", "bfloat16", "float16"]
 # What may change when a run goes on: nothing that any step's result depends on.
 FREE = ("about", "published", "save_epochs", "evaluate_epochs", "evaluate_clips", "keep", "micro")
+_SEEDS, _LARGEST = 1 << 32, 1 << 63
+_SHOWN = 80  # characters of a setting in a message
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,20 @@ class Recipe:
         task: A row of `tasks.TASKS`.
         data: A row of `datasets.table.DATASETS`.
         starts: Where weights come from; everything else is fresh.
+        scratch: Fresh weights are those of a model that learns all by itself, see `fresh.seeded`, not the original's,
+            which change nothing of the models that a new one is put together from.
         freeze: Rules of `parameters.FREEZING`.
         frames: Of a clip.
         area: Smallest and largest share of a picture that a training crop shows.
         flips: Whether half of the training clips are mirrored.
+        levels: Whether training clips travel as uint8, at most half a level of 255 off; else as float32.
         epochs: How often the data are gone through; `steps`, if not 0: how many updates instead.
         batch_size: Clips of an update.
         micro: Clips that a process takes at a time, at most.
         negatives: ``all``: losses over pairs compare all clips of an update, also where a process takes them piece by
             piece; ``micro``: those taken at the same time, as the original's accumulation does.
-        lr: Peak learning rate; `lr_start`, `lr_end`, `warmup_epochs` and `fix_lr` as in `Schedule`.
+        lr: Peak learning rate; `lr_start`, `lr_end`, `warmup_epochs` and `fix_lr` as in `Schedule`; `warmup_steps`, if
+            not 0: how many updates instead of epochs.
         optimiser: See `Optimisation`; its `accumulate` follows from the batch.
         regularisation: See `Regularisation`.
         precision: Of what is computed; weights, their updates and losses are float32.
@@ -80,10 +88,12 @@ class Recipe:
     data: Choice
     about: str = ""
     starts: tuple[Start, ...] = ()
+    scratch: bool = False
     freeze: tuple[str, ...] = ()
     frames: int = 4
     area: tuple[float, float] = (0.5, 1.0)
     flips: bool = False
+    levels: bool = True
     epochs: int = 5
     steps: int = 0
     batch_size: int = 1024
@@ -93,6 +103,7 @@ class Recipe:
     lr_start: float = 1e-6
     lr_end: float = 1e-5
     warmup_epochs: float = 1.0
+    warmup_steps: int = 0
     fix_lr: bool = False
     optimiser: Optimisation = field(default_factory=Optimisation)
     regularisation: Regularisation = field(default_factory=Regularisation)
@@ -114,8 +125,15 @@ class Recipe:
         for name in ("frames", "epochs", "batch_size", "micro", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.steps < 0 or min(self.save_epochs, self.evaluate_epochs) <= 0 or not 0 <= self.ema < 1:
-            raise InputError("steps must not be negative, save_epochs and evaluate_epochs over 0, and ema from 0 to 1")
+        for name in ("steps", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if min(self.save_epochs, self.evaluate_epochs) <= 0 or not 0 <= self.ema < 1:
+            raise InputError("save_epochs and evaluate_epochs must be over 0, and ema from 0 to 1")
+        if self.warmup_epochs < 0 or self.evaluate_clips < 0 or not 0 <= self.seed < _SEEDS:
+            raise InputError(f"warmup_epochs and evaluate_clips must not be negative, and seed from 0 to {_SEEDS - 1}")
+        if self.negatives not in ("all", "micro"):
+            raise InputError(f"negatives {self.negatives}: take all or micro")
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise InputError(f"precision {self.precision}: take float32, bfloat16 or float16")
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -123,7 +141,7 @@ class Recipe:
 
     def schedule(self, updates: int, each: int) -> Schedule:
         """Learning rates of a run of so many updates, `each` of them an epoch."""
-        warmup = min(int(self.warmup_epochs * each), updates)
+        warmup = min(self.warmup_steps or int(self.warmup_epochs * each), updates)
         return Schedule(self.lr, updates, warmup, self.lr_start, self.lr_end, self.fix_lr)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,16 +175,32 @@ def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise InputError(f"--set {setting}: give NAME=VALUE")
-        recipe = _set(recipe, path.strip().split("."), _value(text.strip()), setting)
+            raise InputError(f"--set {_short(setting)}: give NAME=VALUE")
+        recipe = _set(recipe, path.strip().split("."), _value(text.strip(), _short(setting)), _short(setting))
     return recipe
 
 
-def _value(text: str) -> Any:
+def _short(setting: str) -> str:
+    """What was given, as far as a line has room for it."""
+    return setting if len(setting) <= _SHOWN else f"{setting[:_SHOWN]}…"
+
+
+def _value(text: str, setting: str) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
+    except RecursionError:
+        raise InputError(f"--set {setting}: lists within lists without end; give a value") from None
     except ValueError:
         return {"True": True, "False": False, "none": None}.get(text, text)
+    if not _finite(value):
+        raise InputError(f"--set {setting}: is no finite number, or too large a one; give another")
+    return value
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, (list, dict)):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, (int, float)) or abs(value) < (_LARGEST if isinstance(value, int) else math.inf)
 
 
 def _set(holder: Any, path: list[str], value: Any, setting: str) -> Any:
@@ -180,10 +214,14 @@ def _set(holder: Any, path: list[str], value: Any, setting: str) -> Any:
     old = getattr(holder, name)
     if rest and (is_dataclass(old) or isinstance(old, Mapping)):
         new = {**old, ".".join(rest): value} if isinstance(old, Mapping) else _set(old, rest, value, setting)
-        return replace(holder, **{name: new})
-    if rest:
+    elif rest:
         raise InputError(f"--set {setting}: {name} has no parts")
-    return replace(holder, **{name: _fitting(name, old, value, setting)})
+    else:
+        new = _fitting(name, old, value, setting)
+    hint = hints_of(type(holder))[name]
+    if not fits(new, hint):
+        raise InputError(f"--set {setting}: {name} is {old!r} in the recipe; give {said(hint)}")
+    return replace(holder, **{name: new})
 
 
 def _tupled(value: Any) -> Any:
@@ -198,6 +236,8 @@ def _fitting(name: str, old: Any, value: Any, setting: str) -> Any:
         return Choice(value)
     if isinstance(old, tuple):
         return _tupled(value) if isinstance(value, list) else () if value in (None, "") else (value,)
+    if isinstance(old, (Optimisation, Regularisation)):
+        raise InputError(f"--set {setting}: {name} has parts; set one of them, such as {name}.{fields(old)[0].name}")
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(old) is not type(value):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lavila_fast.errors import CheckpointError, LavilaError
 from lavila_fast.train.batch import TrainingBatch
-from lavila_fast.train.engines import TrainingEngine
+from lavila_fast.train.engines import TorchEngine, TrainingEngine
 from lavila_fast.train.optimisers import Norms
 from lavila_fast.train.portable import AVERAGE, Entry, TensorFile, differing, read_state, write_tensors
 from lavila_fast.train.processes import averaged
@@ -137,6 +137,20 @@ class TrainingRun:
             for name, piece in self._average.items()
         ]
 
+    @contextmanager
+    @torch.no_grad()
+    def at_average(self) -> Iterator[None]:
+        """A block in which the model has the averaged weights, which are what is kept; with ZeRO, its own as ever."""
+        live = self.engine.pieces() if isinstance(self.engine, TorchEngine) and self._average else {}
+        own = {name: piece.clone() for name, piece in live.items()}
+        for name, piece in live.items():
+            piece.copy_(self._average[name])
+        try:
+            yield
+        finally:
+            for name, piece in live.items():
+                piece.copy_(own[name])
+
     def save(self, folder: Path) -> None:
         """Write what a continuation needs into an empty folder; called by every process, after an update.
 
@@ -205,7 +219,7 @@ class TrainingRun:
         for row in self.micro_steps():
             gathered.append({"loss": row.loss, **row.numbers})
             if row.norms:
-                means = {name: torch.stack([one[name].float() for one in gathered]).mean() for name in gathered[0]}
+                means = {name: torch.stack([one[name].float() for one in gathered]).nanmean() for name in gathered[0]}
                 yield averaged({**means, "norm": row.norms.before}, self.world)
                 gathered = []
             if self.step >= len(self.rates):

@@ -6,6 +6,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -14,9 +16,12 @@ from typing import Any
 
 import torch
 
-from lavila_fast.errors import InputError
+from lavila_fast.errors import InputError, StorageError
+from lavila_fast.files import locked, storage_error
+from lavila_fast.train.checkpoints import together
 from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.launch import Launch
+from lavila_fast.train.processes import agree, rank_and_world
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.watch import LOG, PLOT, SAMPLES
 
@@ -32,10 +37,34 @@ def refuse_used(output: Path, resume: bool, overwrite: bool) -> None:
     """
     if resume and overwrite:
         raise InputError("--resume goes on with the run that --overwrite would forget; leave one of the two out")
-    if output.exists() and not output.is_dir():
+    with storage_error(output):
+        exists, used = output.exists(), any((output / name).exists() for name in _KEPT)
+    if exists and not output.is_dir():
         raise InputError(f"{output}: is a file; give a folder with -o")
-    if not (resume or overwrite) and any((output / name).exists() for name in _KEPT):
+    if used and not (resume or overwrite):
         raise InputError(f"{output}: holds an earlier run; give --resume, --overwrite, or another -o")
+
+
+@contextmanager
+def run_folder(output: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Make the folder of a run and keep other runs out of it; called by every process, the first one does it.
+
+    Raises:
+        InputError: see `refuse_used`; another run may have been quicker.
+        StorageError: it cannot be written, or another run is under way in it.
+    """
+    taken = StorageError(f"{output}: another run is training into it; wait until it has ended, or give another -o")
+    with ExitStack() as held:
+        agree(True)  # nobody writes before all have begun
+        with together(output):
+            if rank_and_world()[0] == 0:
+                with storage_error(output):
+                    output.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(output / RECIPE, taken))
+                    refuse_used(output, resume, overwrite)
+                    if overwrite:
+                        forget(output)
+        yield
 
 
 def forget(output: Path) -> None:

@@ -7,15 +7,17 @@ takes. SIGTERM and Ctrl-C save before leaving.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from lavila_fast.errors import InputError, VideoError
-from lavila_fast.files import storage_error, write_json
+from lavila_fast.errors import InputError, LavilaError
+from lavila_fast.files import warn, write_json
+from lavila_fast.pretrained import find_start
 from lavila_fast.train.build import Setting, build
 from lavila_fast.train.checkpoints import Checkpoints
 from lavila_fast.train.consolidate import consolidate
@@ -24,14 +26,16 @@ from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.engines import make_engine
 from lavila_fast.train.inputs import Data, batch_share, length_of, open_recipe
 from lavila_fast.train.launch import Launch
-from lavila_fast.train.loader import LoadedBatches
-from lavila_fast.train.processes import StopWish, agree, processes
+from lavila_fast.train.loader import Items
+from lavila_fast.train.processes import StopWish, agree, gathered_lines, processes
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run import DivergedError, TrainingRun
-from lavila_fast.train.run_folder import MODEL, RECIPE, describe_run, forget, refuse_used
+from lavila_fast.train.run_folder import MODEL, RECIPE, describe_run, refuse_used, run_folder
 from lavila_fast.train.steps import Steps
 from lavila_fast.train.validation import Validation
 from lavila_fast.train.watch import SINKS, Watch
+
+_SIGNS_OF_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
 
 
 class Outcome(NamedTuple):
@@ -41,7 +45,7 @@ class Outcome(NamedTuple):
         steps: Updates done, of `of`.
         of: See there.
         model: The file of the model, at the end of the run.
-        missing: Clips that could not be read.
+        missing: What could not be read, by any process, each reason once.
     """
 
     steps: int
@@ -58,10 +62,11 @@ class Session:
         self.recipe, self.data, self.output, self.launch = recipe, data, output, launch
         self.rank, self.world, self.share = rank, world, share
         self.each, epochs, self.updates = length_of(recipe, len(data.opened.train))
-        self.batches = LoadedBatches(data.items(recipe.seed), share.micro * world, recipe.seed, launch.workers)
-        plan = Steps(self.batches.epoch, epochs, share.accumulate)
         built = build(recipe, data.opened, Setting(share.chunk, _casts(recipe, launch)))
         self.built = built
+        batches = data.batches(share.micro * world, recipe.seed, launch.workers)
+        self.batches = built.task.ready(batches, rank, world)
+        plan = Steps(self.batches.epoch, epochs, share.accumulate)
         how = replace(recipe.optimiser, accumulate=share.accumulate)
         engine = make_engine(built.task, how, launch, recipe.precision, share.micro * world)
         rates = recipe.schedule(self.updates, self.each).rates()
@@ -82,10 +87,11 @@ class Session:
 
     def _validation(self) -> Validation | None:
         held = self.data.held()
-        if held is None or not len(held):
+        if held is None or min(len(held), self.recipe.evaluate_clips) < self.world:  # not a clip for each process
             return None
         size = self.share.chunk or self.share.micro
-        return Validation(held, size, self.recipe.evaluate_clips, self.rank, self.world, self.launch.workers)
+        workers = self.launch.workers if isinstance(held, Items) else 0
+        return Validation(held, size, self.recipe.evaluate_clips, self.rank, self.world, workers)
 
     def resume(self) -> bool:
         """Go on from the last checkpoint; returns whether there is one.
@@ -94,6 +100,7 @@ class Session:
             CheckpointError: it is of another run, or damaged.
         """
         latest = self.checkpoints.latest()
+        self.checkpoints.best()  # a damaged note is found now, not at the first look at validation data
         return latest is not None and self.run.resume(latest)
 
     def go(self, watch: Watch, stop: StopWish) -> bool:
@@ -112,24 +119,18 @@ class Session:
 
     def names(self, number: int) -> list[str]:
         """Files and frames of this process's share of a micro-batch."""
-        found = []
-        for epoch, index in self.batches.keys(number, self.rank, self.world):
-            try:
-                reads = self.batches.items.annotated.sample(index).reads
-            except VideoError:  # another clip was taken instead
-                reads = ()
-            found.append(f"{reads[0].file} near frame {reads[0].frames[0]}" if reads else f"row {index}, epoch {epoch}")
-        return found
+        return self.batches.names(number, self.rank, self.world)
 
     def _after(self, row: dict[str, float], watch: Watch, stop: StopWish) -> bool:
         """Log, look at validation data and save, as due after an update; returns whether to leave."""
         step = self.run.step
         leave = not agree(not (stop.wished or step == self.launch.limit))  # if any process wishes
         last = leave or step == self.updates
-        watch.add(step, step / self.each, {"lr": float(self.run.rates[step - 1]), **row}, self.run.waited, last)
-        if step % watch.every == 0:
+        look = not leave and self._due(step, self.recipe.evaluate_epochs)
+        row = {"lr": float(self.run.rates[step - 1]), **row}
+        if watch.add(step, step / self.each, row, self.run.waited, last or look):
             self.run.waited = 0.0
-        better = not leave and self._due(step, self.recipe.evaluate_epochs) and self._evaluate(watch)
+        better = look and self._evaluate(watch)
         if better or last or self._due(step, self.recipe.save_epochs):
             self.save()
         return last
@@ -183,22 +184,47 @@ def train_recipe(
         LavilaError: what cannot end well, in a line.
     """
     how = launch or Launch()
+    with _in_a_line():
+        return _trained(recipe, place, output, how, resume, overwrite, tokenizer)
+
+
+@contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Say what PyTorch raises where memory ends or a reader dies; a reader's death is raised wherever one is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # also torch.OutOfMemoryError
+        what = " ".join(str(error).split())[:200]
+        if isinstance(error, MemoryError) or any(sign in what for sign in _SIGNS_OF_NO_MEMORY):
+            todo = (
+                "take fewer clips at a time by --set micro=…, or --set regularisation.checkpointing=blocks, or --zero"
+            )
+            raise LavilaError(f"out of memory ({what or 'of the host'}); {todo}; then go on with --resume") from error
+        if "DataLoader worker" in what:
+            todo = "take fewer --workers, or make the videos sound by lavila-fast prepare; then go on with --resume"
+            raise LavilaError(
+                f"a process that reads videos has died, of a file or of memory ({what}); {todo}"
+            ) from error
+        raise
+
+
+def _trained(
+    recipe: Recipe, place: Place, output: Path, how: Launch, resume: bool, overwrite: bool, tokenizer: str | None
+) -> Outcome:
     refuse_used(output, resume, overwrite)
+    for start in recipe.starts:
+        find_start(start.source)  # which is not there after what may take long, either
     data = open_recipe(recipe, place, tokenizer)
+    data.prepare()
     stop = StopWish()
     try:
         with processes() as (rank, world):
             session = Session(recipe, data, output, how, rank, world)
-            agree(True)  # nobody writes before all have begun
-            if rank == 0:
-                with storage_error(output):
-                    output.mkdir(parents=True, exist_ok=True)
-                    if overwrite:
-                        forget(output)
-            resumed = resume and session.resume()
-            if rank == 0 and not resumed:
-                write_json(output / RECIPE, describe_run(recipe, how, place))
-            return _train(session, stop, resumed)
+            with run_folder(output, resume, overwrite):
+                resumed = resume and session.resume()
+                if rank == 0 and not resumed:
+                    write_json(output / RECIPE, describe_run(recipe, how, place))
+                return _train(session, stop, resumed)
     finally:
         stop.restore()
 
@@ -208,25 +234,23 @@ def _train(session: Session, stop: StopWish, resumed: bool) -> Outcome:
     watch = _watch(session)
     if rank == 0 and not session.launch.quiet:
         taken, fresh = len(session.built.begun.taken), len(session.built.begun.fresh)
-        print(
+        warn(
             f"{recipe.name}: {session.updates} updates of {recipe.batch_size} clips on {world} process"
             f"{'es' if world > 1 else ''}; {taken} tensors taken, {fresh} fresh"
-            + (f"; going on after update {session.run.step}" if resumed else ""),
-            file=sys.stderr,
-            flush=True,
+            + (f"; going on after update {session.run.step}" if resumed else "")
         )
     try:
         ended = session.go(watch, stop)
     finally:
         watch.close()
-    model = None
+    missing, model = gathered_lines(session.batches.missing), None
     if ended and rank == 0:
         latest = session.checkpoints.latest()
         assert latest is not None
         model = consolidate(latest, session.data.config, session.output / MODEL)
         if session.data.tokenizer is not None:  # where every command looks for a model's vocabulary
             session.data.tokenizer.save(model.with_suffix(".tokenizer.json"))
-    return Outcome(session.run.step, session.updates, model, session.batches.missing)
+    return Outcome(session.run.step, session.updates, model, missing)
 
 
 def _watch(session: Session) -> Watch:

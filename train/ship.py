@@ -11,25 +11,35 @@ from pathlib import Path
 
 import click
 
+from lavila_fast.config import ModelConfig
 from lavila_fast.errors import CheckpointError, exit_with_line
-from lavila_fast.models.load import save_checkpoint
-from lavila_fast.train.kitchen_tasks import adopt, make_task, narrator_tokenizer, text_tokenizer
-from lavila_fast.train.portable import AVERAGE, read_tensors
-from lavila_fast.train.recipes import RECIPES
+from lavila_fast.models.load import CLASSES, save_checkpoint
+from lavila_fast.presets import NANO_DUAL_ENCODER, NANO_NARRATOR
+from lavila_fast.text.tokenizer import load_tokenizer
+from lavila_fast.train.checkpoints import Checkpoints
+from lavila_fast.train.consolidate import model_weights
+from lavila_fast.train.datasets.kitchen import VOCABULARIES
 
-NARRATOR, DUAL = "nano_narrator", "nano_dual"
+_SHIPPED = (("nano_narrator", NANO_NARRATOR, "narrator"), ("nano_dual", NANO_DUAL_ENCODER, "dual_encoder"))
 
 
-def ship(recipe: str, run: Path, output: Path) -> Path:
-    """Write the averaged weights of a run's folder as a float16 safetensors file.
+def ship(run: Path, config: ModelConfig, output: Path) -> Path:
+    """Write the averaged weights of a run's last checkpoint as a float16 safetensors file.
+
+    Args:
+        run: The run's folder.
+        config: The model's sizes.
+        output: The file.
 
     Raises:
-        CheckpointError: the run has no weights yet, or they are of other sizes.
+        CheckpointError: the run has no checkpoint yet, or one of other sizes.
     """
-    task = make_task(RECIPES[recipe])
-    if missing := adopt(task, read_tensors(run / AVERAGE)):
-        raise CheckpointError(f"{run / AVERAGE}: lacks {missing[0]}; was it made by recipe {recipe}?")
-    return save_checkpoint(task.model.eval(), output, "float16")
+    latest = Checkpoints(run).latest()
+    if latest is None:
+        raise CheckpointError(f"{run}: holds no checkpoint yet; let lavila-fast train go on with it")
+    model = CLASSES[type(config)](config)  # type: ignore[arg-type]
+    model.load_state_dict(model_weights(latest, config))
+    return save_checkpoint(model.eval(), output, "float16")
 
 
 @click.command()
@@ -39,11 +49,11 @@ def main(runs: Path, output: Path) -> None:
     """Write narrator, dual encoder and tokenizers from the folders under RUNS."""
     output.mkdir(parents=True, exist_ok=True)
     with exit_with_line():
-        for recipe, name in ((NARRATOR, "narrator"), (DUAL, "dual_encoder")):
-            if (runs / recipe / AVERAGE).is_file():
-                click.echo(ship(recipe, runs / recipe, output / f"{name}.safetensors"))
-        click.echo(narrator_tokenizer().save(output / "narrator_tokenizer.json"))
-        click.echo(text_tokenizer().save(output / "text_tokenizer.json"))
+        for recipe, config, name in _SHIPPED:
+            if (runs / recipe).is_dir():
+                click.echo(ship(runs / recipe, config, output / f"{name}.safetensors"))
+        click.echo(load_tokenizer(VOCABULARIES["gpt2"], "gpt2").save(output / "narrator_tokenizer.json"))
+        click.echo(load_tokenizer(VOCABULARIES["clip"], "clip").save(output / "text_tokenizer.json"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     begin(model, [Start("clip", "clip-vit-l-14-336"), Start("distilbert", "distilbert-base-uncased")])
     begin(model, [Start("dual_encoder", "dual-base-baseline"), Start("gpt2", "gpt2")])      # a narrator
     begin(model, [Start("dual_encoder", "dual-base")])                                      # a classifier
-    begin(model, [Start("whole", "runs/pretrain/dual_encoder.safetensors")])                # fine-tuning
+    begin(model, [Start("whole", "runs/pretrain/model.safetensors")])                       # fine-tuning
+    begin(model, [Start("run", "runs/nano_image")])                                         # going on where it ended
 
 Each start copies what its file has, over what an earlier one copied; the rest is fresh (`fresh.py`). A part of a model
 comes from a file as a whole or not at all, and what does not fit is an error that names it (`fitting.py`). Two things
@@ -44,9 +45,14 @@ STARTS: Mapping[str, Callable[[Model], tuple[Layout, ...]]] = MappingProxyType(
         "distilbert": lambda model: (DISTILBERT,),
         "gpt2": lambda model: (GPT2,),
         "dual_encoder": lambda model: (LAVILA if isinstance(model, DualEncoder) else LAVILA_VIDEO,),
+        "video": lambda model: (LAVILA_VIDEO,),
         "whole": lambda model: (LAVILA,),
+        "run": lambda model: (LAVILA,),
     }
 )
+
+
+_WHOLE = ("whole", "run")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class Start:
     Attributes:
         kind: A row of `STARTS`. ``clip``: the video tower, and the text tower of a dual encoder that has CLIP's.
             ``distilbert``: the text tower. ``gpt2``: the text decoder. ``dual_encoder``: the video tower of one of
-            LaViLa's; for a dual encoder, all. ``whole``: all, from a model of the same kind.
+            LaViLa's; for a dual encoder, all. ``video``: the video tower of any of them. ``whole``: all, from a model
+            of the same kind. ``run``: the same from a run's folder, with what its loss had learnt of its own.
         source: A name in `presets.PRETRAINED` or `presets.CHECKPOINTS`, a weight file, or a folder that has one.
     """
 
@@ -77,13 +84,14 @@ class Begun(NamedTuple):
 
 
 @torch.no_grad()
-def begin(model: Model, starts: Sequence[Start], seed: int = 0) -> Begun:
+def begin(model: Model, starts: Sequence[Start], seed: int = 0, draw: bool = True) -> Begun:
     """Give a model the weights that training begins with, in place.
 
     Args:
         model: The model, on any device; all of it is overwritten, but for a temperature that no start brings.
         starts: Whence its parts come, in order. None: all is fresh.
         seed: Of what is fresh.
+        draw: Whether it is drawn; it keeps the values that it has otherwise.
 
     Raises:
         ModelNotFoundError: a source is nowhere, or was not fetched yet.
@@ -94,7 +102,8 @@ def begin(model: Model, starts: Sequence[Start], seed: int = 0) -> Begun:
     for start in starts:
         taken |= _take(model, start)
     fresh = tuple(name for name in names if name not in taken)
-    freshen(model, fresh, seed)
+    if draw:
+        freshen(model, fresh, seed)
     return Begun(tuple(name for name in names if name in taken), fresh)
 
 
@@ -105,7 +114,7 @@ def _take(model: Model, start: Start) -> set[str]:
         raise InputError(f"start {start.kind}: this {model.config.kind} has no part that begins with it")
     weights = _read(start, model)
     if weights.config:
-        check_config(weights.config, model.config, weights.path, whole=start.kind == "whole")
+        check_config(weights.config, model.config, weights.path, whole=start.kind in _WHOLE)
     layout, state = recognise(layouts, weights)
     state = fit_frames(state, model.config.vision.frames)
     weights.tensors.clear()  # so that `state` holds the last reference to each
@@ -118,7 +127,7 @@ def _read(start: Start, model: Model) -> Weights:
     path = find_start(start.source)
     if not path.is_dir():
         return read_weights(path)
-    kind = model.config.kind if start.kind == "whole" else start.kind
+    kind = model.config.kind if start.kind in _WHOLE else start.kind
     for name in (f"{kind}.safetensors", *HUB_FILES):
         if (path / name).is_file():
             return read_weights(path / name)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lavila_fast.errors import InputError
 from lavila_fast.train.batch import TrainingBatch
+from lavila_fast.train.datasets.samples import Source
 
 Numbers = dict[str, Tensor]
 
@@ -57,6 +58,10 @@ class TrainingTask(nn.Module):
         """Score a batch."""
         scored: tuple[Tensor, Numbers] = self.computed("score", batch, self.shown(batch.video))
         return scored
+
+    def ready(self, batches: Source, rank: int, world: int) -> Source:
+        """A run's batches as this task learns from them, before the first update; called by every process."""
+        return batches
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text.tokenizer import Tokenizer
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.engines import DeepSpeedEngine
-from lavila_fast.train.loader import Items, joined
+from lavila_fast.train.loader import loaded
 from lavila_fast.train.processes import averaged
 from lavila_fast.train.run import TrainingRun
 from lavila_fast.train.watch import means
@@ -29,7 +28,7 @@ class Validation:
     """Clips at equal distances from a data set, the same at each look.
 
     Attributes:
-        items: Of which.
+        items: Of which, as `loader.Items` has them.
         size: Clips of a process at a time.
         most: Clips of all processes, at most.
         rank: This process.
@@ -37,7 +36,7 @@ class Validation:
         workers: Processes that read.
     """
 
-    items: Items
+    items: Any
     size: int
     most: int
     rank: int = 0
@@ -50,28 +49,22 @@ class Validation:
         chosen = np.linspace(0, len(self.items) - 1, count).astype(int)[self.rank :: self.world].tolist()
         keys = [(0, index) for index in chosen]
         rows = [keys[start : start + self.size] for start in range(0, len(keys), self.size)]
-        loaded = DataLoader(
-            self.items,
-            batch_sampler=rows,
-            num_workers=min(self.workers, len(rows)),
-            collate_fn=joined,
-            multiprocessing_context="spawn" if self.workers and rows else None,
-        )
-        for tensors, _ in loaded:
+        for tensors, _ in loaded(self.items, rows, min(self.workers, len(rows))):
             yield TrainingBatch(**tensors)
 
     @torch.no_grad()
     def look(self, run: TrainingRun, tokenizer: Tokenizer | None) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """Numbers, the same on every process, and samples of the first batch."""
+        """Numbers, the same on every process, and samples of the first batch; see `TrainingRun.at_average`."""
         run.task.eval()
         rows: list[dict[str, float]] = []
         samples: list[dict[str, str]] = []
-        for batch in self.batches():
-            moved = batch.to(run.engine.device)
-            loss, numbers = run.engine.module(moved)
-            rows.append(averaged({"loss": loss, **numbers}, self.world))
-            if not samples and tokenizer is not None and not isinstance(run.engine, DeepSpeedEngine):
-                samples = samples_of(run.task.model, run.task.shown(moved.video).float(), moved, tokenizer)
+        with run.at_average():
+            for batch in self.batches():
+                moved = batch.to(run.engine.device)
+                loss, numbers = run.engine.module(moved)
+                rows.append(averaged({"loss": loss, **numbers}, self.world))
+                if not samples and tokenizer is not None and not isinstance(run.engine, DeepSpeedEngine):
+                    samples = samples_of(run.task.model, run.task.shown(moved.video).float(), moved, tokenizer)
         run.task.train()
         return means(rows), samples
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavila_fast.errors import InputError, MissingExtraError
-from lavila_fast.files import replacing, storage_error
+from lavila_fast.errors import InputError, MissingExtraError, StorageError
+from lavila_fast.files import replacing, storage_error, warn
 from lavila_fast.shown import shown
+from lavila_fast.train.portable import ROOM
 
 LOG, PLOT, SAMPLES = "log.jsonl", "log.svg", "samples.jsonl"
 
 
 _PLOTTED = {"loss": "loss", "lr": "learning rate", "clips_per_s": "clips a second", "norm": "norm of the gradient"}
+_SPOKEN = ("step", "of", "epoch", "validation", "clips_per_s", "data_wait", "mfu", "eta_s")  # by words of their own
 
 
 class Sink(Protocol):
@@ -104,11 +106,19 @@ class Watch:
         self._rows: list[dict[str, float]] = []
         self._since = time.perf_counter()
 
-    def add(self, step: int, epoch: float, numbers: dict[str, float], waited: float = 0.0, last: bool = False) -> None:
-        """Numbers of an update, the same on every process; `waited`: seconds for data, since the last line."""
+    def add(self, step: int, epoch: float, numbers: dict[str, float], waited: float = 0.0, due: bool = False) -> bool:
+        """Numbers of an update, the same on every process; returns whether they made a line, with those before them.
+
+        Args:
+            step: Of which update; `epoch`: where it ends.
+            epoch: See there.
+            numbers: Its own.
+            waited: Seconds for data, since the last line.
+            due: Make a line whatever its number.
+        """
         self._rows.append(numbers)
-        if not last and step % self.every:
-            return
+        if not due and step % self.every:
+            return False
         seconds = max(time.perf_counter() - self._since, 1e-9)
         row = {"step": step, "of": self.updates, "epoch": round(epoch, 3), **means(self._rows)}
         row["clips_per_s"] = len(self._rows) * self.clips / seconds
@@ -118,6 +128,7 @@ class Watch:
         row["eta_s"] = (self.updates - step) * seconds / len(self._rows)
         self.write(row)
         self.restart()
+        return True
 
     def restart(self) -> None:
         """Forget what was gathered: what comes now is timed anew."""
@@ -128,10 +139,9 @@ class Watch:
         if not self.first:
             return
         short = {name: _short(value) for name, value in row.items()}
-        with storage_error(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(short, ensure_ascii=False) + "\n")
+        _append(self.folder / LOG, short)
         if not self.quiet:
-            print(" ".join(f"{name} {value}" for name, value in short.items()), file=sys.stderr, flush=True)
+            warn(progress_line(short))  # nobody reading does not end a run
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
         for sink in self.sinks:
             sink.add(int(row["step"]), {name: value for name, value in numbers.items() if name not in ("step", "of")})
@@ -140,18 +150,29 @@ class Watch:
         """What the model says of a few clips, beside what people said."""
         if not self.first or not samples:
             return
-        with storage_error(self.folder / SAMPLES), (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "samples": samples}, ensure_ascii=False) + "\n")
+        _append(self.folder / SAMPLES, {"step": step, "samples": samples})
         if not self.quiet:
             for one in samples:
-                print(shown(f"  people: {one['human']} | model: {one['model']}"), file=sys.stderr, flush=True)
+                warn(shown(f"  people: {one['human']} | model: {one['model']}"))
 
     def close(self) -> None:
         """Draw the plot, end the sinks."""
         for sink in self.sinks:
             sink.close()
         if self.first:
-            plot_log(self.folder)
+            try:
+                plot_log(self.folder)
+            except StorageError as error:  # never in place of what ended the run, nor of its model
+                warn(str(error))
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line to a file; one that a crash has torn is ended first."""
+    with storage_error(path, ROOM), path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * torn + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
 def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -163,6 +184,28 @@ def means(rows: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) if values else math.nan for name, values in found.items()}
 
 
+def progress_line(row: Mapping[str, Any]) -> str:
+    """A row of the log to read: what was learnt, then how fast; a part of the loss that is all of it is left out."""
+    own = {name: value for name, value in row.items() if name not in _SPOKEN and value is not None}
+    parts = [f"{n} {v:.4g}" for n, v in own.items() if not (n.endswith("_loss") and v == row.get("loss"))]
+    if "validation" in row:
+        return f"update {row['step']}, validation: {', '.join(parts)}"
+    speed = [f"{row['clips_per_s']:.3g} clips/s", f"{row['data_wait']:.0%} of the time waiting for them"]
+    speed += [f"MFU {row['mfu']:.0%}"] if row.get("mfu") else []
+    left = f"{duration(row['eta_s'])} left"
+    return (
+        f"update {row['step']} of {row['of']}, epoch {row['epoch']:g}: {', '.join(parts)}; {', '.join([*speed, left])}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which there are two."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _short(value: Any) -> Any:
     if not isinstance(value, float):
         return value
@@ -172,11 +215,12 @@ def _short(value: Any) -> Any:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's log; of steps that were done twice, after a crash, the later ones."""
     rows: dict[tuple[Any, bool], dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), (folder / LOG).open(encoding="utf-8") as file:
+    with contextlib.suppress(OSError), (folder / LOG).open("rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, RecursionError):
                 row = json.loads(line)
-                rows[row["step"], "validation" in row] = row
+                if isinstance(row, dict) and isinstance(row.get("step"), int):  # what a crash has torn is none
+                    rows[row["step"], "validation" in row] = row
     return sorted(rows.values(), key=lambda row: row["step"])
 
 
@@ -192,7 +236,7 @@ def plot_log(folder: Path) -> Path | None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     for ax, (name, title) in zip(figure.subplots(2, 2).flat, _PLOTTED.items(), strict=True):
         for held, style in ((False, "-"), (True, "o--")):
-            some = [row for row in rows if row.get(name) is not None and ("validation" in row) == held]
+            some = [row for row in rows if isinstance(row.get(name), (int, float)) and ("validation" in row) == held]
             if some:
                 label = "validation" if held else "training"
                 ax.plot([row["step"] for row in some], [row[name] for row in some], style, label=label, markersize=4)

@@ -17,6 +17,7 @@ from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.recipe import Choice, Recipe
 from lavila_fast.train.regularise import Regularisation
 from lavila_fast.train.starts import Start
+from lavila_fast.train.zoo_nano import NANO
 
 _HUMAN = Choice("ego4d", {"human": "ego4d_train.pkl", "validation": "ego4d_val.pkl"})
 _ALL = _HUMAN.told(
@@ -283,11 +284,45 @@ FINETUNE_CLASSES = replace(
     published="",
 )
 
+# To try all of it in minutes on any machine: the small model that comes with the package goes on learning.
+TRY_RETRIEVAL = replace(
+    FINETUNE_RETRIEVAL,
+    name="try_retrieval",
+    model="NANO_DUAL_ENCODER",
+    about="a trial without downloads: the shipped small dual encoder on your own list of video, start, end, text",
+    starts=(Start("whole", "nano"),),
+    epochs=3,
+    batch_size=16,
+    lr=3e-4,
+    regularisation=Regularisation(),
+    precision="float32",
+)
+TRY_NARRATOR = replace(
+    TRY_RETRIEVAL,
+    name="try_narrator",
+    model="NANO_NARRATOR",
+    task=Choice("caption"),
+    about="a trial without downloads: the shipped small narrator on your own list of video, start, end, text",
+    freeze=(),
+    optimiser=FINETUNE_NARRATOR.optimiser,
+)
+TRY_CLASSES = replace(
+    TRY_RETRIEVAL,
+    name="try_classes",
+    task=FINETUNE_CLASSES.task,
+    data=FINETUNE_CLASSES.data,
+    about="a trial without downloads: a classifier on the shipped small video tower, on your own list with a label",
+    starts=(Start("dual_encoder", "nano"),),
+    freeze=(),
+)
+
 _ROWS = (
     *(PRETRAIN_B, PRETRAIN_B_ALL, PRETRAIN_L_336, PRETRAIN_L_ALL, NARRATOR_B, NARRATOR_L, NARRATOR_HTM),
     *(MIR_B, MIR_L, CHARADES_B, CHARADES_L, EGTEA_B, EGTEA_L, CLS_B, CLS_B_ONE, CLS_L),
     *(PRETRAIN_B_FAST, PRETRAIN_L_FAST, MIR_B_FAST, CLS_B_FAST),
+    *(TRY_RETRIEVAL, TRY_NARRATOR, TRY_CLASSES),
     *(FINETUNE_RETRIEVAL, FINETUNE_NARRATOR, FINETUNE_CLASSES),
+    *NANO,
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
 

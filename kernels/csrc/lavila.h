@@ -68,6 +68,8 @@ typedef struct {
 } lv_window;
 // picture → out (3, size, size). 0 is good. Any number of threads at once.
 LV_API int lv_preprocess(const lv_picture*, const lv_window*, float* out);
+// The same, not normalised: whole levels, out (size, size, 3).
+LV_API int lv_preprocess_levels(const lv_picture*, const lv_window*, uint8_t* out);
 
 #ifdef __cplusplus
 }

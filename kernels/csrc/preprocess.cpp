@@ -177,19 +177,13 @@ inline float divided(float x, float by, float inverse) {
     return __builtin_fmaf(__builtin_fmaf(-near, by, x), inverse, near);
 }
 
-template <class Convert, class Lie>
-void run(const Job& job, float* out) {
-    const lv_window& in = job.in;
-    const int64_t size = in.size;
-    int32_t held[2] = {-1, -1};
-    const auto line_of = [&](int32_t y) {
-        float* const line = job.lines[y & 1];
-        if (held[y & 1] != y) convert_row<Convert, Lie>(job, y, line), held[y & 1] = y;
-        return line;
-    };
-    for (int64_t y = 0; y < size; ++y) {
+// What becomes of the values of an output row, mixed from two lines by weight: normalised, a channel after the other.
+struct Normal {
+    float* out;
+    void operator()(const Job& job, int64_t y, const float* above, const float* below) const {
+        const lv_window& in = job.in;
+        const int64_t size = in.size;
         const float weight = in.weight_y[y], rest = in.rest_y[y];
-        const float *above = line_of(in.low_y[y]), *below = line_of(in.low_y[y] + 1);
         for (int c = 0; c < 3; ++c) {
             float* const to = out + (c * size + y) * size;
             const float *a = above + c * job.wide, *b = below + c * job.wide, mean = in.mean[c], std = in.std[c];
@@ -197,11 +191,48 @@ void run(const Job& job, float* out) {
             for (int64_t x = 0; x < size; ++x) to[x] = divided(rest * a[x] + weight * b[x] - mean, std, inverse);
         }
     }
+};
+
+// The same as whole levels, pixel by pixel; halves go to the even one.
+struct Levels {
+    uint8_t* out;
+    void operator()(const Job& job, int64_t y, const float* above, const float* below) const {
+        const int64_t size = job.in.size;
+        const float weight = job.in.weight_y[y], rest = job.in.rest_y[y];
+        for (int64_t begin = 0; begin < size; begin += kBlockOf) {
+            uint8_t levels[3][kBlockOf];
+            for (int c = 0; c < 3; ++c) {
+                const float *a = above + c * job.wide + begin, *b = below + c * job.wide + begin;
+                for (int i = 0; i < kBlockOf; ++i)
+                    levels[c][i] = uint8_t(int32_t(__builtin_rintf(rest * a[i] + weight * b[i])));
+            }
+            uint8_t* const to = out + 3 * (y * size + begin);
+            const int64_t count = std::min<int64_t>(kBlockOf, size - begin);
+            for (int64_t i = 0; i < count; ++i)
+                for (int c = 0; c < 3; ++c) to[3 * i + c] = levels[c][i];
+        }
+    }
+};
+
+template <class Convert, class Lie, class Put>
+void run(const Job& job, const Put& put) {
+    const lv_window& in = job.in;
+    int32_t held[2] = {-1, -1};
+    const auto line_of = [&](int32_t y) {
+        float* const line = job.lines[y & 1];
+        if (held[y & 1] != y) convert_row<Convert, Lie>(job, y, line), held[y & 1] = y;
+        return line;
+    };
+    for (int64_t y = 0; y < in.size; ++y) {
+        const float* const above = line_of(in.low_y[y]);
+        put(job, y, above, line_of(in.low_y[y] + 1));
+    }
 }
 
-void run(const Job& job, float* out) {
-    if (job.of.bits > 8) return job.of.shift ? run<Table, TenAbove>(job, out) : run<Table, Ten>(job, out);
-    return job.of.colours[0] ? run<Table, Eight>(job, out) : run<Floors, Eight>(job, out);
+template <class Put>
+void run(const Job& job, const Put& put) {
+    if (job.of.bits > 8) return job.of.shift ? run<Table, TenAbove>(job, put) : run<Table, Ten>(job, put);
+    return job.of.colours[0] ? run<Table, Eight>(job, put) : run<Floors, Eight>(job, put);
 }
 
 // Nothing is read that the caller did not say is there.
@@ -233,7 +264,15 @@ void check(const lv_picture& of, const lv_window& in) {
 extern "C" int lv_preprocess(const lv_picture* of, const lv_window* in, float* out) {
     return lavila::guarded([&] {
         lavila::check(*of, *in);
-        lavila::run(lavila::Job(*of, *in, lavila::memory_for(*of, *in)), out);
+        lavila::run(lavila::Job(*of, *in, lavila::memory_for(*of, *in)), lavila::Normal{out});
+        return 1;
+    }) - 1;
+}
+
+extern "C" int lv_preprocess_levels(const lv_picture* of, const lv_window* in, uint8_t* out) {
+    return lavila::guarded([&] {
+        lavila::check(*of, *in);
+        lavila::run(lavila::Job(*of, *in, lavila::memory_for(*of, *in)), lavila::Levels{out});
         return 1;
     }) - 1;
 }

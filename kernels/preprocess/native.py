@@ -42,7 +42,7 @@ class Window(ctypes.Structure):
 
 def why_not(picture: YuvPicture, *_: object, asked: bool = True) -> str:
     """Why this picture cannot be converted here, or an empty string."""
-    if not hasattr(native.library(), "lv_preprocess"):
+    if not hasattr(native.library(), "lv_preprocess_levels"):
         return native.why_not() or "the native engine is of an older build; run: python -m lavila_fast.kernels.build"
     return unserved(picture.format, picture.width, picture.height)
 
@@ -88,14 +88,25 @@ def convert_planes(
 ) -> ModelInput:
     """The same for planes that are not arrays and any window: `kind` is the picture without its planes."""
     out = np.empty((3, seen.size, seen.size), np.float32)
+    _convert("lv_preprocess", kind, held, seen, out)
+    turned = np.rot90(out, turn // 90, (1, 2)) if turn else out
+    return turned[:, :, ::-1] if mirrored else turned
+
+
+def convert_levels(kind: YuvPicture, held: Sequence[Plane], seen: Window) -> NDArray[np.uint8]:
+    """The same, not normalised, of pictures that lie upright: (S, S, 3), rounded to whole levels, halves to even."""
+    out = np.empty((seen.size, seen.size, 3), np.uint8)
+    _convert("lv_preprocess_levels", kind, held, seen, out)
+    return out
+
+
+def _convert(name: str, kind: YuvPicture, held: Sequence[Plane], seen: Window, out: NDArray[Any]) -> None:
     addresses, strides, sizes = zip(*held, *_NO_PLANE[len(held) :], strict=True)
     picture = _PLANES.pack(*addresses, *strides, *sizes) + _described(kind)  # lv_picture
     library = native.library()
     assert library is not None
-    if library.lv_preprocess(picture, ctypes.byref(seen), ctypes.c_void_p(_address(out))):
+    if getattr(library, name)(picture, ctypes.byref(seen), ctypes.c_void_p(_address(out))):
         raise KernelError(f"preprocess: {library.lv_error().decode()}")
-    turned = np.rot90(out, turn // 90, (1, 2)) if turn else out
-    return turned[:, :, ::-1] if mirrored else turned
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -31,6 +31,7 @@ from lavila_fast.cli.narrate import narrate
 from lavila_fast.cli.narrations import narrations
 from lavila_fast.cli.parity import parity
 from lavila_fast.cli.prepare import prepare_data
+from lavila_fast.cli.rephrase import rephrase
 from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
 from lavila_fast.cli.train import train
@@ -77,7 +78,10 @@ def cli() -> None:
     """  # noqa: D301
 
 
-_COMMANDS = (demo, narrate, status, models, export, parity, bench, evaluate, engines, train, prepare_data, narrations)
+_COMMANDS = (
+    *(demo, narrate, status, models, export, parity, bench, evaluate, engines, train, prepare_data),
+    *(narrations, rephrase),
+)
 
 for command in _COMMANDS:
     cli.add_command(command)

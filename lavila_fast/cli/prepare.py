@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -78,7 +79,7 @@ def prepare_data(dataset: str, **given: Any) -> None:
         from lavila_fast.train.prepare.layouts import LAYOUTS
 
         layout = LAYOUTS[dataset]
-        if not given["data"].is_dir():
+        if not os.path.isdir(given["data"]):  # noqa: PTH112  # Path's raises where a name is too long
             raise InputError(f"{given['data']}: no such folder; give --data the one that holds the videos")
     signals = DeferredSignals()
     with signals.installed():
@@ -94,14 +95,19 @@ def prepare_data(dataset: str, **given: Any) -> None:
     click.get_current_context().exit(code)
 
 
+def _real(path: Path) -> Path:
+    """Where a path leads; `Path.resolve` raises on links that go in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def _sources(given: dict[str, Any], out: Path | None) -> tuple[list[Path], list[str]]:
     """Raw videos, and lines about folders that cannot be read."""
     from lavila_fast.archive.inputs import find_videos
 
     found = find_videos((str(given["data"]),))
     paths = [job.source.path for job in found.jobs]
-    if out is not None and given["data"].resolve() in (inside := out.resolve()).parents:
-        paths = [path for path in paths if inside not in path.resolve().parents]
+    if out is not None and _real(given["data"]) in (inside := _real(out)).parents:
+        paths = [path for path in paths if inside not in _real(path).parents]
     return paths, found.failed
 
 
@@ -114,7 +120,7 @@ def _prepare(dataset: str, layout: Layout, given: dict[str, Any]) -> int:
     out: Path | None = given["output"]
     if out is None:
         raise InputError("prepare: where to? give a folder by -o, or --check-only")
-    if out.resolve() == given["data"].resolve():
+    if _real(out) == _real(given["data"]):
         raise InputError(f"{out}: holds the raw videos; give another folder by -o")
     if given["annotations"] is not None:  # said before days are spent
         needed_annotations(dataset, given["annotations"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.streams import tell
@@ -72,7 +74,8 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
     elif (given["processes"] > 1 or given["zero"] is not None) and "RANK" not in os.environ:
         from lavila_fast.train.launch import several
 
-        raise click.exceptions.Exit(several(given["processes"], sys.argv[1:]))
+        _check(row, given)
+        raise click.exceptions.Exit(several(given["processes"], _words({"processes"})))
     else:
         _train(row, given, as_json)
 
@@ -97,7 +100,7 @@ def _needed(given: dict[str, Any], name: str, option: str) -> Path:
 def _place(row: Recipe, given: dict[str, Any]) -> Any:
     from lavila_fast.train.datasets.samples import Place
 
-    return Place(_needed(given, "data", "--data"), row.frames, given["videos"])
+    return Place(_needed(given, "data", "--data"), row.frames, given["videos"], max(given["workers"], 1))
 
 
 def _launch(given: dict[str, Any]) -> Any:
@@ -107,9 +110,32 @@ def _launch(given: dict[str, Any]) -> Any:
     return Launch(**{name: given[name] for name in names}, limit=given["limit"] or 0)
 
 
+def _check(row: Recipe, given: dict[str, Any]) -> None:
+    """Say once what each of several processes would say."""
+    from lavila_fast.pretrained import find_start
+    from lavila_fast.train.inputs import batch_share, length_of, open_recipe
+    from lavila_fast.train.run_folder import refuse_used
+
+    refuse_used(_needed(given, "output", "-o FOLDER"), given["resume"], given["overwrite"])
+    for start in row.starts:
+        find_start(start.source)
+    batch_share(row, given["processes"])
+    length_of(row, len(open_recipe(row, _place(row, given), given["tokenizer"]).opened.train))
+
+
 def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
+    import torch
+
+    from lavila_fast.train.memory import keep_memory
+    from lavila_fast.train.plan import slow_precision
     from lavila_fast.train.session import train_recipe
 
+    warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of names that it will change: nothing to do for a user
+    first = os.environ.get("RANK", "0") == "0"
+    if first and not given["quiet"] and (slow := slow_precision(row)):
+        tell(slow, err=True)
+    if not torch.cuda.is_available():
+        keep_memory()
     outcome = train_recipe(
         row,
         _place(row, given),
@@ -119,15 +145,17 @@ def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
         overwrite=given["overwrite"],
         tokenizer=given["tokenizer"],
     )
-    if os.environ.get("RANK", "0") != "0":
+    if not first:
         return
     if outcome.missing and not given["quiet"]:
-        tell(f"{len(outcome.missing)} clips could not be read, such as {outcome.missing[0]}", err=True)
+        tell(f"clips could not be read, for {len(outcome.missing)} reasons, such as {outcome.missing[0]}", err=True)
     if as_json:
         model = str(outcome.model) if outcome.model else None
         click.echo(json.dumps({"steps": outcome.steps, "of": outcome.of, "model": model, "missing": outcome.missing}))
     elif outcome.model:
         tell(str(outcome.model))
+    elif not given["quiet"]:
+        tell(f"saved after update {outcome.steps} of {outcome.of}; the same command with --resume goes on", err=True)
     if outcome.steps < outcome.of and not given["limit"]:
         raise click.exceptions.Exit(_STOPPED)
 
@@ -145,14 +173,29 @@ def _say_plan(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
 def _write_slurm(given: dict[str, Any]) -> None:
     from lavila_fast.train.launch import slurm_script
 
-    left_out, kept, skip = {"--slurm", "--nodes", "--gpus", "--processes"}, [], False
-    for word in sys.argv[1:]:
-        if skip or word.split("=")[0] in left_out:
-            skip = not skip and "=" not in word
-            continue
-        kept.append(word)
-    if "--resume" not in kept:
-        kept.append("--resume")
+    _needed(given, "data", "--data")
+    _needed(given, "output", "-o FOLDER")
+    if given["overwrite"]:
+        raise InputError("--slurm writes a job that goes on with what is in the folder; remove the folder yourself")
     path: Path = given["slurm"]
-    write_text(path, slurm_script(kept, given["nodes"], given["gpus"]))
+    words = [*_words({"slurm", "nodes", "gpus", "processes", "resume"}), "--resume"]
+    write_text(path, slurm_script(words, given["nodes"], given["gpus"]))
     tell(f"{path}: sbatch {path}")
+
+
+def _words(left_out: Collection[str]) -> list[str]:
+    """This command as words, as it was understood, but for some options."""
+    context = click.get_current_context()
+    words = [str(context.info_name)]
+    for param in context.command.params:
+        name = str(param.name)
+        if name in left_out or context.get_parameter_source(name) is ParameterSource.DEFAULT:
+            continue
+        value = context.params[name]
+        if isinstance(param, click.Argument):
+            words.append(str(value))
+        elif isinstance(param, click.Option) and param.is_flag:
+            words += [param.opts[-1]] if value else []
+        else:
+            words += [word for one in (value if param.multiple else [value]) for word in (param.opts[-1], str(one))]
+    return words

@@ -41,6 +41,7 @@ class Search:
         groups: Running beams, group by group.
         limit: Hypotheses to hold: the number of all beams.
         penalty: Exponent of the length.
+        early: Done as soon as there are `limit` hypotheses, even if one still running could beat them.
     """
 
     groups: list[list[Beam]]
@@ -48,6 +49,7 @@ class Search:
     penalty: float
     hypotheses: list[tuple[float, Beam]] = field(default_factory=list)
     done: bool = False
+    early: bool = False
 
     @property
     def beams(self) -> list[Beam]:
@@ -91,7 +93,7 @@ class Search:
 
     def _check_done(self, best: float, length: int) -> None:
         if len(self.hypotheses) >= self.limit:
-            self.done = self.done or self.hypotheses[-1][0] >= best / length**self.penalty
+            self.done = self.done or self.early or self.hypotheses[-1][0] >= best / length**self.penalty
 
     def finish(self, count: int) -> list[Written]:
         """The best `count` hypotheses, those still running included unless the search is done."""

@@ -30,6 +30,7 @@ _NAMES = {
     "start": ("start", "start_second", "start_seconds", "start_sec", "clip_start", "start_timestamp"),
     "end": ("end", "end_second", "end_seconds", "end_sec", "clip_end", "end_timestamp", "stop"),
 }
+_LEARNT = ("text", "label", "split")  # what `train.datasets.listed` reads besides
 MAX_LINE = 1 << 20
 """Characters: no row of a list is longer, and a file that is none (a disk, zeros for ever) is not read to its end."""
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -155,7 +156,7 @@ def _read_csv(path: Path) -> Iterator[NamedRow]:
             names = [_named(name) for name in next(rows, [])]
             if not any(names):
                 raise InputError(f"{path}: empty; its first line must name the columns video,start,end")
-            known = [name for name in names if any(name in same for same in _NAMES.values())]
+            known = [name for name in names if name in _LEARNT or any(name in same for same in _NAMES.values())]
             if len(set(known)) < len(known):
                 raise InputError(f"{path}, line 1: a column is named twice; give each a name of its own")
             for row in rows:

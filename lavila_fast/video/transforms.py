@@ -95,14 +95,20 @@ class FrameTransform:
     std: Sequence[float]
     known: dict[Any, Any] | None = field(default=None, compare=False, repr=False)
 
-    def __call__(self, frame_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, frame_HW3: NDArray[np.uint8]) -> NDArray[Any]:
         """An upright RGB frame, by numpy."""
         video_3THW = normalise(preprocess(frame_HW3, self.size)[np.newaxis], self.mean, self.std)
         return np.asarray(video_3THW[:, 0], np.float32)
 
-    def of_file(self) -> Callable[[Frame], NDArray[np.float32]]:
+    def of_file(self) -> Callable[[Frame], NDArray[Any]]:
         """A function for the frames of one file, which remembers how that file's colours are converted."""
         return _OfFile(self, {} if self.known is None else self.known).show
+
+    def converted(
+        self, how: YuvPicture, held: Sequence[native.Plane], seen: native.Window, turn: int, mirrored: bool
+    ) -> NDArray[Any]:
+        """What the native library makes of a picture's planes."""
+        return native.convert_planes(how, held, seen, turn, mirrored)
 
     def window(self, width: int, height: int, turn: int, mirrored: bool) -> native.Window | None:
         """What of a picture as it lies becomes the model's input; None: the native library cannot do it."""
@@ -114,7 +120,7 @@ class _OfFile:
     transform: FrameTransform
     known: dict[tuple[object, ...], YuvPicture | None]
 
-    def show(self, frame: Frame) -> NDArray[np.float32]:
+    def show(self, frame: Frame) -> NDArray[Any]:
         size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
         key = (frame.format.name, *size, *colours, frame.interlaced_frame)
         if key not in self.known:
@@ -126,8 +132,7 @@ class _OfFile:
         )
         if how is None or seen is None or min(plane.stride for plane in held) < 0:  # rows from the bottom to the top
             return self.transform(upright(frame))
-        image: NDArray[np.float32] = native.convert_planes(how, held, seen, *lies)
-        return image
+        return self.transform.converted(how, held, seen, *lies)
 
 
 def _how(frame: Frame) -> YuvPicture | None:

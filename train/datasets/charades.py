@@ -10,9 +10,20 @@ from typing import NamedTuple
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.train.datasets.ego4d import Narrated, read_narrations
-from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample, choose_frames
+from lavila_fast.train.datasets.samples import (
+    Folder,
+    FrameRead,
+    Generator,
+    Look,
+    Opened,
+    Place,
+    Sample,
+    choose_frames,
+    leads_out,
+)
 from lavila_fast.train.datasets.windows import window_frames
 from lavila_fast.video.clips import whole_file_indices
+from lavila_fast.video.seconds import MOST_SECONDS
 
 
 class Classes(NamedTuple):
@@ -62,13 +73,17 @@ def read_videos(path: Path, classes: Classes) -> list[Labelled]:
                 raise InputError(f"{path}: has no column {name}; give the annotations of Charades-Ego")
         for row in reader:
             shown = [0.0] * len(classes.names)
-            for action in filter(None, row["actions"].split(";")):
+            if row["actions"] is None or row["length"] is None or leads_out(row["id"] or ""):
+                raise InputError(f"{path}: line {reader.line_num}: ends too early, or names no video; fetch it again")
+            for action in filter(str.strip, row["actions"].split(";")):
                 code = action.split()[0]
                 if code not in classes.codes:
                     raise InputError(f"{path}: line {reader.line_num}: {code} is no class of Charades_v1_classes.txt")
                 shown[classes.codes[code]] = 1.0
             try:
                 seconds = float(row["length"])
+                if not 0 <= seconds <= MOST_SECONDS:  # nor NaN
+                    raise ValueError
             except ValueError:
                 raise InputError(f"{path}: line {reader.line_num}: length {row['length']!r} is not seconds") from None
             found.append(Labelled(f"{row['id']}.mp4", tuple(shown), seconds))

@@ -22,9 +22,11 @@ from lavila_fast.train.datasets.samples import (
     Sample,
     choose_frames,
     draw_text,
+    leads_out,
 )
 from lavila_fast.video.clips import CHUNK_SECONDS, chunked_reads
 from lavila_fast.video.pickled import read_rows
+from lavila_fast.video.seconds import MOST_SECONDS
 
 FPS = 30.0
 Choice = Literal["random", "concat"]
@@ -56,10 +58,15 @@ def _narrated(row: object, where: str) -> Narrated:
     good = isinstance(video, str) and isinstance(texts, (list, tuple)) and all(isinstance(one, str) for one in texts)
     if not good or not texts:
         raise InputError(f"{where}: names no video, or holds no text")
+    if leads_out(video):
+        raise InputError(f"{where}: {video[:80]!r} leads out of the data's folder; name videos below it")
     try:
-        return Narrated(video, float(start), float(end), tuple(texts))
-    except (TypeError, ValueError):
+        found = Narrated(video, float(start), float(end), tuple(texts))
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: start {start!r} and end {end!r} are not seconds") from None
+    if not (abs(found.start) <= MOST_SECONDS and abs(found.end) <= MOST_SECONDS):  # nor NaN
+        raise InputError(f"{where}: start {found.start:g} and end {found.end:g} are not seconds of a video")
+    return found
 
 
 @dataclass(frozen=True)

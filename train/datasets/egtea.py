@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lavila_fast.errors import InputError
-from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample
+from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample, leads_out
 from lavila_fast.train.datasets.windows import window_frames
 
 
@@ -22,6 +22,13 @@ class Trimmed(NamedTuple):
     label: int
 
 
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; fetch the file again") from None
+
+
 def read_classes(path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
     """Of ``action_idx.txt``: number of an action → its class, and the classes' names, small, with blanks.
 
@@ -30,7 +37,7 @@ def read_classes(path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
         OSError: as the system gives it.
     """
     numbers, names = {}, []
-    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for line, text in enumerate(_lines(path)):
         name, _, number = text.rpartition(" ")
         if not number.strip().isdecimal():
             raise InputError(f"{path}: line {line + 1}: does not end with the number of an action")
@@ -47,13 +54,15 @@ def read_split(path: Path, classes: dict[int, int]) -> list[Trimmed]:
         OSError: as the system gives it.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         parts = line.split()
         if not parts:
             continue
         if len(parts) < 2 or not parts[1].isdecimal() or int(parts[1]) not in classes:
             raise InputError(f"{path}: line {number}: not a clip and the number of an action of action_idx.txt")
         name = parts[0]
+        if leads_out(name):
+            raise InputError(f"{path}: line {number}: {name[:80]!r} leads out of the data's folder")
         session = "-".join(name.split("-")[:3])
         found.append(Trimmed(f"{session}/{name}.mp4", classes[int(parts[1])]))
     return found
@@ -93,6 +102,8 @@ class Egtea:
 
 def open_egtea(place: Place, split: int = 1, stride: int = 2) -> Opened:
     """A split as it lies in a folder: the published lists, and clips in ``cropped_clips``."""
+    if stride < 1:
+        raise InputError(f"stride must be at least 1 frame, not {stride}")
     videos = place.folder("cropped_clips")
     numbers, names = read_classes(place.file("action_idx.txt"))
     look = Folder(videos)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
+from lavila_fast.train.datasets.chunks import checked_chunk, rate_of, reads_of
 from lavila_fast.train.datasets.samples import (
     Folder,
     FrameRead,
@@ -27,8 +28,10 @@ from lavila_fast.train.datasets.samples import (
     Sample,
     choose_frames,
     draw_text,
+    leads_out,
 )
 from lavila_fast.video.pickled import read_matrix
+from lavila_fast.video.seconds import MOST_SECONDS
 
 LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
 _NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
@@ -58,13 +61,19 @@ def read_segments(path: Path) -> list[Segment]:
 
 
 def _rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Mapping[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in needed if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path}: has no column {missing[0]}; give the annotations of EPIC-KITCHENS-100")
-        for row in reader:
-            yield reader.line_num, row
+        try:
+            missing = [name for name in needed if name not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"{path}: has no column {missing[0]}; give the annotations of EPIC-KITCHENS-100")
+            for row in reader:
+                short = next((name for name in needed if row[name] is None), None)
+                if short:
+                    raise InputError(f"{path}: line {reader.line_num}: ends before its {short}; fetch the file again")
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: no CSV in UTF-8 ({error}); fetch the file again") from error
 
 
 def _segment(row: Mapping[str, str], where: str) -> Segment:
@@ -74,6 +83,10 @@ def _segment(row: Mapping[str, str], where: str) -> Segment:
     except (ValueError, TypeError):
         raise InputError(f"{where}: times are not HH:MM:SS.ss, or classes not numbers") from None
     file = f"{row['participant_id']}/{row['video_id']}.MP4"
+    if leads_out(file):
+        raise InputError(f"{where}: {file[:80]!r} leads out of the data's folder")
+    if not 0 <= max(start, stop) <= MOST_SECONDS:  # nor NaN
+        raise InputError(f"{where}: times {start:g} and {stop:g} are not seconds of a video")
     return Segment(row["narration_id"], file, start, stop, row["narration"], verb, noun)
 
 
@@ -113,22 +126,23 @@ def actions_of(segments: Sequence[Segment]) -> Actions:
     return Actions(tuple(pairs), tuple(tuple(texts[pair]) for pair in pairs))
 
 
-def segment_frames(one: Segment, look: Look) -> tuple[int, int]:
-    """``[first, stop)`` of a row's clip.
+def segment_frames(one: Segment, look: Look, chunk: int = 0) -> tuple[int, int]:
+    """``[first, stop)`` of a row's clip, where videos lie in chunks of so many seconds, or whole.
 
     Raises:
         VideoError: its video cannot be read.
     """
-    fps = look(one.file).fps
+    fps = rate_of(one.file, look, chunk)
     return int(np.round(fps * one.start)), math.ceil(fps * one.stop)
 
 
-def segment_reads(one: Segment, look: Look, frames: int, random: Generator | None) -> tuple[tuple[FrameRead, ...], int]:
+def segment_reads(
+    one: Segment, look: Look, frames: int, random: Generator | None, chunk: int = 0
+) -> tuple[tuple[FrameRead, ...], int]:
     """What is read of a row's clip, and how many frames are black; errors as for `segment_frames`."""
-    ids = choose_frames(*segment_frames(one, look), frames, random)
-    if max(ids) >= look(one.file).frames:
-        return (), frames
-    return (FrameRead(one.file, tuple(ids)),), 0
+    ids = choose_frames(*segment_frames(one, look, chunk), frames, random)
+    reads = reads_of(one.file, ids, look, chunk)
+    return reads, 0 if reads else frames
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,7 @@ class EK100Retrieval:
         frames: Of a clip.
         sentences: Of which a training clip draws one that fits.
         relevancy: (clips, sentences); None for a test, where a clip's own narration is its text.
+        chunk: Seconds of the chunks that videos lie in; 0: whole files.
     """
 
     segments: Sequence[Segment]
@@ -148,13 +163,15 @@ class EK100Retrieval:
     frames: int
     sentences: Sequence[str] = ()
     relevancy: NDArray[np.float64] | None = None
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         """Check sizes.
 
         Raises:
-            InputError: the relevancy matrix is of other files.
+            InputError: the relevancy matrix is of other files, or chunks of no length.
         """
+        checked_chunk(self.chunk)
         shape = (len(self.segments), len(self.sentences))
         if self.relevancy is not None and self.relevancy.shape != shape:
             raise InputError(f"relevancy of {self.relevancy.shape} for {shape[0]} clips and {shape[1]} sentences")
@@ -175,7 +192,7 @@ class EK100Retrieval:
             InputError: no sentence fits the clip.
         """
         one = self.segments[index]
-        reads, black = segment_reads(one, self.look, self.frames, random)
+        reads, black = segment_reads(one, self.look, self.frames, random, self.chunk)
         if self.relevancy is None:
             return Sample(reads, black, one.narration, relevancy=1.0)
         fitting = self.fitting(index)
@@ -195,6 +212,7 @@ class EK100Classes:
         look: See `Look`.
         frames: Of a clip.
         heads: 1: a label is an action; 3: a verb, a noun and an action.
+        chunk: See `EK100Retrieval`.
     """
 
     segments: Sequence[Segment]
@@ -202,13 +220,15 @@ class EK100Classes:
     look: Look
     frames: int
     heads: int = 1
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         """Check the number of heads.
 
         Raises:
-            InputError: neither 1 nor 3.
+            InputError: neither 1 nor 3; or chunks of no length.
         """
+        checked_chunk(self.chunk)
         if self.heads not in (1, 3):
             raise InputError(f"{self.heads} heads: take 1 (actions) or 3 (verbs, nouns and actions)")
 
@@ -219,7 +239,7 @@ class EK100Classes:
     def sample(self, index: int, random: Generator | None = None) -> Sample:
         """See `AnnotatedSet`; the text is one of its class's."""
         one = self.segments[index]
-        reads, black = segment_reads(one, self.look, self.frames, random)
+        reads, black = segment_reads(one, self.look, self.frames, random, self.chunk)
         label = self.actions.label(one.verb, one.noun)
         text = draw_text(self.actions.texts[label], random)
         return Sample(reads, black, text, label if self.heads == 1 else (one.verb, one.noun, label))
@@ -228,29 +248,44 @@ class EK100Classes:
 _ANNOTATIONS, _VIDEOS = "epic-kitchens-100-annotations", "video_ht256px"
 
 
-def open_retrieval(place: Place) -> Opened:
-    """Multi-instance retrieval as it lies in a folder: the published annotations, and videos in ``video_ht256px``."""
+def open_retrieval(place: Place, chunk: int = 0) -> Opened:
+    """Multi-instance retrieval as it lies in a folder: the published annotations, and videos in ``video_ht256px``.
+
+    Videos are whole files, or in chunks of `chunk` seconds as ``prepare ek100 --chunk`` makes them.
+    """
     videos = place.folder(_VIDEOS)
     look, base = Folder(videos), (_ANNOTATIONS, "retrieval_annotations")
 
     def half(part: str) -> EK100Retrieval:
         segments = read_segments(place.file(*base, f"EPIC_100_retrieval_{part}.csv"))
         if part == "test":
-            return EK100Retrieval(segments, look, place.frames)
+            return EK100Retrieval(segments, look, place.frames, chunk=chunk)
         sentences = [text for _, text in read_sentences(place.file(*base, f"EPIC_100_retrieval_{part}_sentence.csv"))]
-        relevancy = read_matrix(place.file(*base, "relevancy", f"caption_relevancy_EPIC_100_retrieval_{part}.pkl"))
-        return EK100Retrieval(segments, look, place.frames, sentences, relevancy)
+        path = place.file(*base, "relevancy", f"caption_relevancy_EPIC_100_retrieval_{part}.pkl")
+        try:
+            found = EK100Retrieval(segments, look, place.frames, sentences, read_matrix(path), chunk)
+            lonely = next((i for i in range(len(found)) if not found.fitting(i)), None)
+            if lonely is not None:
+                raise InputError(f"no sentence fits {segments[lonely].narration_id} by over {LEAST}")
+        except InputError as error:
+            told = str(error).removeprefix(f"{path}: ")
+            raise InputError(f"{path}: {told}; fetch the one of these annotations") from error
+        return found
 
     return Opened(half("train"), videos, half("test"))
 
 
-def open_classes(place: Place, heads: int = 1) -> Opened:
+def open_classes(place: Place, heads: int = 1, chunk: int = 0) -> Opened:
     """Classification as it lies in a folder; see `open_retrieval`."""
     videos = place.folder(_VIDEOS)
     look = Folder(videos)
     train, held = (read_segments(place.file(_ANNOTATIONS, f"EPIC_100_{part}.csv")) for part in ("train", "validation"))
+    wrong = next((one for one in (*train, *held) if min(one.verb, one.noun) < 0), None)
+    if wrong:
+        told = f"verb class {wrong.verb} and noun class {wrong.noun}"
+        raise InputError(f"{place.data}: {wrong.narration_id} has {told}; classes begin with 0")
     actions = actions_of([*train, *held])
     counts = tuple(1 + max(pair[i] for pair in actions.pairs) for i in range(2)) if heads == 3 else ()
     names = tuple(texts[0] for texts in actions.texts)
-    sets = (EK100Classes(segments, actions, look, place.frames, heads) for segments in (train, held))
+    sets = (EK100Classes(segments, actions, look, place.frames, heads, chunk) for segments in (train, held))
     return Opened(next(sets), videos, next(sets), (*counts, len(actions.pairs)), names)

@@ -4,9 +4,10 @@
     holiday/beach.mp4,12.5,14,#C C throws the ball
 
 Columns: `video`, a file below the data's folder, with or without its suffix; `start` and `end`, seconds or hh:mm:ss,
-may be empty or missing: from the beginning, to the end; `text`, in JSONL also several, and/or `label`, the name of a
-class or its number; `split`, train, val or test. Without `split`, a tenth of the videos (`HELD_OUT`), chosen by a hash
-of their names, is for validation, whichever other videos there are.
+may be empty or missing: from the beginning, to the end; `text`, in JSONL also several, beside it what `lavila-fast
+rephrase` made of it (`paraphrases`), and/or `label`, the name of a class or its number; `split`, train, val or test.
+Without `split`, a tenth of the videos (`HELD_OUT`), chosen by a hash of their names, is for validation, whichever other
+videos there are.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ def _times(row: NamedRow) -> tuple[float, float | None]:
 def _texts(row: NamedRow) -> tuple[str, ...]:
     value = row.fields.get("text")
     texts = value if isinstance(value, list) else [] if value is None else [value]
+    more = row.fields.get("paraphrases")
+    texts = [*texts, *more] if isinstance(more, list) else texts
     if not all(isinstance(text, str) for text in texts):
         raise InputError(f"{row.where}: text {quoted(value)} is no text; write a sentence, or in JSONL a list of them")
     return tuple(text.strip() for text in texts if text.strip())
@@ -258,7 +261,7 @@ def open_listed(place: Place, labels: bool = False) -> Opened:
     """
     if not place.data.is_file():
         raise InputError(f"{place.data}: no such list; give a CSV or JSONL of video, start, end, text or label")
-    videos = place.videos or place.data.parent
+    videos = place.folder(".") if place.videos else place.data.parent
     look = Folder(videos)
     train = Listed.read(place.data, look, place.frames)
     if labels and not train.classes:

@@ -6,16 +6,22 @@ the item's own decides, so that an item is the same whoever asks for it and howe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.video.clips import frame_indices, segment_borders
 from lavila_fast.video.kept import kept_files
+
+if TYPE_CHECKING:
+    from lavila_fast.text.tokenizer import Tokenizer
+    from lavila_fast.train.batch import TrainingBatch
 
 Generator = np.random.Generator
 
@@ -83,6 +89,53 @@ class AnnotatedSet(Protocol):
         ...
 
 
+class Source(Protocol):
+    """Batches of a run, and what is said of them.
+
+    Attributes:
+        missing: What could not be read so far.
+    """
+
+    missing: list[str]
+
+    @property
+    def epoch(self) -> int:
+        """Batches of an epoch."""
+        ...
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> TrainingBatch:
+        """One process's share of the batch with this number, whatever came before."""
+        ...
+
+    def names(self, step: int, rank: int = 0, world: int = 1) -> list[str]:
+        """Where the clips of such a share come from, to read."""
+        ...
+
+
+class OwnBatches(ABC):
+    """A data set that makes its batches itself, because its clips are no videos to decode."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many clips."""
+
+    @abstractmethod
+    def sample(self, index: int, random: Generator | None = None) -> Sample:
+        """What is said of a clip; it reads nothing."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Do what takes long before the first batch; called before processes wait for one another."""
+
+    @abstractmethod
+    def batches(self, tokenizer: Tokenizer | None, size: int, seed: int) -> Source:
+        """Batches of `size` clips, over all processes, to learn from."""
+
+    @abstractmethod
+    def items(self, tokenizer: Tokenizer | None) -> Any:
+        """Items as `loader.Items` has them, seen as in tests."""
+
+
 def choose_frames(first: int, stop: float, count: int, random: Generator | None) -> list[int]:
     """A frame of each of `count` segments of ``[first, stop)``: its middle, or any, its end included."""
     if random is None:
@@ -105,11 +158,13 @@ class Place:
         data: Its folder, or its list.
         videos: Folder of its videos, where it is another one than usual.
         frames: Of a clip.
+        workers: Processes that may make what is missing, where a data set makes something.
     """
 
     data: Path
     frames: int
     videos: Path | None = None
+    workers: int = 1
 
     def file(self, *names: str) -> Path:
         """A file below `data`.
@@ -134,6 +189,12 @@ class Place:
         return path
 
 
+def leads_out(name: str) -> bool:
+    """Whether a video's name leads out of the data's folder, or is no name at all."""
+    path = PurePath(name)
+    return not name.strip() or path.is_absolute() or ".." in path.parts or "\0" in name
+
+
 class Opened(NamedTuple):
     """A data set, ready for training.
 
@@ -143,6 +204,7 @@ class Opened(NamedTuple):
         validation: What is looked at now and then; None: nothing.
         classes: How many classes each head has; none without labels.
         names: Of the classes of the last head, where they are known.
+        vocabularies: Kind of tokenizer → file, where the data have vocabularies of their own.
     """
 
     train: AnnotatedSet
@@ -150,6 +212,7 @@ class Opened(NamedTuple):
     validation: AnnotatedSet | None = None
     classes: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    vocabularies: Mapping[str, Path] = MappingProxyType({})
 
 
 class Folder:

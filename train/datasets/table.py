@@ -13,8 +13,10 @@ from lavila_fast.train.datasets.charades import open_charades, open_htm_aa
 from lavila_fast.train.datasets.ego4d import open_ego4d
 from lavila_fast.train.datasets.egtea import open_egtea
 from lavila_fast.train.datasets.ek100 import open_classes, open_retrieval
+from lavila_fast.train.datasets.kitchen import open_kitchen
 from lavila_fast.train.datasets.listed import open_listed
 from lavila_fast.train.datasets.samples import Opened, Place
+from lavila_fast.train.typed import fits, hints_of, said
 
 
 class DataRow(NamedTuple):
@@ -38,6 +40,7 @@ DATASETS: Mapping[str, DataRow] = MappingProxyType(
         "egtea": DataRow(open_egtea, "a folder with action_idx.txt, train_split1.txt, … and cropped_clips/"),
         "charades_ego": DataRow(open_charades, "a folder with CharadesEgo/ and CharadesEgo_v1_480/"),
         "listed": DataRow(open_listed, "a CSV or JSONL of video, start, end, text or label; videos beside it"),
+        "kitchen": DataRow(open_kitchen, "a folder that keeps the miniature kitchen's clips; drawn if it lacks them"),
     }
 )
 
@@ -55,7 +58,7 @@ def open_data(name: str, options: Mapping[str, Any], place: Place) -> Opened:
     check_options(f"data set {name}", row.open, options, given=1)
     try:
         return row.open(place, **options)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}; --data is to be {row.layout}") from error
 
 
@@ -63,9 +66,11 @@ def check_options(what: str, function: Callable[..., Any], options: Mapping[str,
     """Compare options with a function's arguments behind the first `given`.
 
     Raises:
-        InputError: it has none of this name.
+        InputError: it has none of this name, or one of another kind.
     """
-    known = list(inspect.signature(function).parameters)[given:]
-    for name in options:
+    known, hints = list(inspect.signature(function).parameters)[given:], hints_of(function)
+    for name, value in options.items():
         if name not in known:
             raise InputError(f"{what} has no option {name}; it has {', '.join(known) or 'none'}")
+        if not fits(value, hints.get(name, Any)):
+            raise InputError(f"{what}: {name} {value!r} is of another kind than it can be; give {said(hints[name])}")

@@ -127,6 +127,7 @@ class TrainingEngine(ABC):
         shapes = {entry.name: entry.shape for entry in self.weights()}
         weights.check(shapes | {name: tuple(buffer.shape) for name, buffer in self._buffers().items()})
         self._check_optimiser(state, optimiser, shapes)
+        portable.check_files(folder, state)
         for name in shapes:
             self._put_weight(name, weights[name])
         self._put_optimiser(optimiser)

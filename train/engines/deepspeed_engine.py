@@ -9,6 +9,7 @@ first read within the forward pass of `module`, and fetched from then on for wha
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,6 +65,8 @@ class DeepSpeedEngine(TrainingEngine):
         self.precision, self.device = known_precision(precision, task), own_device()
         _check(how, stage, offload, precision)
         each = share_of(clips, dist.get_world_size())
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and warns that it found none
         try:
             import deepspeed
         except ImportError as error:

@@ -152,7 +152,7 @@ def _egomcq(path: Path) -> Iterator[Row]:
                 texts = (str(one["query"]["clip_text"]), str(option["clip_text"]))
                 yield Row(f"question {number}", f"{option['video_uid']}.mp4", start, end, texts, wrong)
                 wrong = ""
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not the questions of EgoMCQ ({error}); fetch the file again") from error
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, storage_error
+from lavila_fast.train.datasets.samples import leads_out
 
 MANIFEST, BAD = "manifest.jsonl", "bad.jsonl"
 
@@ -58,6 +59,7 @@ class Made:
 
 
 _KINDS: dict[str, Any] = {"str": str, "float": (int, float), "int": int, "bool": bool}
+_MOST = 1 << 63
 _FIELDS = {one.name: _KINDS[str(one.type)] for one in dataclasses.fields(Made)}
 
 
@@ -66,7 +68,10 @@ def parse_made(line: bytes) -> Made | None:
     try:
         values = json.loads(line.decode())
         given = {name: values[name] for name in _FIELDS}
-        return Made(**given) if all(isinstance(v, _FIELDS[k]) for k, v in given.items()) else None
+        if not all(isinstance(v, _FIELDS[k]) for k, v in given.items()) or leads_out(given["file"]):
+            return None
+        numbers = [value for value in given.values() if isinstance(value, (int, float))]
+        return Made(**given) if all(0 <= value < _MOST for value in numbers) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -79,6 +84,8 @@ def read_manifest(folder: Path) -> dict[str, Made]:
     """
     path = folder / MANIFEST
     try:
+        if path.is_fifo():  # which would be waited for without end
+            raise InputError(f"{path}: not a file; remove it, or give another -o")
         with path.open("rb") as file:
             found = (parse_made(line) for line in file if line.endswith(b"\n"))
             return {one.file: one for one in found if one is not None}

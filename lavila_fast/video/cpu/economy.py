@@ -2,7 +2,8 @@
 
 A clip wants 4 of 60 frames. Packets say when their pictures are shown before anything is decoded, and `bitstream` says
 what other pictures need them. So a picture that nobody wants and nothing needs is not decoded; nor is what follows the
-last wanted picture of a group, up to the next picture with which decoding can begin.
+last wanted picture of a group, up to the next picture with which decoding can begin. Nor are packets read once so many
+pictures have come that are shown after all that is wanted that no earlier one can still follow.
 
 Who does not insist on the very frame is shown a cheaper one nearby (`Wants.near`): the nearest picture with which
 decoding can begin, or else the nearest that others need. Which one depends on the file alone, not on what else is
@@ -33,6 +34,7 @@ from lavila_fast.video.requests import SEEK_BEYOND, SEEK_MARGIN, Clock, Wish
 _PACKETS, _BYTES = 1200, 64 << 20  # of a group that is held until its end is known
 _MOST_THREADS = 64
 _GROUPS = 3  # held to be decoded again
+_REORDERED = 16  # pictures at most that come before one that is shown before them: as many as H.264 and HEVC can hold
 
 
 class _Trouble(Exception):
@@ -77,6 +79,26 @@ class PictureGroup:
         """Pictures that are shown before the first and decoded after it."""
         first = self.held[0].time
         return [one for one in self.held[1:] if first is not None and one.time is not None and one.time < first]
+
+
+class _Enough:
+    """Packets, up to where all has come that is shown up to a second; all of them once `rest` is set."""
+
+    def __init__(self, packets: Iterator[Any], time: Callable[[Any], float | None], last: float) -> None:
+        self._packets, self._time, self._last = packets, time, last
+        self._later, self.rest = 0, False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._later > _REORDERED and not self.rest:
+            raise StopIteration
+        packet = next(self._packets)
+        time = self._time(packet)
+        self.rest |= time is None
+        self._later += time is not None and time > self._last
+        return packet
 
 
 def groups(packets: Iterator[Any], look: LookAt, time: Callable[[Any], float | None]) -> Iterator[PictureGroup]:
@@ -125,6 +147,10 @@ class Wants:
         """The first wanted second for a frame shown at `time` or a later one; infinity if there is none."""
         low = self._place(time)
         return self.wishes[low].time if low < len(self.wishes) else math.inf
+
+    def last(self) -> float:
+        """The last second at which a frame that is looked at may begin, as far as is known."""
+        return math.inf if self.near else self.wishes[-1].time + self.slack
 
     def begin(self) -> float:
         """The first second at which a frame is looked at, as far as is known."""
@@ -199,11 +225,20 @@ class Thinned:
         clock: Reads their times.
         wants: What is wanted.
         seeks: Whether the container's index is used to leap over long stretches; else their packets are read.
+        ahead: Packets that were read already.
     """
 
-    def __init__(self, decoder: FrameDecoder, look: LookAt, clock: Clock, wants: Wants, seeks: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: FrameDecoder,
+        look: LookAt,
+        clock: Clock,
+        wants: Wants,
+        seeks: bool = False,
+        ahead: Sequence[Any] = (),
+    ) -> None:
         self._decoder, self._wants, self._look, self._clock, self._seeks = decoder, wants, look, clock, seeks
-        self._groups = groups(decoder.packets(), look, clock.time)
+        self._groups = self._from_here(ahead)
         self._expected: list[int] = []  # a heap: times, in ticks, of wanted pictures that the decoder holds
         self._recent: list[PictureGroup] = []
         self._fed = self._cut = False
@@ -240,6 +275,11 @@ class Thinned:
                 return
             group = following
 
+    def _from_here(self, ahead: Sequence[Any] = ()) -> Iterator[PictureGroup]:
+        packets = itertools.chain(ahead, self._decoder.packets())
+        self._packets = _Enough(packets, self._clock.time, self._wants.last())
+        return groups(self._packets, self._look, self._clock.time)
+
     def _finish(self) -> Iterator[Any]:
         yield from self._expecting(self._decoder.drain())
         self._all_came(math.inf)
@@ -264,13 +304,13 @@ class Thinned:
         container, stream = self._decoder.file.container, self._decoder.file.stream
         begin = here.held[0].time or 0.0
         container.seek(self._clock.ticks(target - SEEK_MARGIN), stream=stream)
-        self._groups, self._recent = groups(self._decoder.packets(), self._look, self._clock.time), []
+        self._groups, self._recent = self._from_here(), []
         landed = next(self._groups, None)
         if landed is not None and landed.begins and begin <= (landed.held[0].time or -1.0) <= target:
             return landed
         self._seeks = False
         container.seek(self._clock.ticks(begin), stream=stream)
-        self._groups = groups(self._decoder.packets(), self._look, self._clock.time)
+        self._groups = self._from_here()
         return next(self._groups, None)
 
     def _thin(self, group: PictureGroup, chosen: list[Held], whole: bool) -> Iterator[Any]:
@@ -316,7 +356,9 @@ class Thinned:
         first = next((i for i, group in enumerate(self._recent) if group.begins), None)
         again = [] if first is None else self._recent[first:]
         self._decoder.restart()
-        rest = itertools.chain(again, [following] if following else [], self._groups)
+        self._packets.rest = True
+        behind = groups(self._packets, self._look, self._clock.time)
+        rest = itertools.chain(again, [following] if following else [], self._groups, behind)
         for one in (one for group in rest for one in group.held):
             yield from self._decoder.feed(one.packet)
         yield from self._decoder.drain()

@@ -33,20 +33,57 @@ from lavila_fast.video.requests import (
 )
 from lavila_fast.video.transforms import FrameTransform, upright
 
+_LEAP = 1.0  # seconds to skip before it pays off to seek the very picture with which decoding can begin
 
-def _decoded(file: OpenFile, clock: Clock, wants: Wants, failures: list[str], look: LookAt | None) -> Iterator[Any]:
-    """The wanted frames from where the file stands, and whatever others come along."""
-    decoder = FrameDecoder(file, failures)
+
+def _decoded(
+    file: OpenFile,
+    clock: Clock,
+    wants: Wants,
+    failures: list[str],
+    look: LookAt | None,
+    ahead: Sequence[Any] = (),
+) -> Iterator[Any]:
+    """The wanted frames from where the file stands behind `ahead`, and whatever others come along."""
     if look is None or not file.info.stored or file.info.repairs:
         return decoded(file, failures)
-    return iter(Thinned(decoder, look, clock, wants, file.info.can_seek))
+    return iter(Thinned(FrameDecoder(file, failures), look, clock, wants, file.info.can_seek, ahead))
+
+
+def _leaps(file: OpenFile, wants: Wants, look: LookAt | None) -> bool:
+    """Whether it may pay to seek the last picture that makes a new beginning before all that is wanted."""
+    info = file.info
+    exact = look is not None and info.stored and not info.repairs and info.can_seek
+    # What is shown nearby must not depend on where reading begins.
+    return exact and not wants.near and wants.wishes[0].time - info.begin >= _LEAP
+
+
+def _entry(file: OpenFile, clock: Clock, wants: Wants, look: LookAt | None) -> Any:
+    """Seek that picture, and read its packet. None: it was not sought, or not found, and the file stands anywhere."""
+    if look is None or not _leaps(file, wants, look):
+        return None
+    target = wants.wishes[0].time
+    file.container.seek(clock.ticks(target), stream=file.stream)
+    packet = next(FrameDecoder(file, []).packets(), None)
+    time = None if packet is None or packet.is_corrupt else clock.time(packet)
+    return packet if time is not None and time <= target + clock.slack and look(packet).resets else None
 
 
 def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> Iterator[Any]:
-    """Frames from the first on, or from shortly before the first wanted where that is far and a seek is exact."""
+    """Frames from the first on, or from before the first wanted where that is far and a seek is exact."""
     container, stream, target, look = file.container, file.stream, wants.wishes[0].time, look_for(file.stream)
-    far = target - file.info.begin >= SEEK_BEYOND
+    if (entry := _entry(file, clock, wants, look)) is not None:
+        failed, frames = len(failures), _decoded(file, clock, wants, failures, look, [entry])
+        landed = next(frames, None)
+        if len(failures) == failed and _in_time(landed, clock, wants):
+            yield landed
+            yield from frames
+            return
+        del failures[failed:]
+    begin, far = clock.ticks(file.info.begin), target - file.info.begin >= SEEK_BEYOND
     if not far or not file.info.can_seek:
+        if _leaps(file, wants, look):
+            container.seek(begin, stream=stream)
         yield from _decoded(file, clock, wants, failures, look)
         return
     if look and wants.near and (first := next(FrameDecoder(file, []).packets(), None)):
@@ -54,14 +91,19 @@ def _frames(file: OpenFile, clock: Clock, wants: Wants, failures: list[str]) -> 
     container.seek(clock.ticks(target - SEEK_MARGIN), stream=stream)
     frames = _decoded(file, clock, wants, failures, look)
     landed = next(frames, None)
-    at = None if landed is None else clock.time(landed)
-    if at is None or at > wants.begin() + clock.slack:
+    if not _in_time(landed, clock, wants):
         wants.moved.clear()
-        container.seek(clock.ticks(file.info.begin), stream=stream)  # the index is of no use: from the beginning, then
+        container.seek(begin, stream=stream)  # the index is of no use: from the beginning, then
         yield from _decoded(file, clock, wants, failures, look)
         return
     yield landed
     yield from frames
+
+
+def _in_time(landed: Any, clock: Clock, wants: Wants) -> bool:
+    """Whether a frame is shown before all that is looked at."""
+    at = None if landed is None else clock.time(landed)
+    return at is not None and at <= wants.begin() + clock.slack
 
 
 def _show(transform: Transform | None) -> Show:

@@ -1,0 +1,135 @@
+"""Where paraphrases go: columns beside what was read, or the original's metadata for pre-training.
+
+* JSONL and Parquet: a column `paraphrases`, a list.
+* CSV: columns `paraphrase_1`, `paraphrase_2`, …
+* pickle: a list of (video, start, end, texts), texts being the sentence and its paraphrases. Rows of one clip that
+  follow each other become one, as the original has a row a clip.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lavila_fast.errors import InputError
+from lavila_fast.files import replacing
+from lavila_fast.rephrase.sources import NO_PYARROW, PICKLES, Row
+
+COLUMN = "paraphrases"
+
+
+class Rephrased(NamedTuple):
+    """A row and the paraphrases of each of its texts."""
+
+    row: Row
+    paraphrases: list[list[str]]
+
+    @property
+    def flat(self) -> list[str]:
+        """Paraphrases of all texts."""
+        return [one for each in self.paraphrases for one in each]
+
+    def texts(self, source: bool) -> list[str]:
+        """Each text before its paraphrases; without `source` only where it has none."""
+        pairs = zip(self.row.texts, self.paraphrases, strict=True)
+        return [one for text, found in pairs for one in ([text] if source or not found else []) + found]
+
+
+class Kind(NamedTuple):
+    """How to write.
+
+    Attributes:
+        column: The text's.
+        names: Of all columns that were read.
+        top: Paraphrases of a text at most.
+        source: Whether a pickle has the sentence itself, too.
+    """
+
+    column: str
+    names: Sequence[str]
+    top: int
+    source: bool
+
+
+def check_output(path: Path) -> None:
+    """See that a file can be written, before hours of work.
+
+    Raises:
+        InputError: its suffix says no format, or pyarrow is missing.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise InputError(f"{path}: give -o a name that ends in one of {', '.join(_WRITERS)}")
+    if path.suffix.lower() == ".parquet":
+        _pyarrow(path)
+
+
+def write_rephrased(path: Path, rows: Iterable[Rephrased], kind: Kind) -> None:
+    """Write a file whole or not at all, in the format that its suffix says.
+
+    Raises:
+        InputError: a row has no video and times, for a pickle.
+        StorageError: it cannot be written.
+    """
+    with replacing(path) as file:
+        _WRITERS[path.suffix.lower()](rows, kind, file)
+
+
+def _jsonl(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
+    for one in rows:
+        file.write(json.dumps({**one.row.fields, COLUMN: one.flat}, default=str).encode() + b"\n")
+
+
+def _csv(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
+    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*kind.names, *(f"paraphrase_{number + 1}" for number in range(kind.top))])
+    for one in rows:
+        found = one.flat[: kind.top]
+        values = (one.row.fields.get(name) for name in kind.names)
+        writer.writerow([*map(_cell, values), *found, *[""] * (kind.top - len(found))])
+    text.detach()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, tuple, dict)) else value
+
+
+def _pickle(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
+    pickle.dump(list(_clips(rows, kind.source)), file, protocol=4)
+
+
+def _clips(rows: Iterable[Rephrased], source: bool) -> Iterator[tuple[str, float, float, list[str]]]:
+    for clip, same in itertools.groupby(rows, lambda one: one.row.clip()):
+        texts = [text for one in same for text in one.texts(source) if text.strip()]
+        if texts:
+            yield (*clip, texts)
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow.parquet  # type: ignore[import-not-found]
+
+        return pyarrow
+    except ImportError as error:
+        raise InputError(f"{path}: {NO_PYARROW}") from error
+
+
+def _parquet(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
+    import pyarrow.parquet  # type: ignore[import-not-found]
+
+    table = pyarrow.Table.from_pylist([{**one.row.fields, COLUMN: one.flat} for one in rows])
+    pyarrow.parquet.write_table(table, file)
+
+
+_WRITERS: dict[str, Callable[[Iterable[Rephrased], Kind, BinaryIO], None]] = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    **dict.fromkeys(PICKLES, _pickle),
+}

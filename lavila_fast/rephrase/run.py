@@ -1,0 +1,174 @@
+"""From narrations to paraphrases: each distinct sentence once, from the cache or from a model.
+
+counts = rephrase(Job(Path("in.jsonl"), Path("out.pkl")), model, cache)
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from lavila_fast.errors import InputError, ServerError
+from lavila_fast.rephrase.cache import Cache
+from lavila_fast.rephrase.choose import REASONS, choose
+from lavila_fast.rephrase.marks import Marked
+from lavila_fast.rephrase.outputs import Kind, Rephrased, check_output, write_rephrased
+from lavila_fast.rephrase.sources import Row, read_narrated
+
+
+class Model(Protocol):
+    """What paraphrases sentences."""
+
+    def batches(self, sentences: Sequence[str]) -> Iterator[list[str]]:
+        """All of them, in the groups in which they are best asked."""
+
+    def paraphrase(self, sentences: Sequence[str]) -> list[list[str]]:
+        """Candidates of each, the best first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+        source: Narrations.
+        output: Where they go with their paraphrases.
+        column: Of the text.
+        top: Paraphrases to keep of a sentence.
+        limit: Rows; None: all.
+        with_source: Whether the original's metadata has the sentence itself, too.
+    """
+
+    source: Path
+    output: Path
+    column: str = "text"
+    top: int = 3
+    limit: int | None = None
+    with_source: bool = True
+
+    def rows(self) -> Iterator[Row]:
+        """What is read."""
+        return read_narrated(self.source, self.column, self.limit)
+
+
+@dataclass
+class Counts:
+    """What came in and what became of it.
+
+    Attributes:
+        rows: Read.
+        texts: Sentences in them.
+        sentences: Of those different as a model reads them.
+        known: Of these found in the cache.
+        unsure: Texts that were not asked for; see `Marked.askable`.
+        candidates: Of all different texts.
+        kept: Of the candidates.
+        without: Different texts of which no candidate stayed.
+        dropped: Other candidates, by reason.
+        seconds: In the model.
+    """
+
+    rows: int = 0
+    texts: int = 0
+    sentences: int = 0
+    known: int = 0
+    unsure: int = 0
+    candidates: int = 0
+    kept: int = 0
+    without: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, and sentences a second that went through the model."""
+        asked = self.sentences - self.known
+        speed = round(asked / self.seconds, 2) if asked and self.seconds else None
+        dropped = {reason: self.dropped[reason] for reason in REASONS}
+        return {**asdict(self), "dropped": dropped, "seconds": round(self.seconds, 3), "sentences_per_s": speed}
+
+
+def rephrase(
+    job: Job, model: Model, cache: Cache, said: Callable[[int, int], None] = lambda done, total: None
+) -> Counts:
+    """Do it.
+
+    Args:
+        job: What.
+        model: Asked for sentences that the cache does not know.
+        cache: Keeps what the model says, batch by batch.
+        said: Told sentences done and to be done.
+
+    Raises:
+        LavilaError: the input, the model or the output fails; what the model has said so far stays in the cache.
+    """
+    check_output(job.output)
+    counts, names = Counts(), dict[str, None]()
+    sentences = _sentences(job, counts, names)
+    todo = cache.missing(sentences)
+    counts.sentences, counts.known = len(sentences), len(sentences) - len(todo)
+    began = time.perf_counter()
+    _ask(model, cache, todo, said)
+    counts.seconds = time.perf_counter() - began
+    kind = Kind(job.column, list(names), job.top, job.with_source)
+    write_rephrased(job.output, _rephrased(job, cache, counts), kind)
+    return counts
+
+
+def _sentences(job: Job, counts: Counts, names: dict[str, None]) -> list[str]:
+    """Different sentences as a model reads them, in order; counts rows and notes the names of columns.
+
+    Raises:
+        InputError: there is no row.
+    """
+    found: dict[str, None] = {}
+    for row in job.rows():
+        counts.rows, counts.texts = counts.rows + 1, counts.texts + len(row.texts)
+        names.update(dict.fromkeys(row.fields))
+        for text in row.texts:
+            marked = Marked.parse(text)
+            counts.unsure += not marked.askable
+            if marked.askable:
+                found[marked.natural()] = None
+    if not counts.rows:
+        raise InputError(f"{job.source}: holds no narrations")
+    return list(found)
+
+
+def _ask(model: Model, cache: Cache, todo: Sequence[str], said: Callable[[int, int], None]) -> None:
+    done = 0
+    try:
+        for batch in model.batches(todo):
+            cache.put(batch, model.paraphrase(batch))
+            done += len(batch)
+            said(done, len(todo))
+    except ServerError as error:
+        if not done:
+            raise
+        kept = f"{done} of {len(todo)} sentences are kept in {cache.path}, run the same command again to go on"
+        raise ServerError(f"{error}; {kept}") from error
+
+
+def _rephrased(job: Job, cache: Cache, counts: Counts) -> Iterator[Rephrased]:
+    """Rows with their paraphrases; candidates of a text are counted once."""
+    seen: dict[str, list[str]] = {}
+    for row in job.rows():
+        found = []
+        for text in row.texts:
+            if text not in seen:
+                seen[text] = _chosen(Marked.parse(text), job.top, cache, counts)
+            found.append(seen[text])
+        yield Rephrased(row, found)
+
+
+def _chosen(marked: Marked, top: int, cache: Cache, counts: Counts) -> list[str]:
+    if not marked.askable:
+        return []
+    candidates = cache.get(marked.natural()) or []
+    kept = choose(marked, candidates, top, counts.dropped)
+    counts.candidates, counts.kept = counts.candidates + len(candidates), counts.kept + len(kept)
+    counts.without += not kept
+    return kept

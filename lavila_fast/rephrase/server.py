@@ -1,0 +1,194 @@
+"""An OpenAI-style server as paraphraser: vLLM, llama.cpp, Ollama, or one that is paid for.
+
+    server = Server(Ask("http://localhost:8000/v1", "qwen", "Give 5 paraphrases, one a line: {}"))
+    server.paraphrase(["The person picks up the cup."])
+
+A key is read from an environment variable and goes into one header; it stands in no message, file or cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from lavila_fast.errors import InputError, ServerError
+from lavila_fast.shown import shown
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+ATTEMPTS, MOST_BYTES, MOST_PROMPT = 4, 1 << 20, 1 << 20
+_BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+_BUSY = (408, 409, 429)
+_LISTED = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):])\s+")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked for, and where.
+
+    Attributes:
+        url: Up to and with ``/v1``.
+        model: As the server calls it.
+        prompt: ``{}`` stands for the sentence.
+        samples: Answers a sentence; each may hold several lines, which are a candidate each.
+        temperature: Of its sampling.
+        max_tokens: Of an answer.
+    """
+
+    url: str
+    model: str
+    prompt: str
+    samples: int = 1
+    temperature: float = 0.7
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Check what would fail at each sentence.
+
+        Raises:
+            InputError: the address is none, or the prompt has no place for the sentence.
+        """
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"--server {shown(self.url)}: give an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError("--server: leave the key, and what follows a ?, out of the address; see --key-env")
+        if self.prompt.count("{}") != 1:
+            raise InputError("--prompt: the file is to have {} once, where the sentence stands")
+
+    @property
+    def identity(self) -> str:
+        """What answers depend on, as far as one can tell from here."""
+        return f"{self.url.rstrip('/')} {self.model} {hashlib.sha256(self.prompt.encode()).hexdigest()}"
+
+    def settings(self) -> dict[str, Any]:
+        """What they depend on beside that."""
+        return {"samples": self.samples, "temperature": self.temperature, "max_tokens": self.max_tokens}
+
+
+def read_prompt(path: Path) -> str:
+    """A prompt file.
+
+    Raises:
+        InputError: it cannot be read, or is no text.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(MOST_PROMPT).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a text with {{}} in it") from error
+
+
+class Server:
+    """Asks several sentences at a time."""
+
+    def __init__(
+        self, ask: Ask, workers: int = 8, key_variable: str = KEY_VARIABLE, timeout: float = 120.0, pause: float = 1.0
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            ask: What and where.
+            workers: Requests at a time.
+            key_variable: The environment variable that holds a key; no header is sent where it is not set.
+            timeout: Seconds for an answer.
+            pause: Seconds before it is tried again, doubled each time.
+
+        Raises:
+            InputError: the variable holds no key.
+        """
+        self.ask, self.workers, self.timeout, self.pause = ask, workers, timeout, pause
+        key = os.environ.get(key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):  # said here, for who sends it would tell the key
+            raise InputError(f"{key_variable}: holds odd characters, so it is no key; set it again")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def batches(self, sentences: Sequence[str]) -> Iterator[list[str]]:
+        """See `run.Model`: what is lost when the process is killed is at most one."""
+        rest = iter(sentences)
+        while batch := list(itertools.islice(rest, 4 * self.workers)):
+            yield batch
+
+    def paraphrase(self, sentences: Sequence[str]) -> list[list[str]]:
+        """Candidates of each sentence.
+
+        Raises:
+            ServerError: it cannot be reached, refuses, or answers something else.
+        """
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            return list(pool.map(self._candidates, sentences))
+        finally:
+            pool.shutdown(cancel_futures=True)  # nobody waits for the others where one has failed
+
+    def _candidates(self, sentence: str) -> list[str]:
+        body = {
+            "model": self.ask.model,
+            "messages": [{"role": "user", "content": self.ask.prompt.replace("{}", sentence)}],
+            "n": self.ask.samples,
+            "temperature": self.ask.temperature,
+            "max_tokens": self.ask.max_tokens,
+        }
+        for attempt in range(ATTEMPTS):
+            try:
+                return candidates_in(self._post(body))
+            except _BROKEN_LINE as error:
+                if attempt == ATTEMPTS - 1:
+                    raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); see that it runs") from error
+                time.sleep(self.pause * 2**attempt)
+            except requests.RequestException as error:
+                raise ServerError(f"{self.ask.url}: cannot be asked ({_why(error)}); check --server") from error
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                what = "answers something else than chat completions"
+                raise ServerError(f"{self.ask.url}: {what}; give its address up to /v1") from error
+        raise AssertionError
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        url = f"{self.ask.url.rstrip('/')}/chat/completions"
+        how: dict[str, Any] = {"headers": self._headers, "stream": True, "allow_redirects": False}
+        # A redirect would carry sentences, and perhaps the key, elsewhere.
+        with requests.post(url, json=body, timeout=self.timeout, **how) as answer:
+            if answer.status_code in _BUSY or answer.status_code >= 500:
+                raise requests.ConnectionError(f"it says {answer.status_code} {answer.reason}")
+            if answer.status_code != 200:
+                told = f"{self.ask.url}: the server says {answer.status_code} {shown(answer.reason)}"
+                raise ServerError(f"{told}; check --server, --model and the key")
+            content = answer.raw.read(MOST_BYTES + 1, decode_content=True)
+        if len(content) > MOST_BYTES:
+            raise ServerError(f"{self.ask.url}: an answer of more than {MOST_BYTES >> 20} MiB; check --model")
+        return json.loads(content)
+
+
+def candidates_in(answer: Any) -> list[str]:
+    """Lines of all choices of an answer, without the numbers or dots of a list.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no answer of chat completions.
+    """
+    found = []
+    for choice in answer["choices"]:
+        content = choice["message"]["content"]
+        if content is not None and not isinstance(content, str):
+            raise ValueError("content is no text")
+        lines = (_LISTED.sub("", line).strip().strip('"“”') for line in (content or "").splitlines())
+        found += [line for line in lines if line]
+    return found
+
+
+def _why(error: BaseException) -> str:
+    """The innermost cause, in a few words."""
+    while inner := (error.__cause__ or error.__context__):
+        error = inner
+    return shown(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:120]

@@ -1,0 +1,222 @@
+"""An OpenAI-style server as paraphraser: answers, faults, a killed run that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lavila_fast.cli.rephrase import rephrase
+from lavila_fast.errors import InputError, LavilaError, ServerError
+from lavila_fast.rephrase import server as module
+from lavila_fast.rephrase.server import Ask, Server, candidates_in
+
+KEY = "sk-secret-of-the-test"
+THINGS = "cup bowl plate pan knife fork spoon bottle glass kettle box apple".split()  # noqa: SIM905
+ROWS = [{"video": "a", "start": i, "end": i + 1, "text": f"#C C lifts the {one}"} for i, one in enumerate(THINGS * 2)]
+
+
+class Stub:
+    """A server; `answer` makes (status, body) of a request's JSON."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.pause = 0.0
+        self.answer = self.paraphrase
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                stub.asked.append(body["messages"][0]["content"])
+                stub.headers.append(dict(self.headers))
+                time.sleep(stub.pause)
+                status, content = stub.answer(body)
+                raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(raw)))
+                self.end_headers()
+                self.wfile.write(raw)
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def paraphrase(self, body: dict[str, Any]) -> tuple[int, Any]:
+        thing = body["messages"][0]["content"].rpartition(" ")[2].rstrip(".")
+        lines = f"1. The person raises the {thing}.\n\n2) The {thing} is lifted by the person.\n- The person waits."
+        return 200, {"choices": [{"message": {"content": lines}}]}
+
+    def distinct(self) -> set[str]:
+        return {one.rpartition(" ")[2] for one in self.asked}
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    one = Stub()
+    yield one
+    one.http.shutdown()
+    one.http.server_close()
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, stub: Stub) -> list[str]:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "ask.txt").write_text("Three paraphrases, one a line: {}")
+    found = [str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--cache", str(tmp_path / "c.sqlite")]
+    return [*found, "--server", stub.url, "--model", "m", "--prompt", str(tmp_path / "ask.txt"), "--json"]
+
+
+def run(arguments: list[str], code: int = 0) -> Any:
+    result = CliRunner().invoke(rephrase, arguments, catch_exceptions=False)
+    assert result.exit_code == code
+    return result
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_become_paraphrases(arguments: list[str], stub: Stub, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    result = run([*arguments, "--limit", "13"])
+    told = json.loads(result.stdout)
+    assert (told["rows"], told["sentences"], told["candidates"], told["kept"]) == (13, 12, 36, 24)
+    assert told["dropped"]["object"] == 12
+    rows = rows_of(tmp_path / "out.jsonl")
+    assert rows[0]["paraphrases"] == ["#C C raises the cup", "#C the cup is lifted by C"] == rows[12]["paraphrases"]
+    assert sorted(stub.asked)[0] == "Three paraphrases, one a line: The person lifts the apple."
+    assert len(stub.asked) == 12
+    assert {one["Authorization"] for one in stub.headers} == {f"Bearer {KEY}"}
+    assert KEY not in result.output
+    assert not [path for path in tmp_path.iterdir() if KEY.encode() in path.read_bytes()]
+
+
+def test_a_key_that_is_none_is_not_told(arguments: list[str], stub: Stub, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MY_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(InputError, match="MY_KEY: holds odd characters") as raised:
+        run([*arguments, "--key-env", "MY_KEY"])
+    assert KEY not in str(raised.value)
+    assert not stub.asked
+
+
+def test_no_key_no_header(arguments: list[str], stub: Stub, monkeypatch: Any) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    run([*arguments, "--limit", "1"])
+    assert "Authorization" not in stub.headers[0]
+
+
+def test_a_killed_run_goes_on(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    stub.pause = 0.05
+    command = [sys.executable, "-m", "lavila_fast", "rephrase", *arguments, "--workers", "1"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+    deadline = time.monotonic() + 120
+    while len(stub.asked) < 6 and time.monotonic() < deadline and child.poll() is None:
+        threading.Event().wait(0.01)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out.jsonl").exists()
+    before, stub.pause = len(stub.asked), 0.0
+    told = json.loads(run([*arguments, "--workers", "1"]).stdout)
+    assert told["known"] >= 4  # a batch of four was whole
+    assert len(stub.asked) - before == 12 - told["known"]
+    assert len(stub.distinct()) == 12
+    assert [len(row["paraphrases"]) for row in rows_of(tmp_path / "out.jsonl")] == [2] * 24
+
+
+def test_a_server_that_goes_away(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    answered = stub.answer
+    stub.answer = lambda body: answered(body) if len(stub.asked) <= 8 else (503, {})
+    with pytest.raises(
+        ServerError, match=r"no answer \(it says 503.*\); .*; 8 of 12 sentences are kept in .*c\.sqlite, run"
+    ) as raised:
+        run([*arguments, "--workers", "1"])
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out.jsonl").exists()
+    stub.answer = answered
+    assert json.loads(run(arguments).stdout)["known"] == 8
+
+
+def test_a_server_that_is_busy_is_asked_again(arguments: list[str], stub: Stub) -> None:
+    answered = stub.answer
+    stub.answer = lambda body: (429, {}) if len(stub.asked) == 1 else answered(body)
+    assert json.loads(run([*arguments, "--limit", "1"]).stdout)["kept"] == 2
+
+
+def test_nobody_is_there(arguments: list[str]) -> None:
+    arguments[arguments.index("--server") + 1] = "http://127.0.0.1:9/v1"
+    with pytest.raises(
+        ServerError, match=r"http://127\.0\.0\.1:9/v1: no answer \(Connection refused\); see that it runs"
+    ):
+        run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ((401, {}), "the server says 401 Unauthorized; check --server, --model and the key"),
+        ((302, {}), "the server says 302 Found"),
+        ((200, b"<html>"), "answers something else than chat completions"),
+        ((200, {"choices": [{"text": "x"}]}), "answers something else than chat completions"),
+        ((200, {"choices": [{"message": {"content": [1]}}]}), "answers something else than chat completions"),
+        ((200, b"[" * 100_000), "answers something else than chat completions"),
+        ((200, b" " * ((1 << 20) + 1)), "an answer of more than 1 MiB"),
+    ],
+)
+def test_answers_that_are_none(arguments: list[str], stub: Stub, answer: tuple[int, Any], told: str) -> None:
+    stub.answer = lambda body: answer
+    with pytest.raises(ServerError, match=told):
+        run([*arguments, "--limit", "1"])
+
+
+def test_an_empty_paraphrase(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    stub.answer = lambda body: (200, {"choices": [{"message": {"content": None}}, {"message": {"content": " \n"}}]})
+    told = json.loads(run([*arguments, "--limit", "2"]).stdout)
+    assert (told["candidates"], told["kept"], told["without"]) == (0, 0, 2)
+    assert [row["paraphrases"] for row in rows_of(tmp_path / "out.jsonl")] == [[], []]
+
+
+def test_what_is_asked_wrongly(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "ask.txt").write_text("no place for it")
+    with pytest.raises(InputError, match=r"--prompt: the file is to have \{\} once"):
+        run(arguments)
+    (tmp_path / "ask.txt").unlink()
+    with pytest.raises(InputError, match=r"ask\.txt: cannot be read"):
+        run(arguments)
+    with pytest.raises(InputError, match="--server needs --model, its name there, and --prompt"):
+        run(arguments[: arguments.index("--prompt")])
+    faults = ("ftp://x", "give an address such as"), ("http://me:pw@x/v1", "leave the key"), ("http://x?k=pw", "leave")
+    for url, told in faults:
+        with pytest.raises(LavilaError, match=told) as raised:
+            Ask(url, "m", "{}")
+        assert "pw" not in str(raised.value)
+
+
+def test_lists_lose_their_numbers() -> None:
+    content = '1. One cup.\n(2) "Two cups."\n  * Three 3.5 cups\n– four\n5 cups'
+    found = candidates_in({"choices": [{"message": {"content": content}}]})
+    assert found == ["One cup.", "Two cups.", "Three 3.5 cups", "four", "5 cups"]
+
+
+def test_identity_tells_prompts_apart() -> None:
+    assert Ask("http://x/v1", "m", "a {}").identity != Ask("http://x/v1", "m", "b {}").identity
+    assert Server(Ask("http://x/v1/", "m", "{}")).ask.identity == Ask("http://x/v1", "m", "{}").identity
