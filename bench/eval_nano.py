@@ -22,11 +22,11 @@ import numpy as np
 
 from lavila_fast.bench.timing import ROOT, machine
 from lavila_fast.errors import exit_with_line
-from lavila_fast.evaluate.answers import Options
-from lavila_fast.evaluate.compare import compare
-from lavila_fast.evaluate.examinees import ModelChoice
-from lavila_fast.evaluate.result import Result
-from lavila_fast.evaluate.run import evaluate
+from lavila_fast.exams.answers import Options
+from lavila_fast.exams.compare import compare
+from lavila_fast.exams.examinees import ModelChoice
+from lavila_fast.exams.result import Result
+from lavila_fast.exams.run import evaluate
 from lavila_fast.files import write_bytes, write_json
 from lavila_fast.kitchen.film import Shown, film, ground_truth
 from lavila_fast.kitchen.scene import Scene, make_scene

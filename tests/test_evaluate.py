@@ -17,13 +17,13 @@ import torch
 
 from lavila_fast import DualEncoder
 from lavila_fast.errors import LavilaError
-from lavila_fast.evaluate.answers import Options
-from lavila_fast.evaluate.examinees import ModelChoice
-from lavila_fast.evaluate.relevancy import relevancy_of
-from lavila_fast.evaluate.result import read_result
-from lavila_fast.evaluate.run import evaluate
-from lavila_fast.evaluate.sentences import spelt
-from lavila_fast.evaluate.watch import Watcher
+from lavila_fast.exams.answers import Options
+from lavila_fast.exams.examinees import ModelChoice
+from lavila_fast.exams.relevancy import relevancy_of
+from lavila_fast.exams.result import read_result
+from lavila_fast.exams.run import evaluate
+from lavila_fast.exams.sentences import spelt
+from lavila_fast.exams.watch import Watcher
 from lavila_fast.kernels import native
 from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
 from lavila_fast.pretrained import find_vocabulary
@@ -357,7 +357,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_run_goes_on_and_another_template_needs_no_video(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, features = counting(monkeypatch), place / "resumed"
-    monkeypatch.setattr("lavila_fast.evaluate.answers.PART", 2)
+    monkeypatch.setattr("lavila_fast.exams.answers.PART", 2)
     options = Options(
         features=features, seen=lambda done, of: (_ for _ in ()).throw(KeyboardInterrupt) if done == 5 else None
     )

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from lavila_fast.cli.main import cli
 from lavila_fast.errors import InputError, LavilaError
-from lavila_fast.evaluate.compare import compare
-from lavila_fast.evaluate.result import Result, read_result
+from lavila_fast.exams.compare import compare
+from lavila_fast.exams.result import Result, read_result
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from lavila_fast.engines.sampling import Warp
-from lavila_fast.evaluate import metrics, narrators, scores
+from lavila_fast.evaluate import metrics
 from lavila_fast.evaluate.cider import cider
-from lavila_fast.evaluate.data_folder import DataFolder
-from lavila_fast.evaluate.ego4d_annotations import open_ego_mcq
-from lavila_fast.evaluate.meteor import meteor, meteor_counts
-from lavila_fast.evaluate.meteor_tables import find_tables
-from lavila_fast.evaluate.protocols import PROTOCOLS
-from lavila_fast.evaluate.scores import class_cosines, class_texts, class_vectors, join_views
-from lavila_fast.evaluate.sentence_exams import Choice
-from lavila_fast.evaluate.sentences import bleu, bleu_counts, by_blanks, kept_ids, rouge_l, spelt
+from lavila_fast.exams import narrators, scores
+from lavila_fast.exams.data_folder import DataFolder
+from lavila_fast.exams.ego4d_annotations import open_ego_mcq
+from lavila_fast.exams.meteor import meteor, meteor_counts
+from lavila_fast.exams.meteor_tables import find_tables
+from lavila_fast.exams.protocols import PROTOCOLS
+from lavila_fast.exams.scores import class_cosines, class_texts, class_vectors, join_views
+from lavila_fast.exams.sentence_exams import Choice
+from lavila_fast.exams.sentences import bleu, bleu_counts, by_blanks, kept_ids, rouge_l, spelt
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_TRAIN_DIR") or Path(__file__).parent / "data" / "golden-train")
 _FILE = GOLDEN / "evaluation.json"
@@ -144,7 +145,7 @@ def test_retrieval(name: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def columns(folder: Path) -> list[int]:
-    from lavila_fast.evaluate.annotations import sentence_rows
+    from lavila_fast.exams.annotations import sentence_rows
     from lavila_fast.train.datasets.ek100 import read_segments, read_sentences
 
     segments = read_segments(folder / "EPIC_100_retrieval_test.csv")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.meteor import meteor, meteor_counts
-from lavila_fast.evaluate.meteor_tables import words_of
+from lavila_fast.exams.meteor import meteor, meteor_counts
+from lavila_fast.exams.meteor_tables import words_of
 from lavila_fast.text.stem import stem
 
 # From the sample vocabulary of the algorithm's page.
@@ -103,7 +103,7 @@ def test_damaged_tables_are_one_line(tables: Path) -> None:
 
 
 def test_nothing_of_an_evaluation_but_checkpoints_needs_torch() -> None:
-    code = "import sys, lavila_fast.evaluate.run, lavila_fast.evaluate.report, lavila_fast.evaluate.compare"
+    code = "import sys, lavila_fast.exams.run, lavila_fast.exams.report, lavila_fast.exams.compare"
     found = subprocess.run(
         [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True
     )

@@ -18,7 +18,7 @@ from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.streams import tell
 
 if TYPE_CHECKING:
-    from lavila_fast.evaluate.result import Result
+    from lavila_fast.exams.result import Result
 
 _CHANGES = (
     *("frames", "stride", "clips", "crops", "sparse", "template", "normalised"),
@@ -88,9 +88,9 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
     What the model gives for each clip is kept: the same command again goes on where it was broken off, and another
     template or fewer clips need no video. Writes OUTPUT, with all that scores were computed from, and a page.
     """
-    from lavila_fast.evaluate.answers import Options
-    from lavila_fast.evaluate.examinees import ModelChoice
-    from lavila_fast.evaluate.run import evaluate as examined
+    from lavila_fast.exams.answers import Options
+    from lavila_fast.exams.examinees import ModelChoice
+    from lavila_fast.exams.run import evaluate as examined
 
     output = given["output"] or Path(f"{benchmark}.json")
     changes = {name: given[name] for name in _CHANGES if given[name] is not None}
@@ -127,9 +127,9 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
 
 
 def _page(result: Result, output: Path, data: Path, videos: Path | None) -> Path:
-    from lavila_fast.evaluate.examples import examples, pictures_of
-    from lavila_fast.evaluate.report import render
-    from lavila_fast.evaluate.run import reopened
+    from lavila_fast.exams.examples import examples, pictures_of
+    from lavila_fast.exams.report import render
+    from lavila_fast.exams.run import reopened
     from lavila_fast.files import write_text
 
     clips = [clip for one in examples(result) for clip in one.clips]
@@ -148,8 +148,8 @@ def compare_results(first: Path, second: Path, draws: int, as_json: bool) -> Non
 
     Clips, queries or classes that both results have are paired. A star marks an interval without 0.
     """
-    from lavila_fast.evaluate.compare import compare
-    from lavila_fast.evaluate.result import plain, read_result
+    from lavila_fast.exams.compare import compare
+    from lavila_fast.exams.result import plain, read_result
 
     found = compare(read_result(first), read_result(second), draws)
     if as_json:
@@ -162,8 +162,8 @@ def compare_results(first: Path, second: Path, draws: int, as_json: bool) -> Non
 
 def _lines(result: Result) -> str:
     """Scores, and others' beside them."""
-    from lavila_fast.evaluate.figures import NAMES
-    from lavila_fast.evaluate.result import reasons_by_row
+    from lavila_fast.exams.figures import NAMES
+    from lavila_fast.exams.result import reasons_by_row
 
     lines = [f"{result.benchmark}, {result.protocol['name']}: {result.data['clips']:,} clips"]
     lines += [f"  {NAMES.get(name, name):32}{value:9.3f}" for name, value in result.scores.items()]

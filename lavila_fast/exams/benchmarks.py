@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.annotations import open_charades_ego, open_egtea, open_ek100_cls, open_ek100_mir
-from lavila_fast.evaluate.data_folder import DataFolder
-from lavila_fast.evaluate.ego4d_annotations import open_ego_mcq, open_narration
-from lavila_fast.evaluate.exams import Exam
-from lavila_fast.evaluate.protocols import Protocol
+from lavila_fast.exams.annotations import open_charades_ego, open_egtea, open_ek100_cls, open_ek100_mir
+from lavila_fast.exams.data_folder import DataFolder
+from lavila_fast.exams.ego4d_annotations import open_ego_mcq, open_narration
+from lavila_fast.exams.exam import Exam
+from lavila_fast.exams.protocols import Protocol
 
 _DUAL = ("dual_encoder",)
 _EITHER = ("classifier", "dual_encoder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila_fast.evaluate.footage import Library
+from lavila_fast.exams.footage import Library
 from lavila_fast.train.datasets.ek100 import Segment, segment_reads
 from lavila_fast.train.datasets.samples import FrameRead, Generator, Sample, choose_frames
 

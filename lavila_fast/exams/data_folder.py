@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.exams import Facts
-from lavila_fast.evaluate.footage import Library
+from lavila_fast.exams.exam import Facts
+from lavila_fast.exams.footage import Library
 from lavila_fast.files import sha256
 
 MATRIX = "caption_relevancy_EPIC_100_retrieval_test.pkl"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.arrays import F32
-from lavila_fast.evaluate.footage import Library
-from lavila_fast.evaluate.protocols import Protocol
+from lavila_fast.exams.footage import Library
+from lavila_fast.exams.protocols import Protocol
 from lavila_fast.train.datasets.samples import AnnotatedSet
 
 Tables = dict[str, dict[str, Any]]

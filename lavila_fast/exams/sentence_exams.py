@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.arrays import F32, F64, I64
-from lavila_fast.evaluate import metrics, scores
+from lavila_fast.evaluate import metrics
 from lavila_fast.evaluate.cider import cider
-from lavila_fast.evaluate.exams import Exam, Seen, Tables
-from lavila_fast.evaluate.meteor import meteor_counts
-from lavila_fast.evaluate.meteor_tables import find_tables
-from lavila_fast.evaluate.protocols import Protocol
-from lavila_fast.evaluate.sentences import bleu_counts, by_blanks, rouge_l, spelt
+from lavila_fast.exams import scores
+from lavila_fast.exams.exam import Exam, Seen, Tables
+from lavila_fast.exams.meteor import meteor_counts
+from lavila_fast.exams.meteor_tables import find_tables
+from lavila_fast.exams.protocols import Protocol
+from lavila_fast.exams.sentences import bleu_counts, by_blanks, rouge_l, spelt
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from lavila_fast.config import VisionConfig
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.engines.sampling import Warp
-from lavila_fast.evaluate.examinees import ModelChoice, bundle_identity, is_bundle
-from lavila_fast.evaluate.protocols import Protocol
-from lavila_fast.evaluate.sentences import kept_ids
+from lavila_fast.exams.examinees import ModelChoice, bundle_identity, is_bundle
+from lavila_fast.exams.protocols import Protocol
+from lavila_fast.exams.sentences import kept_ids
 from lavila_fast.files import sha256
 from lavila_fast.generate.randomness import clip_key, uniforms
 from lavila_fast.generate.scheduler import end_token

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lavila_fast.evaluate.meteor_tables import LONGEST, MeteorTables, Phrase, read_tables, words_of
+from lavila_fast.exams.meteor_tables import LONGEST, MeteorTables, Phrase, read_tables, words_of
 from lavila_fast.text.stem import stem
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75

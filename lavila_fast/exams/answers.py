@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from lavila_fast.arrays import F32
 from lavila_fast.errors import LavilaError, NotFiniteError
-from lavila_fast.evaluate.examinees import Examinee
-from lavila_fast.evaluate.exams import Exam
-from lavila_fast.evaluate.features import FeatureStore
-from lavila_fast.evaluate.narrators import NarratorExaminee
-from lavila_fast.evaluate.protocols import Protocol
-from lavila_fast.evaluate.sentence_exams import Narrations
-from lavila_fast.evaluate.watch import Watcher, watched
+from lavila_fast.exams.exam import Exam
+from lavila_fast.exams.examinees import Examinee
+from lavila_fast.exams.features import FeatureStore
+from lavila_fast.exams.narrators import NarratorExaminee
+from lavila_fast.exams.protocols import Protocol
+from lavila_fast.exams.sentence_exams import Narrations
+from lavila_fast.exams.watch import Watcher, watched
 
 PART = 64  # clips after which what was found is written
 _SHOWN = 5  # missing videos that an error names

@@ -13,13 +13,13 @@ import numpy as np
 
 from lavila_fast.arrays import F64
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.class_exams import Classes, Several
-from lavila_fast.evaluate.data_folder import MATRIX, DataFolder, unique
-from lavila_fast.evaluate.exams import Exam
-from lavila_fast.evaluate.protocols import Protocol
-from lavila_fast.evaluate.relevancy import relevancy_of
-from lavila_fast.evaluate.segments import EK100Clips
-from lavila_fast.evaluate.sentence_exams import Retrieval
+from lavila_fast.exams.class_exams import Classes, Several
+from lavila_fast.exams.data_folder import MATRIX, DataFolder, unique
+from lavila_fast.exams.exam import Exam
+from lavila_fast.exams.protocols import Protocol
+from lavila_fast.exams.relevancy import relevancy_of
+from lavila_fast.exams.segments import EK100Clips
+from lavila_fast.exams.sentence_exams import Retrieval
 from lavila_fast.train.datasets import charades, egtea
 from lavila_fast.train.datasets.ek100 import Segment, actions_of, read_segments, read_sentences
 from lavila_fast.video.pickled import read_matrix

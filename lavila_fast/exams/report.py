@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import MissingExtraError
-from lavila_fast.evaluate.examples import Example, Pictures, examples, names_of
-from lavila_fast.evaluate.figures import NAMES
-from lavila_fast.evaluate.result import Result, reasons_by_row
+from lavila_fast.exams.examples import Example, Pictures, examples, names_of
+from lavila_fast.exams.figures import NAMES
+from lavila_fast.exams.result import Result, reasons_by_row
 from lavila_fast.page import ACCENT, SECOND, document, html_table, picture, svg
 
 _MOST_CLASSES = 30

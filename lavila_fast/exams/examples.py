@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import VideoError
-from lavila_fast.evaluate.exams import Exam
-from lavila_fast.evaluate.result import Result
+from lavila_fast.exams.exam import Exam
+from lavila_fast.exams.result import Result
 
 _EACH, _FRAMES = 4, 4
 Pictures = dict[str, list[NDArray[np.uint8]]]

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.figures import FIGURES, NAMES, Tables, drawn
-from lavila_fast.evaluate.result import Result
+from lavila_fast.exams.figures import FIGURES, NAMES, Tables, drawn
+from lavila_fast.exams.result import Result
 
 _DRAWS, _LEVEL = 1000, 0.95
 _SAME = ("frames", "stride", "clips", "crops", "sparse", "template", "every", "samples", "normalised")

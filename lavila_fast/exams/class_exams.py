@@ -13,9 +13,10 @@ import numpy as np
 
 from lavila_fast.arrays import F64, I64
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate import metrics, scores
-from lavila_fast.evaluate.exams import Exam, Seen, Tables
-from lavila_fast.evaluate.protocols import Protocol
+from lavila_fast.evaluate import metrics
+from lavila_fast.exams import scores
+from lavila_fast.exams.exam import Exam, Seen, Tables
+from lavila_fast.exams.protocols import Protocol
 
 VERBS, NOUNS = 97, 300  # of EPIC-KITCHENS-100
 

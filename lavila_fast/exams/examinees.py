@@ -158,7 +158,7 @@ class _Bundled:
 
 
 def _of_checkpoint(path: Path, choice: ModelChoice, kinds: Sequence[str], frames: Frames) -> Examinee:
-    from lavila_fast.evaluate.torch_examinee import TorchExaminee, load
+    from lavila_fast.exams.torch_examinee import TorchExaminee, load
 
     model, kind = load(path, None)
     if kind not in kinds:

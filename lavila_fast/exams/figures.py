@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.evaluate.meteor import meteor
-from lavila_fast.evaluate.scores import mean_accuracy
-from lavila_fast.evaluate.sentences import bleu
+from lavila_fast.exams.meteor import meteor
+from lavila_fast.exams.scores import mean_accuracy
+from lavila_fast.exams.sentences import bleu
 
 Table = Mapping[str, Any]
 Tables = Mapping[str, Table]

@@ -15,21 +15,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lavila_fast import __version__
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.evaluate.answers import Options, Say, embedder, fill, look_for_videos, narrated_by
-from lavila_fast.evaluate.benchmarks import check_changes, find_benchmark
-from lavila_fast.evaluate.data_folder import DataFolder
-from lavila_fast.evaluate.examinees import Examinee, ModelChoice, open_examinee
-from lavila_fast.evaluate.exams import Exam, Seen
-from lavila_fast.evaluate.features import FeatureStore
-from lavila_fast.evaluate.figures import FIGURES
-from lavila_fast.evaluate.narrators import NarratorExaminee, open_narrator
-from lavila_fast.evaluate.protocols import PROTOCOLS, Protocol, find_protocol
-from lavila_fast.evaluate.published import published
-from lavila_fast.evaluate.result import Result
-from lavila_fast.evaluate.sentence_exams import Narrations
-from lavila_fast.evaluate.watch import Watcher
+from lavila_fast.exams.answers import Options, Say, embedder, fill, look_for_videos, narrated_by
+from lavila_fast.exams.benchmarks import check_changes, find_benchmark
+from lavila_fast.exams.data_folder import DataFolder
+from lavila_fast.exams.exam import Exam, Seen
+from lavila_fast.exams.examinees import Examinee, ModelChoice, open_examinee
+from lavila_fast.exams.features import FeatureStore
+from lavila_fast.exams.figures import FIGURES
+from lavila_fast.exams.narrators import NarratorExaminee, open_narrator
+from lavila_fast.exams.protocols import PROTOCOLS, Protocol, find_protocol
+from lavila_fast.exams.published import published
+from lavila_fast.exams.result import Result
+from lavila_fast.exams.sentence_exams import Narrations
+from lavila_fast.exams.watch import Watcher
 
 Model = Examinee | NarratorExaminee
 
@@ -201,8 +200,8 @@ def _why_not(name: str, frames: int | None, protocol: Protocol, odd: list[str]) 
 
 def versions() -> dict[str, str]:
     """Of what computed the figures."""
-    found = {"lavila-fast": __version__}
-    for package in ("numpy", "onnxruntime", "torch", "av"):
+    found: dict[str, str] = {}
+    for package in ("lavila-fast", "numpy", "onnxruntime", "torch", "av"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.evaluate.data_folder import DataFolder, unique
-from lavila_fast.evaluate.exams import Exam
-from lavila_fast.evaluate.footage import Library
-from lavila_fast.evaluate.protocols import Protocol
-from lavila_fast.evaluate.sentence_exams import Choice, Narrations
+from lavila_fast.exams.data_folder import DataFolder, unique
+from lavila_fast.exams.exam import Exam
+from lavila_fast.exams.footage import Library
+from lavila_fast.exams.protocols import Protocol
+from lavila_fast.exams.sentence_exams import Choice, Narrations
 from lavila_fast.train.datasets.ego4d import Ego4D, Narrated, read_narrations
 from lavila_fast.video.clips import CHUNK_SECONDS
 

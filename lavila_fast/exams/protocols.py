@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lavila_fast.errors import InputError
-from lavila_fast.evaluate.scores import TEMPLATES, Join, Softmax
+from lavila_fast.exams.scores import TEMPLATES, Join, Softmax
 
 _CROPS = (1, 3, 6)
 

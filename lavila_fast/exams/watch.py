@@ -19,8 +19,8 @@ import numpy as np
 from lavila_fast.arrays import F32
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import InputError, LavilaError, VideoError
-from lavila_fast.evaluate.footage import Library, joined
-from lavila_fast.evaluate.protocols import Protocol
+from lavila_fast.exams.footage import Library, joined
+from lavila_fast.exams.protocols import Protocol
 from lavila_fast.train.augment import views
 from lavila_fast.train.datasets.samples import AnnotatedSet, Sample
 from lavila_fast.video.kept import kept_files
