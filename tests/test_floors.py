@@ -14,15 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"shown"},  # below the cellar: text made safe, which whatever speaks needs
     {"errors", "arrays", "log"},  # the cellar: configs check themselves, and need errors for it
-    {"config", "records", "files", "machine", "kernels"},
+    {"config", "records", "files", "machine", "kernels", "page"},
     {"video", "text", "presets", "download"},
     {"bundle", "pretrained", "kitchen"},
     {"models"},
     {"quant"},
     {"engines"},
-    {"generate"},
-    {"narrator", "evaluate", "search", "rephrase"},
+    {"generate", "clip_model"},
+    {"narrator", "dual_encoder", "classifier", "evaluate", "search", "rephrase"},
     {"export", "train", "archive", "serve"},
+    {"exams"},  # they read the annotations that training reads
     {"bench"},  # it measures what `export` makes
     {"cli"},
 ]
@@ -33,6 +34,8 @@ VERSION = "lavila_fast.cli.main", "lavila_fast"  # the command line asks the pac
 ROAD = [
     "cli",
     "narrator",
+    "dual_encoder",
+    "classifier",
     "archive",
     "generate",
     "engines.choose",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -243,3 +245,38 @@ def test_kitchen_clips_are_what_their_labels_say(tmp_path, monkeypatch):
     for seen, scene in zip(frames, scenes, strict=True):
         drawn = [preprocess(frame, 64) for frame in render_clip(scene, 4, 320, 240)]
         assert np.abs(seen - np.stack(drawn)).mean() < 6
+
+
+@pytest.mark.slow
+def test_ranking_of_the_size_of_epic_kitchens_is_quick_and_small(tmp_path):
+    """Both directions of 9,668 clips and 3,842 sentences: 6 s of one core and 0.6 GB in all when this was written."""
+    code = """
+import resource, time
+import numpy as np
+from lavila_fast.evaluate import metrics
+from lavila_fast.exams import scores
+rng = np.random.default_rng(0)
+relevancy = np.zeros((9668, 3842))
+relevancy[rng.integers(9668, size=700_000), rng.integers(3842, size=700_000)] = 0.5
+relevancy[np.arange(9668), rng.integers(3842, size=9668)] = 1
+relevancy[rng.integers(9668, size=3842), np.arange(3842)] = 1
+video, text = (rng.standard_normal((n, 256), np.float32) for n in relevancy.shape)
+begun = time.process_time()
+found = scores.retrieval_scores(video, text)
+for one, fits in ((found, relevancy), (found.T, relevancy.T)):
+    ap, gain = metrics.ranking_figures(one, fits)
+    assert np.isfinite(ap).all() and np.isfinite(gain).all()
+print(time.process_time() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, gigabytes = map(float, told.split())
+    assert seconds < 20
+    assert gigabytes < 1
+
+
+def test_equal_scores_keep_their_order_in_either_precision():
+    scores = np.random.default_rng(3).integers(-4, 5, (40, 97)) * 0.37
+    scores[3, ::2], scores[4], scores[5, 3] = -0.0, np.inf, -np.inf
+    wanted = np.argsort(-scores, axis=1, kind="stable")
+    for one in (scores, scores.astype(np.float32)):
+        np.testing.assert_array_equal(metrics._order(one), wanted)

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lavila_fast.export.parity import plots
 from lavila_fast.export.parity.limits import POINTS, Section
 from lavila_fast.export.parity.report import Report
+from lavila_fast.page import document, html_table, number, picture
 
-_CSS = """
-:root { color-scheme: light dark; --bg: #fff; --ink: #1c2330; --soft: #5b6675; --line: #dfe3ea; --card: #f6f7f9;
-  --accent: #2f6fb3; --second: #a9b4c4; --good: #1a7f45; --bad: #c22f2f; }
-@media (prefers-color-scheme: dark) { :root { --bg: #14171c; --ink: #e6e9ee; --soft: #9aa5b4; --line: #323945;
-  --card: #1c2128; --accent: #6aa7e8; --second: #5d6a7d; --good: #4fc47f; --bad: #ff7b72; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1080px; padding: 2rem 1.25rem 4rem; background: var(--bg); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.55rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .3rem; }
-h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } p { margin: .4rem 0; max-width: 75ch; }
-.verdict { display: flex; gap: 1rem; align-items: center; margin-bottom: 1rem; }
-.badge { font-weight: 700; padding: .25rem .8rem; border-radius: 6px; color: var(--bg); background: var(--good); }
-.badge.bad { background: var(--bad); } .soft { color: var(--soft); } .good { color: var(--good); }
-.bad-text { color: var(--bad); font-weight: 600; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; color: var(--soft); font-size: .85rem; } td.n, th.n { text-align: right; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 0; }
-.facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr));
-  gap: 1rem; margin-top: 1rem; }
-.plots svg { width: 100%; height: auto; background: var(--card); border-radius: 8px; padding: .5rem; }
-.example { background: var(--card); border-radius: 8px; padding: .8rem; margin: .7rem 0; }
-.example img { height: 88px; border-radius: 4px; margin: 0 4px 4px 0; }
-.example td { border: 0; padding-bottom: 0; } .example table { width: auto; }
-.scroll { overflow-x: auto; }
-"""
 _FIGURES = {
     "tokens": "next words compared",
     "kl": "KL divergence, nats a token",
@@ -69,27 +38,7 @@ def render(report: Report) -> str:
     """
     title = f"Parity of {report.about['bundle']['name']}"
     body = "\n".join([_head(report, title), *(_section(report, i) for i in range(len(report.sections))), _foot()])
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def number(value: float) -> str:
-    """Four digits, as people write them."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _html_table(heads: list[str], rows: list[list[str]], numeric: int = 1) -> str:
-    """A table; cells are HTML already, and from column `numeric` on they are numbers."""
-
-    def line(cells: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' * (i >= numeric)}>{cell}</{tag}>" for i, cell in enumerate(cells))
-
-    head = f"<thead><tr>{line(heads, 'th')}</tr></thead>"
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    return document(title, body)
 
 
 def _head(report: Report, title: str) -> str:
@@ -149,7 +98,7 @@ def _checks(section: Section) -> str:
         ]
         for check in section.checks
     ]
-    return _html_table(["what", "found", "limit", ""], rows)
+    return html_table(["what", "found", "limit", ""], rows)
 
 
 def _quality(section: Section) -> str:
@@ -171,12 +120,12 @@ def _quality(section: Section) -> str:
         "What is below zero was gained. The interval is a paired bootstrap's."
     )
     heads = ["", "reference", "engine", "points lost", "95 % interval", "worse / better"]
-    return f'{_html_table(heads, rows)}<p class="soft">{note}</p>'
+    return f'{html_table(heads, rows)}<p class="soft">{note}</p>'
 
 
 def _figures(section: Section) -> str:
     rows = [[escape(_FIGURES.get(name, name)), number(value)] for name, value in section.figures.items()]
-    return _html_table(["", "found"], rows)
+    return html_table(["", "found"], rows)
 
 
 def _graphs(section: Section) -> str:
@@ -188,7 +137,7 @@ def _graphs(section: Section) -> str:
         [escape(notes.get(name, name)), *(number(error[k]) for k in ("max", "mean", "relative", "relative_worst_clip"))]
         for name, error in section.graphs.items()
     ]
-    return _html_table(["graph", "largest", "mean", "relative", "relative, worst clip"], rows)
+    return html_table(["graph", "largest", "mean", "relative", "relative, worst clip"], rows)
 
 
 def _plots(section: Section, place: int) -> Iterator[str]:
@@ -204,7 +153,7 @@ def _plots(section: Section, place: int) -> Iterator[str]:
 
 def _example(report: Report, example: Mapping[str, Any]) -> str:
     clip = example["clip"]
-    frames = "".join(f'<img alt="" src="{_picture(frame)}">' for frame in report.pictures.get(clip, ()))
+    frames = "".join(f'<img alt="" src="{picture(frame)}">' for frame in report.pictures.get(clip, ()))
     same = example["reference"] == example["engine"]
     other = "bad-text" if not same else ""
     return (
@@ -213,17 +162,6 @@ def _example(report: Report, example: Mapping[str, Any]) -> str:
         f'<tr><td class=soft>engine</td><td class="{other}">{escape(example["engine"])}</td></tr></table>'
         f"<span class=soft>clip {clip}, {number(example['kl'])} nats a token</span></div>"
     )
-
-
-def _picture(frame_HW3: NDArray[np.uint8]) -> str:
-    """A small JPEG as a data URI."""
-    from PIL import Image  # matplotlib brings it
-
-    image = Image.fromarray(frame_HW3)
-    image.thumbnail((160, 160))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _foot() -> str:

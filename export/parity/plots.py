@@ -2,54 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lavila_fast.errors import MissingExtraError
 from lavila_fast.export.parity.limits import POINTS, Section
 from lavila_fast.export.parity.measure import EDGES
-
-# Stand-ins that become CSS variables of the page once the picture is drawn.
-INK, FAINT, ACCENT, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
-_COLOURS = {INK: "currentColor", FAINT: "var(--line)", ACCENT: "var(--accent)", SECOND: "var(--second)"}
-_PLOT_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": FAINT,
-    "grid.linewidth": 0.8,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), INK),
-    "legend.frameon": False,
-}
-
-
-def _svg(draw: Any, name: str, width: float = 5.2, height: float = 2.6) -> str:
-    """Draw on fresh axes and give the picture as an ``<svg>`` element."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "export") from error
-    with mpl.rc_context({**_PLOT_STYLE, "svg.hashsalt": name}):
-        figure = Figure((width, height), layout="constrained")
-        draw(figure.add_subplot())
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()[out.getvalue().index("<svg") :]
-    for stand_in, colour in _COLOURS.items():
-        text = re.sub(stand_in, colour, text, flags=re.IGNORECASE)
-    text = re.sub(r"font: ([^;\"]*?)'sans-serif'[^;\"]*", r"font: \1inherit", text)
-    text = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', text)  # ids are the page's, not the picture's
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+from lavila_fast.page import ACCENT, INK, SECOND, svg
 
 
 def error_histogram(graph: str, error: Mapping[str, Any], name: str) -> str:
@@ -64,7 +22,7 @@ def error_histogram(graph: str, error: Mapping[str, Any], name: str) -> str:
         axes.set_xticks(range(-9, 2, 2), ["≤1e-9", *(f"1e{x}" for x in range(-7, 2, 2))])
         axes.set_xlabel("error / size of the outputs (rms)")
 
-    return _svg(draw, name)
+    return svg(draw, name)
 
 
 def kl_by_position(places: Mapping[str, Sequence[float]], name: str) -> str:
@@ -81,7 +39,7 @@ def kl_by_position(places: Mapping[str, Sequence[float]], name: str) -> str:
         axes.ticklabel_format(axis="y", scilimits=(-3, 3))
         axes.legend()
 
-    return _svg(draw, name)
+    return svg(draw, name)
 
 
 def layer_errors(layers: Sequence[float], name: str) -> str:
@@ -94,7 +52,7 @@ def layer_errors(layers: Sequence[float], name: str) -> str:
         axes.ticklabel_format(axis="y", scilimits=(-3, 3))
         axes.margins(x=0.5 / max(len(layers), 1))
 
-    return _svg(draw, name)
+    return svg(draw, name)
 
 
 _BARS = {"sentence": "sentence", "verb": "verb", "object": "object", "cider": "CIDEr"} | {
@@ -117,4 +75,4 @@ def quality_bars(section: Section, name: str) -> str:
         axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18 if len(shown) > 4 else -0.12))
         axes.set_title("the kitchen: what is got right")
 
-    return _svg(draw, name, height=3.0)
+    return svg(draw, name, height=3.0)

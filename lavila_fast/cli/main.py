@@ -24,6 +24,7 @@ from lavila_fast import __version__
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.demo import demo
 from lavila_fast.cli.engines import engines
+from lavila_fast.cli.evaluate import evaluate
 from lavila_fast.cli.export import export
 from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
@@ -72,11 +73,15 @@ def cli() -> None:
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
+    lavila-fast eval BENCHMARK          how good a model is at an egocentric benchmark
     lavila-fast train --list            what can be trained, on which data
     """  # noqa: D301
 
 
-_COMMANDS = (demo, narrate, status, models, export, parity, bench, engines, train, prepare_data, narrations, rephrase)
+_COMMANDS = (
+    *(demo, narrate, status, models, export, parity, bench, evaluate, engines, train, prepare_data),
+    *(narrations, rephrase),
+)
 
 for command in _COMMANDS:
     cli.add_command(command)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,22 @@ def tokens(sentence: str) -> list[str]:
     return re.findall(r"\w+(?:'\w+)*", sentence.lower())
 
 
-def _grams(sentence: str) -> list[Counter[Gram]]:
-    said = tokens(sentence)
+def _grams(said: list[str]) -> list[Counter[Gram]]:
     return [Counter(zip(*(said[i:] for i in range(n)), strict=False)) for n in range(1, LONGEST + 1)]
 
 
-def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+def cider(
+    said: Sequence[str], references: Sequence[Sequence[str]], split: Callable[[str], list[str]] = tokens
+) -> NDArray[np.float64]:
     """CIDEr-D of each sentence, (N,), 0 to 10; its mean is the figure.
 
     Args:
         said: One sentence a clip.
         references: What people said about each clip, one sentence at least. Rarity is counted over these clips, so the
             score of one clip depends on the others, and that of a single clip is 0.
+        split: Makes words of a sentence.
     """
-    told = [[_grams(sentence) for sentence in some] for some in references]
+    told = [[_grams(split(sentence)) for sentence in some] for some in references]
     clips_with = Counter(gram for some in told for gram in {g for one in some for grams in one for g in grams})
     everywhere = np.log(len(references))
 
@@ -48,7 +50,8 @@ def cider(said: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[n
         parts = [_cosine(weigh(a), weigh(b)) for a, b in zip(mine, theirs, strict=True)]
         return float(np.mean(parts) * np.exp(-(gap**2) / (2 * SIGMA**2)))
 
-    return np.array([10 * np.mean([score(_grams(one), r) for r in refs]) for one, refs in zip(said, told, strict=True)])
+    pairs = zip((_grams(split(one)) for one in said), told, strict=True)
+    return np.array([10 * np.mean([score(mine, theirs) for theirs in some]) for mine, some in pairs])
 
 
 def _cosine(mine: dict[Gram, float], theirs: dict[Gram, float]) -> float:

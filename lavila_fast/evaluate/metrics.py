@@ -21,10 +21,60 @@ from lavila_fast.arrays import F64
 Floats = NDArray[np.floating[Any]]
 
 
+_BLOCK = 1 << 21  # numbers that are ranked at a time
+
+
+def blocks(rows: int, columns: int) -> list[slice]:
+    """Consecutive rows of a matrix, so many at a time that working on them takes little memory."""
+    size = max(1, _BLOCK // max(columns, 1))
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _order(scores_NM: Floats) -> NDArray[Any]:
+    """Places of each row by falling scores; equal ones in their order.
+
+    Scores of 32 bits are sorted as whole numbers of 64 whose low half is the place: far faster than a stable argsort.
+    """
+    if scores_NM.dtype != np.float32 or np.isnan(scores_NM).any():
+        return np.argsort(-scores_NM, axis=1, kind="stable")
+    bits = (-scores_NM + np.float32(0)).view(np.int32)  # adding 0 makes -0 and 0 one number
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats fall as their bits rise
+    keys = (rising.astype(np.int64) << 32) | np.arange(scores_NM.shape[1])
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
 def _ranked(scores_NM: Floats, values_NM: NDArray[Any]) -> NDArray[Any]:
     """`values_NM` of each row in the order of falling scores."""
-    order = np.argsort(-scores_NM, axis=1, kind="stable")
-    return np.take_along_axis(values_NM, order, axis=1)
+    return np.take_along_axis(values_NM, _order(scores_NM), axis=1)
+
+
+def ranking_figures(scores_NM: Floats, relevancy_NM: NDArray[Any]) -> tuple[F64, F64]:
+    """`average_precision` and `ndcg` of each row, (N,) each: ranked once, some rows at a time."""
+    found = []
+    for some in blocks(*scores_NM.shape):
+        relevancy = np.ascontiguousarray(relevancy_NM[some])
+        ranked = _ranked(np.ascontiguousarray(scores_NM[some]), relevancy)
+        found.append((_precision(ranked), _gain(ranked, relevancy)))
+    both = zip(*found, strict=True) if found else ((np.zeros(0),), (np.zeros(0),))
+    precision, gain = (np.concatenate(one) for one in both)
+    return precision, gain
+
+
+def _precision(relevancy: NDArray[Any]) -> F64:
+    hits = relevancy == 1
+    precision = relevancy.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    with np.errstate(invalid="ignore"):
+        found: F64 = (precision * hits).sum(axis=1) / hits.sum(axis=1)
+    return found
+
+
+def _gain(ranked_NM: Floats, relevancy_NM: Floats) -> F64:
+    best = np.sort(relevancy_NM, axis=1)[:, ::-1]
+    weight = (best > 0) / np.log2(np.arange(2, relevancy_NM.shape[1] + 2))
+    with np.errstate(invalid="ignore"):
+        found: F64 = (ranked_NM * weight).sum(axis=1) / (best * weight).sum(axis=1)
+    return found
 
 
 def average_precision(scores_NM: Floats, relevancy_NM: NDArray[Any]) -> F64:
@@ -33,12 +83,7 @@ def average_precision(scores_NM: Floats, relevancy_NM: NDArray[Any]) -> F64:
     As in the challenge's code, precision at a rank is the mean relevancy up to it, so things that fit in part count in
     part; with relevancies of 0 and 1 it is the textbook's.
     """
-    relevancy = _ranked(scores_NM, relevancy_NM)
-    hits = relevancy == 1
-    precision = relevancy.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    with np.errstate(invalid="ignore"):
-        found: F64 = (precision * hits).sum(axis=1) / hits.sum(axis=1)
-    return found
+    return ranking_figures(scores_NM, relevancy_NM)[0]
 
 
 def ndcg(scores_NM: Floats, relevancy_NM: Floats) -> F64:
@@ -47,11 +92,7 @@ def ndcg(scores_NM: Floats, relevancy_NM: Floats) -> F64:
     Gain is the relevancy itself, divided by log2(1 + rank); 1 is a ranking by falling relevancy. nan for a row without
     relevant things.
     """
-    best = -np.sort(-relevancy_NM, axis=1)
-    weight = (best > 0) / np.log2(np.arange(2, relevancy_NM.shape[1] + 2))
-    with np.errstate(invalid="ignore"):
-        found: F64 = (_ranked(scores_NM, relevancy_NM) * weight).sum(axis=1) / (best * weight).sum(axis=1)
-    return found
+    return ranking_figures(scores_NM, relevancy_NM)[1]
 
 
 def recall_at(k: int, scores_NM: Floats, relevancy_NM: NDArray[Any]) -> NDArray[np.bool_]:
