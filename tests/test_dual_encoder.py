@@ -128,6 +128,26 @@ def test_odd_sizes_of_text(width, heads, layers, texts):
 
 
 @compiled
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_texts_that_begin_alike(precision):
+    """Their common states are computed once: the same bits as alone, for prefixes, repeats and any order."""
+    runtime, data = golden_dual("dual_encoder_clip", precision)
+    text = runtime.config.text
+    rng = np.random.default_rng(4)
+    ids = np.repeat(rng.integers(1, text.vocab - 1, (5, text.context)), 60, axis=0)
+    for row in ids:
+        own = rng.integers(1, text.context)
+        row[own:] = rng.integers(1, 4, text.context - own)  # few words, so that these begin alike too
+        row[rng.integers(text.context)] = text.vocab - 1
+    ids[7], ids[8] = ids[200], data["text"][0, : text.context]
+    found = runtime.text(ids)
+    for i in [*range(0, 300, 13), 7, 8, 200]:
+        np.testing.assert_array_equal(runtime.text(ids[i : i + 1])[0], found[i])
+    np.testing.assert_array_equal(runtime.text(ids[::-1]), found[::-1])
+    assert len(np.unique(found, axis=0)) > 100
+
+
+@compiled
 def test_what_the_native_engine_refuses():
     runtime, data = golden_dual("dual_encoder_clip")
     text = runtime.config.text
