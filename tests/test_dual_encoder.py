@@ -25,6 +25,8 @@ from lavila_fast.kernels import native  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder as Reference  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
+from lavila_fast.records import Clip  # noqa: E402
+from lavila_fast.video.sources import VideoSource  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 ASSETS = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets"
@@ -247,6 +249,15 @@ def test_a_broken_video_costs_no_other(nano, tmp_path):
     assert [next(seen).start for _ in range(2)] == [0.0, 2.0]
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         next(seen)
+
+
+def test_a_clip_that_is_no_numbers_is_named(nano, tmp_path):
+    film = tiny.film(tmp_path / "film.mp4", seconds=6)
+    source = VideoSource("film", film)
+    clips = list(nano.read(source, [Clip("film", start, start + 2.0) for start in (0.0, 2.0, 4.0)]))
+    clips[1].frames[0, 0, 0, 0] = np.nan
+    with pytest.raises(NotFiniteError, match="film, 2 to 4 s: the values of its frames"):
+        list(nano.embed_clips(clips))
 
 
 def test_a_model_is_pickled_by_what_it_was_opened_with(nano):

@@ -41,9 +41,9 @@ TextLayer bert_layer(const Tensors& t, const std::string& at, int W, int hidden)
 }
 
 struct Text {
-    const int64_t* ids;
-    int length;
-    int number;                 // in the call
+    const int64_t* ids = nullptr;
+    int length = 0;
+    int number = 0;             // in the call
     int known = 0;              // tokens at its beginning that are rows of others
     int64_t first = 0;          // row of the token after those
     std::vector<int64_t> rows;  // of all its tokens
@@ -110,7 +110,9 @@ struct lv_text {
             if (ids[i] < 0 || ids[i] >= vocab)
                 throw std::runtime_error("a text has word " + std::to_string(ids[i]) + "; this model has words 0 to " +
                                          std::to_string(vocab - 1));
-        return {ids, int(length), number};
+        Text text;
+        text.ids = ids, text.length = int(length), text.number = number;
+        return text;
     }
 
     // Takes a text in hand, its own rows from N on; gives how many these are.
