@@ -78,6 +78,30 @@ def test_int8_points_where_the_original_does(name):
 
 
 @compiled
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("dual_encoder_distilbert", "textual.transformer.layer.0.attention.q_lin"),
+        ("dual_encoder_distilbert", "textual.transformer.layer.1.ffn.lin1"),
+        ("dual_encoder_clip", "transformer.resblocks.0.attn.in_proj"),
+        ("dual_encoder_clip", "transformer.resblocks.1.mlp.c_proj"),
+    ],
+)
+def test_a_layer_that_stays_float_among_int8(name, keep):
+    """The arithmetic is PyTorch's of the same quantized model, text by text."""
+    sizes, path, data = case(name)
+    exact, all_int8 = load_dual_encoder(path, sizes), golden_dual(name, "int8")[0]
+    model = quantize(exact, Scheme("mixed", keep=frozenset({keep})))
+    runtime = NativeDualEncoder.from_tensors(arrays_of(model), model.config, 1)
+    ids, mask = data["text"], data.get("mask")
+    found = runtime.text(ids, mask)
+    with torch.no_grad():
+        wanted = model.embed_text(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask)).numpy()
+    assert (found * wanted).sum(-1).min() > 0.99995
+    assert (found != all_int8.text(ids, mask)).any()
+
+
+@compiled
 @pytest.mark.parametrize("name", ["classifier", "classifier_verb_noun_action"])
 def test_classifiers_are_the_originals(name):
     sizes, path, data = case(name)
