@@ -133,7 +133,7 @@ class ClipModel:
         Raises:
             InputError: another shape or type.
         """
-        vision = self.config.vision
+        vision, frames = self.config.vision, np.asarray(frames)
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:]:
             raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (B, T, H, W, 3)")
         if not 1 <= frames.shape[1] <= vision.frames:

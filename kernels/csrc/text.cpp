@@ -95,7 +95,7 @@ struct lv_text {
         for (size_t done = 0; done < all.size(); done += texts.size()) {
             int64_t N = 0;
             texts.clear();
-            for (size_t i = done; i < all.size() && N < kTokens; ++i) N += add(all[i], N);
+            for (size_t i = done; i < all.size() && N < kTokens && i - done < size_t(kTokens); ++i) N += add(all[i], N);
             some(N, features);
         }
         if (!all_finite(features, int64_t(count) * W))
@@ -139,8 +139,10 @@ struct lv_text {
         if (!clip) edge.run(pool, x.data(), W, N, x.data(), W);
         for (size_t i = 0; i < layers.size(); ++i) layer(layers[i], N, i + 1 == layers.size());
         if (clip) edge.run(pool, wanted.data(), W, M, wanted.data(), W);
-        for (int64_t i = 0; i < M; ++i)
-            std::memcpy(features + int64_t(texts[size_t(i)].number) * W, &wanted[size_t(i * W)], sizeof(float) * size_t(W));
+        for (int64_t i = 0; i < M; ++i) {
+            float* to = features + int64_t(texts[size_t(i)].number) * W;
+            std::memcpy(to, &wanted[size_t(i * W)], sizeof(float) * size_t(W));
+        }
     }
 
     void embed() {
