@@ -37,7 +37,7 @@ def gemm_peak(kind: str, threads: int, repeats: int = 7, device: str = "cpu") ->
     """
     best: dict[str, Any] = {"gflops": None, "reason": f"no library here multiplies {kind} matrices on {device}"}
     slow: set[str] = set()  # without a way of their own for this type: nobody's limit
-    for by, size, run in _products(kind, threads, device):
+    for by, size, run in products(kind, threads, device):
         if by in slow:
             continue
         first = seconds(run)
@@ -53,7 +53,8 @@ def gemm_peak(kind: str, threads: int, repeats: int = 7, device: str = "cpu") ->
 Product = tuple[str, tuple[int, int, int], Callable[[], Any]]  # library, size, work
 
 
-def _products(kind: str, threads: int, device: str) -> Iterator[Product]:
+def products(kind: str, threads: int, device: str = "cpu") -> Iterator[Product]:
+    """What `gemm_peak` times: a library, a size and the work, each at every size."""
     yield from _by_torch(kind, threads, device)
     if device == "cpu":
         yield from _by_onnxruntime(kind, threads)

@@ -45,7 +45,10 @@ class Piece:
 
 
 def in_turns(
-    work: dict[str, Piece], deadline: float | None = None, say: Callable[[str], None] | None = None
+    work: dict[str, Piece],
+    deadline: float | None = None,
+    say: Callable[[str], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every repeat of each piece.
 
@@ -53,6 +56,7 @@ def in_turns(
         work: Pieces by name.
         deadline: `time.monotonic()` after which no further turn begins if it would end later; the first always runs.
         say: Is told each piece and its seconds.
+        clock: What the seconds are of; `time.process_time` where others keep the machine busy.
     """
     for piece in work.values():
         (piece.warm_up or piece.run)()
@@ -61,7 +65,7 @@ def in_turns(
         began = time.monotonic()
         for name, piece in work.items():
             if turn < piece.repeats:
-                times[name].append(seconds(piece.run))
+                times[name].append(seconds(piece.run, clock))
                 if say:
                     say(f"turn {turn + 1}: {name}: {times[name][-1]:.2f} s")
         if deadline is not None and time.monotonic() + (time.monotonic() - began) > deadline:
@@ -69,11 +73,11 @@ def in_turns(
     return times
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
     """How long a call takes."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def medians(times: dict[str, list[float]]) -> dict[str, float]:

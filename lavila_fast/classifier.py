@@ -112,10 +112,11 @@ class Classifier(ClipModel):
 
         Raises:
             InputError: a batch that makes no sense.
+            NotFiniteError: what the engine makes of a clip are no numbers.
         """
         require_batch(batch)
-        for clips, video in in_batches(decoded, batch):
-            for one, heads in zip(clips, zip(*self.runtime.logits(video), strict=True), strict=True):
+        for clips, logits in in_batches(decoded, batch, self.runtime.logits):
+            for one, heads in zip(clips, zip(*logits, strict=True), strict=True):
                 clip, times = one.clip, shown_at(one) if frame_times else None
                 yield ClipLogits(clip.video, clip.start, clip.end, heads, one.damaged, times)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lavila_fast.arrays import F32
 from lavila_fast.bundle.manifest import Bundle
 from lavila_fast.config import ModelConfig, to_dict
-from lavila_fast.errors import BundleError, InputError, VideoError
+from lavila_fast.errors import BundleError, InputError, NotFiniteError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.children.pool import Children, serves
 from lavila_fast.video.content import content_id
@@ -133,7 +133,7 @@ class ClipModel:
         Raises:
             InputError: another shape or type.
         """
-        vision = self.config.vision
+        vision, frames = self.config.vision, np.asarray(frames)
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape[1:]:
             raise InputError(f"frames are {frames.dtype} {frames.shape}; expected uint8 (B, T, H, W, 3)")
         if not 1 <= frames.shape[1] <= vision.frames:
@@ -180,11 +180,31 @@ class ClipModel:
         return seen
 
 
-def in_batches(decoded: Iterable[DecodedClip], batch: int) -> Iterator[tuple[list[DecodedClip], F32]]:
-    """Clips as they come, and their frames stacked (B, 3, T, H, W)."""
+def in_batches(
+    decoded: Iterable[DecodedClip], batch: int, see: Callable[[F32], T]
+) -> Iterator[tuple[list[DecodedClip], T]]:
+    """Clips as they come, and what `see` makes of their frames (B, 3, T, H, W).
+
+    Raises:
+        NotFiniteError: naming the clip whose frames or results are no numbers.
+    """
     clips = iter(decoded)
     while some := list(islice(clips, batch)):
-        yield some, np.stack([_on_host(one.frames) for one in some])
+        video = np.stack([_on_host(one.frames) for one in some])
+        try:
+            found = see(video)
+        except NotFiniteError:
+            for one, frames in zip(some, video, strict=True):
+                _see_one(one.clip, frames, see)
+            raise
+        yield some, found
+
+
+def _see_one(clip: Clip, frames: F32, see: Callable[[F32], T]) -> None:
+    try:
+        see(frames[np.newaxis])
+    except NotFiniteError as error:
+        raise error.of(f"{clip.video}, {clip.start:g} to {clip.end:g} s") from error
 
 
 def _on_host(frames: Any) -> F32:

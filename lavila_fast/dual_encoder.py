@@ -191,10 +191,11 @@ class DualEncoder(ClipModel):
 
         Raises:
             InputError: a batch that makes no sense.
+            NotFiniteError: what the engine makes of a clip are no numbers.
         """
         require_batch(batch)
-        for clips, video in in_batches(decoded, batch):
-            for one, embedding in zip(clips, self.runtime.video(video), strict=True):
+        for clips, embeddings in in_batches(decoded, batch, self.runtime.video):
+            for one, embedding in zip(clips, embeddings, strict=True):
                 clip, times = one.clip, shown_at(one) if frame_times else None
                 yield ClipEmbedding(clip.video, clip.start, clip.end, embedding, one.damaged, times)
 

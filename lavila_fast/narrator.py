@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -215,7 +214,7 @@ class Narrator(ClipModel):
         say = partial(self.narrate_clips, options=options, batch=batch, frame_times=frame_times)
         read = partial(self.read, children=children, nearest=nearest)
         seen = self._windows(path, clip_seconds, stride_seconds, read, children)
-        return chain.from_iterable(seen(say))
+        return (narration for sentences in seen(say) for narration in sentences)
 
     def _narration(self, clip: Clip, sample: int, one: Written, seen: _Seen) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()

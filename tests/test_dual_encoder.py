@@ -25,6 +25,8 @@ from lavila_fast.kernels import native  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder as Reference  # noqa: E402
 from lavila_fast.models.load import load_classifier, load_dual_encoder  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
+from lavila_fast.records import Clip  # noqa: E402
+from lavila_fast.video.sources import VideoSource  # noqa: E402
 
 GOLDEN = Path(os.environ.get("LAVILA_GOLDEN_DIR") or Path(__file__).parent / "data" / "golden")
 ASSETS = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets"
@@ -73,6 +75,30 @@ def test_int8_points_where_the_original_does(name):
         assert (found != wanted).any()
         assert (found * wanted).sum(-1).min() > 0.995
         np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [
+        ("dual_encoder_distilbert", "textual.transformer.layer.0.attention.q_lin"),
+        ("dual_encoder_distilbert", "textual.transformer.layer.1.ffn.lin1"),
+        ("dual_encoder_clip", "transformer.resblocks.0.attn.in_proj"),
+        ("dual_encoder_clip", "transformer.resblocks.1.mlp.c_proj"),
+    ],
+)
+def test_a_layer_that_stays_float_among_int8(name, keep):
+    """The arithmetic is PyTorch's of the same quantized model, text by text."""
+    sizes, path, data = case(name)
+    exact, all_int8 = load_dual_encoder(path, sizes), golden_dual(name, "int8")[0]
+    model = quantize(exact, Scheme("mixed", keep=frozenset({keep})))
+    runtime = NativeDualEncoder.from_tensors(arrays_of(model), model.config, 1)
+    ids, mask = data["text"], data.get("mask")
+    found = runtime.text(ids, mask)
+    with torch.no_grad():
+        wanted = model.embed_text(torch.from_numpy(ids), None if mask is None else torch.from_numpy(mask)).numpy()
+    assert (found * wanted).sum(-1).min() > 0.99995
+    assert (found != all_int8.text(ids, mask)).any()
 
 
 @compiled
@@ -125,6 +151,26 @@ def test_odd_sizes_of_text(width, heads, layers, texts):
     with torch.no_grad():
         wanted = model.embed_text(ids).numpy()
     np.testing.assert_allclose(runtime.text(ids.numpy()), wanted, atol=2e-6)
+
+
+@compiled
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_texts_that_begin_alike(precision):
+    """Their common states are computed once: the same bits as alone, for prefixes, repeats and any order."""
+    runtime, data = golden_dual("dual_encoder_clip", precision)
+    text = runtime.config.text
+    rng = np.random.default_rng(4)
+    ids = np.repeat(rng.integers(1, text.vocab - 1, (5, text.context)), 60, axis=0)
+    for row in ids:
+        own = rng.integers(1, text.context)
+        row[own:] = rng.integers(1, 4, text.context - own)  # few words, so that these begin alike too
+        row[rng.integers(text.context)] = text.vocab - 1
+    ids[7], ids[8] = ids[200], data["text"][0, : text.context]
+    found = runtime.text(ids)
+    for i in [*range(0, 300, 13), 7, 8, 200]:
+        np.testing.assert_array_equal(runtime.text(ids[i : i + 1])[0], found[i])
+    np.testing.assert_array_equal(runtime.text(ids[::-1]), found[::-1])
+    assert len(np.unique(found, axis=0)) > 100
 
 
 @compiled
@@ -229,6 +275,15 @@ def test_a_broken_video_costs_no_other(nano, tmp_path):
         next(seen)
 
 
+def test_a_clip_that_is_no_numbers_is_named(nano, tmp_path):
+    film = tiny.film(tmp_path / "film.mp4", seconds=6)
+    source = VideoSource("film", film)
+    clips = list(nano.read(source, [Clip("film", start, start + 2.0) for start in (0.0, 2.0, 4.0)]))
+    clips[1].frames[0, 0, 0, 0] = np.nan
+    with pytest.raises(NotFiniteError, match="film, 2 to 4 s: the values of its frames"):
+        list(nano.embed_clips(clips))
+
+
 def test_a_model_is_pickled_by_what_it_was_opened_with(nano):
     again = pickle.loads(pickle.dumps(nano))
     assert again.fingerprint == nano.fingerprint
@@ -279,7 +334,36 @@ def test_a_checkpoint_with_its_vocabulary(checkpoint, tmp_path):
         DualEncoder.from_pretrained(GOLDEN / "classifier.pth")
 
 
+class Noise:
+    """A clip source without labels."""
+
+    name, labels = "noise", None
+
+    def read(self, frames, size):
+        return np.random.default_rng(frames).uniform(0, 255, (3, frames, size, size, 3)).astype(np.float32)
+
+
 @compiled
+def test_parity_of_the_shipped_dual_encoder_in_both_engines():
+    from lavila_fast.bundle.manifest import open_bundle
+    from lavila_fast.export.parity.run import run_parity
+
+    models = {"dual_encoder": load_dual_encoder(Path(__file__).parent / "data/nano/dual_encoder.safetensors")}
+    bundle = open_bundle(ASSETS / "nano", verify=False)
+    report = run_parity(bundle, models, Noise(), engines=("auto", "onnxruntime", "torch-compiled"), threads=1)
+    assert [section.title for section in report.sections] == [
+        "dual encoder in native, int8",
+        "dual encoder in onnxruntime, int8",
+    ]
+    assert report.passed, report.failures
+    one, other = (section.figures["video_cosine_min"] for section in report.sections)
+    assert one != other  # rows are rounded by themselves in one, all together in the other
+    with pytest.raises(InputError, match="no engine 'steam'"):
+        run_parity(bundle, models, Noise(), engines=("steam",), threads=1)
+
+
+@compiled
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dual_encoder", "classifier"])
 def test_a_bundle_of_a_checkpoint_alone(checkpoint, tmp_path, kind):
     """INT8, with the parity of every engine in it, and held by the class of its kind without more ado."""

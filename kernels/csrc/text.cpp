@@ -1,8 +1,12 @@
 // See text.h. The functions are those of models/text_towers.py and models/dual_encoder.py.
 //
-// Shapes: N tokens of all texts in hand, M of those that are wanted, W width, d head size.
+// CLIP is causal: texts that begin alike have the same states there, which are computed once. So texts are taken in the
+// order of their words, and of each only what its predecessor has not becomes rows of its own.
+//
+// Shapes: N rows of all texts in hand, M texts, W width, d head size.
 #include "text.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -36,10 +40,18 @@ TextLayer bert_layer(const Tensors& t, const std::string& at, int W, int hidden)
             Linear(t, at + "ffn.lin2", hidden, W)};
 }
 
-struct Text {  // of those in hand: its first token among all, and how many it has
-    int64_t first;
-    int length;
+struct Text {
+    const int64_t* ids = nullptr;
+    int length = 0;
+    int number = 0;             // in the call
+    int known = 0;              // tokens at its beginning that are rows of others
+    int64_t first = 0;          // row of the token after those
+    std::vector<int64_t> rows;  // of all its tokens
 };
+
+bool before(const Text& a, const Text& b) {
+    return std::lexicographical_compare(a.ids, a.ids + a.length, b.ids, b.ids + b.length);
+}
 
 }  // namespace
 }  // namespace lavila
@@ -77,46 +89,68 @@ struct lv_text {
     }
 
     void run(const int64_t* ids, const int64_t* lengths, int count, float* features) {
-        for (int done = 0; done < count;) {
+        std::vector<Text> all;
+        for (int i = 0; i < count; ids += lengths[i++]) all.push_back(read(ids, lengths[i], i));
+        if (clip) std::stable_sort(all.begin(), all.end(), before);
+        for (size_t done = 0; done < all.size(); done += texts.size()) {
             int64_t N = 0;
             texts.clear();
-            for (int i = done; i < count && (N == 0 || N + lengths[i] <= kTokens); N += lengths[i++]) {
-                if (lengths[i] < 1 || lengths[i] > positions)
-                    throw std::runtime_error("a text has " + std::to_string(lengths[i]) +
-                                             " tokens; this model takes 1 to " + std::to_string(positions));
-                texts.push_back({N, int(lengths[i])});
-            }
-            some(ids, N, features + int64_t(done) * W);
-            done += int(texts.size()), ids += N;
+            for (size_t i = done; i < all.size() && N < kTokens && i - done < size_t(kTokens); ++i) N += add(all[i], N);
+            some(N, features);
         }
         if (!all_finite(features, int64_t(count) * W))
             throw std::runtime_error("the text encoder: not all numbers are finite");
     }
 
-    // The features of the texts in hand.
-    void some(const int64_t* ids, int64_t N, float* features) {
-        const int64_t M = int64_t(texts.size());
-        for (auto* one : {&x, &mixed, &floats}) one->resize(size_t(N * W));
-        wide.resize(size_t(N) * size_t(std::max(3 * W, hidden)));
-        for (auto* one : {&wanted, &asked}) one->resize(size_t(M * W));
-        embed(ids);
-        if (!clip) edge.run(pool, x.data(), W, N, x.data(), W);
-        for (size_t i = 0; i < layers.size(); ++i) layer(layers[i], N, i + 1 == layers.size());
-        if (clip) edge.run(pool, wanted.data(), W, M, features, W);
-        else std::memcpy(features, wanted.data(), sizeof(float) * size_t(M * W));
+    Text read(const int64_t* ids, int64_t length, int number) const {
+        if (length < 1 || length > positions)
+            throw std::runtime_error("a text has " + std::to_string(length) + " tokens; this model takes 1 to " +
+                                     std::to_string(positions));
+        for (int64_t i = 0; i < length; ++i)
+            if (ids[i] < 0 || ids[i] >= vocab)
+                throw std::runtime_error("a text has word " + std::to_string(ids[i]) + "; this model has words 0 to " +
+                                         std::to_string(vocab - 1));
+        Text text;
+        text.ids = ids, text.length = int(length), text.number = number;
+        return text;
     }
 
-    void embed(const int64_t* ids) {
-        for (const Text& text : texts)
-            for (int64_t i = text.first; i < text.first + text.length; ++i)
-                if (ids[i] < 0 || ids[i] >= vocab)
-                    throw std::runtime_error("a text has word " + std::to_string(ids[i]) +
-                                             "; this model has words 0 to " + std::to_string(vocab - 1));
+    // Takes a text in hand, its own rows from N on; gives how many these are.
+    int add(Text& text, int64_t N) {
+        if (clip && !texts.empty()) {
+            const Text& last = texts.back();
+            const int most = std::min(text.length, last.length);
+            while (text.known < most && text.ids[text.known] == last.ids[text.known]) ++text.known;
+            text.rows.assign(last.rows.begin(), last.rows.begin() + text.known);
+        }
+        text.first = N;
+        for (int i = text.known; i < text.length; ++i) text.rows.push_back(N++);
+        texts.push_back(text);
+        return text.length - text.known;
+    }
+
+    // The features of the texts in hand, each at its number.
+    void some(int64_t N, float* features) {
+        const int64_t M = int64_t(texts.size());
+        for (auto* one : {&x, &mixed, &floats}) one->resize(size_t(std::max(N, M) * W));
+        wide.resize(size_t(std::max(N, M)) * size_t(std::max(3 * W, hidden)));
+        for (auto* one : {&wanted, &asked}) one->resize(size_t(M * W));
+        embed();
+        if (!clip) edge.run(pool, x.data(), W, N, x.data(), W);
+        for (size_t i = 0; i < layers.size(); ++i) layer(layers[i], N, i + 1 == layers.size());
+        if (clip) edge.run(pool, wanted.data(), W, M, wanted.data(), W);
+        for (int64_t i = 0; i < M; ++i) {
+            float* to = features + int64_t(texts[size_t(i)].number) * W;
+            std::memcpy(to, &wanted[size_t(i * W)], sizeof(float) * size_t(W));
+        }
+    }
+
+    void embed() {
         parallel(pool, int64_t(texts.size()), [&](int64_t task) {
             const Text& text = texts[size_t(task)];
-            for (int i = 0; i < text.length; ++i) {
-                float* to = &x[size_t((text.first + i) * W)];
-                words.read(ids[text.first + i], W, to);
+            for (int i = text.known; i < text.length; ++i) {
+                float* to = &x[size_t(text.rows[size_t(i)] * W)];
+                words.read(text.ids[i], W, to);
                 for (int j = 0; j < W; ++j) to[j] += places[size_t(i) * size_t(W) + size_t(j)];
             }
         });
@@ -147,7 +181,7 @@ struct lv_text {
         through(l.v, N, keys + W, 3 * W);
         if (last) {
             for (size_t i = 0; i < texts.size(); ++i)
-                std::memcpy(to + int64_t(i) * W, &x[size_t((texts[i].first + (clip ? texts[i].length - 1 : 0)) * W)],
+                std::memcpy(to + int64_t(i) * W, &x[size_t((clip ? texts[i].rows.back() : texts[i].first) * W)],
                             sizeof(float) * size_t(W));
             ready(clip ? &l.first : nullptr, to, rows, l.int8());
         }
@@ -161,8 +195,8 @@ struct lv_text {
         if (!clip) l.second.run(pool, to, W, rows, to, W);
     }
 
-    // Queries of all tokens, or with `last` one a text, over their text's keys (N, 3W) → mixed. One task is one head of
-    // one text.
+    // Queries of all rows, or with `last` one a text, over the keys (N, 3W) of their text → mixed. One task is one head
+    // of one text.
     void attention(const float* q, int64_t ldq, const float* keys, bool last) {
         const int d = W / heads;
         parallel(pool, int64_t(texts.size()) * heads, [&](int64_t task) {
@@ -170,12 +204,16 @@ struct lv_text {
             const int64_t number = task / heads, at = task % heads * d;
             const Text& text = texts[size_t(number)];
             const int64_t first = last ? number : text.first;
-            const float* from = keys + text.first * 3 * W + at;
+            const int queries = last ? 1 : text.length - text.known;
+            if (!queries) return;
             memory.resize(text.length, d, false);
-            memory.put(0, text.length, from, from + W, 3 * W);
+            for (int i = 0; i < text.length; ++i) {
+                const float* from = keys + text.rows[size_t(i)] * 3 * W + at;
+                memory.put(i, 1, from, from + W, 3 * W);
+            }
             memory.seal();
-            attend(memory, last ? 1 : text.length, q + first * ldq + at, ldq, &mixed[size_t(first * W + at)], W,
-                   clip && !last ? 1 : text.length);
+            attend(memory, queries, q + first * ldq + at, ldq, &mixed[size_t(first * W + at)], W,
+                   clip && !last ? text.known + 1 : text.length);
         });
     }
 };

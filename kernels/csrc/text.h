@@ -1,8 +1,8 @@
 // What stands beside the video encoder in dual encoders and classifiers: text towers, and the small last layers.
 //
 // A tower reads texts of any lengths at once: padding never gets here, every layer runs over the tokens of all texts
-// together, and the last one computes no more than the one token a text that becomes its feature. What becomes of a text
-// never depends on others or on the number of threads. The data of the words' vectors are read in place and must outlive
+// together, what a causal tower makes of a beginning that texts share is made once, and the last layer computes no more
+// than the one token a text that becomes its feature. What becomes of a text never depends on others or on threads. The data of the words' vectors are read in place and must outlive
 // the tower, as must the threads.
 #pragma once
 #include "lavila.h"

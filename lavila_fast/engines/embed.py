@@ -20,7 +20,7 @@ import numpy as np
 from lavila_fast.arrays import F32, I64
 from lavila_fast.bundle.graph_names import CLASSIFIER, DUAL_TEXT, DUAL_VIDEO, logits_names
 from lavila_fast.config import ClassifierConfig, ClipTextConfig, DualEncoderConfig
-from lavila_fast.engines.embed_inputs import check_video, cut_texts, video_shape
+from lavila_fast.engines.embed_inputs import check_video, cut_texts, finite_rows, video_shape
 from lavila_fast.engines.host.ort import check_graph, run_graph, session
 
 OpenGraph = Callable[[Path, int | None], Any]  # file, threads → a session of ONNX Runtime, or what looks like one
@@ -68,16 +68,16 @@ class GraphDualEncoder:
         """See `DualEncoderRuntime.video`; T is the model's."""
         video = _typed(check_video(video, self.config.vision), self._video)
         rows = [run_graph(self._video, ["embedding"], {"video": video[i : i + 1]})[0] for i in range(len(video))]
-        return np.concatenate(rows) if rows else np.empty((0, self.config.embed), np.float32)
+        return finite_rows(rows, self.config.embed, "video encoder")
 
     def text(self, ids: I64, mask: I64 | None = None) -> F32:
         """See `DualEncoderRuntime.text`."""
         rows = [self._one_text(row) for row in cut_texts(ids, mask, self.config.text)]
-        return np.stack(rows) if rows else np.empty((0, self.config.embed), np.float32)
+        return finite_rows(rows, self.config.embed, "text encoder")
 
     def _one_text(self, ids: I64) -> F32:
         feed = {"ids": _padded(ids)} | ({} if self._clip else {"mask": _padded(np.ones_like(ids))})
-        out: F32 = run_graph(self._text, ["embedding"], feed)[0][0]
+        out: F32 = run_graph(self._text, ["embedding"], feed)[0]
         return out
 
 
@@ -121,6 +121,7 @@ class GraphClassifier:
         """See `ClassifierRuntime.logits`; T is the model's."""
         video = _typed(check_video(video, self.config.vision), self._graph)
         rows = [run_graph(self._graph, self._names, {"video": video[i : i + 1]}) for i in range(len(video))]
-        if not rows:
-            return [np.empty((0, classes), np.float32) for classes in self.config.num_classes]
-        return [np.concatenate(head) for head in zip(*rows, strict=True)]
+        return [
+            finite_rows([row[i] for row in rows], classes, "classifier")
+            for i, classes in enumerate(self.config.num_classes)
+        ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lavila_fast.arrays import F32, I64
 from lavila_fast.config import ClipTextConfig, DistilBertConfig, VisionConfig
+from lavila_fast.engines.host.state import require_finite
 from lavila_fast.errors import InputError
 
 
@@ -18,14 +21,28 @@ def check_video(video: F32, vision: VisionConfig, fewer: bool = False) -> F32:
     """Normalised clips (B, 3, T, H, W) as contiguous float32; with `fewer`, T may be less than the model's.
 
     Raises:
-        InputError: another shape, or values that are no numbers.
+        InputError: another shape.
+        NotFiniteError: values that are no numbers.
     """
     wanted = (3, *video_shape(vision)[2:])
     good = video.ndim == 5 and video.shape[1] == 3 and video.shape[3:] == wanted[2:]
     frames = video.shape[2] if good else 0
     if not good or not (1 <= frames <= vision.frames if fewer else frames == vision.frames):
         raise InputError(f"video has shape {video.shape}; expected (B, {', '.join(map(str, wanted))})")
-    return np.ascontiguousarray(video, np.float32)
+    video = np.ascontiguousarray(video, np.float32)
+    require_finite(video)
+    return video
+
+
+def finite_rows(rows: Sequence[F32], width: int, where: str) -> F32:
+    """Rows (1, width) of an engine as one array, (N, width).
+
+    Raises:
+        NotFiniteError: they are no numbers.
+    """
+    found = np.concatenate([np.empty((0, width), np.float32), *rows])
+    require_finite(found, f"the numbers of the {where}")
+    return found
 
 
 def cut_texts(ids: I64, mask: I64 | None, text: ClipTextConfig | DistilBertConfig) -> list[I64]:

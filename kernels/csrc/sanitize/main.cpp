@@ -241,7 +241,7 @@ Floats texts(int type, lv_threads* threads) {
         std::vector<int64_t> ids, lengths;
         for (int i = 0; i < kTexts; ++i) {
             lengths.push_back(1 + i * 7 % kPositions);
-            for (int64_t j = 0; j < lengths.back(); ++j) ids.push_back((i * 31 + j * 17) % kVocab);
+            for (int64_t j = 0; j < lengths.back(); ++j) ids.push_back(((j < 5 ? i % 3 : i) * 31 + j * 17) % kVocab);
         }
         Floats features(size_t(kTexts) * kWidth), out(size_t(kTexts) * kOutputs);
         must(!lv_text_run(text, ids.data(), lengths.data(), kTexts, features.data()), "read");

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lavila_fast.arrays import F32, I64
-from lavila_fast.engines.embed_inputs import check_video, cut_texts
+from lavila_fast.engines.embed_inputs import check_video, cut_texts, finite_rows
 from lavila_fast.engines.host.state import HostRuntime, StepInputs
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.machine import torch_threads
@@ -70,14 +70,14 @@ class TorchDualEncoder:
         video = check_video(video, self.config.vision, fewer=True)
         with self._torch.inference_mode():
             rows = [self.model.embed_video(self._torch.from_numpy(video[i : i + 1])).numpy() for i in range(len(video))]
-        return np.concatenate([np.empty((0, self.config.embed), np.float32), *rows])
+        return finite_rows(rows, self.config.embed, "video encoder")
 
     def text(self, ids: I64, mask: I64 | None = None) -> F32:
         """See `DualEncoderRuntime.text`."""
         texts = cut_texts(ids, mask, self.config.text)
         with self._torch.inference_mode():
             rows = [self.model.embed_text(self._torch.from_numpy(row[None].copy())).numpy() for row in texts]
-        return np.concatenate([np.empty((0, self.config.embed), np.float32), *rows])
+        return finite_rows(rows, self.config.embed, "text encoder")
 
 
 class TorchClassifier:
@@ -95,10 +95,13 @@ class TorchClassifier:
     def logits(self, video: F32) -> list[F32]:
         """See `ClassifierRuntime.logits`; T may be less than the model's."""
         video = check_video(video, self.config.vision, fewer=True)
-        found: list[list[F32]] = [[np.empty((0, classes), np.float32)] for classes in self.config.num_classes]
+        found: list[list[F32]] = [[] for _ in self.config.num_classes]
         with self._torch.inference_mode():
             for i in range(len(video)):
                 out = self.model(self._torch.from_numpy(video[i : i + 1]))
                 for head, one in zip(found, out if isinstance(out, tuple) else (out,), strict=True):
                     head.append(one.numpy())
-        return [np.concatenate(head) for head in found]
+        return [
+            finite_rows(head, classes, "classifier")
+            for head, classes in zip(found, self.config.num_classes, strict=True)
+        ]

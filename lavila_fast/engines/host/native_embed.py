@@ -19,7 +19,6 @@ from lavila_fast.config import ClassifierConfig, ClipTextConfig, DistilBertConfi
 from lavila_fast.engines.embed_inputs import check_video, cut_texts
 from lavila_fast.engines.host.native import native_identity, vision_sizes
 from lavila_fast.engines.host.native_library import Calls, Handle, open_library, tensor_table
-from lavila_fast.engines.host.state import require_finite
 from lavila_fast.errors import BundleError
 from lavila_fast.machine import thread_count
 
@@ -92,7 +91,6 @@ class _Model:
         """The class token of each clip, (B, D), from normalised video (B, 3, T, H, W)."""
         vision: VisionConfig = self.config.vision
         video = check_video(video, vision, fewer=True)
-        require_finite(video)
         self._files.check()
         tokens = np.empty((len(video), vision.dim), np.float32)
         for clip, token in zip(video, tokens, strict=True):
