@@ -113,7 +113,7 @@ def _clips(rows: Iterable[Rephrased], source: bool) -> Iterator[tuple[str, float
 
 def _pyarrow(path: Path) -> Any:
     try:
-        import pyarrow.parquet  # type: ignore[import-not-found]
+        import pyarrow.parquet
 
         return pyarrow
     except ImportError as error:
@@ -121,7 +121,7 @@ def _pyarrow(path: Path) -> Any:
 
 
 def _parquet(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
-    import pyarrow.parquet  # type: ignore[import-not-found]
+    import pyarrow.parquet
 
     table = pyarrow.Table.from_pylist([{**one.row.fields, COLUMN: one.flat} for one in rows])
     pyarrow.parquet.write_table(table, file)

@@ -96,8 +96,8 @@ def _pickled(path: Path) -> Iterator[NamedRow]:
 
 def _parquet(path: Path) -> Iterator[NamedRow]:
     try:
-        from pyarrow import ArrowException  # type: ignore[import-not-found]
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-not-found]
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise InputError(f"{path}: {NO_PYARROW}") from error
     try:
