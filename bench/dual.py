@@ -1,6 +1,6 @@
 """Dual encoders on the CPU, random weights: video embeddings beside the narrator's encoder, texts, and OpenVINO.
 
-    python -m lavila_fast.bench.dual --output bench/results/dual.json
+    python -m lavila_fast.bench.dual --threads 1 --clock cpu --repeats 5 --output bench/results/dual.json
 
 All pieces take turns in one run, matrix products of the libraries among them, and medians count. With ``--clock cpu``
 the seconds are those that the process computes, on one thread: what others do on the machine then matters less. A FLOP
