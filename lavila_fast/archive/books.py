@@ -17,7 +17,7 @@ from lavila_fast.archive.recognise import Look, Recognised, Wishes
 from lavila_fast.archive.spans import span_of
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
-from lavila_fast.records import Narration
+from lavila_fast.records import Row
 from lavila_fast.video.sources import Extent, VideoSource, extent
 
 
@@ -96,7 +96,7 @@ class Books:
                 work.extent = extent(job.source)
         return work.extent or Extent(0.0, 0.0)
 
-    def begin(self, row: Narration, frames: int) -> None:
+    def begin(self, row: Row, frames: int) -> None:
         """A clip is about to be written: its video's record comes first."""
         work = self._work[row.video]
         work.frames = max(work.frames, frames)

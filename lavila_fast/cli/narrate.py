@@ -219,6 +219,7 @@ def _children(given: dict[str, Any]) -> Iterator[Children | None]:
 def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
     from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
+    from lavila_fast.archive.work import Narrating
     from lavila_fast.video.nearby import seconds_of
 
     same = (
@@ -237,7 +238,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
     )
     return Request(
         inputs,
-        options_of(given),
+        Narrating(options_of(given)),
         batch=given["batch_size"] or _BATCH,
         nearest=seconds_of(given["frames"]),
         prints_summary=given["as_json"],
