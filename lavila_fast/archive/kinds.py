@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from lavila_fast.archive.formats import FORMATS, JSONL, Format, Writer
-from lavila_fast.archive.rows import Parse, parse_row
+from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer
+from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz, Parquet
+from lavila_fast.archive.formats.labels import LabelCsv, LabelLines, LabelText, SafeLabelCsv
+from lavila_fast.archive.rows import Parse, parse_embedding, parse_labels, parse_row
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,28 @@ class Kind:
 
 
 NARRATIONS = Kind("narrations", "narrate", FORMATS, parse_row)
+LABELS = Kind(
+    "labels",
+    "classify",
+    {
+        JSONL: Format(LabelLines, ".jsonl", printable=True, frame_times=True),
+        "csv": Format(LabelCsv, ".csv", printable=True, safe=SafeLabelCsv, frame_times=True),
+        TEXT: Format(LabelText, "", printable=True, offered=False),
+    },
+    parse_labels,
+)
+_EMBEDDINGS = {
+    "parquet": Format(Parquet, ".parquet", frame_times=True),
+    "npz": Format(Npz, ".npz", frame_times=True),
+    JSONL: Format(EmbeddingLines, ".jsonl", printable=True, frame_times=True),
+}
+
+
+def features(dim: int | None = None) -> Kind:
+    """Embeddings of `dim` numbers; rows of another length are none."""
+    parse = partial(parse_embedding, dim=dim)
+    return Kind("features", "embed", _EMBEDDINGS, parse, "parquet", EmbeddingJournal)
+
+
+KINDS = (NARRATIONS, LABELS, features())
+"""All, for who looks for what runs have left."""

@@ -110,6 +110,7 @@ class Request:
                 f"{asked}: of no use where {self.work.kind.name} are printed; leave it out, or give -o FILE"
             )
         output = output.with_frame_times() if self.frame_times else output
+        output.writer()  # what is missing to write it is said before the first video
         return replace(output, safe=self.csv_safe)
 
     def _choose_output(self, found: FoundInputs) -> Output:

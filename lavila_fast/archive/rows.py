@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
+
 from lavila_fast.archive.spans import span_of
-from lavila_fast.records import Clip, Narration, Row
+from lavila_fast.records import Clip, ClipEmbedding, ClipLabels, Narration, Row
 
 R = TypeVar("R")
 Times = tuple[float, ...] | None
@@ -48,6 +51,38 @@ def parsed(line: bytes, make: Callable[[Clip, dict[str, Any], bool, Times], R]) 
         return make(Clip(video, start, end), values, damaged, shown)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def parse_embedding(line: bytes, dim: int | None = None) -> ClipEmbedding | None:
+    """A row of embeddings, as a list of numbers or in base64; None for anything else, or for another length."""
+    row = parsed(line, _embedding)
+    return row if row is None or dim in (None, len(row.embedding)) else None
+
+
+def _embedding(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipEmbedding:
+    told = values["embedding"]
+    if isinstance(told, str):
+        half = np.frombuffer(base64.b64decode(told, validate=True), "<f2")
+    else:
+        half = np.array(told, np.float16)
+    if half.ndim != 1 or not np.isfinite(half).all():
+        raise ValueError
+    return ClipEmbedding(clip.video, clip.start, clip.end, half.astype(np.float32), damaged, frames)
+
+
+def parse_labels(line: bytes) -> ClipLabels | None:
+    """A row of labels, or None for anything else."""
+    return parsed(line, _labels)
+
+
+def _labels(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipLabels:
+    labels, scores, head = values["labels"], values["scores"], values.get("head", 0)
+    if not (isinstance(labels, list) and len(labels) == len(scores) and all(isinstance(one, str) for one in labels)):
+        raise TypeError
+    if not isinstance(head, int):
+        raise TypeError
+    told = tuple(labels), tuple(float(one) for one in scores)
+    return ClipLabels(clip.video, clip.start, clip.end, *told, head, damaged, frames)
 
 
 def _number(value: Any) -> float:
