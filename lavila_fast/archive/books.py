@@ -96,6 +96,14 @@ class Books:
                 work.extent = extent(job.source)
         return work.extent or Extent(0.0, 0.0)
 
+    def identify(self, video: str) -> None:
+        """Read what it takes to know a video, where nobody measures it.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        self._work[video].look.identify(self._wishes.full)
+
     def begin(self, row: Row, frames: int) -> None:
         """A clip is about to be written: its video's record comes first."""
         work = self._work[row.video]

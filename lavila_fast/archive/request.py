@@ -14,11 +14,12 @@ from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
+from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
-from lavila_fast.archive.recognise import Wishes, recognise
-from lavila_fast.archive.run import Run, See, Summary
+from lavila_fast.archive.recognise import Recognised, Wishes, recognise
+from lavila_fast.archive.run import Beside, Run, Summary
 from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
@@ -60,6 +61,7 @@ class Request:
         max_pixels: Larger pictures are refused.
         csv_safe: No cell of a CSV shall be a formula.
         wishes: What to do again, and how closely to look at files.
+        hushed: Nothing is said of failures whose lines begin like this.
     """
 
     inputs: tuple[str, ...]
@@ -80,6 +82,7 @@ class Request:
     max_pixels: int = MOST_PIXELS
     csv_safe: bool = False
     wishes: Wishes = field(default_factory=Wishes)
+    hushed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -126,9 +129,15 @@ class Request:
         return choose_output(f"{self.work.kind.name}.jsonl", None, 1, True, self.work.kind)
 
     def run(
-        self, model: ClipModel, name: str, found: FoundInputs, output: Output, children: Children | None = None
+        self,
+        model: ClipModel,
+        name: str,
+        found: FoundInputs,
+        output: Output,
+        children: Children | None = None,
+        beside: Beside | None = None,
     ) -> Summary:
-        """Do the work on `found` and write `output`; `name` is the model's for people.
+        """Do the work on `found` and write `output`; `name` is the model's for people, `beside` sees all clips, too.
 
         Videos are opened and decoded by `children`, which end with the run; without them, by this process.
 
@@ -138,9 +147,9 @@ class Request:
         """
         if self.nearest:
             model.require_nearest(self.nearest)
-        clip = self.clip_seconds or model.clip_seconds
-        lengths = clip, self.stride_seconds or clip
+        lengths = self._lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
+        see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
         if output.kind == "stream":
             stream = Stream(output, sys.stdout.buffer)
             try:
@@ -148,10 +157,29 @@ class Request:
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
                 left = replace(found, jobs=self._bounded(found.jobs, children))
                 decoders = self._decoders(model, left, plan, children)
-                return Run(self._see(model), left, stream, plan, progress, decoders).go()
+                return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
             finally:
                 stream.release()
-        identity = self._identity(model, name, describe_windows(*lengths))
+        with self.opened(model, name, found, output) as (journal, books, known):
+            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
+            names = [*known.finished, *(job.source.name for job in left.jobs)]
+            sink = Files(output, journal, names, self.overwrite)
+            self._note(progress, [*found.notes, *known.notes, *sink.notes])
+            plan = Windows(*lengths, sink, bool(self.clip_list), books)
+            decoders = self._decoders(model, left, plan, children)
+            return Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+
+    def _lengths(self, model: ClipModel) -> tuple[float, float]:
+        """Of a window, and from one's start to the next."""
+        clip = self.clip_seconds or model.clip_seconds
+        return clip, self.stride_seconds or clip
+
+    @contextlib.contextmanager
+    def opened(
+        self, model: ClipModel, name: str, found: FoundInputs, output: Output
+    ) -> Iterator[tuple[Journal, Books, Recognised]]:
+        """What an output in files holds already, open for writing; arguments and errors as of `run`."""
+        identity = self._identity(model, name, describe_windows(*self._lengths(model)))
         with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.work.samples, self.overwrite)
             held.callback(journal.close)
@@ -160,16 +188,7 @@ class Request:
             known = recognise(found, journal, records, self.wishes)
             books = Books(journal, records, known, self.wishes)
             books.miss(found.missing)
-            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
-            names = [*known.finished, *(job.source.name for job in left.jobs)]
-            sink = Files(output, journal, names, self.overwrite)
-            self._note(progress, [*found.notes, *known.notes, *sink.notes])
-            plan = Windows(*lengths, sink, bool(self.clip_list), books)
-            decoders = self._decoders(model, left, plan, children)
-            return Run(self._see(model), left, sink, plan, progress, decoders, known.finished).go()
-
-    def _see(self, model: ClipModel) -> See:
-        return partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+            yield journal, books, known
 
     def _decoders(self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None) -> Decoders:
         if self.workers is not None:

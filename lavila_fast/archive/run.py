@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from lavila_fast.archive.decoding import Decoders
 from lavila_fast.archive.faults import DISK
@@ -27,6 +28,18 @@ from lavila_fast.records import Row
 from lavila_fast.video.reader import DecodedClip
 
 See = Callable[[Iterator[DecodedClip]], Iterator[list[Row]]]
+
+
+class Beside(Protocol):
+    """Somebody else who wants to see the clips of a run."""
+
+    def see(self, clip: DecodedClip, path: Path) -> list[Row]:
+        """Make rows of a clip of the video that lies at `path`; none where there is nothing to do."""
+        ...
+
+    def write(self, rows: list[Row], path: Path, decoded: int) -> None:
+        """Take these rows; `decoded` frames of the video were decoded until then."""
+        ...
 
 
 @dataclass
@@ -128,8 +141,15 @@ class Run:
         progress: Progress,
         decoders: Decoders,
         finished: Sequence[str] = (),
+        beside: Beside | None = None,
+        hushed: tuple[str, ...] = (),
     ) -> None:
-        """`see` makes rows of clips; `finished` names videos of which nothing is to be done, besides those `found`."""
+        """`see` makes rows of clips; `finished` names videos of which nothing is to be done, besides those `found`.
+
+        `beside` sees all clips, too; of failures whose lines begin like one of `hushed` nothing is said.
+        """
+        self._hushed = hushed
+        self._beside, self._paths = beside, {job.source.name: job.source.path for job in found.jobs}
         self.see, self.sink, self.plan, self.progress = see, sink, plan, progress
         self.books = plan.books
         before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))
@@ -205,7 +225,16 @@ class Run:
                 self.summary.frames += len(event.times)
                 self.summary.decoded += event.decoded - self._frames.get(video, 0)
                 self._frames[video] = event.decoded
+                self._show(event)
                 yield event
+
+    def _show(self, clip: DecodedClip) -> None:
+        """Let whoever stands beside see a clip."""
+        if self._beside is not None:
+            path = self._paths[clip.clip.video]
+            if rows := self._beside.see(clip, path):
+                with self.signals():
+                    self._beside.write(rows, path, clip.decoded)
 
     def _count(self, row: Row) -> None:
         self._in_flight[row.video] -= 1
@@ -242,5 +271,7 @@ class Run:
             self._fail(line)
 
     def _fail(self, line: str) -> None:
+        if line.startswith(self._hushed):
+            return
         self.summary.failed.append(line)
         self.progress.say(f"error: {line}")

@@ -8,7 +8,9 @@ import click
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import POSITIVE
-from lavila_fast.cli.run_options import machinery, perform, places
+from lavila_fast.cli.embed import open_dual
+from lavila_fast.cli.run_options import Beside, machinery, perform, places
+from lavila_fast.errors import InputError
 
 if TYPE_CHECKING:
     from lavila_fast.generate.options import Options
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
     help="Over 1: group beam search. Groups find the same sentences, as in the original.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
+@click.option(
+    "--embed",
+    metavar="PATH",
+    help="Embed the clips, too, in the same pass: a .parquet, .npz or .jsonl as of `lavila-fast embed`.",
+)
+@click.option("--embed-model", metavar="NAME", help="The dual encoder for it.  [default: the one in --model]")
 @machinery
 def narrate(inputs: tuple[str, ...], **given: Any) -> None:
     """Narrate videos: files, folders (with all below them), patterns in quotes, folders of 300-second chunks.
@@ -49,6 +57,7 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
       lavila-fast narrate holiday.mp4
       lavila-fast narrate videos/ -o narrations.jsonl --samples 10
       lavila-fast narrate 'videos/*.mkv' --format srt -o subtitles/
+      lavila-fast narrate videos/ -o narrations.jsonl --embed features.parquet
       lavila-fast narrate ego4d/ --clips clips.csv -o narrations.pkl
     """  # noqa: D301
     from lavila_fast.archive.signals import at_once
@@ -70,7 +79,18 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
         shape = {"batch": given["batch_size"], "samples": given["samples"]}
         return Narrator.from_pretrained(given["model"], **how, **shape), work
 
-    return perform(inputs, given, work, open_model)
+    return perform(inputs, given, work, open_model, _beside(given))
+
+
+def _beside(given: dict[str, Any]) -> Beside | None:
+    """What is asked for besides narrations."""
+    if given["embed"] is None:
+        if given["embed_model"]:
+            raise InputError(f"--embed-model {given['embed_model']}: of no use without --embed PATH")
+        return None
+    name = given["embed_model"] or given["model"]
+    own = given if name == given["model"] else {**given, "tokenizer": None}
+    return Beside(given["embed"], name, lambda: open_dual({**own, "precision": None}, name))
 
 
 def options_of(given: dict[str, Any]) -> Options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,13 +19,18 @@ from lavila_fast.errors import InputError
 from lavila_fast.video.names import DECODERS
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.inputs import FoundInputs
+    from lavila_fast.archive.outputs import Output
     from lavila_fast.archive.request import Request
+    from lavila_fast.archive.run import Summary
     from lavila_fast.archive.work import Work
     from lavila_fast.clip_model import ClipModel
+    from lavila_fast.dual_encoder import DualEncoder
     from lavila_fast.video.children.pool import Children
 
 F = TypeVar("F", bound=Callable[..., Any])
 OpenModel = Callable[[], "tuple[ClipModel, Work]"]
+OpenDual = Callable[[], "DualEncoder"]
 _SECONDS = click.FloatRange(min=0.001)
 _BATCH = 8
 _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Linux without `ulimit -f`"
@@ -178,7 +183,9 @@ machinery = _all(
 """Options of engines, decoding, resuming and what is told."""
 
 
-def perform(inputs: tuple[str, ...], given: dict[str, Any], work: Work, open_model: OpenModel) -> int:
+def perform(
+    inputs: tuple[str, ...], given: dict[str, Any], work: Work, open_model: OpenModel, beside: Beside | None = None
+) -> int:
     """Run over videos, say what was done, and give back the exit code.
 
     Args:
@@ -186,6 +193,7 @@ def perform(inputs: tuple[str, ...], given: dict[str, Any], work: Work, open_mod
         given: Values of the options above.
         work: What is done; only its kind of rows counts before the model is open.
         open_model: Opens the model, when inputs and output are known to make sense, and says the whole work.
+        beside: What is to be embedded at the same time.
     """
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
@@ -193,18 +201,86 @@ def perform(inputs: tuple[str, ...], given: dict[str, Any], work: Work, open_mod
         request = _request(inputs, given, work)
         found = request.find()
         output = request.choose_output(found)
+        if beside:
+            beside.choose(request, found)
         model, work = open_model()
         request, output = replace(request, work=work), replace(output, rows=work.kind)
         if (note := getattr(model, "note", "")) and not request.quiet:
             tell(f"{given['model']}: {note}", err=True)
         if given["isolate"] and not model.can_isolate:
             raise InputError(_NOT_ISOLATED)
-        summary = request.run(model, given["model"], found, output, children if model.can_isolate else None)
+        pool = children if model.can_isolate else None
+        if beside:
+            return beside.run(request, model, given["model"], found, output, pool)
+        summary = request.run(model, given["model"], found, output, pool)
+    return _tell(request, [(summary, output)])
+
+
+def _tell(request: Request, done: Sequence[tuple[Summary, Output]]) -> int:
+    """Say what one run or two have done, and give back the exit code."""
+    first, output = done[0]
     if request.prints_summary:
-        click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
+        more = {run.rows.name: {**summary.to_dict(), "output": str(run)} for summary, run in done[1:]}
+        click.echo(json.dumps({**first.to_dict(), "output": str(output), **more}))
     elif not request.quiet:
-        tell("\n".join(line for line in (summary.costs(), summary.sentence(output)) if line), err=True)
-    return summary.exit_code
+        lines = [first.costs(), *(summary.sentence(run) for summary, run in done)]
+        tell("\n".join(line for line in lines if line), err=True)
+    return next((summary.exit_code for summary, _ in done if summary.exit_code), 0)
+
+
+@dataclass
+class Beside:
+    """Embeddings that are made of what another command decodes.
+
+    Attributes:
+        output: Where they go.
+        model: Name of the dual encoder.
+        open_dual: Opens it.
+    """
+
+    output: str
+    model: str
+    open_dual: OpenDual
+    _chosen: tuple[Request, Output] | None = None
+
+    def choose(self, request: Request, found: FoundInputs) -> None:
+        """See that the output makes sense, before models are opened.
+
+        Raises:
+            InputError: it does not.
+        """
+        from lavila_fast.archive.work import Embedding
+
+        own = replace(request, work=Embedding(), output=self.output, format=None, frame_times=True, csv_safe=False)
+        output = replace(own, prints_summary=False).choose_output(found)
+        if output.kind == "stream":
+            raise InputError(f"--embed {self.output}: embeddings beside narrations go to a file; name a .parquet")
+        self._chosen = own, output
+
+    def run(
+        self,
+        request: Request,
+        model: ClipModel,
+        name: str,
+        found: FoundInputs,
+        output: Output,
+        children: Children | None,
+    ) -> int:
+        """Run `request` with embeddings beside it, say what was done, and give back the exit code."""
+        from lavila_fast.archive.beside import EmbeddedBeside, require_same_frames
+        from lavila_fast.archive.work import Embedding
+
+        assert self._chosen is not None
+        dual = self.open_dual()
+        require_same_frames(model, dual)
+        own, features = replace(self._chosen[0], work=Embedding.of(dual)), self._chosen[1]
+        features = replace(features, rows=own.work.kind)
+        beside = EmbeddedBeside(own, dual, self.model, found, features)
+        with beside.opened():
+            summary = request.run(model, name, found, output, children, beside)
+        if summary.stopped is not None:
+            return _tell(request, [(summary, output)])
+        return _tell(request, [(summary, output), (beside.finish(summary, children), features)])
 
 
 @contextlib.contextmanager
