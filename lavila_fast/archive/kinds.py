@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer
+from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer, offered, suffixes
 from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz, Parquet
 from lavila_fast.archive.formats.labels import LabelCsv, LabelLines, LabelText, SafeLabelCsv
 from lavila_fast.archive.rows import Parse, parse_embedding, parse_labels, parse_row
@@ -42,11 +42,11 @@ class Kind:
 
     def offered(self) -> tuple[str, ...]:
         """Names that ``--format`` takes."""
-        return tuple(name for name, row in self.formats.items() if row.offered)
+        return offered(self.formats)
 
     def suffixes(self) -> dict[str, str]:
         """Suffix of a file's name, with the dot → name of the format."""
-        return {row.suffix: name for name, row in self.formats.items() if row.suffix}
+        return suffixes(self.formats)
 
 
 NARRATIONS = Kind("narrations", "narrate", FORMATS, parse_row)
