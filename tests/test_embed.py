@@ -225,6 +225,13 @@ def test_what_was_narrated_before_is_embedded_too(narrate: Embed, embed: Embed) 
     assert embed("film.mp4", "-o", "alone.npz", "-q") == 0
     assert Path("n.jsonl").read_bytes() == whole
     assert Path("f.npz").read_bytes() == Path("alone.npz").read_bytes()
+    Path("n.jsonl").write_bytes(b"".join(cut[:7]))  # as a crash may leave the two
+    Path("f.npz").unlink()
+    kept = Path("f.npz.journal").read_bytes().splitlines(keepends=True)
+    Path("f.npz.journal").write_bytes(b"".join(kept[:9]) + kept[9][:40])
+    assert narrate("-o", "n.jsonl", "--embed", "f.npz", "-q") == 0
+    assert Path("n.jsonl").read_bytes() == whole
+    assert Path("f.npz").read_bytes() == Path("alone.npz").read_bytes()
 
 
 def test_a_video_that_fails_is_told_once(embed: Embed, capsys: pytest.CaptureFixture[str]) -> None:

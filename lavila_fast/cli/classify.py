@@ -74,10 +74,10 @@ def classify(inputs: tuple[str, ...], **given: Any) -> None:
 
 
 def _open(given: dict[str, Any], labels: tuple[tuple[str, ...], ...]) -> tuple[DualEncoder | Classifier, Labelling]:
-    """The model and what is done with it: a classifier where there is one, else a dual encoder."""
+    """The model and what is done with it: labels in words are a dual encoder's, where the model has both."""
     from lavila_fast.archive.labelling import Labelling
 
-    if _is_classifier(given):
+    if _is_classifier(given, bool(labels)):
         if given["templates"]:
             raise InputError(f"--template: {given['model']} is a classifier, whose labels are only names; leave it out")
         model = _open_classifier(given)
@@ -90,13 +90,14 @@ def _open(given: dict[str, Any], labels: tuple[tuple[str, ...], ...]) -> tuple[D
     return dual, Labelling.in_words(dual, labels[0], given["templates"], given["temperature"], given["top_k"])
 
 
-def _is_classifier(given: dict[str, Any]) -> bool:
+def _is_classifier(given: dict[str, Any], named: bool) -> bool:
     from lavila_fast.bundle.manifest import open_bundle
     from lavila_fast.pretrained import find_model
 
     path = find_model(given["model"])
     if path.is_dir():
-        return "dual_encoder" not in (models := open_bundle(path).models) and "classifier" in models
+        models = open_bundle(path).models
+        return "classifier" in models and not (named and "dual_encoder" in models)
     return _has_head(path)
 
 

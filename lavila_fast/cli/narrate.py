@@ -10,6 +10,7 @@ from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import POSITIVE
 from lavila_fast.cli.embed import open_dual
 from lavila_fast.cli.run_options import Beside, machinery, perform, places
+from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,8 +90,14 @@ def _beside(given: dict[str, Any]) -> Beside | None:
             raise InputError(f"--embed-model {given['embed_model']}: of no use without --embed PATH")
         return None
     name = given["embed_model"] or given["model"]
-    own = given if name == given["model"] else {**given, "tokenizer": None}
-    return Beside(given["embed"], name, lambda: open_dual({**own, "precision": None}, name))
+    engine = ENGINES.get(given["engine"])
+    own = {
+        **given,
+        "tokenizer": None,
+        "precision": None,
+        "engine": given["engine"] if engine and engine.embed else "auto",
+    }
+    return Beside(given["embed"], name, lambda: open_dual(own, name))
 
 
 def options_of(given: dict[str, Any]) -> Options:
