@@ -159,7 +159,7 @@ def own_temperature(model: DualEncoder) -> float:
         if source is not None and source.is_dir():
             logarithm = float(map_weights(source / WEIGHTS, "dual_encoder.logit_scale")[""])
         else:
-            logarithm = float(model.runtime.model.logit_scale)  # type: ignore[attr-defined]  # PyTorch's
+            logarithm = float(model.runtime.model.logit_scale.detach())  # type: ignore[attr-defined]  # PyTorch's
     except (BundleError, OSError, KeyError, AttributeError) as error:
         told = source or "this model"
         raise InputError(f"{told}: does not say the temperature of its scores; give --temperature 0.07") from error

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,14 @@ def test_a_mark_is_not_written_twice() -> None:
 
 def test_the_temperature_is_the_models_own(nano: DualEncoder) -> None:
     assert own_temperature(nano) == pytest.approx(np.exp(-LOGIT_SCALE), rel=1e-6)
+    pytest.importorskip("torch")
+    from lavila_fast.engines.host.eager import TorchDualEncoder
+    from lavila_fast.models.dual_encoder import DualEncoder as Reference
+
+    runtime = TorchDualEncoder(Reference(nano.config), threads=1)
+    assert own_temperature(replace(nano, runtime=runtime, opened=None)) == pytest.approx(0.07)
+    with pytest.raises(InputError, match="does not say the temperature of its scores; give --temperature"):
+        own_temperature(replace(nano, opened=None))
     with pytest.raises(InputError, match="give a number over 0"):
         ZeroShot.of(nano, ["a"], temperature=0.0)
 

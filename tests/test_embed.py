@@ -258,6 +258,8 @@ def test_models_that_see_other_frames(narrate: Embed, capsys: pytest.CaptureFixt
     assert "of no use without --embed" in capsys.readouterr().err
     assert narrate("-o", "n.jsonl", "--embed", "-") == 2
     assert "go to a file" in capsys.readouterr().err
+    assert narrate("-o", "n.jsonl", "--embed", "./n.jsonl") == 2
+    assert "that is where the narrations go" in capsys.readouterr().err
     vision = DualEncoder.from_pretrained("nano", threads=1).config.vision
     one = SimpleNamespace(config=SimpleNamespace(vision=vision), device="cpu", decoder="auto")
     other = SimpleNamespace(config=SimpleNamespace(vision=replace(vision, frames=16)), device="cpu", decoder="auto")

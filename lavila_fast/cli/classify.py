@@ -9,7 +9,8 @@ import click
 
 from lavila_fast.cli.choices import POSITIVE
 from lavila_fast.cli.embed import open_dual
-from lavila_fast.cli.run_options import machinery, perform, places
+from lavila_fast.cli.run_options import machinery, places
+from lavila_fast.cli.running import perform
 from lavila_fast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.run_options import machinery, perform, places
+from lavila_fast.cli.run_options import machinery, places
+from lavila_fast.cli.running import perform
 
 if TYPE_CHECKING:
     from lavila_fast.archive.work import Embedding
