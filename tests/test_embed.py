@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_records import cut
 
 from lavila_fast import DualEncoder
 from lavila_fast.archive.beside import require_same_frames
 from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines
 from lavila_fast.archive.rows import parse_embedding
+from lavila_fast.archive.videos import read_records
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 from lavila_fast.records import ClipEmbedding
@@ -240,6 +242,15 @@ def test_a_video_that_fails_is_told_once(embed: Embed, capsys: pytest.CaptureFix
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert run(["status", "f.npz"]) == 1
+
+
+def test_substitutes_are_counted_as_by_embed_alone(embed: Embed) -> None:
+    cut(Path("cut.mp4"))
+    assert run(["narrate", "cut.mp4", "-o", "n.jsonl", "--embed", "f.npz", "-q"]) == 1
+    assert embed("cut.mp4", "-o", "alone.npz", "-q") == 1
+    assert Path("f.npz").read_bytes() == Path("alone.npz").read_bytes()
+    records = [read_records(Path(f"{name}.videos.jsonl"))["cut.mp4"] for name in ("f.npz", "alone.npz", "n.jsonl")]
+    assert [(one.status, one.damaged, one.clips) for one in records] == [("partial", 1, records[1].clips)] * 3
 
 
 def test_no_file_of_anybody_is_overwritten(narrate: Embed, capsys: pytest.CaptureFixture[str]) -> None:

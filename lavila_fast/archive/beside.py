@@ -79,6 +79,7 @@ class EmbeddedBeside:
             self._before = sum(sink.count(name) for name in (*known.finished, *self._names.values()))
             try:
                 yield
+                books.pause()
             finally:
                 self._held = None
 

@@ -115,6 +115,13 @@ class Books:
             record = work.look.noted(known if known and known.id == work.look.id else None)
             self._records.put(replace(record, status=PARTIAL, code=None, error=None, stage=None))
 
+    def pause(self) -> None:
+        """Write down what was found out about videos that nobody has closed; another run goes on with them."""
+        for name, work in self._work.items():
+            known = self._records.get(name)
+            if work.begun and known is not None:
+                self._records.put(replace(known, damaged=known.damaged + work.damaged, frames=work.frames))
+
     def end(self, ended: EndOfVideo) -> Iterator[EndOfVideo]:
         """Close a video that is through with all its rows, and its twins; gives the ends of the latter."""
         self._close(ended)
