@@ -25,6 +25,7 @@ import click
 import torch
 
 from lavila_fast.archive.request import Request
+from lavila_fast.archive.work import Narrating
 from lavila_fast.bench.contestants import Contest
 from lavila_fast.bench.controlled import Controlled
 from lavila_fast.bench.engines import make_bundles, random_clip
@@ -89,7 +90,9 @@ def _run(narrator: Narrator, path: Path, clips: int, workers: int | None) -> flo
     """Seconds of a run into a file."""
     with tempfile.TemporaryDirectory() as folder, Children() as children:
         options, output = Options(), str(Path(folder) / "out.jsonl")
-        request = Request((str(path),), options, output=output, clip_seconds=CLIP_SECONDS, quiet=True, workers=workers)
+        request = Request(
+            (str(path),), Narrating(options), output=output, clip_seconds=CLIP_SECONDS, quiet=True, workers=workers
+        )
         children.start()
         time.sleep(_START_SECONDS)
         began = time.perf_counter()

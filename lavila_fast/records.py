@@ -82,6 +82,11 @@ class ClipEmbedding:
     damaged: bool = False
     frames: tuple[float, ...] | None = None
 
+    @property
+    def sample(self) -> int:
+        """Its number among the rows of its clip, which has one."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipLogits:
@@ -102,3 +107,37 @@ class ClipLogits:
     logits: tuple[F32, ...]
     damaged: bool = False
     frames: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClipLabels:
+    """The likeliest labels of one clip.
+
+    Attributes:
+        video: Name of the video.
+        start: First second of the clip.
+        end: Last second of the clip.
+        labels: From the likeliest down.
+        scores: Of each, its share of all labels, those that are not listed here included.
+        head: 0-based number of the head that gave them, of a classifier that has several.
+        damaged: As of `Narration`.
+        frames: As of `Narration`.
+    """
+
+    video: str
+    start: float
+    end: float
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    head: int = 0
+    damaged: bool = False
+    frames: tuple[float, ...] | None = None
+
+    @property
+    def sample(self) -> int:
+        """Its number among the rows of its clip."""
+        return self.head
+
+
+Row = Narration | ClipEmbedding | ClipLabels
+"""What a journal holds of a clip: one, or as many as `sample` counts."""

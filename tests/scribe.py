@@ -10,6 +10,7 @@ from typing import Any, cast
 from lavila_fast.archive.recognise import Wishes
 from lavila_fast.archive.request import Request
 from lavila_fast.archive.run import Summary
+from lavila_fast.archive.work import Narrating
 from lavila_fast.generate.options import Options
 from lavila_fast.narrator import Narrator
 from lavila_fast.records import Clip, Narration
@@ -59,7 +60,7 @@ class Scribe:
 def narrate(*inputs: object, output: str, wishes: Wishes | None = None, **how: Any) -> tuple[Summary, Scribe]:
     """One run, as the command line makes it."""
     scribe = Scribe()
-    request = Request(tuple(map(str, inputs)), Options(), output=output, wishes=wishes or Wishes(), **how)
+    request = Request(tuple(map(str, inputs)), Narrating(Options()), output=output, wishes=wishes or Wishes(), **how)
     found = request.find()
     summary = request.run(cast("Narrator", scribe), "scribe", found, request.choose_output(found))
     return summary, scribe

@@ -19,6 +19,7 @@ from scribe import Scribe
 from test_video_coded import write_video
 
 from lavila_fast.archive.request import Request
+from lavila_fast.archive.work import Narrating
 from lavila_fast.bench.children import measure_children
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError, VideoError
 from lavila_fast.generate.options import Options
@@ -272,7 +273,7 @@ def test_they_open_and_read_the_videos_of_a_run(film: Path, tmp_path: Path, outp
             assert isinstance(children, Children)
             return children.read(source, clips, 4, SMALL)
 
-    request = Request((str(film),), Options(), output=str(tmp_path / output) if output != "-" else output)
+    request = Request((str(film),), Narrating(Options()), output=str(tmp_path / output) if output != "-" else output)
     found = request.find()
     with Children() as children:
         summary = request.run(cast("Narrator", Apart()), "scribe", found, request.choose_output(found), children)

@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 from lavila_fast import Clip, Narration, Narrator
 from lavila_fast.archive.identity import difference
 from lavila_fast.archive.request import Request
+from lavila_fast.archive.work import Narrating
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import BundleError, CheckpointError, InputError, ModelNotFoundError, VideoError
 from lavila_fast.export.sources import find_checkpoint
@@ -144,7 +145,7 @@ def test_a_run_writes_the_first_clip_before_it_needs_the_second(narrator, video,
             yield one
 
     monkeypatch.setattr(Narrator, "read", slowly)
-    request = Request((str(video),), Options(), output=str(out), quiet=True, workers=1)
+    request = Request((str(video),), Narrating(Options()), output=str(out), quiet=True, workers=1)
     found = request.find()
     summary = request.run(narrator, "tiny", found, request.choose_output(found))
     assert waited == [True]

@@ -17,7 +17,7 @@ from lavila_fast.archive.recognise import Look, Recognised, Wishes
 from lavila_fast.archive.spans import span_of
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
-from lavila_fast.records import Narration
+from lavila_fast.records import Row
 from lavila_fast.video.sources import Extent, VideoSource, extent
 
 
@@ -96,7 +96,15 @@ class Books:
                 work.extent = extent(job.source)
         return work.extent or Extent(0.0, 0.0)
 
-    def begin(self, row: Narration, frames: int) -> None:
+    def identify(self, video: str) -> None:
+        """Read what it takes to know a video, where nobody measures it.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        self._work[video].look.identify(self._wishes.full)
+
+    def begin(self, row: Row, frames: int) -> None:
         """A clip is about to be written: its video's record comes first."""
         work = self._work[row.video]
         work.frames = max(work.frames, frames)
@@ -106,6 +114,13 @@ class Books:
             known = self._records.get(row.video)
             record = work.look.noted(known if known and known.id == work.look.id else None)
             self._records.put(replace(record, status=PARTIAL, code=None, error=None, stage=None))
+
+    def pause(self) -> None:
+        """Write down what was found out about videos that nobody has closed; another run goes on with them."""
+        for name, work in self._work.items():
+            known = self._records.get(name)
+            if work.begun and known is not None:
+                self._records.put(replace(known, damaged=known.damaged + work.damaged, frames=work.frames))
 
     def end(self, ended: EndOfVideo) -> Iterator[EndOfVideo]:
         """Close a video that is through with all its rows, and its twins; gives the ends of the latter."""

@@ -1,4 +1,4 @@
-"""What makes two runs the same: the one place that says which narrations may stand in one file.
+"""What makes two runs the same: the one place that says which rows may stand in one file.
 
 A row depends on its clip and on what `Identity` holds, and on nothing else: not on batch, threads, workers, or how the
 path of the model is spelt. A journal keeps `Identity.settings` beside it; `difference` compares with them later.
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lavila_fast.generate.options import Options
 from lavila_fast.video.nearby import EXACT
 
 
@@ -21,8 +20,8 @@ class Identity:
 
     Attributes:
         model: Name or path as given, for people.
-        fingerprint: `Narrator.fingerprint`: of weights, vocabulary and what computes with them.
-        options: How sentences are written.
+        fingerprint: `ClipModel.fingerprint`: of weights, vocabulary and what computes with them.
+        options: A dataclass of how rows are made, see `work.Work`; of narrations, how sentences are written.
         clips: Which clips a video is cut into: `describe_windows`, or `LISTED`.
         decoder: What decodes video, where that changes a row; None where it does not.
         frames: How exactly the model sees the frames that a clip wants, see `video.nearby`.
@@ -30,7 +29,7 @@ class Identity:
 
     model: str
     fingerprint: str
-    options: Options
+    options: Any
     clips: str
     decoder: str | None = None
     frames: str = EXACT
@@ -38,7 +37,7 @@ class Identity:
     def settings(self) -> dict[str, Any]:
         """As they stand beside a journal, for `json`."""
         values = asdict(self.options)
-        values |= values.pop("warp")
+        values |= values.pop("warp", {})
         if self.decoder is not None:
             values["decoder"] = self.decoder
         if self.frames != EXACT:

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lavila_fast.archive.formats import suffixes
 from lavila_fast.archive.journal import SIDECAR, SUFFIX
+from lavila_fast.archive.kinds import KINDS
 from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
@@ -125,7 +125,8 @@ def _walk(folder: Path, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path
 
 def _is_output(word: str) -> bool:
     """`narrate videos/*` finds what an earlier run has written there; that is not meant."""
-    return word.endswith((*suffixes(), SUFFIX, SIDECAR))
+    ours = (suffix for kind in KINDS for suffix in kind.suffixes())
+    return word.endswith((*ours, SUFFIX, SIDECAR))
 
 
 def _expand(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path]:

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.archive import index
-from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.identity import difference
-from lavila_fast.archive.rows import parse_row, whole_clips
+from lavila_fast.archive.kinds import NARRATIONS, Kind
+from lavila_fast.archive.rows import whole_clips
 from lavila_fast.archive.spans import Done, span_of
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import locked, replacing, storage_error, sync, warn
-from lavila_fast.records import Clip, Narration
+from lavila_fast.records import Clip, Row
 
 SUFFIX, SIDECAR = ".journal", ".run.json"
 """Of a journal that is not the output itself, and of what lies beside each."""
@@ -45,16 +45,27 @@ class Journal:
         path: The file.
         begun: Whether it held anything when it was opened; `new`: whether there was no such file.
         done: Video → its clips.
+        run: What it was begun with.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any], samples: int, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        run: Mapping[str, Any],
+        samples: int,
+        overwrite: bool = False,
+        kind: Kind = NARRATIONS,
+        compact: bool = False,
+    ) -> None:
         """Open or begin a journal.
 
         Args:
             path: The file.
             run: What must be the same for narrations to stand in one file.
-            samples: Sentences a clip.
+            samples: Sentences a clip, or rows of another kind.
             overwrite: Forget what is there.
+            kind: Of its rows.
+            compact: It is no output that people read.
 
         Raises:
             InputError: it is in use, was begun with other settings, or is no journal.
@@ -62,8 +73,8 @@ class Journal:
         """
         self.path, self.samples = Path(os.path.realpath(path)), samples
         self.sidecar = self.path.with_name(self.path.name + SIDECAR)
-        self.done = Done()
-        self._writer = JsonLines()
+        self.done, self.run, self._kind = Done(), dict(run), kind
+        self._writer = kind.journal(compact)
         self._synced = time.monotonic()
         self._lost, self._indexed, self._new = False, 0, 0
         with contextlib.ExitStack() as undo, storage_error(self.path):
@@ -78,7 +89,7 @@ class Journal:
             if overwrite:
                 os.ftruncate(self._fd, 0)
             self.begun = os.fstat(self._fd).st_size > 0
-            self._check_run(dict(run))
+            self._check_run(self.run)
             self._recover()
             self._held = undo.pop_all()
 
@@ -91,7 +102,8 @@ class Journal:
         try:
             before = dict(json.loads(self.sidecar.read_bytes()))
         except FileNotFoundError:
-            raise InputError(f"{self.path}: exists, but was not written by lavila-fast narrate; {_WAY_OUT}") from None
+            foreign = f"exists, but was not written by lavila-fast {self._kind.command}"
+            raise InputError(f"{self.path}: {foreign}; {_WAY_OUT}") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.sidecar}: damaged ({error}); {_WAY_OUT}") from error
         if told := difference(before, run):
@@ -108,7 +120,7 @@ class Journal:
         kept, found = [(0, known)] if known else [], 0
         with self.path.open("rb") as file:
             file.seek(known)
-            for begin, end, rows in whole_clips(file, self.samples, known):
+            for begin, end, rows in whole_clips(file, self.samples, known, self._kind.parse):
                 if not self.done.add(rows[0].video, span_of(rows[0]), begin):
                     continue
                 found += 1
@@ -156,7 +168,7 @@ class Journal:
 
         def blocks() -> Iterator[bytes]:
             with self.path.open("rb") as old:
-                for _, _, rows in whole_clips(old, self.samples):
+                for _, _, rows in whole_clips(old, self.samples, parse=self._kind.parse):
                     video = rows[0].video
                     if rows[0].damaged and video in sound:
                         continue
@@ -190,7 +202,7 @@ class Journal:
         done = self.done.get(video)
         return iter(clips) if done is None else done.lacking(clips)
 
-    def append(self, rows: list[Narration]) -> None:
+    def append(self, rows: list[Row]) -> None:
         """Write a clip's sentences, all or none.
 
         Raises:
@@ -220,14 +232,14 @@ class Journal:
             what = "another program has cut or written it" if own.st_nlink else "it was removed"
             raise StorageError(f"{self.path}: {what} while this run did; {_AGAIN}")
 
-    def rows(self, video: str) -> Iterator[list[Narration]]:
-        """A video's narrations, clip by clip in order of time."""
+    def rows(self, video: str) -> Iterator[list[Row]]:
+        """A video's rows, clip by clip in order of time."""
         if video not in self.done:
             return
         with storage_error(self.path), self.path.open("rb") as file:
             for _, offset in self.done[video].in_order():
                 file.seek(offset)
-                rows = [parse_row(file.readline()) for _ in range(self.samples)]
+                rows = [self._kind.parse(file.readline()) for _ in range(self.samples)]
                 yield [row for row in rows if row is not None]
 
     def sync(self) -> None:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
-from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Writer, suffixes
+from lavila_fast.archive.formats import JSONL, TEXT, Writer
 from lavila_fast.archive.journal import SUFFIX, Journal
+from lavila_fast.archive.kinds import NARRATIONS, Kind
 from lavila_fast.archive.names import OwnFiles
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import is_fatal, storage_error
-from lavila_fast.records import Clip, Narration
+from lavila_fast.records import Clip, Row
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Output:
     """What to write and where.
 
     Attributes:
-        format: A name among `FORMATS`.
+        format: A name among the formats of its rows.
         kind: Of place.
         path: None is standard output.
         safe: For spreadsheets.
         frame_times: With the times of frames.
+        rows: What kind of rows they are.
     """
 
     format: str
@@ -40,6 +42,7 @@ class Output:
     path: Path | None = None
     safe: bool = False
     frame_times: bool = False
+    rows: Kind = NARRATIONS
 
     def with_frame_times(self) -> Output:
         """The same, with the times of frames.
@@ -47,15 +50,16 @@ class Output:
         Raises:
             InputError: the format has no room for them.
         """
-        if not FORMATS[self.format].frame_times:
-            able = " or ".join(name for name, row in FORMATS.items() if row.frame_times)
+        if not self.rows.formats[self.format].frame_times:
+            able = " or ".join(name for name, row in self.rows.formats.items() if row.frame_times)
             raise InputError(f"--frame-times: {self.format} has no room for them; give --format {able}")
         return replace(self, frame_times=True)
 
-    def writer(self) -> Writer:
-        """A writer for a new file."""
-        row = FORMATS[self.format]
+    def writer(self, run: Mapping[str, Any] | None = None) -> Writer:
+        """A writer for a new file of rows that a run with these settings made."""
+        row = self.rows.formats[self.format]
         writer = (row.safe or row.writer)() if self.safe else row.writer()
+        writer.add_run(run or {})
         if self.frame_times:
             writer.add_frame_times()
         return writer
@@ -66,7 +70,7 @@ class Output:
 
 
 class Sink(Protocol):
-    """Takes narrations, clip by clip.
+    """Takes rows, clip by clip.
 
     Attributes:
         notes: Lines for the user, before anything is written.
@@ -82,8 +86,8 @@ class Sink(Protocol):
         """How many clips of a video are there already."""
         ...
 
-    def write(self, rows: list[Narration]) -> None:
-        """Take all sentences of a clip."""
+    def write(self, rows: list[Row]) -> None:
+        """Take all rows of a clip."""
         ...
 
     def finish(self, video: str) -> str | None:
@@ -95,35 +99,38 @@ class Sink(Protocol):
         ...
 
 
-def choose_output(output: str | None, format: str | None, videos: int, one_file: bool) -> Output:
+def choose_output(
+    output: str | None, format: str | None, videos: int, one_file: bool, rows: Kind = NARRATIONS
+) -> Output:
     """Read ``--output`` and ``--format``.
 
     Args:
         output: A file, a folder, ``-`` or nothing.
-        format: One of `formats.offered()`, or None to go by the file's suffix.
+        format: One that the rows can be written in, or None to go by the file's suffix.
         videos: Number of videos.
         one_file: Whether a single video file was asked for.
+        rows: What kind they are.
 
     Raises:
         InputError: the two do not fit each other or the number of videos.
     """
     if output is None:
         if format is None and one_file:
-            return Output(TEXT, "stream")
-        row = FORMATS[format or JSONL]
-        output = "./" if row.one_video else f"narrations{row.suffix}"
+            return Output(TEXT, "stream", rows=rows)
+        row = rows.formats[format or rows.usual]
+        output = "./" if row.one_video else f"{rows.name}{row.suffix}"
     path = Path(output)
     suffix = path.suffix.lower()
     if output == "-" or _is_device(path):
-        return _stream(format or JSONL, None if output == "-" else path)
+        return _stream(format or JSONL, None if output == "-" else path, rows)
     if output.endswith(("/", os.sep)) or not suffix or os.path.isdir(path):  # noqa: PTH112  # Path's raises on long names
-        return Output(format or JSONL, "folder", path)
-    format = format or suffixes().get(suffix)
+        return Output(format or rows.usual, "folder", path, rows=rows)
+    format = format or rows.suffixes().get(suffix)
     if format is None:
-        raise InputError(f"{output}: say --format, or name it {', '.join(suffixes())}")
-    if FORMATS[format].one_video and videos > 1:
+        raise InputError(f"{output}: say --format, or name it {', '.join(rows.suffixes())}")
+    if rows.formats[format].one_video and videos > 1:
         raise InputError(f"{output}: {format} takes one file a video; give a folder as --output for {videos} videos")
-    return Output(format, "file", path)
+    return Output(format, "file", path, rows=rows)
 
 
 def _is_device(path: Path) -> bool:
@@ -134,10 +141,10 @@ def _is_device(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _stream(format: str, path: Path | None) -> Output:
-    if not FORMATS[format].printable:
+def _stream(format: str, path: Path | None, rows: Kind) -> Output:
+    if not rows.formats[format].printable:
         raise InputError(f"{format} cannot be printed; give a file or folder as --output")
-    return Output(format, "stream", path)
+    return Output(format, "stream", path, rows=rows)
 
 
 class Stream:
@@ -163,7 +170,7 @@ class Stream:
         """See `Sink`."""
         return 0
 
-    def write(self, rows: list[Narration]) -> None:
+    def write(self, rows: list[Row]) -> None:
         """See `Sink`."""
         self._put(self._writer.clip(rows))
 
@@ -184,12 +191,12 @@ def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite
     """The journal of an output in files: the file itself, beside it, or in its folder; errors as for `Journal`."""
     assert output.path is not None
     if output.kind == "folder":
-        path = output.path / f"narrations{SUFFIX}"
+        path = output.path / f"{output.rows.name}{SUFFIX}"
     elif output.format == JSONL:
         path = output.path
     else:
         path = output.path.with_name(output.path.name + SUFFIX)
-    return Journal(path, run, samples, overwrite)
+    return Journal(path, run, samples, overwrite, output.rows, compact=path != output.path)
 
 
 class Files:
@@ -210,7 +217,7 @@ class Files:
         self._own = OwnFiles(journal.path, folder, overwrite, journal.done.keys())
         self.notes: Sequence[str] = self._own.notes
         if output.kind == "folder":
-            self._each = self._own.name(videos, FORMATS[output.format].suffix)
+            self._each = self._own.name(videos, output.rows.formats[output.format].suffix)
         elif self._all and (told := self._own.claim(self._all)):
             raise InputError(f"{told}, or --overwrite it")
 
@@ -222,7 +229,7 @@ class Files:
         """See `Sink`."""
         return len(self.journal.done.get(video, ()))
 
-    def write(self, rows: list[Narration]) -> None:
+    def write(self, rows: list[Row]) -> None:
         """See `Sink`."""
         self.journal.append(rows)
 
@@ -230,7 +237,7 @@ class Files:
         """See `Sink`: write the video's own file, unless it is there as it should be."""
         if video in self._each and self.journal.done.get(video):
             whole = io.BytesIO()
-            self._output.writer().write(self.journal.rows(video), whole)
+            self._output.writer(self.journal.run).write(self.journal.rows(video), whole)
             try:
                 self._own.write(self._each[video], whole.getvalue())
             except StorageError as error:
@@ -244,4 +251,5 @@ class Files:
         if self._all:
             order = dict.fromkeys([*self.journal.done, *self._videos])
             with self._own.replacing(self._all) as file:
-                self._output.writer().write((rows for video in order for rows in self.journal.rows(video)), file)
+                rows = (rows for video in order for rows in self.journal.rows(video))
+                self._output.writer(self.journal.run).write(rows, file)

@@ -9,7 +9,7 @@ from lavila_fast.archive.books import Books
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
 from lavila_fast.archive.stretches import EndOfVideo
-from lavila_fast.records import Clip, Narration
+from lavila_fast.records import Clip, Row
 from lavila_fast.video.clips import window_count, windows
 from lavila_fast.video.sources import Extent, extent
 
@@ -50,6 +50,6 @@ class Windows:
         every = window_count(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
         return max(every - self.sink.count(job.source.name), 1)
 
-    def covers(self, row: Narration) -> float:
+    def covers(self, row: Row) -> float:
         """Seconds of video that a clip stands for."""
         return row.end - row.start if self.listed else self.stride_seconds

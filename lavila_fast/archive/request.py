@@ -1,4 +1,4 @@
-"""What one command is asked to narrate, and the way from there to a run."""
+"""What one command is asked to do with which videos, and the way from there to a run."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
-from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
+from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
-from lavila_fast.archive.recognise import Wishes, recognise
-from lavila_fast.archive.run import Run, Summary
+from lavila_fast.archive.recognise import Recognised, Wishes, recognise
+from lavila_fast.archive.run import Beside, Run, Summary
 from lavila_fast.archive.videos import Records, records_path
+from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
-from lavila_fast.generate.options import Options
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
 from lavila_fast.video.names import HARDWARE
@@ -31,7 +32,7 @@ from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
-    from lavila_fast.narrator import Narrator
+    from lavila_fast.clip_model import ClipModel
     from lavila_fast.video.children.pool import Children
 
 _AHEAD = 16  # clips that a decoder may be ahead, at least
@@ -43,27 +44,28 @@ class Request:
 
     Attributes:
         inputs: Files, folders, patterns; with `clip_list` one folder.
-        options: How to write.
+        work: What is done with the clips.
         clip_list: File that names the clips; None cuts whole videos into windows.
         output: A file, a folder, ``-`` or nothing.
-        format: One of `formats.offered()`, or None to go by the suffix of `output`.
+        format: One that the rows can be written in, or None to go by the suffix of `output`.
         clip_seconds: Length of a window; None takes the model's.
         stride_seconds: From one window's start to the next; None takes `clip_seconds`.
-        batch: Clips narrated together.
+        batch: Clips that the model takes together.
         workers: Videos decoded at once, which then interleave; None: one after the other, each by as many as needed.
         decode_threads: Threads of each decoder.
         nearest: Seconds by which a frame may be off the wanted one, where another is cheaper.
         frame_times: Rows say when the frames that the model saw are shown.
         overwrite: Forget what the output holds.
-        prints_summary: Standard output is for the summary, so narrations go to a file.
+        prints_summary: Standard output is for the summary, so rows go to a file.
         quiet: Only errors.
         max_pixels: Larger pictures are refused.
         csv_safe: No cell of a CSV shall be a formula.
         wishes: What to do again, and how closely to look at files.
+        hushed: Nothing is said of failures whose lines begin like this.
     """
 
     inputs: tuple[str, ...]
-    options: Options
+    work: Work
     clip_list: Path | None = None
     output: str | None = None
     format: str | None = None
@@ -80,6 +82,7 @@ class Request:
     max_pixels: int = MOST_PIXELS
     csv_safe: bool = False
     wishes: Wishes = field(default_factory=Wishes)
+    hushed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -96,36 +99,45 @@ class Request:
         return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
 
     def choose_output(self, found: FoundInputs) -> Output:
-        """Where the narrations of these videos go.
+        """Where the rows of these videos go.
 
         Raises:
             InputError: output, format and number of videos do not fit each other.
         """
         output = self._off_standard(self._choose_output(found))
-        if self.csv_safe and FORMATS[output.format].safe is None:
+        if self.csv_safe and output.rows.formats[output.format].safe is None:
             raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
         if output.kind == "stream" and (self.overwrite or self.wishes != Wishes()):
             asked = "--overwrite" if self.overwrite else "--retry-failed, --retry-damaged and --identity"
-            raise InputError(f"{asked}: of no use where narrations are printed; leave it out, or give -o FILE")
+            raise InputError(
+                f"{asked}: of no use where {self.work.kind.name} are printed; leave it out, or give -o FILE"
+            )
         output = output.with_frame_times() if self.frame_times else output
+        output.writer()  # what is missing to write it is said before the first video
         return replace(output, safe=self.csv_safe)
 
     def _choose_output(self, found: FoundInputs) -> Output:
         one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
-        return choose_output(self.output, self.format, len(found.jobs), one)
+        return choose_output(self.output, self.format, len(found.jobs), one, self.work.kind)
 
     def _off_standard(self, output: Output) -> Output:
         """The same, or a file where standard output is for the summary."""
         if not (self.prints_summary and output.kind == "stream" and output.path is None):
             return output
         if self.output == "-":
-            raise InputError("--json and narrations cannot both be printed; give a file as --output")
-        return choose_output("narrations.jsonl", None, 1, True)
+            raise InputError(f"--json and {self.work.kind.name} cannot both be printed; give a file as --output")
+        return choose_output(f"{self.work.kind.name}.jsonl", None, 1, True, self.work.kind)
 
     def run(
-        self, narrator: Narrator, model: str, found: FoundInputs, output: Output, children: Children | None = None
+        self,
+        model: ClipModel,
+        name: str,
+        found: FoundInputs,
+        output: Output,
+        children: Children | None = None,
+        beside: Beside | None = None,
     ) -> Summary:
-        """Narrate `found` to `output`; `model` is the narrator's name for people.
+        """Do the work on `found` and write `output`; `name` is the model's for people, `beside` sees all clips, too.
 
         Videos are opened and decoded by `children`, which end with the run; without them, by this process.
 
@@ -134,50 +146,61 @@ class Request:
             StorageError: it cannot be written; what was written before is whole.
         """
         if self.nearest:
-            narrator.require_nearest(self.nearest)
-        clip = self.clip_seconds or narrator.clip_seconds
-        lengths = clip, self.stride_seconds or clip
+            model.require_nearest(self.nearest)
+        lengths = self._lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
+        see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
         if output.kind == "stream":
             stream = Stream(output, sys.stdout.buffer)
             try:
                 self._note(progress, found.notes)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
                 left = replace(found, jobs=self._bounded(found.jobs, children))
-                decoders = self._decoders(narrator, left, plan, children)
-                run = Run(narrator, left, stream, plan, progress, decoders, self.batch)
-                return run.go(self.options, self.frame_times)
+                decoders = self._decoders(model, left, plan, children)
+                return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
             finally:
                 stream.release()
-        identity = self._identity(narrator, model, describe_windows(*lengths))
+        with self.opened(model, name, found, output) as (journal, books, known):
+            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
+            names = [*known.finished, *(job.source.name for job in left.jobs)]
+            sink = Files(output, journal, names, self.overwrite)
+            self._note(progress, [*found.notes, *known.notes, *sink.notes])
+            plan = Windows(*lengths, sink, bool(self.clip_list), books)
+            decoders = self._decoders(model, left, plan, children)
+            return Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+
+    def _lengths(self, model: ClipModel) -> tuple[float, float]:
+        """Of a window, and from one's start to the next."""
+        clip = self.clip_seconds or model.clip_seconds
+        return clip, self.stride_seconds or clip
+
+    @contextlib.contextmanager
+    def opened(
+        self, model: ClipModel, name: str, found: FoundInputs, output: Output
+    ) -> Iterator[tuple[Journal, Books, Recognised]]:
+        """What an output in files holds already, open for writing; arguments and errors as of `run`."""
+        identity = self._identity(model, name, describe_windows(*self._lengths(model)))
         with contextlib.ExitStack() as held:
-            journal = open_journal(output, identity.settings(), self.options.samples, self.overwrite)
+            journal = open_journal(output, identity.settings(), self.work.samples, self.overwrite)
             held.callback(journal.close)
             records = Records(records_path(journal.path), overwrite=self.overwrite or journal.new)
             held.callback(records.close)
             known = recognise(found, journal, records, self.wishes)
             books = Books(journal, records, known, self.wishes)
             books.miss(found.missing)
-            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
-            names = [*known.finished, *(job.source.name for job in left.jobs)]
-            sink = Files(output, journal, names, self.overwrite)
-            self._note(progress, [*found.notes, *known.notes, *sink.notes])
-            plan = Windows(*lengths, sink, bool(self.clip_list), books)
-            decoders = self._decoders(narrator, left, plan, children)
-            run = Run(narrator, left, sink, plan, progress, decoders, self.batch, known.finished)
-            return run.go(self.options, self.frame_times)
+            yield journal, books, known
 
-    def _decoders(self, narrator: Narrator, found: FoundInputs, plan: Windows, children: Children | None) -> Decoders:
+    def _decoders(self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None) -> Decoders:
         if self.workers is not None:
             crew = Crew(min(self.workers, max(len(found.jobs), 1)), self.workers, in_order=self.workers == 1)
         else:
-            crew = Crew(most=available_cpus() if narrator.device == "cpu" else 1)
+            crew = Crew(most=available_cpus() if model.device == "cpu" else 1)
         books = plan.books
 
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
             how: dict[str, Any] = {"threads": self.decode_threads, "nearest": self.nearest}
-            return narrator.read(source, clips, children=children, **how)
+            return model.read(source, clips, children=children, **how)
 
         return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
 
@@ -190,8 +213,8 @@ class Request:
         bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": children.look if children else None}
         return [replace(job, source=replace(job.source, **bounds)) for job in jobs]
 
-    def _identity(self, narrator: Narrator, model: str, clips: str) -> Identity:
-        plain = narrator.device == "cpu" and narrator.decoder != HARDWARE  # a GPU's frames differ by a few levels
-        decoder = None if plain else narrator.decoder
+    def _identity(self, model: ClipModel, name: str, clips: str) -> Identity:
+        plain = model.device == "cpu" and model.decoder != HARDWARE  # a GPU's frames differ by a few levels
+        decoder = None if plain else model.decoder
         clips = LISTED if self.clip_list else clips
-        return Identity(model, narrator.fingerprint, self.options, clips, decoder, in_words(self.nearest))
+        return Identity(name, model.fingerprint, self.work.options, clips, decoder, in_words(self.nearest))

@@ -2,46 +2,104 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
 
 from lavila_fast.archive.spans import span_of
-from lavila_fast.records import Narration
+from lavila_fast.records import Clip, ClipEmbedding, ClipLabels, Narration, Row
 
+R = TypeVar("R")
+Times = tuple[float, ...] | None
+Parse = Callable[[bytes], Row | None]
 _decode = json.JSONDecoder().decode
 
 
 def parse_row(line: bytes) -> Narration | None:
     """A row of the journal, or None for anything else."""
+    return parsed(line, _narration)
+
+
+def _narration(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> Narration:
+    sample, text = values["sample"], values["text"]
+    if not (isinstance(sample, int) and isinstance(text, str)):
+        raise TypeError
+    perplexity, logprob = (_number(values[name]) for name in ("perplexity", "logprob"))
+    return Narration(clip.video, clip.start, clip.end, sample, text, perplexity, logprob, damaged, frames)
+
+
+def parsed(line: bytes, make: Callable[[Clip, dict[str, Any], bool, Times], R]) -> R | None:
+    """A row of any kind, or None for a line that is none: what all have is read here, the rest by `make`.
+
+    Args:
+        line: As it stands in the file.
+        make: Gets the clip, all values, whether it is damaged and the times of its frames; what it makes nothing of it
+            refuses by a ValueError, KeyError or TypeError.
+    """
     try:
         values = _decode(line.decode())  # bytes `json` would also read in UTF-16
-        video, start, end, sample, text = (values[name] for name in ("video", "start", "end", "sample", "text"))
-        numbers = isinstance(start, int | float) and isinstance(end, int | float) and isinstance(sample, int)
-        if not (numbers and isinstance(video, str) and isinstance(text, str) and start >= 0 and end >= 0):
+        video, start, end = (values[name] for name in ("video", "start", "end"))
+        numbers = isinstance(start, int | float) and isinstance(end, int | float)
+        if not (numbers and isinstance(video, str) and start >= 0 and end >= 0):
             return None
-        perplexity, logprob = (_number(values[name]) for name in ("perplexity", "logprob"))
         round((start + end) * 1000)  # neither infinite nor not a number
         damaged, frames = values.get("damaged") is True, values.get("frames")
         shown = None if frames is None else tuple(float(time) for time in frames)
-        return Narration(video, start, end, sample, text, perplexity, logprob, damaged, shown)
+        return make(Clip(video, start, end), values, damaged, shown)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def parse_embedding(line: bytes, dim: int | None = None) -> ClipEmbedding | None:
+    """A row of embeddings, as a list of numbers or in base64; None for anything else, or for another length."""
+    row = parsed(line, _embedding)
+    return row if row is None or dim in (None, len(row.embedding)) else None
+
+
+def _embedding(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipEmbedding:
+    told = values["embedding"]
+    if isinstance(told, str):
+        half = np.frombuffer(base64.b64decode(told, validate=True), "<f2")
+    else:
+        half = np.array(told, np.float16)
+    if half.ndim != 1 or not np.isfinite(half).all():
+        raise ValueError
+    return ClipEmbedding(clip.video, clip.start, clip.end, half.astype(np.float32), damaged, frames)
+
+
+def parse_labels(line: bytes) -> ClipLabels | None:
+    """A row of labels, or None for anything else."""
+    return parsed(line, _labels)
+
+
+def _labels(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipLabels:
+    labels, scores, head = values["labels"], values["scores"], values.get("head", 0)
+    if not (isinstance(labels, list) and len(labels) == len(scores) and all(isinstance(one, str) for one in labels)):
+        raise TypeError
+    if not isinstance(head, int):
+        raise TypeError
+    told = tuple(labels), tuple(float(one) for one in scores)
+    return ClipLabels(clip.video, clip.start, clip.end, *told, head, damaged, frames)
 
 
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple[int, int, list[Narration]]]:
+def whole_clips(
+    file: BinaryIO, samples: int, offset: int = 0, parse: Parse = parse_row
+) -> Iterator[tuple[int, int, list[Row]]]:
     """Clips that have all their `samples` lines one after the other: first byte, one past the last, rows.
 
-    The file is at byte `offset`.
+    The file is at byte `offset`; `parse` reads a line.
     """
-    rows: list[Narration] = []
+    rows: list[Row] = []
     begin = offset
     for line in file:
-        row = parse_row(line) if line.endswith(b"\n") else None
+        row = parse(line) if line.endswith(b"\n") else None
         if rows and (row is None or row.sample != len(rows) or not _one_clip(row, rows[0])):
             rows = []
         if row is not None and row.sample == len(rows):
@@ -53,6 +111,6 @@ def whole_clips(file: BinaryIO, samples: int, offset: int = 0) -> Iterator[tuple
             rows = []
 
 
-def _one_clip(row: Narration, first: Narration) -> bool:
+def _one_clip(row: Row, first: Row) -> bool:
     times = row.start == first.start and row.end == first.end
     return row.video == first.video and (times or span_of(row) == span_of(first))

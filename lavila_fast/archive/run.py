@@ -1,5 +1,7 @@
 """A run over many videos: decode in threads, narrate in this one, write each clip as it comes, go on where one fails.
 
+Narrating stands here for whatever `work` is done with the clips.
+
 A row depends on its clip alone, so neither the number of workers, nor the batch, nor where an earlier run was cut off
 can change it.
 """
@@ -8,11 +10,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from lavila_fast.archive.decoding import Decoders
 from lavila_fast.archive.faults import DISK
@@ -22,12 +24,22 @@ from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
 from lavila_fast.archive.stretches import EndOfVideo
-from lavila_fast.generate.options import Options
-from lavila_fast.records import Narration
+from lavila_fast.records import Row
 from lavila_fast.video.reader import DecodedClip
 
-if TYPE_CHECKING:
-    from lavila_fast.narrator import Narrator
+See = Callable[[Iterator[DecodedClip]], Iterator[list[Row]]]
+
+
+class Beside(Protocol):
+    """Somebody else who wants to see the clips of a run."""
+
+    def see(self, clip: DecodedClip, path: Path) -> list[Row]:
+        """Make rows of a clip of the video that lies at `path`; none where there is nothing to do."""
+        ...
+
+    def write(self, rows: list[Row], path: Path, decoded: int) -> None:
+        """Take these rows; `decoded` frames of the video were decoded until then."""
+        ...
 
 
 @dataclass
@@ -122,17 +134,23 @@ class Run:
 
     def __init__(
         self,
-        narrator: Narrator,
+        see: See,
         found: FoundInputs,
         sink: Sink,
         plan: Windows,
         progress: Progress,
         decoders: Decoders,
-        batch: int,
         finished: Sequence[str] = (),
+        beside: Beside | None = None,
+        hushed: tuple[str, ...] = (),
     ) -> None:
-        """`finished` names videos of which nothing is to be done, besides those `found`."""
-        self.narrator, self.sink, self.plan, self.progress, self.batch = narrator, sink, plan, progress, batch
+        """`see` makes rows of clips; `finished` names videos of which nothing is to be done, besides those `found`.
+
+        `beside` sees all clips, too; of failures whose lines begin like one of `hushed` nothing is said.
+        """
+        self._hushed = hushed
+        self._beside, self._paths = beside, {job.source.name: job.source.path for job in found.jobs}
+        self.see, self.sink, self.plan, self.progress = see, sink, plan, progress
         self.books = plan.books
         before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))
         self.summary = Summary(len(found.jobs) + len(found.failed) + len(finished), before)
@@ -144,15 +162,15 @@ class Run:
         self._ended: dict[str, EndOfVideo] = {}
         self._own, self._others = _cpu()
 
-    def go(self, options: Options, frame_times: bool = False) -> Summary:
-        """Narrate everything; with `frame_times` rows say when the frames that were seen are shown.
+    def go(self) -> Summary:
+        """Narrate everything.
 
         Raises:
             StorageError: the output cannot be written; what was written before is whole.
         """
         try:
             with self.signals.installed():
-                self._narrate(options, frame_times)
+                self._narrate()
         except Stopped as stop:
             self.summary.stopped = stop.exit_code
         finally:
@@ -165,7 +183,7 @@ class Run:
             self.summary.decode_cpu = self._decoders.cpu + others - self._others
         return self.summary
 
-    def _narrate(self, options: Options, frame_times: bool) -> None:
+    def _narrate(self) -> None:
         stop: Stopped | None = None
         try:
             for line in self._early:
@@ -174,9 +192,8 @@ class Run:
                 with self.signals():
                     self._write_out(video)
             clips = self._decoded()
-            say = partial(self.narrator.narrate_clips, options=options, batch=self.batch, frame_times=frame_times)
             # The first clip goes alone: somebody may be waiting to see whether this is of any use.
-            for rows in chain(say(islice(clips, 1)), say(clips)):
+            for rows in chain(self.see(islice(clips, 1)), self.see(clips)):
                 with self.signals():
                     if self.books:
                         self.books.begin(rows[0], self._frames.get(rows[0].video, 0))
@@ -208,9 +225,18 @@ class Run:
                 self.summary.frames += len(event.times)
                 self.summary.decoded += event.decoded - self._frames.get(video, 0)
                 self._frames[video] = event.decoded
+                self._show(event)
                 yield event
 
-    def _count(self, row: Narration) -> None:
+    def _show(self, clip: DecodedClip) -> None:
+        """Let whoever stands beside see a clip."""
+        if self._beside is not None:
+            path = self._paths[clip.clip.video]
+            if rows := self._beside.see(clip, path):
+                with self.signals():
+                    self._beside.write(rows, path, clip.decoded)
+
+    def _count(self, row: Row) -> None:
         self._in_flight[row.video] -= 1
         self.summary.damaged += row.damaged
         self.progress.advance(self.plan.covers(row), self._decoders.total)
@@ -245,5 +271,7 @@ class Run:
             self._fail(line)
 
     def _fail(self, line: str) -> None:
+        if line.startswith(self._hushed):
+            return
         self.summary.failed.append(line)
         self.progress.say(f"error: {line}")

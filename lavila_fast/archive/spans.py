@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.records import Clip, Narration
+from lavila_fast.records import Clip, Row
 
 Span = tuple[int, int]
 _LONGEST = 2**32 - 1  # milliseconds of a clip that a column takes, 49 days
@@ -21,7 +21,7 @@ _EARLY = 2**31  # milliseconds, 24 days: start and length fit one number
 _MANY = 4096
 
 
-def span_of(clip: Clip | Narration) -> Span:
+def span_of(clip: Clip | Row) -> Span:
     """Start and length in milliseconds."""
     start = round(clip.start * 1000)
     return start, round(clip.end * 1000) - start

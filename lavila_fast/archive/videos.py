@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.archive.journal import SUFFIX
+from lavila_fast.archive.kinds import KINDS
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, storage_error
 from lavila_fast.video.content import Stamp
@@ -115,10 +116,11 @@ def find_records(output: str) -> Path:
     """
     path = Path(output)
     named = records_path(Path(os.path.realpath(path)))
-    for one in (path / f"narrations{ENDING}", named, path):
+    in_folder = [path / f"{kind.name}{ENDING}" for kind in KINDS]
+    for one in (*in_folder, named, path):
         if one.name.endswith(ENDING) and one.is_file():
             return one
-    raise InputError(f"{output}: there are no records of videos beside it; give what `narrate --output` was given")
+    raise InputError(f"{output}: there are no records of videos beside it; give what --output was given")
 
 
 class Records:

@@ -22,7 +22,9 @@ import click
 
 from lavila_fast import __version__
 from lavila_fast.cli.bench import bench
+from lavila_fast.cli.classify import classify
 from lavila_fast.cli.demo import demo
+from lavila_fast.cli.embed import embed
 from lavila_fast.cli.engines import engines
 from lavila_fast.cli.evaluate import evaluate
 from lavila_fast.cli.export import export
@@ -69,6 +71,8 @@ def cli() -> None:
     \b
     lavila-fast demo                    see it work
     lavila-fast narrate holiday.mp4     print what happens in a video
+    lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
+    lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
     lavila-fast status OUTPUT           what became of the videos of a run
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
@@ -79,8 +83,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, narrate, status, models, export, parity, bench, evaluate, engines, train, prepare_data),
-    *(narrations, rephrase),
+    *(demo, narrate, classify, embed, status, models, export, parity, bench, evaluate, engines),
+    *(train, prepare_data, narrations, rephrase),
 )
 
 for command in _COMMANDS:

@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from lavila_fast.archive.formats import offered
-from lavila_fast.cli.choices import POSITIVE, LazyChoice
-from lavila_fast.cli.streams import tell
-from lavila_fast.engines.choose import ENGINES, engine_help, precisions
+from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.embed import open_dual
+from lavila_fast.cli.run_options import machinery, places
+from lavila_fast.cli.running import Beside, perform
+from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
-from lavila_fast.video.names import DECODERS
 
 if TYPE_CHECKING:
-    from lavila_fast.archive.request import Request
     from lavila_fast.generate.options import Options
-    from lavila_fast.video.children.pool import Children
-
-_SECONDS = click.FloatRange(min=0.001)
-_BATCH = 8
-_NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Linux without `ulimit -f`"
+    from lavila_fast.narrator import Narrator
 
 
 @click.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("--model", default="nano", show_default=True, help="Name, bundle folder or checkpoint.")
-@click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
-@click.option("-o", "--output", metavar="PATH", help="A file for all videos, a folder for one file a video, or -.")
-@click.option("--format", "format", type=LazyChoice(offered), help="Default: as in PATH.")
-@click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula.")
-@click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]")
-@click.option("--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]")
-@click.option(
-    "--clips",
-    "clip_list",
-    metavar="LIST",
-    type=click.Path(path_type=Path),
-    help="Narrate the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
-)
+@places(offered)
 @click.option("--samples", type=POSITIVE, default=1, show_default=True, help="Sentences a clip.")
 @click.option("--temperature", type=float, help="0: greedy, the likeliest word.  [default: 0.7; 1 with beams]")
 @click.option(
@@ -60,91 +38,12 @@ _NOT_ISOLATED = "--isolate: only frames that PyAV decodes for the CPU are, on Li
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
 @click.option(
-    "--batch-size",
-    type=POSITIVE,
-    help="Clips narrated together.  [default: 8; of --engine torch-cuda, by the size of the GPU]",
+    "--embed",
+    metavar="PATH",
+    help="Embed the clips, too, in the same pass: a .parquet, .npz or .jsonl as of `lavila-fast embed`.",
 )
-@click.option(
-    "--engine",
-    default="auto",
-    show_default=True,
-    help=engine_help(),
-)
-@click.option(
-    "--precision",
-    type=LazyChoice(precisions),
-    help="Of --engine torch-cuda.  [default: bf16]",
-)
-@click.option(
-    "--decoder",
-    type=click.Choice(DECODERS),
-    default="auto",
-    show_default=True,
-    help="What decodes video; auto takes the GPU's where the model runs on one.",
-)
-@click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    help="Videos decoded at once; those that are left share the last ones.  [default: one after the other, each by as"
-    " many as keep the model busy]",
-)
-@click.option(
-    "--decode-threads",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Threads of each decoder, for a file that no two can share: one without an index (TS, MPEG, AVI).",
-)
-@click.option(
-    "--frames",
-    metavar="exact|nearest:SECONDS",
-    default="exact",
-    show_default=True,
-    help="nearest: a frame may be replaced by a cheaper one that is at most so far off, a key frame if there is one."
-    " Saves decoding; the model may say something else.",
-)
-@click.option(
-    "--isolate/--no-isolate",
-    default=None,
-    help="Decode in processes of their own, so that a video that breaks its decoder costs nothing but itself."
-    "  [default: where frames go to the CPU, on Linux]",
-)
-@click.option(
-    "--decode-timeout",
-    type=_SECONDS,
-    default=60.0,
-    show_default=True,
-    help="With --isolate: seconds without progress after which a video is given up.",
-)
-@click.option(
-    "--decode-memory",
-    metavar="GB",
-    type=click.FloatRange(min=0.01, max=1 << 20),
-    default=4.0,
-    show_default=True,
-    help="With --isolate: memory that decoding a video may take.",
-)
-@click.option(
-    "--max-pixels",
-    type=POSITIVE,
-    default=1 << 27,
-    show_default=True,
-    help="Larger pictures are refused before they are decoded.",
-)
-@click.option(
-    "--identity",
-    type=click.Choice(("fast", "full")),
-    default="fast",
-    show_default=True,
-    help="What a video is known by: its size and a hash of head, middle and tail, or of every byte.",
-)
-@click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed.")
-@click.option("--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames.")
-@click.option("--frame-times", is_flag=True, help="Rows say when the frames that the model saw are shown, in seconds.")
-@click.option("--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds.")
-@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; narrations go to a file.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors.")
+@click.option("--embed-model", metavar="NAME", help="The dual encoder for it.  [default: the one in --model]")
+@machinery
 def narrate(inputs: tuple[str, ...], **given: Any) -> None:
     """Narrate videos: files, folders (with all below them), patterns in quotes, folders of 300-second chunks.
 
@@ -160,6 +59,7 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
       lavila-fast narrate holiday.mp4
       lavila-fast narrate videos/ -o narrations.jsonl --samples 10
       lavila-fast narrate 'videos/*.mkv' --format srt -o subtitles/
+      lavila-fast narrate videos/ -o narrations.jsonl --embed features.parquet
       lavila-fast narrate ego4d/ --clips clips.csv -o narrations.pkl
     """  # noqa: D301
     from lavila_fast.archive.signals import at_once
@@ -170,80 +70,35 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
 
 
 def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
-    """Narrate, say what was done, and give back the exit code."""
-    if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
-        engine.refuse_unused(given)
-    with _children(given) as children:
-        request = _request(inputs, given)
-        found = request.find()
-        output = request.choose_output(found)
+    from lavila_fast.archive.work import Narrating
+
+    work = Narrating(options_of(given))
+
+    def open_model() -> tuple[Narrator, Narrating]:
         from lavila_fast.narrator import Narrator
 
         how = {name: given[name] for name in ("threads", "tokenizer", "engine", "precision", "decoder")}
         shape = {"batch": given["batch_size"], "samples": given["samples"]}
-        narrator = Narrator.from_pretrained(given["model"], **how, **shape)
-        if narrator.note and not request.quiet:
-            tell(f"{given['model']}: {narrator.note}", err=True)
-        if given["isolate"] and not narrator.can_isolate:
-            raise InputError(_NOT_ISOLATED)
-        summary = request.run(narrator, given["model"], found, output, children if narrator.can_isolate else None)
-    if request.prints_summary:
-        click.echo(json.dumps({**summary.to_dict(), "output": str(output)}))
-    elif not request.quiet:
-        tell("\n".join(line for line in (summary.costs(), summary.sentence(output)) if line), err=True)
-    return summary.exit_code
+        return Narrator.from_pretrained(given["model"], **how, **shape), work
+
+    return perform(inputs, given, work, open_model, _beside(given))
 
 
-@contextlib.contextmanager
-def _children(given: dict[str, Any]) -> Iterator[Children | None]:
-    """Processes that decode, the first of which is ready when the model is."""
-    from lavila_fast.video.children.limits import GIB, ChildLimits
-    from lavila_fast.video.children.pool import Children, serves
-
-    if given["isolate"] is False:
-        for name in ("decode_timeout", "decode_memory"):
-            if click.get_current_context().get_parameter_source(name) != ParameterSource.DEFAULT:
-                raise InputError(f"--{name.replace('_', '-')}: of no use with --no-isolate; leave one of the two out")
-        yield None
-        return
-    if given["isolate"] and not serves():
-        raise InputError(_NOT_ISOLATED)
-    if serves():
-        with Children(ChildLimits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
-            children.start()
-            yield children
-    else:
-        yield None
-
-
-def _request(inputs: tuple[str, ...], given: dict[str, Any]) -> Request:
-    from lavila_fast.archive.recognise import Wishes
-    from lavila_fast.archive.request import Request
-    from lavila_fast.video.nearby import seconds_of
-
-    same = (
-        "clip_list",
-        "output",
-        "format",
-        "clip_seconds",
-        "stride_seconds",
-        "workers",
-        "decode_threads",
-        "frame_times",
-        "overwrite",
-        "quiet",
-        "csv_safe",
-        "max_pixels",
-    )
-    return Request(
-        inputs,
-        options_of(given),
-        batch=given["batch_size"] or _BATCH,
-        nearest=seconds_of(given["frames"]),
-        prints_summary=given["as_json"],
-        wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
-        **{name: given[name] for name in same},
-    )
+def _beside(given: dict[str, Any]) -> Beside | None:
+    """What is asked for besides narrations."""
+    if given["embed"] is None:
+        if given["embed_model"]:
+            raise InputError(f"--embed-model {given['embed_model']}: of no use without --embed PATH")
+        return None
+    name = given["embed_model"] or given["model"]
+    engine = ENGINES.get(given["engine"])
+    own = {
+        **given,
+        "tokenizer": None,
+        "precision": None,
+        "engine": given["engine"] if engine and engine.embed else "auto",
+    }
+    return Beside(given["embed"], name, lambda: open_dual(own, name))
 
 
 def options_of(given: dict[str, Any]) -> Options:

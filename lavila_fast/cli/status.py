@@ -22,10 +22,10 @@ from lavila_fast.shown import shown
 @click.argument("output", metavar="OUTPUT")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text, with every video.")
 def status(output: str, as_json: bool) -> None:
-    """Say what became of the videos narrated to OUTPUT: totals, failures by reason, worst coverage.
+    """Say what became of the videos of OUTPUT: totals, failures by reason, worst coverage.
 
-    OUTPUT is what `narrate --output` was given; the records that are read lie beside it. Exit code 1 if any video
-    failed or is not through.
+    OUTPUT is what `narrate`, `classify` or `embed` was given as --output; the records that are read lie beside it.
+    Exit code 1 if any video failed or is not through.
     """
     from lavila_fast.archive.totals import totals
     from lavila_fast.archive.videos import STATUSES, find_records, read_records

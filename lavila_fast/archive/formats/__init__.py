@@ -9,6 +9,7 @@ files are no inputs) is read from this table when it is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lavila_fast.archive.formats.csv import Csv, SafeCsv
@@ -57,11 +58,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def offered() -> tuple[str, ...]:
+def offered(formats: Mapping[str, Format] = FORMATS) -> tuple[str, ...]:
     """Names that ``--format`` takes."""
-    return tuple(name for name, row in FORMATS.items() if row.offered)
+    return tuple(name for name, row in formats.items() if row.offered)
 
 
-def suffixes() -> dict[str, str]:
+def suffixes(formats: Mapping[str, Format] = FORMATS) -> dict[str, str]:
     """Suffix of a file's name, with the dot → name of the format."""
-    return {row.suffix: name for name, row in FORMATS.items() if row.suffix}
+    return {row.suffix: name for name, row in formats.items() if row.suffix}

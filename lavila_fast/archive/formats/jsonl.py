@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from lavila_fast.archive.formats.writer import Writer, encode, short
+from lavila_fast.archive.formats.writer import Writer, json_line, short
 from lavila_fast.records import Narration
-from lavila_fast.shown import OBEYED
 
 
 class JsonLines(Writer):
@@ -24,6 +22,4 @@ class JsonLines(Writer):
     def _line(self, row: Narration) -> bytes:
         values: dict[str, Any] = row.to_dict()
         values |= {"perplexity": short(row.perplexity), "logprob": short(row.logprob)}
-        line = json.dumps(values, ensure_ascii=False)
-        # Readers that know more line breaks than a newline would split the row, and terminals would obey it.
-        return encode(OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)) + b"\n"
+        return json_line(values)

@@ -5,9 +5,10 @@ A clip's sentences go in, bytes come out; who opens files and when is not a writ
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import BinaryIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 from lavila_fast.records import Narration
 from lavila_fast.shown import OBEYED, spelt
@@ -15,7 +16,8 @@ from lavila_fast.shown import OBEYED, spelt
 NOTHING = "…"
 """Stands in a cue whose sentences are all empty; a cue of times alone is none to many readers."""
 
-ClipRows = Iterable[Sequence[Narration]]
+ClipRows = Iterable[Sequence[Any]]
+"""The rows of one clip after the other, all of the kind that a writer is for."""
 
 
 def short(value: float) -> float | None:
@@ -55,21 +57,34 @@ def spelt_out(text: str) -> str:
     return OBEYED.sub(lambda found: found[0] if found[0] in "\t\n" else spelt(found[0]), text)
 
 
+def json_line(values: Mapping[str, Any]) -> bytes:
+    """A row as JSON, on one line."""
+    line = json.dumps(values, ensure_ascii=False)
+    # Readers that know more line breaks than a newline would split the row, and terminals would obey it.
+    return encode(OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)) + b"\n"
+
+
 def encode(text: str) -> bytes:
     """UTF-8; what is left of a file name in another encoding is spelt out."""
     return text.encode("utf-8", "backslashreplace")
 
 
 class Writer:
-    """Writes clips to one file. `header` comes first, then the bytes of `clip` for each."""
+    """Writes clips to one file. `header` comes first, then the bytes of `clip` for each.
+
+    Each is for one kind of rows.
+    """
 
     header = b""
 
     def add_frame_times(self) -> None:
         """Make room for the times of frames, before anything is written."""
 
-    def clip(self, rows: Sequence[Narration]) -> bytes:
-        """The bytes of one clip's sentences."""
+    def add_run(self, run: Mapping[str, Any]) -> None:
+        """Take note of what the rows were made with, before anything is written."""
+
+    def clip(self, rows: Sequence[Any]) -> bytes:
+        """The bytes of one clip's rows."""
         raise NotImplementedError
 
     def write(self, clips: ClipRows, file: BinaryIO) -> None:

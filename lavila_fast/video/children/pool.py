@@ -57,6 +57,10 @@ class Children:
         # The kernel ends a child when the thread that started it ends, so one lives as long as they are to.
         self._starter = ThreadPoolExecutor(1, "children")
 
+    def fresh(self) -> Children:
+        """Another pool like this one, which may be closed."""
+        return Children(self._limits)
+
     def start(self) -> None:
         """Start a child, without waiting for it."""
         with self._lock:

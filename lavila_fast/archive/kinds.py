@@ -1,0 +1,77 @@
+"""Kinds of rows that a run can make of windows: how each is written, read back, and called.
+
+Everything else of a run (decoding, resuming, records, output places) is the same for all of them. What makes the rows
+is in `work`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer, offered, suffixes
+from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz, Parquet
+from lavila_fast.archive.formats.labels import LabelCsv, LabelLines, LabelText, SafeLabelCsv
+from lavila_fast.archive.rows import Parse, parse_embedding, parse_labels, parse_row
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of rows.
+
+    Attributes:
+        name: What they are called, which is the stem of a file's name where nobody gave one.
+        command: What makes them.
+        formats: That they can be written in; ``jsonl`` among them, which journals are written in.
+        parse: A line of a journal back to a row, or None.
+        usual: The format of files where nothing else is asked for.
+        compact: Writes lines of a journal that is no output; None: they are as in an output.
+    """
+
+    name: str
+    command: str
+    formats: Mapping[str, Format]
+    parse: Parse
+    usual: str = JSONL
+    compact: type[Writer] | None = None
+
+    def journal(self, compact: bool) -> Writer:
+        """What writes the lines of a journal."""
+        return ((compact and self.compact) or self.formats[JSONL].writer)()
+
+    def offered(self) -> tuple[str, ...]:
+        """Names that ``--format`` takes."""
+        return offered(self.formats)
+
+    def suffixes(self) -> dict[str, str]:
+        """Suffix of a file's name, with the dot → name of the format."""
+        return suffixes(self.formats)
+
+
+NARRATIONS = Kind("narrations", "narrate", FORMATS, parse_row)
+LABELS = Kind(
+    "labels",
+    "classify",
+    {
+        JSONL: Format(LabelLines, ".jsonl", printable=True, frame_times=True),
+        "csv": Format(LabelCsv, ".csv", printable=True, safe=SafeLabelCsv, frame_times=True),
+        TEXT: Format(LabelText, "", printable=True, offered=False),
+    },
+    parse_labels,
+)
+_EMBEDDINGS = {
+    "parquet": Format(Parquet, ".parquet", frame_times=True),
+    "npz": Format(Npz, ".npz", frame_times=True),
+    JSONL: Format(EmbeddingLines, ".jsonl", printable=True, frame_times=True),
+}
+
+
+def features(dim: int | None = None) -> Kind:
+    """Embeddings of `dim` numbers; rows of another length are none."""
+    parse = partial(parse_embedding, dim=dim)
+    return Kind("features", "embed", _EMBEDDINGS, parse, "parquet", EmbeddingJournal)
+
+
+KINDS = (NARRATIONS, LABELS, features())
+"""All, for who looks for what runs have left."""

@@ -1,0 +1,163 @@
+"""Options of the commands that run over videos: narrate, classify, embed. What is done with them is in `running`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lavila_fast.cli.choices import POSITIVE, LazyChoice
+from lavila_fast.engines.choose import engine_help, precisions
+from lavila_fast.video.names import DECODERS
+
+F = TypeVar("F", bound=Callable[..., Any])
+_SECONDS = click.FloatRange(min=0.001)
+
+
+def _all(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order that help shows them."""
+
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Callable[[F], F]:
+    """Options of the model, the output and the clips.
+
+    Args:
+        formats: What ``--format`` takes.
+        required: Whether there is no output without ``-o``.
+    """
+    return _all(
+        [
+            click.option("--model", default="nano", show_default=True, help="Name, bundle folder or checkpoint."),
+            click.option(
+                "--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it."
+            ),
+            click.option(
+                "-o",
+                "--output",
+                metavar="PATH",
+                required=required,
+                help="A file for all videos, a folder for one file a video, or -.",
+            ),
+            click.option("--format", "format", type=LazyChoice(formats), help="Default: as in PATH."),
+            click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula."),
+            click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]"),
+            click.option(
+                "--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]"
+            ),
+            click.option(
+                "--clips",
+                "clip_list",
+                metavar="LIST",
+                type=click.Path(path_type=Path),
+                help="Take the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
+            ),
+        ]
+    )
+
+
+machinery = _all(
+    (
+        click.option(
+            "--batch-size",
+            type=POSITIVE,
+            help="Clips that the model takes at once.  [default: 8; of --engine torch-cuda, by the size of the GPU]",
+        ),
+        click.option(
+            "--engine",
+            default="auto",
+            show_default=True,
+            help=engine_help(),
+        ),
+        click.option(
+            "--precision",
+            type=LazyChoice(precisions),
+            help="Of --engine torch-cuda.  [default: bf16]",
+        ),
+        click.option(
+            "--decoder",
+            type=click.Choice(DECODERS),
+            default="auto",
+            show_default=True,
+            help="What decodes video; auto takes the GPU's where the model runs on one.",
+        ),
+        click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]"),
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 1024),
+            help="Videos decoded at once; those that are left share the last ones.  [default: one after the other, each"
+            " by as many as keep the model busy]",
+        ),
+        click.option(
+            "--decode-threads",
+            type=click.IntRange(1, 64),
+            default=1,
+            show_default=True,
+            help="Threads of each decoder, for a file that no two can share: one without an index (TS, MPEG, AVI).",
+        ),
+        click.option(
+            "--frames",
+            metavar="exact|nearest:SECONDS",
+            default="exact",
+            show_default=True,
+            help="nearest: a frame may be replaced by a cheaper one that is at most so far off, a key frame if"
+            " there is one. Saves decoding; the model may say something else.",
+        ),
+        click.option(
+            "--isolate/--no-isolate",
+            default=None,
+            help="Decode in processes of their own, so that a video that breaks its decoder costs nothing but"
+            " itself.  [default: where frames go to the CPU, on Linux]",
+        ),
+        click.option(
+            "--decode-timeout",
+            type=_SECONDS,
+            default=60.0,
+            show_default=True,
+            help="With --isolate: seconds without progress after which a video is given up.",
+        ),
+        click.option(
+            "--decode-memory",
+            metavar="GB",
+            type=click.FloatRange(min=0.01, max=1 << 20),
+            default=4.0,
+            show_default=True,
+            help="With --isolate: memory that decoding a video may take.",
+        ),
+        click.option(
+            "--max-pixels",
+            type=POSITIVE,
+            default=1 << 27,
+            show_default=True,
+            help="Larger pictures are refused before they are decoded.",
+        ),
+        click.option(
+            "--identity",
+            type=click.Choice(("fast", "full")),
+            default="fast",
+            show_default=True,
+            help="What a video is known by: its size and a hash of head, middle and tail, or of every byte.",
+        ),
+        click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed."),
+        click.option(
+            "--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames."
+        ),
+        click.option(
+            "--frame-times", is_flag=True, help="Rows say when the frames that the model saw are shown, in seconds."
+        ),
+        click.option(
+            "--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; rows go to a file."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors."),
+    )
+)
+"""Options of engines, decoding, resuming and what is told."""
