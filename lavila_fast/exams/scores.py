@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lavila_fast.arrays import F64
 from lavila_fast.errors import InputError
+from lavila_fast.zero_shot import softmax
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.integer[Any]]
@@ -29,12 +30,6 @@ def unit(rows: Floats) -> F64:
     """Rows scaled to length 1; a row of zeros stays."""
     length = np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
     return np.asarray(rows / np.maximum(length, 1e-12), np.float64)
-
-
-def softmax(scores: Floats) -> F64:
-    """Over the last axis."""
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True).astype(np.float64))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float64)
 
 
 def class_texts(names: Sequence[Sequence[str]], template: str) -> list[list[str]]:
