@@ -22,6 +22,7 @@ FLOORS = [
     {"engines"},
     {"generate", "clip_model"},
     {"narrator", "dual_encoder", "classifier", "evaluate", "search", "rephrase"},
+    {"zero_shot"},  # labels in words over a dual encoder
     {"export", "train", "archive", "serve"},
     {"exams"},  # they read the annotations that training reads
     {"bench"},  # it measures what `export` makes
