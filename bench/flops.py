@@ -27,6 +27,22 @@ def timesformer(config: VisionConfig, frames: int | None = None) -> int:
     return patches + config.depth * (2 * projections + 2 * cls + time + space + mlp)
 
 
+def embed_video(config: VisionConfig, frames: int | None = None) -> int:
+    """The CLS token of one clip: the last block's space attention has one query, and its MLP one row."""
+    T, N, D = frames or config.frames, config.patches, config.dim
+    rest = T * N  # tokens whose queries, outputs and MLP the last block leaves out
+    spared = 2 * rest * D * (D + D) + 4 * T * N * (N + 1) * D + 2 * rest * D * (4 * D) * 2
+    return timesformer(config, frames) - spared
+
+
+def embed_text(width: int, layers: int, tokens: int) -> int:
+    """One text of CLIP's tower; the last layer has one query, and its MLP one row. The projection does not count."""
+    W, L = width, tokens
+    layer = 2 * L * W * (3 * W + W) + 2 * L * (L + 1) * W + 2 * L * W * (4 * W) * 2
+    last = 2 * L * W * (2 * W) + 2 * W * (W + W) + 4 * L * W + 2 * W * (4 * W) * 2
+    return (layers - 1) * layer + last
+
+
 def pool(config: NarratorConfig, frames: int | None = None) -> int:
     """The attention pool of one clip; the projection of its constant queries is folded away."""
     S = 1 + (frames or config.vision.frames) * config.vision.patches

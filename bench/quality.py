@@ -20,7 +20,7 @@ from lavila_fast.bundle.manifest import Bundle, open_bundle
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig
 from lavila_fast.engines.choose import open_runtime
 from lavila_fast.engines.device.ort import OrtSlotRuntime
-from lavila_fast.engines.embed import DualEncoderRuntime
+from lavila_fast.engines.embed import GraphDualEncoder
 from lavila_fast.engines.host.eager import TorchRuntime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.evaluate.clips import UNSEEN_SPLITS, Clips, filmed_clips
@@ -66,7 +66,7 @@ class Quality:
     def measure(self, scratch: Path, say: Callable[[str], None]) -> dict[str, Any]:
         """Export both precisions and compare them on both splits; the worst losses, by the names of the last line."""
         engines: dict[str, NarratorRuntime] = {}
-        duals: dict[str, DualEncoderRuntime] = {}
+        duals: dict[str, GraphDualEncoder] = {}
         for precision, target in TARGET_OF_PRECISION.items():
             say(f"shipped model, {precision} for {target} …")
             bundle = self.attempt(f"nano {precision}", partial(self._export, scratch, precision, target))
@@ -111,8 +111,8 @@ class Quality:
         found = {f"{precision} {n}": self.attempt(f"nano {precision} {n}", make) for n, make in made.items()}
         return {name: runtime for name, runtime in found.items() if runtime is not None}
 
-    def _dual(self, bundle: Bundle) -> DualEncoderRuntime:
-        return DualEncoderRuntime(bundle.folder, self.dual.config, self.threads)
+    def _dual(self, bundle: Bundle) -> GraphDualEncoder:
+        return GraphDualEncoder(bundle.folder, self.dual.config, self.threads)
 
     def _sentences(self, split: str, shown: Clips, engines: dict[str, NarratorRuntime]) -> None:
         vision = self.narrator.config.vision
@@ -127,7 +127,7 @@ class Quality:
             mine = self.attempt(f"nano {name}, sentences", partial(right, runtime))
             self._note(split, name, len(videos), "sentence", reference, mine)
 
-    def _retrieval(self, split: str, shown: Clips, duals: dict[str, DualEncoderRuntime]) -> None:
+    def _retrieval(self, split: str, shown: Clips, duals: dict[str, GraphDualEncoder]) -> None:
         import torch
 
         vision = self.dual.config.vision
@@ -139,7 +139,7 @@ class Quality:
             items = retrieval_items(video, text, shown.labels, different)
             return {name: 100 * float(items[name].mean()) for name in RETRIEVAL}
 
-        def measured(dual: DualEncoderRuntime) -> dict[str, float]:
+        def measured(dual: GraphDualEncoder) -> dict[str, float]:
             return ranked(dual.video(videos), dual.text(ids))
 
         with torch.inference_mode():

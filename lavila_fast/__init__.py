@@ -1,7 +1,7 @@
 """LaViLa (Zhao et al., CVPR 2023) made fast: narrate, retrieve and classify video from the same checkpoints.
 
-The narrating road (`Narrator`, the command line) needs no torch; the PyTorch reference models come with the
-`[torch]` extra.
+The main road (`Narrator`, `DualEncoder`, `Classifier`, the command line) needs no torch; the PyTorch reference models
+come with the `[torch]` extra.
 
     >>> from lavila_fast import Narrator
     >>> for narration in Narrator.from_pretrained("nano").narrate("kitchen.mp4"):
@@ -23,19 +23,37 @@ if not (_FOLDER / "kernels").is_dir() and (_FOLDER.parent / "pyproject.toml").is
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lavila_fast.classifier import Classifier
+    from lavila_fast.dual_encoder import DualEncoder
     from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
     from lavila_fast.narrator import Narrator
-    from lavila_fast.records import Clip, Narration
+    from lavila_fast.records import Clip, ClipEmbedding, ClipLogits, Narration
 
 _HOMES = {
     "Narrator": "lavila_fast.narrator",
+    "DualEncoder": "lavila_fast.dual_encoder",
+    "Classifier": "lavila_fast.classifier",
     "Clip": "lavila_fast.records",
+    "ClipEmbedding": "lavila_fast.records",
+    "ClipLogits": "lavila_fast.records",
     "Narration": "lavila_fast.records",
     "load_narrator": "lavila_fast.models.load",
     "load_dual_encoder": "lavila_fast.models.load",
     "load_classifier": "lavila_fast.models.load",
 }
-__all__ = ["Clip", "Narration", "Narrator", "__version__", "load_classifier", "load_dual_encoder", "load_narrator"]
+__all__ = [
+    "Classifier",
+    "Clip",
+    "ClipEmbedding",
+    "ClipLogits",
+    "DualEncoder",
+    "Narration",
+    "Narrator",
+    "__version__",
+    "load_classifier",
+    "load_dual_encoder",
+    "load_narrator",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,19 +11,18 @@ One thread, lazily: a clip is decoded when a place in the batch falls free. Thre
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lavila_fast.bundle.manifest import Bundle, open_bundle
-from lavila_fast.config import NarratorConfig, to_dict
+from lavila_fast.clip_model import ClipModel, bundle_fingerprint, bundle_tokenizer, require_batch, shown_at
+from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.choose import open_checkpoint, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
-from lavila_fast.errors import BundleError, InputError, NotFiniteError, VideoError
+from lavila_fast.errors import BundleError, InputError, NotFiniteError
 from lavila_fast.files import sha256
 from lavila_fast.generate.ahead import PendingClip
 from lavila_fast.generate.options import Options, Written
@@ -33,21 +32,12 @@ from lavila_fast.presets import CLIP_SECONDS
 from lavila_fast.pretrained import find_model, find_vocabulary
 from lavila_fast.records import Clip, Narration
 from lavila_fast.text import Tokenizer, load_tokenizer
-from lavila_fast.video.children.pool import Children, serves
-from lavila_fast.video.content import content_id
-from lavila_fast.video.decoders import file_reader
-from lavila_fast.video.nearby import checked
-from lavila_fast.video.reader import DecodedClip, read_clips
-from lavila_fast.video.seconds import is_time, quoted
-from lavila_fast.video.sources import VideoSource, expand_windows
-from lavila_fast.video.transforms import FrameTransform
-
-ABOUT = ("MODEL_CARD.md", "parity.json", "parity.html")  # files of a bundle that only tell of it
-MOST_CLIPS = 1 << 16  # in flight
+from lavila_fast.video.children.pool import Children
+from lavila_fast.video.reader import DecodedClip
 
 
 @dataclass(frozen=True)
-class Narrator:
+class Narrator(ClipModel):
     """A narrator ready to run, in the process that opened it.
 
     Its engine's threads do not follow a fork: a forked child that uses it gets an `InputError`. Pickled, as the spawn
@@ -122,26 +112,12 @@ class Narrator:
             raise InputError(f"--tokenizer {tokenizer}: {source} brings its own vocabulary; leave the option out")
         return replace(cls._from_bundle(open_bundle(path), how)._with_decoder(decoder), opened=told)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what this was opened with: an engine's memory and threads belong to one process.
-
-        Raises:
-            pickle.PicklingError: it was made of an engine at hand, so nothing says how to open it again.
-        """
-        if self.opened is None:
-            raise pickle.PicklingError(
-                "only a narrator from Narrator.from_pretrained can be pickled; open one in the other process instead"
-            )
-        return _open_again, (*self.opened, self.fingerprint)
-
     @classmethod
     def _from_bundle(cls, bundle: Bundle, how: dict[str, Any]) -> Narrator:
-        config, told = bundle.narrator, bundle.tokenizer.get("narrator")
-        if not told or not told.get("file") or not told.get("kind"):
-            raise BundleError(f"{bundle.folder}: bundle.json names no tokenizer for the narrator; export it again")
-        tokenizer = load_tokenizer(bundle.folder / Path(told["file"]).name, told["kind"], config.max_tokens)
+        config = bundle.narrator
+        tokenizer = load_tokenizer(*bundle_tokenizer(bundle, "narrator"), config.max_tokens)
         runtime = open_runtime(bundle, **how)
-        fingerprint = f"{_fingerprint(bundle)}, {runtime.identity}"
+        fingerprint = f"{bundle_fingerprint(bundle, config)}, {runtime.identity}"
         return cls(runtime, tokenizer, bundle.clip_seconds, fingerprint, bundle.note)
 
     @classmethod
@@ -151,63 +127,10 @@ class Narrator:
         both = hashlib.sha256(f"{sha256(path)} {words.digest}".encode()).hexdigest()[:16]
         return cls(runtime, words, CLIP_SECONDS, f"{both}, {runtime.identity}")
 
-    def _with_decoder(self, decoder: str) -> Narrator:
-        file_reader(decoder, self.config.vision.img, self.device)  # what cannot work is said before the first video
-        return replace(self, decoder=decoder)
-
     @property
     def config(self) -> NarratorConfig:
         """The model's sizes."""
         return self.runtime.config
-
-    @property
-    def device(self) -> str:
-        """Where frames are wanted: ``cpu``, or the GPU of an engine that takes them there."""
-        return self.runtime.device
-
-    def read(
-        self,
-        source: VideoSource,
-        clips: Sequence[Clip],
-        threads: int = 1,
-        children: Children | None = None,
-        nearest: float = 0.0,
-    ) -> Iterator[DecodedClip]:
-        """Decode clips of one video, frames as this model takes them: normalised float32 (3, T, H, W), on its device.
-
-        Args:
-            source: The video.
-            clips: Clips of it.
-            threads: See `video.reader.read_clips`.
-            children: Processes that decode; None decodes in this one.
-            nearest: See `video.reader.read_clips`.
-
-        Raises:
-            InputError, VideoError: see `video.reader.read_clips`.
-        """
-        vision = self.config.vision
-        transform = FrameTransform(vision.img, vision.mean, vision.std)
-        content = source.content or content_id(source.path)
-        if children:
-            decoded = children.read(source, clips, vision.frames, transform, threads, checked(nearest))
-        else:
-            where = {"decoder": self.decoder, "device": self.device}
-            decoded = read_clips(source, clips, vision.frames, transform, threads, **where, nearest=nearest)
-        for one in decoded:
-            yield replace(one, content=content)
-
-    def require_nearest(self, nearest: float) -> None:
-        """Say now what `read` would say of a number of seconds.
-
-        Raises:
-            InputError: it makes no sense, or a GPU decodes.
-        """
-        file_reader(self.decoder, self.config.vision.img, self.device, checked(nearest))
-
-    @property
-    def can_isolate(self) -> bool:
-        """Whether its videos are such that `Children` decode them: by PyAV, for the CPU."""
-        return self.device == "cpu" and self.decoder in ("auto", "pyav") and serves()
 
     def narrate_clips(
         self,
@@ -234,7 +157,7 @@ class Narrator:
             NotFiniteError: while sentences are taken: the scores of a clip are no numbers.
         """
         options = options or Options()
-        _require_batch(batch)
+        require_batch(batch)
         return self._narrate_clips(decoded, options, batch, frame_times)
 
     def _narrate_clips(
@@ -242,7 +165,7 @@ class Narrator:
     ) -> Iterator[list[Narration]]:
         pending = (
             PendingClip(
-                (n, one.clip, _Seen(one.damaged, _frames(one) if frame_times else None)),
+                (n, one.clip, _Seen(one.damaged, shown_at(one) if frame_times else None)),
                 clip_key(options.seed, _drawn_by(one), one.clip.start),
                 one.frames,
             )
@@ -286,36 +209,12 @@ class Narrator:
             VideoError: while narrations are taken: the video cannot be read, or (after all that could be) not to its
                 end.
         """
-        length = _seconds("clip_seconds", self.clip_seconds if clip_seconds is None else clip_seconds)
-        stride = _seconds("stride_seconds", length if stride_seconds is None else stride_seconds)
-        _require_batch(batch)
+        require_batch(batch)
         self.require_nearest(nearest)
-        source = VideoSource(str(path), Path(path), look=children.look if children else None)
         say = partial(self.narrate_clips, options=options, batch=batch, frame_times=frame_times)
         read = partial(self.read, children=children, nearest=nearest)
-        return self._narrate(source, length, stride, say, read)
-
-    def _narrate(
-        self,
-        source: VideoSource,
-        length: float,
-        stride: float,
-        say: Callable[[Iterator[DecodedClip]], Iterator[list[Narration]]],
-        read: Callable[[VideoSource, Sequence[Clip]], Iterator[DecodedClip]],
-    ) -> Iterator[Narration]:
-        clips = list(expand_windows(source, length, stride))
-        trouble: list[VideoError] = []
-
-        def good() -> Iterator[DecodedClip]:  # what was decoded before the trouble is narrated first
-            try:
-                yield from read(source, clips)
-            except VideoError as error:
-                trouble.append(error)
-
-        for sentences in say(good()):
-            yield from sentences
-        if trouble:
-            raise trouble[0]
+        seen = self._windows(path, clip_seconds, stride_seconds, read, children)
+        return (narration for sentences in seen(say) for narration in sentences)
 
     def _narration(self, clip: Clip, sample: int, one: Written, seen: _Seen) -> Narration:
         text = self.tokenizer.decode(one.ids, clean=True).strip()
@@ -330,43 +229,12 @@ class _Seen(NamedTuple):
     frames: tuple[float, ...] | None
 
 
-def _frames(one: DecodedClip) -> tuple[float, ...]:
-    """When its frames are shown, to the millisecond."""
-    return tuple(round(float(time), 3) for time in one.times)
-
-
 def _drawn_by(one: DecodedClip) -> str:
     """What a clip's random numbers go by: which video it is, or where nobody knows, the name it has."""
     return one.content or one.clip.video
 
 
-def _require_batch(batch: object) -> None:
-    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MOST_CLIPS:
-        raise InputError(f"batch must be a whole number from 1 to {MOST_CLIPS}, not {batch!r}")
-
-
-def _seconds(name: str, value: object) -> float:
-    if not is_time(value) or value <= 0:
-        raise InputError(f"{name} must be a number of seconds over 0, not {quoted(value)}")
-    return float(value)
-
-
-def _fingerprint(bundle: Bundle) -> str:
-    """Of all that a sentence depends on; a parity report or a card written later changes nothing."""
-    files = {name: digest for name, digest in bundle.files.items() if name not in ABOUT}
-    told = json.dumps([files, bundle.clip_seconds, bundle.tokenizer, to_dict(bundle.narrator)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-
 _InFlight = tuple[int, Clip, _Seen]
-
-
-def _open_again(source: str, how: dict[str, Any], fingerprint: str) -> Narrator:
-    """A pickled narrator, opened in another process."""
-    narrator = Narrator.from_pretrained(source, **how)
-    if narrator.fingerprint != fingerprint:
-        raise BundleError(f"{source}: not the model that was pickled: its files or its engine have changed since")
-    return narrator
 
 
 def _in_order(written: Iterator[tuple[_InFlight, list[Written]]]) -> Iterator[tuple[Clip, _Seen, list[Written]]]:

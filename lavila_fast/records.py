@@ -1,9 +1,12 @@
-"""The two values that travel the main road's ends: which piece of which video, and what was said about it."""
+"""The values that travel the main road's ends: which piece of which video, and what was said or found out about it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lavila_fast.arrays import F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +60,45 @@ class Narration:
         if self.frames is None:
             del values["frames"]
         return values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipEmbedding:
+    """What a dual encoder makes of one clip.
+
+    Attributes:
+        video: Name of the video.
+        start: First second of the clip.
+        end: Last second of the clip.
+        embedding: (E,) float32, of unit length.
+        damaged: As of `Narration`.
+        frames: As of `Narration`.
+    """
+
+    video: str
+    start: float
+    end: float
+    embedding: F32
+    damaged: bool = False
+    frames: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipLogits:
+    """What a classifier makes of one clip.
+
+    Attributes:
+        video: Name of the video.
+        start: First second of the clip.
+        end: Last second of the clip.
+        logits: (classes,) float32 of each head.
+        damaged: As of `Narration`.
+        frames: As of `Narration`.
+    """
+
+    video: str
+    start: float
+    end: float
+    logits: tuple[F32, ...]
+    damaged: bool = False
+    frames: tuple[float, ...] | None = None

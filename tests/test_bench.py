@@ -69,10 +69,23 @@ def odd_model():
     return NarratorModel(ODD).eval()
 
 
+def test_a_texts_operations_are_those_pytorch_counts():
+    """Of a layer that is not the last; PyTorch counts what the causal mask leaves out, too."""
+    from lavila_fast.models.text_towers import ClipBlock
+
+    width, tokens = 24, 7
+    layer = flops.embed_text(width, 3, tokens) - flops.embed_text(width, 2, tokens)
+    masked = 4 * width * tokens * (tokens - 1) // 2
+    assert layer + masked == counted(lambda: ClipBlock(width, 2).eval()(torch.zeros(1, tokens, width)))
+    one = flops.embed_text(width, 2, 1)
+    assert one == 2 * flops.embed_text(width, 1, 1)  # the last layer spares nothing of a single token
+
+
 def test_encoder_operations_are_those_pytorch_counts(odd_model):
     video = torch.zeros(1, 3, 3, 48, 48)
     assert flops.timesformer(ODD.vision) == counted(lambda: odd_model.visual.forward_features(video))
     assert flops.timesformer(ODD.vision, 2) == counted(lambda: odd_model.visual.forward_features(video[:, :, :2]))
+    assert flops.embed_video(ODD.vision) == counted(lambda: odd_model.visual(video))
     folded = (
         2 * ODD.queries * ODD.text.n_embd * ODD.pool_heads * 64
     )  # the constant queries' projection, kept in PyTorch

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from lavila_fast import load_dual_encoder, load_narrator  # noqa: E402
 from lavila_fast.bundle.graph_names import DECODER, DUAL_TEXT, DUAL_VIDEO, ENCODER  # noqa: E402
 from lavila_fast.bundle.manifest import open_bundle  # noqa: E402
-from lavila_fast.engines.embed import DualEncoderRuntime  # noqa: E402
+from lavila_fast.engines.embed import GraphDualEncoder  # noqa: E402
 from lavila_fast.errors import CheckpointError  # noqa: E402
 from lavila_fast.models.checkpoint import weights_digest  # noqa: E402
 from lavila_fast.models.load import load_classifier  # noqa: E402
@@ -59,7 +59,7 @@ def test_no_two_products_read_a_weight_by_one_name(graph):
 
 
 def test_the_shipped_dual_encoder_opens():
-    runtime = DualEncoderRuntime(ASSETS / "nano", NANO_DUAL_ENCODER, threads=1)
+    runtime = GraphDualEncoder(ASSETS / "nano", NANO_DUAL_ENCODER, threads=1)
     vision = NANO_DUAL_ENCODER.vision
     assert runtime.video(np.zeros((1, 3, vision.frames, vision.img, vision.img), np.float32)).shape == (1, 128)
 

@@ -22,7 +22,7 @@ from safetensors import safe_open  # noqa: E402
 from lavila_fast.bundle.graph_names import CLASSIFIER, DUAL_TEXT, DUAL_VIDEO, WEIGHTS  # noqa: E402
 from lavila_fast.bundle.manifest import open_bundle  # noqa: E402
 from lavila_fast.cli.export import export  # noqa: E402
-from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime  # noqa: E402
+from lavila_fast.engines.embed import GraphClassifier, GraphDualEncoder  # noqa: E402
 from lavila_fast.engines.host.ort import OrtRuntime, session  # noqa: E402
 from lavila_fast.errors import BundleError, CheckpointError, InputError, MissingExtraError  # noqa: E402
 from lavila_fast.export import recipe  # noqa: E402
@@ -59,7 +59,7 @@ def test_a_dual_encoder_is_the_originals(dual):
     bundle, data = dual
     assert set(bundle.precision) == {"dual_video", "dual_text"}
     assert bundle.tokenizer["dual_encoder"] == {"kind": "clip", "file": "text_tokenizer.json"}
-    runtime = DualEncoderRuntime(bundle.folder, bundle.models["dual_encoder"], threads=1)
+    runtime = GraphDualEncoder(bundle.folder, bundle.models["dual_encoder"], threads=1)
     np.testing.assert_allclose(runtime.video(data["video"]), data["video_embed"], atol=ACTIVATIONS)
     np.testing.assert_allclose(runtime.text(data["text"]), data["text_embed"], atol=ACTIVATIONS)
 
@@ -67,7 +67,7 @@ def test_a_dual_encoder_is_the_originals(dual):
 def test_an_embedding_depends_on_nothing_beside_it(dual):
     """Not on other clips, not on other texts, not on padding."""
     bundle, data = dual
-    runtime = DualEncoderRuntime(bundle.folder, bundle.models["dual_encoder"], threads=1)
+    runtime = GraphDualEncoder(bundle.folder, bundle.models["dual_encoder"], threads=1)
     ids = data["text"]
     together, videos = runtime.text(ids), runtime.video(data["video"])
     for i, row in enumerate(ids):
@@ -80,7 +80,7 @@ def test_an_embedding_depends_on_nothing_beside_it(dual):
 
 def test_what_a_dual_encoder_cannot_read(dual):
     bundle, data = dual
-    runtime = DualEncoderRuntime(bundle.folder, bundle.models["dual_encoder"], threads=1)
+    runtime = GraphDualEncoder(bundle.folder, bundle.models["dual_encoder"], threads=1)
     most = bundle.models["dual_encoder"].text.context
     with pytest.raises(InputError, match="L from 1 to"):
         runtime.text(np.zeros((1, most + 1), np.int64))
@@ -96,7 +96,7 @@ def test_swapped_graphs_of_a_dual_encoder(dual, tmp_path):
         (tmp_path / mine).write_bytes((bundle.folder / other).read_bytes())
     shutil.copyfile(bundle.folder / WEIGHTS, tmp_path / WEIGHTS)  # ONNX Runtime refuses links that leave the folder
     with pytest.raises(BundleError, match="does not fit"):
-        DualEncoderRuntime(tmp_path, bundle.models["dual_encoder"], threads=1)
+        GraphDualEncoder(tmp_path, bundle.models["dual_encoder"], threads=1)
 
 
 def test_distilbert_with_a_mask_and_weights_beside(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_classifier_with_several_heads(classifier):
     assert told["parity"]["verdict"] == "pass"
     assert "classifier.onnx: relative error" in progress
     bundle = open_bundle(folder)
-    found = ClassifierRuntime(folder, bundle.models["classifier"], threads=1).logits(data["video"])
+    found = GraphClassifier(folder, bundle.models["classifier"], threads=1).logits(data["video"])
     exact = load_classifier(GOLDEN / "classifier_verb_noun_action.pth")
     with torch.no_grad():
         rounded = quantize(exact, Scheme("fp16"))(torch.from_numpy(data["video"]))

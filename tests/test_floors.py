@@ -20,8 +20,8 @@ FLOORS = [
     {"models"},
     {"quant"},
     {"engines"},
-    {"generate"},
-    {"narrator", "evaluate", "search", "rephrase"},
+    {"generate", "clip_model"},
+    {"narrator", "dual_encoder", "classifier", "evaluate", "search", "rephrase"},
     {"export", "train", "archive", "serve"},
     {"bench"},  # it measures what `export` makes
     {"cli"},
@@ -33,6 +33,8 @@ VERSION = "lavila_fast.cli.main", "lavila_fast"  # the command line asks the pac
 ROAD = [
     "cli",
     "narrator",
+    "dual_encoder",
+    "classifier",
     "archive",
     "generate",
     "engines.choose",

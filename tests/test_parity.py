@@ -286,7 +286,7 @@ def test_embeddings_are_compared_tower_by_tower():
     model = load_dual_encoder(GOLDEN / "dual_encoder_clip.pth")
     with np.load(GOLDEN / "dual_encoder_clip.npz") as file:
         clips, ids = file["video"], file["text"]
-    same, pairs = dual_parity(model, Engine(model), [clips], ids, None)
+    same, pairs = dual_parity(model, {"it": Engine(model)}, [clips], ids, None)["it"]
     assert same.figures["video_cosine_min"] == pytest.approx(1, abs=1e-6)
     assert same.figures["ranking_first_equal"] == same.figures["ranking_first_10_shared"] == 1
     assert {name: error["relative"] for name, error in same.graphs.items()} == {"dual_video": 0, "dual_text": 0}
@@ -295,7 +295,7 @@ def test_embeddings_are_compared_tower_by_tower():
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         other.image_projection.add_(torch.randn(other.image_projection.shape) * other.image_projection.std() / 2)
-    found, _ = dual_parity(model, Engine(other), [clips], ids, None)
+    found, _ = dual_parity(model, {"it": Engine(other)}, [clips], ids, None)["it"]
     failed = {check.what for check in checks_of(found, LIMITS["int8"]) if not check.ok}
     assert failed == {"dual_video, relative error", "video embeddings, least cosine"}
 
@@ -304,12 +304,14 @@ def test_classes_are_compared_head_by_head():
     model = load_classifier(GOLDEN / "classifier_verb_noun_action.pth")
     with np.load(GOLDEN / "classifier_verb_noun_action.npz") as file:
         clips = file["video"]
-    assert all(check.ok for check in checks_of(classifier_parity(model, Engine(model), [clips]), LIMITS["fp32"]))
+    assert all(
+        check.ok for check in checks_of(classifier_parity(model, {"it": Engine(model)}, [clips])["it"], LIMITS["fp32"])
+    )
     other = copy.deepcopy(model)
     with torch.no_grad():
         other.fc_cls[1].weight.neg_()
         other.fc_cls[1].bias.neg_()
-    found = classifier_parity(model, Engine(other), [clips])
+    found = classifier_parity(model, {"it": Engine(other)}, [clips])["it"]
     assert found.figures["top1_agreement"] == pytest.approx(2 / 3)
     assert {c.what for c in checks_of(found, LIMITS["int8"]) if not c.ok} == {
         "classifier, relative error",

@@ -1,35 +1,54 @@
-"""What is measured of dual encoders and classifiers, as `measure` does of narrators: the runtime that ships beside the
+"""What is measured of dual encoders and classifiers, as `measure` does of narrators: the runtimes that ship beside the
 PyTorch model, on the same clips.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 
 from lavila_fast.arrays import F32, I64
+from lavila_fast.engines.protocol import ClassifierRuntime, DualEncoderRuntime
 from lavila_fast.export.parity.limits import Section
 from lavila_fast.export.parity.measure import Errors
 from lavila_fast.models.classifier import Classifier
 from lavila_fast.models.dual_encoder import DualEncoder
 
+Pairs = dict[str, tuple[F32, F32]]  # video and text: the reference's embeddings and the engine's
+
 
 @torch.inference_mode()
 def dual_parity(
-    model: DualEncoder, runtime: Any, videos: Iterable[F32], ids: I64, mask: I64 | None
-) -> tuple[Section, dict[str, tuple[F32, F32]]]:
-    """Embeddings of clips and sentences, reference and engine: a section without checks, and the embeddings."""
+    model: DualEncoder,
+    runtimes: Mapping[str, DualEncoderRuntime],
+    videos: Iterable[F32],
+    ids: I64,
+    mask: I64 | None,
+) -> dict[str, tuple[Section, Pairs]]:
+    """Embeddings of clips and sentences, of the reference and of each engine: sections without checks, by engine."""
     t_mask = None if mask is None else torch.from_numpy(mask)
-    shown = [(model.embed_video(torch.from_numpy(v)).numpy(), runtime.video(v)) for v in videos]
+    seen: list[F32] = []
+    shown: dict[str, list[F32]] = {name: [] for name in runtimes}
+    for video in videos:
+        seen.append(model.embed_video(torch.from_numpy(video)).numpy())
+        for name, runtime in runtimes.items():
+            shown[name].append(runtime.video(video))
     reads = [slice(i, i + 64) for i in range(0, len(ids), 64)]
-    wanted = [model.embed_text(torch.from_numpy(ids[r]), None if t_mask is None else t_mask[r]).numpy() for r in reads]
-    got = [runtime.text(ids[r], None if mask is None else mask[r]) for r in reads]
-    video_a, video_b = (np.concatenate(part) for part in zip(*shown, strict=True))
-    pairs = {"video": (video_a, video_b), "text": (np.concatenate(wanted), np.concatenate(got))}
-    section = Section("dual_encoder", "", "")
+    read = [model.embed_text(torch.from_numpy(ids[r]), None if t_mask is None else t_mask[r]).numpy() for r in reads]
+    found: dict[str, tuple[Section, Pairs]] = {}
+    for name, runtime in runtimes.items():
+        pairs = {
+            "video": (np.concatenate(seen), np.concatenate(shown[name])),
+            "text": (np.concatenate(read), runtime.text(ids, mask)),
+        }
+        found[name] = _dual_section(name, pairs), pairs
+    return found
+
+
+def _dual_section(engine: str, pairs: Pairs) -> Section:
+    section = Section("dual_encoder", engine, "")
     for name, (a, b) in pairs.items():
         errors = Errors()
         for one, other in zip(a, b, strict=True):
@@ -40,7 +59,7 @@ def dual_parity(
     scores_a, scores_b = (pairs["video"][i] @ pairs["text"][i].T for i in (0, 1))
     section.figures["ranking_first_equal"] = float((scores_a.argmax(1) == scores_b.argmax(1)).mean())
     section.figures["ranking_first_10_shared"] = shared(scores_a, scores_b, 10)
-    return section, pairs
+    return section
 
 
 def shared(a: F32, b: F32, k: int) -> float:
@@ -51,17 +70,22 @@ def shared(a: F32, b: F32, k: int) -> float:
 
 
 @torch.inference_mode()
-def classifier_parity(model: Classifier, runtime: Any, videos: Iterable[F32]) -> Section:
-    """Logits of every head, reference and engine: a section without checks."""
-    section, errors = Section("classifier", "", ""), Errors()
-    alike: list[list[bool]] = []
+def classifier_parity(
+    model: Classifier, runtimes: Mapping[str, ClassifierRuntime], videos: Iterable[F32]
+) -> dict[str, Section]:
+    """Logits of every head, of the reference and of each engine: sections without checks, by engine."""
+    errors = {name: Errors() for name in runtimes}
+    alike: dict[str, list[list[bool]]] = {name: [] for name in runtimes}
     for batch in videos:
         out = model(torch.from_numpy(batch))
         wanted = [t.numpy() for t in (out if isinstance(out, tuple) else (out,))]
-        got = runtime.logits(batch)
-        for i in range(len(batch)):
-            errors.add([a[i] for a in wanted], [b[i] for b in got])
-            alike.append([bool(a[i].argmax() == b[i].argmax()) for a, b in zip(wanted, got, strict=True)])
-    section.graphs["classifier"] = errors.figures()
-    section.figures["top1_agreement"] = float(np.mean(alike))
-    return section
+        for name, runtime in runtimes.items():
+            got = runtime.logits(batch)
+            for i in range(len(batch)):
+                errors[name].add([a[i] for a in wanted], [b[i] for b in got])
+                alike[name].append([bool(a[i].argmax() == b[i].argmax()) for a, b in zip(wanted, got, strict=True)])
+    sections = {name: Section("classifier", name, "") for name in runtimes}
+    for name, section in sections.items():
+        section.graphs["classifier"] = errors[name].figures()
+        section.figures["top1_agreement"] = float(np.mean(alike[name]))
+    return sections

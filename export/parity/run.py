@@ -12,10 +12,10 @@ What is compared is opened through the runtimes that narrate, so what is checked
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ from tqdm import tqdm
 from lavila_fast.arrays import F32
 from lavila_fast.bundle.manifest import Bundle
 from lavila_fast.config import ClassifierConfig, DualEncoderConfig, VisionConfig, to_dict
-from lavila_fast.engines.choose import open_runtime
-from lavila_fast.engines.embed import ClassifierRuntime, DualEncoderRuntime
+from lavila_fast.engines.choose import ENGINES, open_classifier, open_dual_encoder, open_runtime
 from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.evaluate.clips import ClipSource
@@ -40,6 +39,7 @@ from lavila_fast.models.narrator import NarratorModel
 from lavila_fast.text import Tokenizer, load_tokenizer
 from lavila_fast.video.transforms import normalise
 
+R = TypeVar("R")
 QualityTask = Literal["auto", "kitchen", "none"]
 GRAPHS = {
     "narrator": ("encoder", "decoder", "decoder_inplace"),
@@ -67,8 +67,8 @@ def run_parity(
         bundle: An open bundle.
         models: PyTorch models by kind: ``narrator``, ``dual_encoder``, ``classifier``.
         clips: What both are shown.
-        engines: For the narrator, names that `engines.choose` knows, or runtimes by name; embeddings and classes run in
-            ONNX Runtime.
+        engines: Names that `engines.choose` knows; for the narrator, runtimes by name will do, too. Embeddings and
+            classes run in those of them that have such models, or in ONNX Runtime.
         threads: Of the engines; None takes all cores.
         limits: What passes; None takes `LIMITS` of the coarsest precision of each model's graphs.
         task: Whether to measure quality on the kitchen: ``auto`` does where the clips are the kitchen's and the
@@ -190,7 +190,6 @@ class _Run:
 
     def _dual(self, model: Any, frames: F32) -> Iterator[Section]:
         config: DualEncoderConfig = model.config
-        runtime = DualEncoderRuntime(self.bundle.folder, config, self.threads)
         context = min(77, getattr(config.text, "context", 77))
         words = self._tokenizer("dual_encoder", context)
         if words is None:
@@ -202,18 +201,25 @@ class _Run:
         ids, mask = words.encode_with_mask(texts)
         masked = None if words.kind == "clip" else mask.astype(np.int64)
         videos = self._videos(frames, config.vision, "dual encoder")
-        section, pairs = dual_parity(model, runtime, videos, ids, masked)
-        section.engine = "onnxruntime"
-        if labels is not None and self.task != "none":
-            different = distinct_sentences(labels)[1]
-            items = [retrieval_items(pairs["video"][i], pairs["text"][i], labels, different) for i in (0, 1)]
-            if self._measures(items[0]["video_to_text_recall_at_1"].mean() >= 0.5):
-                section.quality = compared(*items)
-        yield section
+        for section, pairs in dual_parity(model, self._opened(open_dual_encoder), videos, ids, masked).values():
+            if labels is not None and self.task != "none":
+                different = distinct_sentences(labels)[1]
+                items = [retrieval_items(pairs["video"][i], pairs["text"][i], labels, different) for i in (0, 1)]
+                if self._measures(items[0]["video_to_text_recall_at_1"].mean() >= 0.5):
+                    section.quality = compared(*items)
+            yield section
 
     def _classifier(self, model: Any, frames: F32) -> Iterator[Section]:
         config: ClassifierConfig = model.config
-        runtime = ClassifierRuntime(self.bundle.folder, config, self.threads)
-        section = classifier_parity(model, runtime, self._videos(frames, config.vision, "classifier"))
-        section.engine = "onnxruntime"
-        yield section
+        videos = self._videos(frames, config.vision, "classifier")
+        yield from classifier_parity(model, self._opened(open_classifier), videos).values()
+
+    def _opened(self, open_one: Callable[..., R]) -> dict[str, R]:
+        """Each engine that has dual encoders and classifiers; where none was asked for, ONNX Runtime, for any graph."""
+        found: dict[str, R] = {}
+        asked = [one for one in self.engines if one in ("auto", *ENGINES) or not isinstance(self.engines, Mapping)]
+        for name in [one for one in asked if one not in ENGINES or ENGINES[one].embed] or ["onnxruntime"]:
+            on_gpu = name == "auto" and self.bundle.target != "cpu"
+            runtime = open_one(self.bundle.folder, self.bundle, "onnxruntime" if on_gpu else name, self.threads)
+            found[runtime.identity.split()[0] if name == "auto" else name] = runtime  # type: ignore[attr-defined]
+        return found

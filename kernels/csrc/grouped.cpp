@@ -150,7 +150,7 @@ void Memory::seal() {
 #endif
 }
 
-void attend(const Memory& memory, int rows, const float* q, int64_t ldq, float* out, int64_t ldo) {
+void attend(const Memory& memory, int rows, const float* q, int64_t ldq, float* out, int64_t ldo, int seen) {
 #if defined(__AVX512F__)
     if (memory.tiles) return attend_tiles(memory, rows, q, ldq, out, ldo);
 #endif
@@ -162,7 +162,12 @@ void attend(const Memory& memory, int rows, const float* q, int64_t ldq, float* 
         multiply(count, memory.keys, memory.size, q + row * ldq, ldq, memory.k.data(), memory.ldk, weights.data(),
                  memory.ldk);
         float totals[kRows];
-        for (int r = 0; r < count; ++r) totals[r] = exponentials(&weights[size_t(r * memory.ldk)], memory.keys);
+        for (int r = 0; r < count; ++r) {
+            float* line = &weights[size_t(r * memory.ldk)];
+            const int keys = std::min(memory.keys, seen + row + r);
+            totals[r] = exponentials(line, keys);
+            std::fill(line + keys, line + memory.keys, 0.f);
+        }
         float* to = out + row * ldo;
         multiply(count, memory.size, memory.keys, weights.data(), memory.ldk, memory.v.data(), memory.ldv, to, ldo);
         for (int r = 0; r < count; ++r)

@@ -4,6 +4,8 @@
 
 namespace lavila {
 
+constexpr int kAllKeys = 1 << 24;
+
 // The keys and values of one head: put() them, seal(), then attend(). Shapes: K keys, d head size, padded to vectors.
 struct Memory {
     int keys = 0, size = 0;
@@ -20,8 +22,9 @@ struct Memory {
     void seal();
 };
 
-// out (rows, d) = softmax(q kᵀ / √d) v for q (rows, d); single-threaded.
-void attend(const Memory&, int rows, const float* q, int64_t ldq, float* out, int64_t ldo);
+// out (rows, d) = softmax(q kᵀ / √d) v for q (rows, d); single-threaded. Query i sees the first `seen` + i keys, or all
+// of fewer; without tiles only.
+void attend(const Memory&, int rows, const float* q, int64_t ldq, float* out, int64_t ldo, int seen = kAllKeys);
 
 // The parts of these with AMX (grouped_amx.cpp).
 void put_tiles(Memory&, int first, int count, const float* k, const float* v, int64_t ld);

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from lavila_fast.engines import openers
 from lavila_fast.engines.openers import Opening
@@ -18,8 +18,10 @@ from lavila_fast.errors import BundleError, InputError, MissingExtraError
 
 if TYPE_CHECKING:  # the command line's help reads the table, and should not wait for numpy
     from lavila_fast.bundle.manifest import Bundle
-    from lavila_fast.engines.protocol import NarratorRuntime
+    from lavila_fast.engines.openers import EmbedRuntime
+    from lavila_fast.engines.protocol import ClassifierRuntime, DualEncoderRuntime, NarratorRuntime
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint"
 
@@ -38,6 +40,7 @@ class Engine:
         tried: Where it was run.
         automatic: Of `runs`, where ``auto`` may take it; rows further up come first.
         why_not: Why ``auto`` passes it over for a bundle; "" if it does not.
+        embed: Makes the runtime of a ``dual_encoder`` or a ``classifier``; None: it has narrators only.
         unused: Option that it has no use for → why; given all the same, it is refused.
     """
 
@@ -50,6 +53,7 @@ class Engine:
     tried: str = ""
     automatic: tuple[str, ...] = ()
     why_not: Callable[[Bundle], str] = lambda bundle: ""
+    embed: Callable[[Opening, str], EmbedRuntime] | None = None
     unused: Mapping[str, str] = field(default_factory=dict)
 
     def refuse_unused(self, given: Mapping[str, object]) -> None:
@@ -90,7 +94,7 @@ def open_runtime(
         MissingExtraError: what the engine needs is not installed.
     """
     row = _automatic(bundle.target, bundle) if engine == "auto" else _named(engine)
-    return _open_row(row, Opening(bundle.folder, bundle, threads, precision, batch, samples))
+    return _open_row(row, Opening(bundle.folder, bundle, threads, precision, batch, samples), row.open)
 
 
 def open_checkpoint(
@@ -107,7 +111,47 @@ def open_checkpoint(
     if CHECKPOINT not in row.runs:
         able = ", ".join(one.name for one in ENGINES.values() if CHECKPOINT in one.runs)
         raise InputError(f"{weights}: a checkpoint runs on {able}; for {engine}, make a bundle: lavila-fast export")
-    return _open_row(row, Opening(weights, None, threads, precision, batch, samples))
+    return _open_row(row, Opening(weights, None, threads, precision, batch, samples), row.open)
+
+
+def open_dual_encoder(
+    path: Path, bundle: Bundle | None, engine: str = "auto", threads: int | None = None, precision: str | None = None
+) -> DualEncoderRuntime:
+    """Open a dual encoder.
+
+    Args:
+        path: The bundle's folder, or a checkpoint.
+        bundle: None for a checkpoint.
+        engine: One of `ENGINES` that has dual encoders, or ``auto``.
+        threads: See `open_runtime`.
+        precision: See `open_runtime`.
+
+    Raises:
+        InputError, BundleError, MissingExtraError: as for `open_runtime`; the bundle holds no dual encoder.
+    """
+    return cast("DualEncoderRuntime", _open_embedder("dual_encoder", path, bundle, engine, threads, precision))
+
+
+def open_classifier(
+    path: Path, bundle: Bundle | None, engine: str = "auto", threads: int | None = None, precision: str | None = None
+) -> ClassifierRuntime:
+    """Open a classifier; arguments and errors as for `open_dual_encoder`."""
+    return cast("ClassifierRuntime", _open_embedder("classifier", path, bundle, engine, threads, precision))
+
+
+def _open_embedder(
+    kind: str, path: Path, bundle: Bundle | None, engine: str, threads: int | None, precision: str | None
+) -> EmbedRuntime:
+    if bundle is not None and kind not in bundle.models:
+        held = ", ".join(bundle.models) or "nothing"
+        raise BundleError(f"{path}: this bundle has no {kind}; it holds {held}")
+    what = CHECKPOINT if bundle is None else bundle.target
+    row = _automatic(what, bundle, kind) if engine == "auto" else _named(engine)
+    able = ", ".join(one.name for one in ENGINES.values() if one.embed and what in one.runs)
+    if row.embed is None or (bundle is None and CHECKPOINT not in row.runs):
+        raise InputError(f"{path}: --engine {row.name} does not run this {kind}; take {able}, or make a bundle")
+    embed = row.embed
+    return _open_row(row, Opening(path, bundle, threads, precision), lambda opening: embed(opening, kind))
 
 
 def engine_names() -> tuple[str, ...]:
@@ -141,11 +185,11 @@ def _named(engine: str) -> Engine:
     return ENGINES[engine]
 
 
-def _automatic(what: str, bundle: Bundle | None) -> Engine:
-    """The first row for a target or a checkpoint that fits this machine."""
+def _automatic(what: str, bundle: Bundle | None, kind: str = "narrator") -> Engine:
+    """The first row for a target or a checkpoint that fits this machine and has this kind of model."""
     passed = ""
     for row in ENGINES.values():
-        if what not in row.automatic:
+        if what not in row.automatic or (kind != "narrator" and row.embed is None):
             continue
         reason = row.why_not(bundle) if bundle is not None else ""
         if not reason:
@@ -155,7 +199,7 @@ def _automatic(what: str, bundle: Bundle | None) -> Engine:
     raise BundleError(f"no engine takes {what} by itself; name one with --engine")
 
 
-def _open_row(row: Engine, opening: Opening) -> NarratorRuntime:
+def _open_row(row: Engine, opening: Opening, make: Callable[[Opening], T]) -> T:
     row.refuse_unused({"threads": opening.threads})
     if opening.precision is not None and opening.precision not in row.precisions:
         if opening.precision not in precisions():
@@ -163,7 +207,7 @@ def _open_row(row: Engine, opening: Opening) -> NarratorRuntime:
         choice = ", ".join(one.name for one in ENGINES.values() if opening.precision in one.precisions)
         raise InputError(f"engine {row.name} has the model's own precision; --precision is for --engine {choice}")
     try:
-        return row.open(opening)
+        return make(opening)
     except ModuleNotFoundError as error:
         if row.extra is None:
             raise
@@ -180,6 +224,7 @@ _ENGINES = (
         tried="everything",
         automatic=_CPU,
         why_not=openers.why_not_native,
+        embed=openers.embed_native,
     ),
     Engine(
         "onnxruntime",
@@ -188,6 +233,7 @@ _ENGINES = (
         openers.open_onnxruntime,
         tried="everything",
         automatic=_CPU,
+        embed=openers.embed_onnxruntime("cpu"),
     ),
     Engine(
         "cuda",
@@ -198,6 +244,7 @@ _ENGINES = (
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
         why_not=openers.why_not_cuda,
+        embed=openers.embed_onnxruntime("cuda"),
     ),
     Engine(
         "onnxruntime-tensorrt",
@@ -206,6 +253,7 @@ _ENGINES = (
         openers.open_slots("tensorrt"),
         "cuda",
         tried="graphs on the CPU; **never run on TensorRT**",
+        embed=openers.embed_onnxruntime("tensorrt"),
     ),
     Engine(
         "onnxruntime-rtx",
@@ -215,6 +263,7 @@ _ENGINES = (
         "cuda",
         tried="graphs on the CPU; **never run on a GPU**",
         automatic=("cuda",),
+        embed=openers.embed_onnxruntime("rtx"),
     ),
     Engine(
         "tensorrt",
@@ -224,6 +273,7 @@ _ENGINES = (
         "tensorrt",
         tried="graphs parse, and build with TensorRT-RTX; **never run on a GPU**",
         automatic=("tensorrt", "jetson", "rtx"),
+        embed=openers.embed_tensorrt,
         unused={"threads": "it computes on the GPU"},
     ),
     Engine(
@@ -234,6 +284,7 @@ _ENGINES = (
         "torch",
         tried="on the CPU",
         automatic=(CHECKPOINT,),
+        embed=openers.embed_torch,
     ),
     Engine(
         "torch-cuda",

@@ -1,109 +1,127 @@
-"""The dual encoder and the classifiers of a bundle, on ONNX Runtime: no torch.
+"""The dual encoder and the classifiers of a bundle, by their graphs: no torch.
 
     bundle = open_bundle(folder)
-    dual = DualEncoderRuntime(bundle.folder, bundle.models["dual_encoder"], threads=2)
+    dual = GraphDualEncoder(bundle.folder, bundle.models["dual_encoder"], threads=2)
     scores = dual.video(clips) @ dual.text(ids).T
 
-One clip, one text at a time, texts cut behind their end: a result never depends on what else is asked for.
+One clip, one text at a time, texts cut behind their end: a result never depends on what else is asked for. The same
+graphs run in ONNX Runtime on the CPU, on its GPU providers and in TensorRT; what goes in and comes out is small enough
+to pass through the host's memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lavila_fast.arrays import F32, I64
 from lavila_fast.bundle.graph_names import CLASSIFIER, DUAL_TEXT, DUAL_VIDEO, logits_names
-from lavila_fast.config import ClassifierConfig, ClipTextConfig, DualEncoderConfig, VisionConfig
-from lavila_fast.engines.host.ort import check_graph, session
-from lavila_fast.errors import InputError
+from lavila_fast.config import ClassifierConfig, ClipTextConfig, DualEncoderConfig
+from lavila_fast.engines.embed_inputs import check_video, cut_texts, finite_rows, video_shape
+from lavila_fast.engines.host.ort import check_graph, run_graph, session
+
+OpenGraph = Callable[[Path, int | None], Any]  # file, threads → a session of ONNX Runtime, or what looks like one
+_HALVES = {"tensor(float16)": np.float16}
 
 
-def _video_shape(vision: VisionConfig) -> tuple[int | None, ...]:
-    return (None, 3, vision.frames, vision.img, vision.img)
+class GraphDualEncoder:
+    """``dual_video.onnx`` and ``dual_text.onnx``: video and text to unit vectors of `config.embed` numbers.
 
+    Attributes:
+        identity: Of what runs the graphs.
+    """
 
-def _check_video(video: F32, vision: VisionConfig) -> F32:
-    wanted = _video_shape(vision)
-    if video.ndim != 5 or video.shape[1:] != wanted[1:]:
-        raise InputError(f"video has shape {video.shape}; expected (B, {', '.join(map(str, wanted[1:]))})")
-    return np.ascontiguousarray(video, np.float32)
+    device = "cpu"
 
-
-class DualEncoderRuntime:
-    """``dual_video.onnx`` and ``dual_text.onnx``: video and text to unit vectors of `config.embed` numbers."""
-
-    def __init__(self, folder: Path, config: DualEncoderConfig, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DualEncoderConfig,
+        threads: int | None = None,
+        open_graph: OpenGraph = session,
+        identity: str = "onnxruntime",
+    ) -> None:
         """Open the graphs of a bundle folder.
+
+        Args:
+            folder: The bundle.
+            config: The model's sizes.
+            threads: Of a session on the CPU; None takes all cores.
+            open_graph: What opens a graph: ONNX Runtime on the CPU, or what `device.ort` or `device.trt_graph` gives.
+            identity: Of what `open_graph` opens.
 
         Raises:
             BundleError: a graph is missing, damaged, or of another model.
         """
-        self.config, self._clip = config, isinstance(config.text, ClipTextConfig)
-        self._video, self._text = session(folder / DUAL_VIDEO, threads), session(folder / DUAL_TEXT, threads)
+        self.config, self.identity, self._clip = config, identity, isinstance(config.text, ClipTextConfig)
+        self._video, self._text = (open_graph(folder / name, threads) for name in (DUAL_VIDEO, DUAL_TEXT))
         words: dict[str, tuple[int | None, ...]] = {"ids": (None, None)}
         if not self._clip:
             words["mask"] = (None, None)
-        check_graph(folder / DUAL_VIDEO, self._video, {"video": _video_shape(config.vision)}, ["embedding"])
+        check_graph(folder / DUAL_VIDEO, self._video, {"video": video_shape(config.vision)}, ["embedding"])
         check_graph(folder / DUAL_TEXT, self._text, words, ["embedding"])
 
     def video(self, video: F32) -> F32:
-        """Embed normalised float32 video (B, 3, T, H, W) as (B, E), of unit length."""
-        video = _check_video(video, self.config.vision)
-        rows = [self._video.run(["embedding"], {"video": video[i : i + 1]})[0] for i in range(len(video))]
-        return np.concatenate(rows) if rows else np.empty((0, self.config.embed), np.float32)
+        """See `DualEncoderRuntime.video`; T is the model's."""
+        video = _typed(check_video(video, self.config.vision), self._video)
+        rows = [run_graph(self._video, ["embedding"], {"video": video[i : i + 1]})[0] for i in range(len(video))]
+        return finite_rows(rows, self.config.embed, "video encoder")
 
     def text(self, ids: I64, mask: I64 | None = None) -> F32:
-        """Embed token ids (B, L) int64 as (B, E), of unit length.
+        """See `DualEncoderRuntime.text`."""
+        rows = [self._one_text(row) for row in cut_texts(ids, mask, self.config.text)]
+        return finite_rows(rows, self.config.embed, "text encoder")
 
-        Args:
-            ids: CLIP ids, end token highest, or WordPiece ids that start with [CLS].
-            mask: (B, L), 1 for tokens and 0 for padding (None: all are tokens); DistilBERT only.
-
-        Raises:
-            InputError: ids of another rank, too long, or beyond the vocabulary.
-        """
-        text = self.config.text
-        most = text.context if isinstance(text, ClipTextConfig) else text.max_positions
-        if ids.ndim != 2 or not 0 < ids.shape[1] <= most:
-            raise InputError(f"text ids have shape {ids.shape}; expected (B, L) with L from 1 to {most}")
-        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < text.vocab:
-            raise InputError(f"text ids go from {ids.min()} to {ids.max()}; this model has words 0 to {text.vocab - 1}")
-        mask = np.ones_like(ids) if mask is None else mask
-        rows = [self._one_text(row, kept) for row, kept in zip(ids, mask, strict=True)]
-        return np.stack(rows) if rows else np.empty((0, self.config.embed), np.float32)
-
-    def _one_text(self, ids: I64, mask: I64) -> F32:
-        """One text, cut behind its last token: what padding it came with does not matter."""
-        end = 1 + int(ids.argmax() if self._clip else np.flatnonzero(mask).max(initial=0))
-        feed = {"ids": _padded(ids[:end])} | ({} if self._clip else {"mask": _padded(mask[:end])})
-        out: F32 = self._text.run(["embedding"], feed)[0][0]
+    def _one_text(self, ids: I64) -> F32:
+        feed = {"ids": _padded(ids)} | ({} if self._clip else {"mask": _padded(np.ones_like(ids))})
+        out: F32 = run_graph(self._text, ["embedding"], feed)[0]
         return out
+
+
+def _typed(video: F32, graph: Any) -> Any:
+    """The clips in the type that a graph takes them in: half, where everything in it is."""
+    return video.astype(_HALVES.get(graph.get_inputs()[0].type, np.float32), copy=False)
 
 
 def _padded(row: I64) -> I64:
     """(L,) → (1, L) with L at least 2, the least the graph takes."""
-    return np.pad(row.astype(np.int64), (0, max(0, 2 - len(row))))[None]
+    return np.pad(row, (0, max(0, 2 - len(row))))[None]
 
 
-class ClassifierRuntime:
-    """``classifier.onnx``: video to the logits of every head."""
+class GraphClassifier:
+    """``classifier.onnx``: video to the logits of every head.
 
-    def __init__(self, folder: Path, config: ClassifierConfig, threads: int | None = None) -> None:
-        """Open the graph of a bundle folder.
+    Attributes:
+        identity: Of what runs the graphs.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ClassifierConfig,
+        threads: int | None = None,
+        open_graph: OpenGraph = session,
+        identity: str = "onnxruntime",
+    ) -> None:
+        """Open the graph of a bundle folder; arguments as of `GraphDualEncoder`.
 
         Raises:
             BundleError: it is missing, damaged, or of another model.
         """
-        self.config, self._names = config, logits_names(config)
-        self._graph = session(folder / CLASSIFIER, threads)
-        check_graph(folder / CLASSIFIER, self._graph, {"video": _video_shape(config.vision)}, self._names)
+        self.config, self.identity, self._names = config, identity, logits_names(config)
+        self._graph = open_graph(folder / CLASSIFIER, threads)
+        check_graph(folder / CLASSIFIER, self._graph, {"video": video_shape(config.vision)}, self._names)
 
     def logits(self, video: F32) -> list[F32]:
-        """Logits (B, classes) of each head, from normalised float32 video (B, 3, T, H, W)."""
-        video = _check_video(video, self.config.vision)
-        rows = [self._graph.run(self._names, {"video": video[i : i + 1]}) for i in range(len(video))]
-        if not rows:
-            return [np.empty((0, classes), np.float32) for classes in self.config.num_classes]
-        return [np.concatenate(head) for head in zip(*rows, strict=True)]
+        """See `ClassifierRuntime.logits`; T is the model's."""
+        video = _typed(check_video(video, self.config.vision), self._graph)
+        rows = [run_graph(self._graph, self._names, {"video": video[i : i + 1]}) for i in range(len(video))]
+        return [
+            finite_rows([row[i] for row in rows], classes, "classifier")
+            for i, classes in enumerate(self.config.num_classes)
+        ]

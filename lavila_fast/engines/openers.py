@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.errors import BundleError, InputError
 
 if TYPE_CHECKING:
     from lavila_fast.bundle.manifest import Bundle
-    from lavila_fast.engines.protocol import NarratorRuntime
+    from lavila_fast.engines.protocol import ClassifierRuntime, DualEncoderRuntime, NarratorRuntime
+
+    EmbedRuntime = DualEncoderRuntime | ClassifierRuntime
 
 TORCH_CUDA_PRECISIONS = ("bf16", "fp16", "int8", "fp32", "bnb-int8", "bnb-nf4")  # the default first
 
@@ -54,6 +56,22 @@ def open_native(opening: Opening) -> NarratorRuntime:
         BundleError: the bundle lacks its weights.
     """
     from lavila_fast.engines.host.native import NativeRuntime
+
+    bundle = _native_bundle(opening)
+    return NativeRuntime(bundle.folder, bundle.narrator, opening.threads)
+
+
+def embed_native(opening: Opening, kind: str) -> EmbedRuntime:
+    """Our C++ for a dual encoder or a classifier; errors as for `open_native`."""
+    from lavila_fast.engines.host.native_embed import NativeClassifier, NativeDualEncoder
+
+    bundle = _native_bundle(opening)
+    make: Any = {"dual_encoder": NativeDualEncoder, "classifier": NativeClassifier}[kind]
+    runtime: EmbedRuntime = make(bundle.folder, bundle.models[kind], opening.threads)
+    return runtime
+
+
+def _native_bundle(opening: Opening) -> Bundle:
     from lavila_fast.kernels import native
 
     bundle = opening.need_bundle()
@@ -61,7 +79,7 @@ def open_native(opening: Opening) -> NarratorRuntime:
         raise InputError(f"the native engine cannot run here: {native.why_not()}; take --engine onnxruntime")
     if not (bundle.folder / WEIGHTS).is_file():
         raise BundleError(f"{bundle.folder}: no {WEIGHTS} for the native engine; export it again with --target cpu")
-    return NativeRuntime(bundle.folder, bundle.narrator, opening.threads)
+    return bundle
 
 
 def why_not_native(bundle: Bundle) -> str:
@@ -83,6 +101,37 @@ def open_onnxruntime(opening: Opening) -> NarratorRuntime:
     from lavila_fast.engines.host.ort import OrtRuntime
 
     return OrtRuntime(bundle.folder, bundle.narrator, opening.threads)
+
+
+def embed_onnxruntime(provider: Literal["cpu", "cuda", "tensorrt", "rtx"]) -> Callable[[Opening, str], EmbedRuntime]:
+    """Opens the graphs of dual encoders and classifiers, the same for all targets, with one of its providers."""
+
+    def make(opening: Opening, kind: str) -> EmbedRuntime:
+        from lavila_fast.engines.device.ort import graph_opener
+
+        bundle = opening.need_bundle()
+        if provider != "cpu" and bundle.target == "cpu":
+            raise BundleError(f"{bundle.folder}: made for cpu; export it with --target cuda to run it on a GPU")
+        return _by_graphs(opening, kind, graph_opener(provider))
+
+    return make
+
+
+def embed_tensorrt(opening: Opening, kind: str) -> EmbedRuntime:
+    """The same graphs in TensorRT, or TensorRT for RTX: the one whose target the bundle has."""
+    from lavila_fast.engines.device.trt_graph import trt_opener
+
+    builder = "tensorrt_rtx" if opening.need_bundle().target == "rtx" else "tensorrt"
+    return _by_graphs(opening, kind, trt_opener(builder))
+
+
+def _by_graphs(opening: Opening, kind: str, how: tuple[Any, str]) -> EmbedRuntime:
+    from lavila_fast.engines.embed import GraphClassifier, GraphDualEncoder
+
+    bundle = opening.need_bundle()
+    made: Any = {"dual_encoder": GraphDualEncoder, "classifier": GraphClassifier}[kind]
+    runtime: EmbedRuntime = made(bundle.folder, bundle.models[kind], opening.threads, *how)
+    return runtime
 
 
 def open_slots(provider: Literal["cuda", "tensorrt", "rtx"]) -> Callable[[Opening], NarratorRuntime]:
@@ -121,6 +170,16 @@ def open_torch(opening: Opening) -> NarratorRuntime:
     from lavila_fast.models.load import load_narrator
 
     return TorchRuntime(load_narrator(opening.path), opening.threads)
+
+
+def embed_torch(opening: Opening, kind: str) -> EmbedRuntime:
+    """PyTorch, the reference, for a dual encoder or a classifier."""
+    from lavila_fast.engines.host.eager import TorchClassifier, TorchDualEncoder
+    from lavila_fast.models.load import load_classifier, load_dual_encoder
+
+    if kind == "classifier":
+        return TorchClassifier(load_classifier(opening.path), opening.threads)
+    return TorchDualEncoder(load_dual_encoder(opening.path), opening.threads)
 
 
 def open_torch_cuda(opening: Opening) -> NarratorRuntime:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 from lavila_fast.arrays import F32, F64, I64
-from lavila_fast.config import NarratorConfig
+from lavila_fast.config import ClassifierConfig, DualEncoderConfig, NarratorConfig
 from lavila_fast.engines.sampling import Chosen, Warp
 
 WriterKind = Literal["steps", "ahead"]
@@ -82,4 +82,56 @@ class NarratorRuntime(Protocol):
 
         A row may be named several times (beams) as long as it stays within its clip.
         """
+        ...
+
+
+class DualEncoderRuntime(Protocol):
+    """An engine for one dual encoder. A clip's or a text's result never depends on what else is asked for with it."""
+
+    config: DualEncoderConfig
+
+    @property
+    def device(self) -> str:
+        """Where frames are wanted, as of `NarratorRuntime`."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """All of the engine that embeddings depend on, as of `NarratorRuntime`."""
+        ...
+
+    def video(self, video: F32) -> F32:
+        """Embed normalised float32 video (B, 3, T, H, W) as (B, E), of unit length."""
+        ...
+
+    def text(self, ids: I64, mask: I64 | None = None) -> F32:
+        """Embed token ids (B, L) as (B, E), of unit length.
+
+        Args:
+            ids: CLIP ids, end token highest, or WordPiece ids that start with [CLS].
+            mask: (B, L), 1 for tokens and 0 for padding behind them (None: all are tokens); DistilBERT only.
+
+        Raises:
+            InputError: ids of another rank, too long, or beyond the vocabulary.
+        """
+        ...
+
+
+class ClassifierRuntime(Protocol):
+    """An engine for one classifier."""
+
+    config: ClassifierConfig
+
+    @property
+    def device(self) -> str:
+        """Where frames are wanted, as of `NarratorRuntime`."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """All of the engine that logits depend on, as of `NarratorRuntime`."""
+        ...
+
+    def logits(self, video: F32) -> list[F32]:
+        """Logits (B, classes) of each head, from normalised float32 video (B, 3, T, H, W)."""
         ...

@@ -77,7 +77,9 @@ def load_narrator(path: str | Path, config: ConfigLike | None = None, *, frames:
 
 
 def load_dual_encoder(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> DualEncoder:
-    """Load a dual encoder; arguments and errors as for `load_narrator`.
+    """Load a dual encoder in PyTorch; arguments and errors as for `load_narrator`.
+
+    To embed videos and sentences, `lavila_fast.DualEncoder` is the way: it reads both, and needs no torch for bundles.
 
     Returns:
         A module with ``embed_video(video, normalize=True)`` and ``embed_text(ids, mask=None, normalize=True)``, both
@@ -87,7 +89,7 @@ def load_dual_encoder(path: str | Path, config: ConfigLike | None = None, *, fra
 
 
 def load_classifier(path: str | Path, config: ConfigLike | None = None, *, frames: int | None = None) -> Classifier:
-    """Load a classifier; arguments and errors as for `load_narrator`.
+    """Load a classifier in PyTorch, as `lavila_fast.Classifier` does; arguments and errors as for `load_narrator`.
 
     Returns:
         A module called on video, giving logits (B, classes), or a tuple of them if it has several heads.

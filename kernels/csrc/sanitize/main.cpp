@@ -13,6 +13,7 @@
 #include "../decoder.h"
 #include "../lavila.h"
 #include "../sampling.h"
+#include "../text.h"
 #include "pictures.h"
 
 extern "C" {  // of check.cpp
@@ -210,6 +211,54 @@ Floats decoder(int type, lv_threads* threads) {
     return all;
 }
 
+// Both kinds of text tower with more tokens than are in hand at once, and last layers; then what they refuse.
+Floats texts(int type, lv_threads* threads) {
+    constexpr int kWidth = 44, kHeads = 4, kHidden = 71, kVocab = 53, kPositions = 19, kTexts = 230, kOutputs = 13;
+    Floats all;
+    for (int kind : {0, 1}) {
+        Weights w(type);
+        const std::string root = kind ? "textual.embeddings." : "";
+        w.floats(root + (kind ? "word_embeddings.weight" : "token_embedding.weight"), {kVocab, kWidth});
+        w.floats(root + (kind ? "position_embeddings.weight" : "positional_embedding"), {kPositions, kWidth});
+        w.norm(kind ? root + "LayerNorm" : "ln_final", kWidth);
+        for (int i = 0; i < 2; ++i) {
+            const std::string before = kind ? "textual.transformer.layer." : "transformer.resblocks.";
+            const std::string at = before + std::to_string(i) + ".";
+            for (const char* name : {"q_lin", "k_lin", "v_lin", "out_lin"})
+                if (kind) w.linear(at + "attention." + name, kWidth, kWidth);
+            if (!kind) w.linear(at + "attn.in_proj", kWidth, 3 * kWidth), w.linear(at + "attn.out_proj", kWidth, kWidth);
+            w.linear(at + (kind ? "ffn.lin1" : "mlp.c_fc"), kWidth, kHidden);
+            w.linear(at + (kind ? "ffn.lin2" : "mlp.c_proj"), kHidden, kWidth);
+            w.norm(at + (kind ? "sa_layer_norm" : "ln_1"), kWidth);
+            w.norm(at + (kind ? "output_layer_norm" : "ln_2"), kWidth);
+        }
+        w.floats("projection", {kWidth, kOutputs}), w.linear("head", kWidth, kOutputs);
+        lv_text* text =
+            lv_text_new(w.data(), w.count(), kind, kWidth, kHeads, 2, kHidden, kVocab, kPositions, threads);
+        const char* last = kind ? "head" : "projection";
+        lv_head* head = lv_head_new(w.data(), w.count(), last, kWidth, kOutputs, kind, 1, threads);
+        must(text && head, "text");
+        std::vector<int64_t> ids, lengths;
+        for (int i = 0; i < kTexts; ++i) {
+            lengths.push_back(1 + i * 7 % kPositions);
+            for (int64_t j = 0; j < lengths.back(); ++j) ids.push_back(((j < 5 ? i % 3 : i) * 31 + j * 17) % kVocab);
+        }
+        Floats features(size_t(kTexts) * kWidth), out(size_t(kTexts) * kOutputs);
+        must(!lv_text_run(text, ids.data(), lengths.data(), kTexts, features.data()), "read");
+        must(!lv_head_run(head, features.data(), kTexts, out.data()), "project");
+        for (const Floats* part : {&features, &out}) all.insert(all.end(), part->begin(), part->end());
+        ids[3] = kVocab;
+        const auto refused = [&](int count, const char* why) {
+            must(lv_text_run(text, ids.data(), lengths.data(), count, features.data()) && std::strstr(lv_error(), why), why);
+        };
+        refused(kTexts, "words");
+        lengths[1] = kPositions + 1;
+        refused(2, "tokens");
+        lv_head_free(head), lv_text_free(text);
+    }
+    return all;
+}
+
 Floats sampling(int, lv_threads* threads) {
     constexpr int kVocab = 1237, kRows = 9;
     const Floats logits = random(3 * kVocab, 1);
@@ -252,7 +301,7 @@ void failures() {
 }  // namespace
 
 int main() {
-    for (const auto part : {layers, encoder, decoder, sampling})
+    for (const auto part : {layers, encoder, decoder, texts, sampling})
         for (int type : {LV_F32, LV_F16, LV_I8}) {
             lv_threads *one = lv_threads_new(1), *four = lv_threads_new(4);
             const Floats alone = part(type, one), together = part(type, four);

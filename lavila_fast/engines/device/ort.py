@@ -23,6 +23,8 @@ from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import CudaMemory, DeviceArray, HostMemory, Memory
 from lavila_fast.engines.device.ort_plugin import plugin_devices, plugin_options, profile_options
 from lavila_fast.engines.device.slots import SlotRuntime
+from lavila_fast.engines.embed import OpenGraph
+from lavila_fast.engines.host.ort import session
 from lavila_fast.errors import BundleError, InputError
 from lavila_fast.machine import thread_count
 
@@ -120,25 +122,12 @@ class OrtSlotRuntime(SlotRuntime):
             MissingExtraError: the plug-in or cuda-bindings is not installed.
             BundleError: a graph is missing or does not fit.
         """
-        if missing := lacks(provider):
-            raise InputError(missing)
-        devices = plugin_devices(device) if provider == "rtx" else []
-        memory: Memory = HostMemory() if provider == "cpu" else CudaMemory(device)
-
-        def open_graph(name: str) -> Any:
-            shapes, cache = (profiles or {}).get(name, {}), folder / f"ort_{provider}"
-            if provider in ("tensorrt", "rtx"):
-                cache.mkdir(exist_ok=True)
-            options = _session_options(threads)
-            if devices:
-                options.add_provider_for_devices(devices, plugin_options(memory, cache, shapes))
-            return _session(folder / name, _providers(provider, memory, cache, shapes), options)
-
-        self.encoder, self.decoder = open_graph(ENCODER), open_graph(INPLACE_DECODER)
+        memory, open_graph = _on_device(provider, device, profiles or {})
+        self.encoder, self.decoder = (open_graph(folder / name, threads) for name in (ENCODER, INPLACE_DECODER))
         past = {i.name: i for i in self.decoder.get_inputs()}.get("past_key_0")
         if past is None or past.type not in TYPES_OF_ONNX or not isinstance(past.shape[2], int):
             raise BundleError(f"{folder / INPLACE_DECODER}: not a decoder with caches in place; export it again")
-        self.identity = IDENTITIES[provider] + (f" {memory.architecture}" if provider != "cpu" else "")
+        self.identity = _identity(provider, memory)
         aliased = provider in ("cpu", "cuda") if aliased is None else aliased
         super().__init__(config, memory, TYPES_OF_ONNX[past.type], past.shape[2], aliased)
         self.video_dtype = TYPES_OF_ONNX[self.encoder.get_inputs()[0].type]
@@ -178,6 +167,44 @@ class OrtSlotRuntime(SlotRuntime):
         for name, block in outputs.items():
             binding.bind_output(name, device, index, _element(block), list(block.shape), block.pointer)
         session.run_with_iobinding(binding)
+
+
+def _identity(provider: Provider, memory: Memory) -> str:
+    return IDENTITIES[provider] + (f" {memory.architecture}" if provider != "cpu" else "")
+
+
+def _on_device(
+    provider: Provider, device: int, profiles: Mapping[str, Mapping[str, Sequence[Sequence[int]]]]
+) -> tuple[Memory, OpenGraph]:
+    """A device's memory, and what opens graphs there; arguments and errors as of `OrtSlotRuntime`."""
+    if missing := lacks(provider):
+        raise InputError(missing)
+    devices = plugin_devices(device) if provider == "rtx" else []
+    memory: Memory = HostMemory() if provider == "cpu" else CudaMemory(device)
+
+    def open_graph(path: Path, threads: int | None) -> Any:
+        shapes, cache = profiles.get(path.name, {}), path.parent / f"ort_{provider}"
+        if provider in ("tensorrt", "rtx"):
+            cache.mkdir(exist_ok=True)
+        options = _session_options(threads)
+        if devices:
+            options.add_provider_for_devices(devices, plugin_options(memory, cache, shapes))
+        return _session(path, _providers(provider, memory, cache, shapes), options)
+
+    return memory, open_graph
+
+
+def graph_opener(provider: Provider, device: int = 0) -> tuple[OpenGraph, str]:
+    """What opens graphs whose inputs and outputs pass through the host, and the identity of what runs them.
+
+    Raises:
+        InputError: this ONNX Runtime has no such provider.
+        MissingExtraError: the plug-in or cuda-bindings is not installed.
+    """
+    if provider == "cpu":
+        return session, IDENTITIES[provider]
+    memory, open_graph = _on_device(provider, device, {})
+    return open_graph, _identity(provider, memory)
 
 
 def _element(block: DeviceArray) -> Any:

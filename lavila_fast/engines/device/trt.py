@@ -16,7 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.bundle.engine_key import check_engine, engine_path, load_builder, mend, needs_host_code, this_machine
+from lavila_fast.bundle.engine_key import (
+    Machine,
+    check_engine,
+    engine_path,
+    load_builder,
+    mend,
+    needs_host_code,
+    this_machine,
+)
 from lavila_fast.bundle.graph_names import cross_names, past_names
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.device.memory import CudaMemory, DeviceArray
@@ -37,7 +45,7 @@ CALLED = {
         "get_tensor_shape",
         "num_io_tensors",
     ),
-    "IExecutionContext": ("set_input_shape", "set_tensor_address", "execute_async_v3"),
+    "IExecutionContext": ("get_tensor_shape", "set_input_shape", "set_tensor_address", "execute_async_v3"),
 }
 
 
@@ -63,13 +71,7 @@ class TensorRtRuntime(SlotRuntime):
         memory = CudaMemory(device)
         self.identity = f"{builder} {memory.architecture}"
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
-        engines = {}
-        for name in (ENCODE, DECODE):
-            path = engine_path(folder, name)
-            key = check_engine(path, folder / f"{name}.onnx", machine)
-            if needs_host_code(path, key):
-                self._runtime.engine_host_code_allowed = True
-            engines[name] = self._load(path)
+        engines = {name: load_engine(self._runtime, folder, name, machine) for name in (ENCODE, DECODE)}
         self._engines = engines
         self.encoder, self.decoder = (engines[name].create_execution_context() for name in (ENCODE, DECODE))
         decoder, past = engines[DECODE], past_names(config.text.n_layer)
@@ -97,16 +99,8 @@ class TensorRtRuntime(SlotRuntime):
             return {(engine, name): name for name in found}
         return {(engine, name): theirs for name, theirs in zip(inputs + outputs, mine + others, strict=True)}
 
-    def _load(self, path: Path) -> Any:
-        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise BundleError(f"{path}: TensorRT cannot load this engine; {mend(path)}")
-        return engine
-
     def _type(self, engine: str, tensor: str) -> str:
-        kinds = self._trt.DataType
-        names = {kinds.FLOAT: "float32", kinds.HALF: "float16", kinds.BF16: "bfloat16"}
-        return names[self._engines[engine].get_tensor_dtype(self._called[engine, tensor])]
+        return tensor_type(self._trt, self._engines[engine], self._called[engine, tensor])
 
     def _in_place(self) -> bool:
         """Whether outputs of the caches are their inputs; TensorRT before 10.15 cannot say and does not do it."""
@@ -142,3 +136,26 @@ class TensorRtRuntime(SlotRuntime):
             fits.append(context.set_tensor_address(theirs, block.pointer))
         if not all(fits) or not context.execute_async_v3(self.memory.stream):
             raise LavilaError("TensorRT refused a step; the engine's profiles may not cover it: build it for more")
+
+
+def load_engine(runtime: Any, folder: Path, name: str, machine: Machine) -> Any:
+    """An engine of a bundle, whose key fits this machine.
+
+    Raises:
+        BundleError: it is missing, altered, was built for something else, or brings code that is not allowed.
+    """
+    path = engine_path(folder, name)
+    key = check_engine(path, folder / f"{name}.onnx", machine)
+    if needs_host_code(path, key):
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise BundleError(f"{path}: TensorRT cannot load this engine; {mend(path)}")
+    return engine
+
+
+def tensor_type(trt: Any, engine: Any, name: str) -> str:
+    """The type of an engine's tensor, a key of `memory.ITEM_BYTES`."""
+    kinds = trt.DataType
+    names = {kinds.FLOAT: "float32", kinds.HALF: "float16", kinds.BF16: "bfloat16", kinds.INT64: "int64"}
+    return names[engine.get_tensor_dtype(name)]

@@ -8,13 +8,10 @@ past by number, so `select` copies nothing.
 from __future__ import annotations
 
 import ctypes
-import os
-import threading
 from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,11 +19,11 @@ from lavila_fast.arrays import F32, F64, I64
 from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.weights import Arrays, MappedFiles, map_weights
 from lavila_fast.config import NarratorConfig, VisionConfig
-from lavila_fast.engines.host.native_library import Handle, last_error, open_library, tensor_table
-from lavila_fast.engines.host.state import require_finite, require_process
+from lavila_fast.engines.host.native_library import Calls, Handle, last_error, open_library, tensor_table
+from lavila_fast.engines.host.state import require_finite
 from lavila_fast.engines.protocol import ClipContext, WriterKind
 from lavila_fast.engines.sampling import Chosen, Warp
-from lavila_fast.errors import BundleError, InputError, LavilaError, NotFiniteError
+from lavila_fast.errors import BundleError, InputError
 from lavila_fast.machine import thread_count
 
 _ACTS = {"quick_gelu": 1, "gelu": 2}  # `lavila::Act`
@@ -115,13 +112,13 @@ class NativeRuntime:
         self.identity = native_identity(library.lv_isa().decode(), arrays)
         text, vision = config.text, config.vision
         count = thread_count(threads)
-        self._lock, self._process = threading.Lock(), os.getpid()
+        self._call = Calls(library)
         try:
             table, kept = tensor_table(arrays)
             self._threads = Handle(library, "lv_threads_new", "lv_threads_free", count)
             head = table, len(table)
             self._encoder = Handle(
-                library, "lv_tsf_new", "lv_tsf_free", *head, b"visual.", *_vision(vision), self._threads.pointer
+                library, "lv_tsf_new", "lv_tsf_free", *head, b"visual.", *vision_sizes(vision), self._threads.pointer
             )
             sizes = vision.dim, text.n_embd, config.pool_heads, config.queries
             self._pool = Handle(library, "lv_pool_new", "lv_pool_free", *head, *sizes, self._threads.pointer)
@@ -131,16 +128,6 @@ class NativeRuntime:
             raise BundleError(f"{where}: {error}; this is not the narrator that bundle.json describes") from error
         # The words' vectors are read where they lie.
         self._words = [array for name, array in kept if name.endswith(b"wte.weight")]
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        require_process(self._process)
-        try:
-            with self._lock:
-                failed = getattr(self._library, name)(*arguments)
-        except ctypes.ArgumentError as error:
-            raise InputError(f"{name}: {error}") from error
-        if failed:
-            raise _fault(last_error(self._library))
 
     def visual_tokens(self, video: F32) -> F32:
         """What the decoder sees of one clip: normalised float32 video (3, T, H, W) → (Q, E)."""
@@ -166,12 +153,7 @@ class NativeRuntime:
         return NativeContext(tuple(self._clip(np.ascontiguousarray(one, np.float32)) for one in visual_BQE))
 
     def _clip(self, visual_QE: F32) -> Handle:
-        require_process(self._process)
-        try:
-            with self._lock:
-                return Handle(self._library, "lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
-        except ValueError as error:
-            raise _fault(str(error)) from error
+        return self._call.make("lv_decoder_clip", "lv_clip_free", self._decoder.pointer, visual_QE)
 
     def encode(self, video: F32) -> NativeContext:
         """See `NarratorRuntime.encode`. One clip at a time, so that a result cannot depend on its neighbours.
@@ -250,11 +232,6 @@ def native_identity(instructions: str, arrays: Arrays) -> str:
     return "native avx2" if instructions == "avx2" else "native avx512"
 
 
-def _fault(reason: str) -> LavilaError:
-    where, _, what = reason.partition(":")
-    return NotFiniteError(None, f"the numbers of {where}") if "finite" in what else InputError(reason)
-
-
 def native_choose(logits: F32, source: I64, warp: Warp, u: F64, threads: int = 1) -> Chosen:
     """`sampling.choose_tokens` by the native library; its threads live for this call only."""
     if len(source) and not 0 <= source.min() <= source.max() < len(logits):
@@ -281,6 +258,7 @@ def native_choose(logits: F32, source: I64, warp: Warp, u: F64, threads: int = 1
     return chosen
 
 
-def _vision(vision: VisionConfig) -> tuple[int, ...]:
+def vision_sizes(vision: VisionConfig) -> tuple[int, ...]:
+    """A video encoder's sizes as `lv_tsf_new` takes them."""
     sizes = vision.img, vision.patch, vision.dim, vision.depth, vision.heads, vision.frames
     return (*sizes, int(vision.ln_pre), _ACTS[vision.act], int(vision.gated_time))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_void_p
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lavila_fast.bundle.weights import Arrays
-from lavila_fast.errors import InputError
+from lavila_fast.engines.host.state import require_process
+from lavila_fast.errors import InputError, LavilaError, NotFiniteError
 from lavila_fast.kernels import native
 
 _TENSOR_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
@@ -50,6 +52,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "lv_rows_slots": (None, [c_void_p, _INTS]),
     "lv_rows_logits": (c_int, [c_void_p, _FLOATS]),
     "lv_rows_logprobs": (c_int, [c_void_p, _FLOATS]),
+    "lv_text_new": (c_void_p, [POINTER(native.Tensor), *[_Int] * 8, c_void_p]),
+    "lv_text_run": (c_int, [c_void_p, _INTS, _INTS, _Int, _FLOATS]),
+    "lv_text_free": (None, [c_void_p]),
+    "lv_head_new": (c_void_p, [POINTER(native.Tensor), _Int, c_char_p, *[_Int] * 4, c_void_p]),
+    "lv_head_run": (c_int, [c_void_p, _FLOATS, _Int, _FLOATS]),
+    "lv_head_free": (None, [c_void_p]),
     "lv_choose": (
         c_int,
         [c_void_p, _FLOATS, _Int, _INTS, c_int64, c_double, c_int64, c_double, _DOUBLES, _INTS, _FLOATS, _FLOATS],
@@ -94,6 +102,43 @@ class Handle:
 def _free(free: Callable[[int], None], pointer: int, process: int) -> None:
     if os.getpid() == process:
         free(pointer)
+
+
+class Calls:
+    """Calls into the native side, one at a time, from the process that made this."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library, self._lock, self._process = library, threading.Lock(), os.getpid()
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        """Call a function that gives 0 where it is well.
+
+        Raises:
+            InputError: a forked child calls, or the function refuses its arguments.
+            NotFiniteError: what it computed are no numbers.
+        """
+        require_process(self._process)
+        try:
+            with self._lock:
+                failed = getattr(self._library, name)(*arguments)
+        except ctypes.ArgumentError as error:
+            raise InputError(f"{name}: {error}") from error
+        if failed:
+            raise _fault(last_error(self._library))
+
+    def make(self, make: str, free: str, *arguments: Any) -> Handle:
+        """A native object that takes some computing; errors as for a call."""
+        require_process(self._process)
+        try:
+            with self._lock:
+                return Handle(self._library, make, free, *arguments)
+        except ValueError as error:
+            raise _fault(str(error)) from error
+
+
+def _fault(reason: str) -> LavilaError:
+    where, _, what = reason.partition(":")
+    return NotFiniteError(None, f"the numbers of {where}") if "finite" in what else InputError(reason)
 
 
 def tensor_table(arrays: Arrays) -> tuple[Any, list[Any]]:

@@ -15,7 +15,7 @@ from lavila_fast.bundle.graph_names import DECODER, ENCODER, STEP, WEIGHTS, cros
 from lavila_fast.bundle.weights import MappedFiles
 from lavila_fast.config import NarratorConfig
 from lavila_fast.engines.host.state import HostRuntime, StepInputs
-from lavila_fast.errors import BundleError
+from lavila_fast.errors import BundleError, LavilaError
 from lavila_fast.machine import thread_count
 
 # Without VNNI the fast INT8 product adds pairs in 16 bits, which overflow; with this, a slower one is exact.
@@ -92,6 +92,8 @@ def run_graph(graph: ort.InferenceSession, outputs: Sequence[str], feed: Mapping
     """
     try:
         results: list[F32] = graph.run(list(outputs), dict(feed))
+    except LavilaError:  # of what only looks like a session
+        raise
     except Exception as error:  # onnxruntime raises its own unrelated classes, one a failure
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BundleError(f"ONNX Runtime cannot run this model's graph ({reason}); export it again") from error

@@ -128,8 +128,8 @@ def require_process(process: int) -> None:
     """Raise InputError in a child made by fork: it has none of the engine's threads, and locks as they were."""
     if os.getpid() != process:
         raise InputError(
-            "this narrator was opened before the process was forked, and its threads stayed behind; open one in the "
-            "child (a narrator that is pickled is opened again), or start processes with the spawn method"
+            "this model was opened before the process was forked, and its threads stayed behind; open one in the "
+            "child (a model that is pickled is opened again), or start processes with the spawn method"
         )
 
 
