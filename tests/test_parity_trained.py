@@ -12,7 +12,7 @@ from lavila_fast.bench import parity_trained, trained_tower  # noqa: E402
 from lavila_fast.bench.parity_trained import compare, outliers  # noqa: E402
 from lavila_fast.config import ClassifierConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
-from lavila_fast.export.quantize.calibrate import calibrate  # noqa: E402
+from lavila_fast.export.quantize.calibrate import Histogram, Ranges, calibrate  # noqa: E402
 from lavila_fast.export.quantize.smooth import fold, pairs, smooth  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
 from lavila_fast.quant.scheme import Scheme, quantize  # noqa: E402
@@ -68,6 +68,16 @@ def test_smoothing_gets_back_what_outliers_cost(planted, way):
         lost[name] = 1 - compare(wanted, features(quantize(one, scheme), video))["cosine_mean"]
     assert lost["smoothed"] < lost["plain"] / 4
     assert lost["smoothed"] < 0.01
+
+
+def test_static_ranges_hold_rare_outliers():
+    """One value in 30,000 is 25 times the others: the range that is taken without being told must not cut it off."""
+    values = torch.ones(300_000)
+    values[::30_000] = 25.0
+    ranges = Ranges(1, {"layer": Histogram()})
+    ranges.layers["layer"].add(values)
+    assert ranges.amax()["layer"] > 24
+    assert ranges.amax("percentile", 99.99)["layer"] < 2
 
 
 def test_neighbours_are_counted():
