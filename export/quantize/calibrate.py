@@ -6,7 +6,7 @@ it goes and taken up again.
 
     video = calibration_clips(Path("videos"), narrator.config, 512)
     ranges = calibrate(narrator, video, state=Path("calibration.json"))
-    recipe = Scheme("int8", "tensorrt", ranges=ranges.amax("percentile", 99.99))
+    recipe = Scheme("int8", "tensorrt", ranges=ranges.amax("percentile", 99.999))
 
 The text side of a narrator is fed words drawn from its own predictions, a dual encoder's the given or random ids.
 """
@@ -82,7 +82,7 @@ class Ranges:
     clips: int = 0
     layers: dict[str, Histogram] = field(default_factory=dict)
 
-    def amax(self, method: str = "percentile", percent: float = 99.99) -> dict[str, float]:
+    def amax(self, method: str = "percentile", percent: float = 99.999) -> dict[str, float]:
         """Range of each layer.
 
         Args:
@@ -92,7 +92,7 @@ class Ranges:
         if method not in ("max", "percentile"):
             raise InputError(f"calibration method {method!r} is neither max nor percentile")
         if not 50 <= percent <= 100:
-            raise InputError(f"a percentile of {percent:g} makes no range; give one between 50 and 100, such as 99.99")
+            raise InputError(f"a percentile of {percent:g} makes no range; give one between 50 and 100, such as 99.999")
         if method == "max":
             return {name: one.largest for name, one in self.layers.items()}
         return {name: one.percentile(percent) for name, one in self.layers.items()}
