@@ -11,6 +11,7 @@ is twice as fast as an exact one, and not what an engine can use.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ from lavila_fast.quant.scheme import Scheme, quantize
 
 T = TypeVar("T", DualEncoder, NarratorModel)
 MODEL = "CLIP_OPENAI_TIMESFORMER_BASE"
+COMMAND_DUAL = "python -m lavila_fast.bench.dual"
 TEXTS = {77: 8, 12: 32}  # tokens of a text, all that fit or a narration's → texts at once
 EMBED, NARRATOR, OPENVINO = "embed video, native int8", "narrator's encoder, native int8", "embed video, openvino int8"
 PRODUCT = "int8 product"
@@ -175,7 +177,7 @@ def main(output: Path | None, threads: int | None, repeats: int, peers: bool, cl
     """Measure dual encoders; the last line is one JSON object of ratios."""
     found = measure(threads or cores(), repeats, peers, clock)
     if output:
-        write_json(output, found)
+        write_json(output, {"command": " ".join([COMMAND_DUAL, *sys.argv[1:]]), **found})
     for name, row in found["rows"].items():
         click.echo(f"{name}: {row['ms']:.2f} ms each, {row['per_s']:.1f} a second, {row['share_of_peak']:.0%} of peak")
     click.echo(json.dumps(found["ratios"]))

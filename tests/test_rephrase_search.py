@@ -148,7 +148,7 @@ def test_a_bart_is_searched_like_a_t5(read):
         "max_position_embeddings": 64,
         "init_std": 0.5,
     }
-    bart = BartForConditionalGeneration(BartConfig(vocab_size=VOCAB, init_std=0.5, **layers, **ids, **sizes)).eval()
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=VOCAB, **layers, **ids, **sizes)).eval()
     options = Search(3, 4, 2, 0.5, max_tokens=6)
     for sentence, ours in zip(read[:2], found(bart, read[:2], options), strict=True):
         assert [list(one.ids) for one in ours] == [ids for _, ids in plain(bart, sentence, options)]

@@ -230,7 +230,7 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows if "validation" not in row]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_sigterm_saves_and_leaves(workers: str, home: Path, tmp_path: Path) -> None:
     """Sent to all processes of the run, as a scheduler does."""
     given = command("pretrain_tsf_b", home, tmp_path / "run", steps=500, save_epochs=1000, evaluate_epochs=1000)
