@@ -17,13 +17,14 @@ from test_video_coded import write_video  # noqa: E402
 from lavila_fast.errors import InputError, LavilaError, VideoError  # noqa: E402
 from lavila_fast.kernels.preprocess import native  # noqa: E402
 from lavila_fast.text.train import train_bpe  # noqa: E402
-from lavila_fast.train import loader  # noqa: E402
+from lavila_fast.train import items as train_items  # noqa: E402
 from lavila_fast.train.augment import training_clip  # noqa: E402
 from lavila_fast.train.datasets.charades import TrimmedVideos  # noqa: E402
 from lavila_fast.train.datasets.ego4d import Ego4D, Narrated  # noqa: E402
 from lavila_fast.train.datasets.egtea import Egtea, Trimmed  # noqa: E402
 from lavila_fast.train.datasets.samples import Folder  # noqa: E402
-from lavila_fast.train.loader import ItemDraws, Items, LoadedBatches, Looks  # noqa: E402
+from lavila_fast.train.items import ItemDraws, Items, Looks  # noqa: E402
+from lavila_fast.train.loader import LoadedBatches  # noqa: E402
 from lavila_fast.video import kept  # noqa: E402
 from lavila_fast.video.probe import open_file  # noqa: E402
 from lavila_fast.video.reader import read_frames  # noqa: E402
@@ -123,7 +124,7 @@ def test_levels_are_the_same_clips_rounded(videos: Path, monkeypatch: pytest.Mon
             found = rounded[0, index]["video"]
             assert (found.dtype, found.shape) == (np.uint8, (4, 32, 32, 3)), (fused, index)
             assert np.abs(found - exact).max() <= 0.5 + 1e-3, (fused, index)
-        monkeypatch.setattr(loader, "kept_files", kept.KeptFiles)
+        monkeypatch.setattr(train_items, "kept_files", kept.KeptFiles)
         monkeypatch.setattr(native, "why_not", lambda *_: "there is none")
     batch = LoadedBatches(rounded, 4).batch(0)
     assert (batch.video.dtype, tuple(batch.video.shape)) == (torch.uint8, (4, 4, 32, 32, 3))
@@ -131,7 +132,7 @@ def test_levels_are_the_same_clips_rounded(videos: Path, monkeypatch: pytest.Mon
 
 def test_without_the_native_library_the_same(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fused = [items(videos)[0, index]["video"] for index in range(6)]
-    monkeypatch.setattr(loader, "kept_files", kept.KeptFiles)  # none that knows how colours are converted
+    monkeypatch.setattr(train_items, "kept_files", kept.KeptFiles)  # none that knows how colours are converted
     monkeypatch.setattr(native, "why_not", lambda *_: "there is none")
     for index, expected in enumerate(fused):
         np.testing.assert_array_equal(items(videos)[0, index]["video"], expected)

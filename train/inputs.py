@@ -17,7 +17,8 @@ from lavila_fast.train.augment import Crop
 from lavila_fast.train.build import model_config, task_row
 from lavila_fast.train.datasets.samples import Opened, OwnBatches, Place, Source
 from lavila_fast.train.datasets.table import open_data
-from lavila_fast.train.loader import Items, LoadedBatches, Looks
+from lavila_fast.train.items import Items, Looks
+from lavila_fast.train.loader import LoadedBatches
 from lavila_fast.train.processes import share_of
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run_folder import MODEL

@@ -25,8 +25,8 @@ from lavila_fast.train.cost import PEAKS, cost_of
 from lavila_fast.train.datasets.samples import Place
 from lavila_fast.train.engines import make_engine
 from lavila_fast.train.inputs import Data, batch_share, length_of, open_recipe
+from lavila_fast.train.items import Items
 from lavila_fast.train.launch import Launch
-from lavila_fast.train.loader import Items
 from lavila_fast.train.processes import StopWish, agree, gathered_lines, processes
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run import DivergedError, TrainingRun

@@ -28,7 +28,7 @@ class Validation:
     """Clips at equal distances from a data set, the same at each look.
 
     Attributes:
-        items: Of which, as `loader.Items` has them.
+        items: Of which, as `items.Items` has them.
         size: Clips of a process at a time.
         most: Clips of all processes, at most.
         rank: This process.

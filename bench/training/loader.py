@@ -31,7 +31,7 @@ from lavila_fast.train.augment import Part
 from lavila_fast.train.datasets.charades import TrimmedVideos
 from lavila_fast.train.datasets.ego4d import Narrated
 from lavila_fast.train.datasets.samples import Folder
-from lavila_fast.train.loader import ItemDraws, Items, Looks
+from lavila_fast.train.items import ItemDraws, Items, Looks
 from lavila_fast.video.kept import kept_files
 
 CHUNK = CodedFilm("chunk_288p", "H.264, x264's defaults", "libx264", "mp4", (512, 288), {"crf": "23"})

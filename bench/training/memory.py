@@ -23,7 +23,8 @@ from lavila_fast.train.datasets.charades import TrimmedVideos
 from lavila_fast.train.datasets.ego4d import Narrated
 from lavila_fast.train.datasets.samples import Folder
 from lavila_fast.train.engines import TorchEngine
-from lavila_fast.train.loader import Items, LoadedBatches, Looks
+from lavila_fast.train.items import Items, Looks
+from lavila_fast.train.loader import LoadedBatches
 from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.run import TrainingRun
 from lavila_fast.train.steps import Steps

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lavila_fast.train.augment import Part
-from lavila_fast.train.loader import Looks
+from lavila_fast.train.items import Looks
 
 
 def with_sound(film: Path, path: Path) -> Path:

@@ -133,7 +133,7 @@ class OwnBatches(ABC):
 
     @abstractmethod
     def items(self, tokenizer: Tokenizer | None) -> Any:
-        """Items as `loader.Items` has them, seen as in tests."""
+        """Items as `items.Items` has them, seen as in tests."""
 
 
 def choose_frames(first: int, stop: float, count: int, random: Generator | None) -> list[int]:
