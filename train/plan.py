@@ -68,8 +68,8 @@ def slow_precision(recipe: Recipe) -> str | None:
     if recipe.precision != "bfloat16" or torch.cuda.is_available() or computes_bfloat16() is not False:
         return None
     return (
-        "this processor has no instructions for bfloat16, in which the recipe computes; imitated, it took 12 times as "
-        "long as float32: --set precision=float32"
+        "this processor has no instructions for bfloat16, in which the recipe computes; imitated, it takes many "
+        "times as long as float32: --set precision=float32"
     )
 
 

@@ -7,7 +7,7 @@
 Training both towers together afterwards, 400 steps, made the dual encoder worse on seeds kept for such choices (recall
 at 1 among all sentences 95.8% instead of 98.2%), so it ends there.
 
-They compute in float32: a processor without instructions for bfloat16 takes twelve times as long in that.
+They compute in float32: a processor without instructions for bfloat16 takes many times as long in that.
 """
 
 from __future__ import annotations
