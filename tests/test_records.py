@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -343,6 +344,18 @@ def test_clips_of_substitutes_are_marked_counted_and_made_again_if_asked(place: 
     _, scribe = narrate("cut.mp4", output=OUT, wishes=Wishes(retry_damaged=True, retry_failed=True))
     assert (scribe.written, len(rows(OUT)), damaged_rows()) == (1, count, 1)
     assert records()["cut.mp4"].damaged == 1
+
+
+def test_substitutes_of_a_run_that_was_killed_are_counted(place: Path) -> None:
+    cut(Path("cut.mp4"))
+    narrate("cut.mp4", output=OUT)
+    lines = Path(OUT).read_bytes().splitlines(keepends=True)
+    Path(OUT).write_bytes(b"".join(lines[1:]))
+    kept = Records(Path(TABLE))
+    kept.put(replace(records()["cut.mp4"], status="partial", damaged=0, clips=0))  # its counts were never written down
+    kept.close()
+    _, scribe = narrate("cut.mp4", output=OUT, wishes=Wishes(retry_failed=True))
+    assert (scribe.written, damaged_rows(), records()["cut.mp4"].damaged) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])

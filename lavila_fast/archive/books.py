@@ -29,6 +29,7 @@ class _Work:
     extent: Extent | None = None
     begun: bool = False
     frames: int = 0
+    clips: int = 0
     damaged: int = 0
     twins: list[str] = field(default_factory=list)
 
@@ -108,6 +109,7 @@ class Books:
         """A clip is about to be written: its video's record comes first."""
         work = self._work[row.video]
         work.frames = max(work.frames, frames)
+        work.clips += 1
         work.damaged += row.damaged
         if not work.begun:
             work.begun = True
@@ -167,7 +169,6 @@ class Books:
                 self._records.put(said)
             return
         mine = known if known and known.id == work.look.id else None
-        before = mine.damaged if mine and not work.begun else 0
         status = (PARTIAL if count else FAILED) if ended.failure else (DONE if count else SKIPPED)
         seconds, seen = self._asked(work), work.extent
         if seen is None and mine is not None and mine.duration is not None:
@@ -184,10 +185,16 @@ class Books:
                 duration=seen.end if seen else None,
                 coverage=round(min(1.0, clips.seconds() / seconds), 4) if clips is not None and seconds else 0.0,
                 clips=count,
-                damaged=work.damaged or before,
+                damaged=self._damaged(ended.video, count, work),
                 frames=work.frames or (mine.frames if mine else 0),
             )
         )
+
+    def _damaged(self, video: str, count: int, work: _Work) -> int:
+        """How many of a video's clips hold substitutes; those that an earlier run wrote are asked themselves."""
+        if count == work.clips:
+            return work.damaged
+        return sum(rows[0].damaged for rows in self._journal.rows(video))
 
     def _asked(self, work: _Work) -> float:
         """Seconds that narrations could cover."""
