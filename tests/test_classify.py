@@ -17,8 +17,8 @@ import pytest
 import tiny
 
 from lavila_fast import Classifier, DualEncoder
+from lavila_fast.archive import kinds
 from lavila_fast.archive.formats.labels import LabelLines
-from lavila_fast.archive.rows import parse_labels
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 from lavila_fast.kitchen.world import all_actions
@@ -230,7 +230,7 @@ def test_rows_are_read_back() -> None:
     row = ClipLabels(*clip, ('"cuts", é', "b"), (0.75, 0.25), 1, True, (0.5, 1.5))
     other = ClipLabels(*clip, ("x",), (1.0,), 0, True, (0.5, 1.5))
     lines = LabelLines().clip([other, row]).splitlines(keepends=True)
-    assert [parse_labels(line) for line in lines] == [other, row]
+    assert [kinds.LABELS.parse(line) for line in lines] == [other, row]
     good = json.loads(lines[1])
     for change in ({"labels": "ab"}, {"labels": ["a"]}, {"labels": [1, 2]}, {"scores": None}, {"head": "1"}):
-        assert parse_labels(json.dumps(good | change).encode()) is None
+        assert kinds.LABELS.parse(json.dumps(good | change).encode()) is None

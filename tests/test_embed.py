@@ -21,7 +21,7 @@ from test_records import cut
 from lavila_fast import DualEncoder
 from lavila_fast.archive.beside import require_same_frames
 from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines
-from lavila_fast.archive.rows import parse_embedding
+from lavila_fast.archive.kinds import features
 from lavila_fast.archive.videos import read_records
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
@@ -188,14 +188,14 @@ def test_half_precision_survives_both_spellings() -> None:
     every = halves[np.isfinite(halves)].astype(np.float32)
     row = ClipEmbedding("a.mp4", 0.0, 2.0, every, True, (0.5, 1.0))
     for writer in (EmbeddingLines(), EmbeddingJournal()):
-        read = parse_embedding(writer.clip([row]))
+        read = features().parse(writer.clip([row]))
         assert read is not None
         np.testing.assert_array_equal(read.embedding, every)
         assert (read.video, read.start, read.end, read.damaged, read.frames) == ("a.mp4", 0.0, 2.0, True, (0.5, 1.0))
     for bad in ("*", "AAAA", [[1.0]], [float("nan")], {"0": 1}, None):
         line = json.dumps({"video": "a", "start": 0, "end": 1, "embedding": bad}).encode()
-        assert parse_embedding(line) is None
-    assert parse_embedding(b'{"video": "a", "start": 0, "end": 1, "embedding": [1.0]}', dim=2) is None
+        assert features().parse(line) is None
+    assert features(2).parse(b'{"video": "a", "start": 0, "end": 1, "embedding": [1.0]}') is None
 
 
 # --- beside narrations ----------------------------------------------------------------------------------------------

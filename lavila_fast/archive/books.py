@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from lavila_fast.archive.faults import DISK, LASTING, MISSING, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.known import KnownVideos
 from lavila_fast.archive.recognise import Look, Recognised, Wishes
 from lavila_fast.archive.spans import span_of
 from lavila_fast.archive.stretches import EndOfVideo
@@ -39,6 +40,7 @@ class Books:
 
     Attributes:
         copied: Clips whose rows were copied from a video of the same content.
+        known: What writers may ask of videos.
     """
 
     def __init__(self, journal: Journal, records: Records, known: Recognised, wishes: Wishes) -> None:
@@ -47,7 +49,7 @@ class Books:
         self._first: dict[tuple[object, ...], str] = {}
         self._closed: dict[str, EndOfVideo] = {}
         self._lock = threading.Lock()
-        self.copied = 0
+        self.copied, self.known = 0, KnownVideos(records.get)
 
     def jobs(self) -> list[Job]:
         """What is to be done, under the names that the videos have in the output.

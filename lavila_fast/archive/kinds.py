@@ -6,14 +6,17 @@ is in `work`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer, offered, suffixes
-from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz, Parquet
+from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz
 from lavila_fast.archive.formats.labels import LabelCsv, LabelLines, LabelText, SafeLabelCsv
-from lavila_fast.archive.rows import Parse, parse_embedding, parse_labels, parse_row
+from lavila_fast.archive.formats.parquet import EmbeddingTable, LabelTable
+from lavila_fast.archive.rows import embedding_of, labels_of, narration_of, parse
+from lavila_fast.records import Row
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Kind:
         name: What they are called, which is the stem of a file's name where nobody gave one.
         command: What makes them.
         formats: That they can be written in; ``jsonl`` among them, which journals are written in.
-        parse: A line of a journal back to a row, or None.
+        read: The fields of a row, as JSON has them, back to the row, or None.
         usual: The format of files where nothing else is asked for.
         compact: Writes lines of a journal that is no output; None: they are as in an output.
     """
@@ -32,9 +35,13 @@ class Kind:
     name: str
     command: str
     formats: Mapping[str, Format]
-    parse: Parse
+    read: Callable[[Any], Row | None]
     usual: str = JSONL
     compact: type[Writer] | None = None
+
+    def parse(self, line: bytes) -> Row | None:
+        """A line of a journal back to a row, or None."""
+        return parse(line, self.read)
 
     def journal(self, compact: bool) -> Writer:
         """What writes the lines of a journal."""
@@ -49,19 +56,20 @@ class Kind:
         return suffixes(self.formats)
 
 
-NARRATIONS = Kind("narrations", "narrate", FORMATS, parse_row)
+NARRATIONS = Kind("narrations", "narrate", FORMATS, narration_of)
 LABELS = Kind(
     "labels",
     "classify",
     {
         JSONL: Format(LabelLines, ".jsonl", printable=True, frame_times=True),
         "csv": Format(LabelCsv, ".csv", printable=True, safe=SafeLabelCsv, frame_times=True),
+        "parquet": Format(LabelTable, ".parquet", frame_times=True),
         TEXT: Format(LabelText, "", printable=True, offered=False),
     },
-    parse_labels,
+    labels_of,
 )
 _EMBEDDINGS = {
-    "parquet": Format(Parquet, ".parquet", frame_times=True),
+    "parquet": Format(EmbeddingTable, ".parquet", frame_times=True),
     "npz": Format(Npz, ".npz", frame_times=True),
     JSONL: Format(EmbeddingLines, ".jsonl", printable=True, frame_times=True),
 }
@@ -69,8 +77,8 @@ _EMBEDDINGS = {
 
 def features(dim: int | None = None) -> Kind:
     """Embeddings of `dim` numbers; rows of another length are none."""
-    parse = partial(parse_embedding, dim=dim)
-    return Kind("features", "embed", _EMBEDDINGS, parse, "parquet", EmbeddingJournal)
+    read = partial(embedding_of, dim=dim)
+    return Kind("features", "embed", _EMBEDDINGS, read, "parquet", EmbeddingJournal)
 
 
 KINDS = (NARRATIONS, LABELS, features())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import JSONL, TEXT, Writer
+from lavila_fast.archive.formats.writer import Unknown, Videos
 from lavila_fast.archive.journal import SUFFIX, Journal
 from lavila_fast.archive.kinds import NARRATIONS, Kind
 from lavila_fast.archive.names import OwnFiles
@@ -55,11 +56,12 @@ class Output:
             raise InputError(f"--frame-times: {self.format} has no room for them; give --format {able}")
         return replace(self, frame_times=True)
 
-    def writer(self, run: Mapping[str, Any] | None = None) -> Writer:
-        """A writer for a new file of rows that a run with these settings made."""
+    def writer(self, run: Mapping[str, Any] | None = None, videos: Videos | None = None) -> Writer:
+        """A writer for a new file of rows that a run with these settings made of videos that somebody knows."""
         row = self.rows.formats[self.format]
         writer = (row.safe or row.writer)() if self.safe else row.writer()
         writer.add_run(run or {})
+        writer.add_videos(videos or Unknown())
         if self.frame_times:
             writer.add_frame_times()
         return writer
@@ -202,15 +204,22 @@ def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite
 class Files:
     """A journal, and the files that are written from it."""
 
-    def __init__(self, output: Output, journal: Journal, videos: Sequence[str], overwrite: bool = False) -> None:
-        """Find names for the files, and see that they may be written.
+    def __init__(
+        self,
+        output: Output,
+        journal: Journal,
+        videos: Sequence[str],
+        overwrite: bool = False,
+        known: Videos | None = None,
+    ) -> None:
+        """Find names for the files, and see that they may be written; `known` tells about the videos.
 
         Raises:
             InputError: the file of all videos is somebody else's.
             StorageError: as for `OwnFiles`.
         """
         assert output.path is not None
-        self.journal, self._output, self._videos = journal, output, list(videos)
+        self.journal, self._output, self._videos, self._known = journal, output, list(videos), known
         self._each: dict[str, Path] = {}
         self._all = None if output.kind == "folder" or output.format == JSONL else output.path
         folder = output.path if output.kind == "folder" else output.path.parent
@@ -237,7 +246,7 @@ class Files:
         """See `Sink`: write the video's own file, unless it is there as it should be."""
         if video in self._each and self.journal.done.get(video):
             whole = io.BytesIO()
-            self._output.writer(self.journal.run).write(self.journal.rows(video), whole)
+            self._output.writer(self.journal.run, self._known).write(self.journal.rows(video), whole)
             try:
                 self._own.write(self._each[video], whole.getvalue())
             except StorageError as error:
@@ -252,4 +261,4 @@ class Files:
             order = dict.fromkeys([*self.journal.done, *self._videos])
             with self._own.replacing(self._all) as file:
                 rows = (rows for video in order for rows in self.journal.rows(video))
-                self._output.writer(self.journal.run).write(rows, file)
+                self._output.writer(self.journal.run, self._known).write(rows, file)

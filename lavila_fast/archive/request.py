@@ -163,7 +163,7 @@ class Request:
         with self.opened(model, name, found, output) as (journal, books, known):
             left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
-            sink = Files(output, journal, names, self.overwrite)
+            sink = Files(output, journal, names, self.overwrite, books.known)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             plan = Windows(*lengths, sink, bool(self.clip_list), books)
             decoders = self._decoders(model, left, plan, children)

@@ -18,11 +18,6 @@ Parse = Callable[[bytes], Row | None]
 _decode = json.JSONDecoder().decode
 
 
-def parse_row(line: bytes) -> Narration | None:
-    """A row of the journal, or None for anything else."""
-    return parsed(line, _narration)
-
-
 def _narration(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> Narration:
     sample, text = values["sample"], values["text"]
     if not (isinstance(sample, int) and isinstance(text, str)):
@@ -31,16 +26,15 @@ def _narration(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times)
     return Narration(clip.video, clip.start, clip.end, sample, text, perplexity, logprob, damaged, frames)
 
 
-def parsed(line: bytes, make: Callable[[Clip, dict[str, Any], bool, Times], R]) -> R | None:
-    """A row of any kind, or None for a line that is none: what all have is read here, the rest by `make`.
+def _row_of(values: Any, make: Callable[[Clip, dict[str, Any], bool, Times], R]) -> R | None:
+    """A row of any kind from its fields, or None if they make none: what all have is read here, the rest by `make`.
 
     Args:
-        line: As it stands in the file.
+        values: As JSON has them, by name.
         make: Gets the clip, all values, whether it is damaged and the times of its frames; what it makes nothing of it
             refuses by a ValueError, KeyError or TypeError.
     """
     try:
-        values = _decode(line.decode())  # bytes `json` would also read in UTF-16
         video, start, end = (values[name] for name in ("video", "start", "end"))
         numbers = isinstance(start, int | float) and isinstance(end, int | float)
         if not (numbers and isinstance(video, str) and start >= 0 and end >= 0):
@@ -53,10 +47,33 @@ def parsed(line: bytes, make: Callable[[Clip, dict[str, Any], bool, Times], R]) 
         return None
 
 
-def parse_embedding(line: bytes, dim: int | None = None) -> ClipEmbedding | None:
-    """A row of embeddings, as a list of numbers or in base64; None for anything else, or for another length."""
-    row = parsed(line, _embedding)
+def narration_of(values: Any) -> Narration | None:
+    """A narration from its fields, as JSON has them; None if they make none."""
+    return _row_of(values, _narration)
+
+
+def embedding_of(values: Any, dim: int | None = None) -> ClipEmbedding | None:
+    """An embedding from its fields, a list of numbers or base64; None if they make none, or one of another length."""
+    row = _row_of(values, _embedding)
     return row if row is None or dim in (None, len(row.embedding)) else None
+
+
+def labels_of(values: Any) -> ClipLabels | None:
+    """Labels from their fields; None if they make none."""
+    return _row_of(values, _labels)
+
+
+def parse(line: bytes, read: Callable[[Any], R | None]) -> R | None:
+    """The row of a line of JSON, or None for a line that is none."""
+    try:
+        return read(_decode(line.decode()))  # bytes `json` would also read in UTF-16
+    except (ValueError, RecursionError):
+        return None
+
+
+def parse_row(line: bytes) -> Narration | None:
+    """A narration of a journal, or None for anything else."""
+    return parse(line, narration_of)
 
 
 def _embedding(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipEmbedding:
@@ -68,11 +85,6 @@ def _embedding(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times)
     if half.ndim != 1 or not np.isfinite(half).all():
         raise ValueError
     return ClipEmbedding(clip.video, clip.start, clip.end, half.astype(np.float32), damaged, frames)
-
-
-def parse_labels(line: bytes) -> ClipLabels | None:
-    """A row of labels, or None for anything else."""
-    return parsed(line, _labels)
 
 
 def _labels(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipLabels:

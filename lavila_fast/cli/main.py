@@ -23,6 +23,7 @@ import click
 from lavila_fast import __version__
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
+from lavila_fast.cli.convert import convert
 from lavila_fast.cli.demo import demo
 from lavila_fast.cli.embed import embed
 from lavila_fast.cli.engines import engines
@@ -74,6 +75,7 @@ def cli() -> None:
     lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
     lavila-fast status OUTPUT           what became of the videos of a run
+    lavila-fast convert IN OUT          what a run has written, in another format
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
@@ -83,7 +85,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, narrate, classify, embed, status, models, export, parity, bench, evaluate, engines),
+    *(demo, narrate, classify, embed, status, convert, models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )
 

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 
 from lavila_fast.archive.formats.csv import Csv, SafeCsv
 from lavila_fast.archive.formats.jsonl import JsonLines
+from lavila_fast.archive.formats.markers import Edl, Fcpxml
+from lavila_fast.archive.formats.parquet import NarrationTable
 from lavila_fast.archive.formats.pkl import Pickle
+from lavila_fast.archive.formats.robots import Subtasks
 from lavila_fast.archive.formats.srt import SubRip
 from lavila_fast.archive.formats.text import Text
 from lavila_fast.archive.formats.vtt import WebVtt
@@ -54,6 +57,10 @@ FORMATS: dict[str, Format] = {
     "srt": Format(SubRip, ".srt", one_video=True),
     "vtt": Format(WebVtt, ".vtt", one_video=True),
     "pkl": Format(Pickle, ".pkl"),
+    "parquet": Format(NarrationTable, ".parquet", frame_times=True),
+    "fcpxml": Format(Fcpxml, ".fcpxml"),
+    "edl": Format(Edl, ".edl", one_video=True),
+    "lerobot": Format(Subtasks, ".lerobot.jsonl"),
     TEXT: Format(Text, "", printable=True, offered=False),
 }
 

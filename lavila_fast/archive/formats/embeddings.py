@@ -1,8 +1,7 @@
-"""Embeddings of windows as files: Parquet for tables, NumPy's archive, and JSON lines.
+"""Embeddings of windows as files: NumPy's archive and JSON lines; as tables see `parquet`.
 
 Numbers are float16 everywhere: an embedding is of unit length, and what that rounds away is far below what INT8 does.
 
-    pyarrow.parquet.read_table("features.parquet").schema.metadata[b"lavila_fast"]  # model and settings, as JSON
     numpy.load("features.npz")["embedding"]  # (N, E) float16
 """
 
@@ -10,23 +9,19 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.archive.formats.writer import ClipRows, Writer, encode, json_line
-from lavila_fast.errors import MissingExtraError
+from lavila_fast.archive.formats.parquet import METADATA
+from lavila_fast.archive.formats.writer import ClipRows, Unclosed, Writer, encode, json_line
 from lavila_fast.records import ClipEmbedding
 
 F16 = NDArray[np.float16]
-METADATA = "lavila_fast"
-"""Name of what a file says about its making: the settings of its run as JSON."""
-_GROUP = 8192  # rows of a row group
 
 
 class EmbeddingLines(Writer):
@@ -55,8 +50,8 @@ class EmbeddingJournal(EmbeddingLines):
         return base64.b64encode(embedding.astype("<f2").tobytes()).decode()
 
 
-class _Table(Writer):
-    """A format that says once what all rows were made with, and needs their length before the first one."""
+class Npz(Writer):
+    """NumPy's archive of the same columns as arrays; frames (N, T), NaN where there are fewer; `METADATA` is JSON."""
 
     def __init__(self) -> None:
         self.run: dict[str, Any] = {}
@@ -65,93 +60,9 @@ class _Table(Writer):
         """See `Writer.add_run`; ``dim`` is in it."""
         self.run = dict(run)
 
-    def _some(self, clips: ClipRows) -> Iterator[list[ClipEmbedding]]:
-        rows = itertools.chain.from_iterable(clips)
-        while some := list(itertools.islice(rows, _GROUP)):
-            yield some
-
-    def _stacked(self, rows: Sequence[ClipEmbedding]) -> F16:
-        return np.stack([row.embedding for row in rows]).astype(np.float16)
-
-
-class Parquet(_Table):
-    """Columns video, start, end, damaged, frames (a list of seconds) and embedding (a list of E halves)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        require_parquet()
-
-    def write(self, clips: ClipRows, file: BinaryIO) -> None:
-        """See `Writer.write`; row group by row group."""
-        import pyarrow
-        import pyarrow.parquet
-
-        schema = self._schema(pyarrow)
-        with pyarrow.PythonFile(_Open(file), "w") as out, pyarrow.parquet.ParquetWriter(out, schema) as table:
-            for rows in self._some(clips):
-                table.write_batch(self._batch(rows, schema, pyarrow))
-
-    def _schema(self, pyarrow: Any) -> Any:
-        columns = [
-            ("video", pyarrow.string()),
-            ("start", pyarrow.float64()),
-            ("end", pyarrow.float64()),
-            ("damaged", pyarrow.bool_()),
-            ("frames", pyarrow.list_(pyarrow.float64())),
-            ("embedding", pyarrow.list_(pyarrow.float16(), int(self.run["dim"]))),
-        ]
-        return pyarrow.schema(columns, metadata={METADATA: json.dumps(self.run)})
-
-    def _batch(self, rows: Sequence[ClipEmbedding], schema: Any, pyarrow: Any) -> Any:
-        flat = pyarrow.array(self._stacked(rows).reshape(-1))
-        columns = [
-            pyarrow.array([encode(row.video).decode() for row in rows], pyarrow.string()),
-            *(
-                pyarrow.array([getattr(row, name) for row in rows], schema.field(name).type)
-                for name in ("start", "end")
-            ),
-            pyarrow.array([row.damaged for row in rows], pyarrow.bool_()),
-            pyarrow.array(
-                [None if row.frames is None else list(row.frames) for row in rows], schema.field("frames").type
-            ),
-            pyarrow.FixedSizeListArray.from_arrays(flat, int(self.run["dim"])),
-        ]
-        return pyarrow.record_batch(columns, schema=schema)
-
-
-class _Open(io.RawIOBase):
-    """A file that another one's end does not close."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def writable(self) -> bool:
-        """See `io.RawIOBase`."""
-        return True
-
-    def write(self, data: Any) -> int:
-        """See `io.RawIOBase`."""
-        return self._file.write(data)
-
-
-def require_parquet() -> None:
-    """See that Parquet can be written.
-
-    Raises:
-        MissingExtraError: it cannot.
-    """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "parquet") from error
-
-
-class Npz(_Table):
-    """NumPy's archive of the same columns as arrays; frames (N, T), NaN where there are fewer; `METADATA` is JSON."""
-
     def write(self, clips: ClipRows, file: BinaryIO) -> None:
         """See `Writer.write`; all rows are in memory, as they are for who reads it."""
-        rows = [row for some in self._some(clips) for row in some]
+        rows = [row for clip in clips for row in clip]
         dim, frames = int(self.run["dim"]), max((len(row.frames or ()) for row in rows), default=0)
         times = np.full((len(rows), frames), np.nan)
         for row, own in zip(rows, times, strict=True):
@@ -162,7 +73,7 @@ class Npz(_Table):
             "end": np.array([row.end for row in rows], np.float64),
             "damaged": np.array([row.damaged for row in rows], np.bool_),
             "frames": times,
-            "embedding": self._stacked(rows) if rows else np.empty((0, dim), np.float16),
+            "embedding": np.array([row.embedding for row in rows], np.float16).reshape(len(rows), dim),
             METADATA: np.array(json.dumps(self.run)),
         }
         _archive(arrays, file)
@@ -170,7 +81,7 @@ class Npz(_Table):
 
 def _archive(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:
     """Write an archive that is the same whenever it is written; `numpy.savez` puts the hour into it."""
-    with zipfile.ZipFile(_Open(file), "w", zipfile.ZIP_STORED) as out:
+    with zipfile.ZipFile(Unclosed(file), "w", zipfile.ZIP_STORED) as out:
         for name, array in arrays.items():
             whole = io.BytesIO()
             np.lib.format.write_array(whole, array, allow_pickle=False)

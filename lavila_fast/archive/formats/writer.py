@@ -5,10 +5,13 @@ A clip's sentences go in, bytes come out; who opens files and when is not a writ
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, BinaryIO
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 from lavila_fast.records import Narration
 from lavila_fast.shown import OBEYED, spelt
@@ -69,6 +72,61 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+class Videos(Protocol):
+    """What is known of videos beside their rows, by the names that rows have."""
+
+    def id(self, video: str) -> str | None:
+        """Identity of its content (see `video.content`), if known."""
+        ...
+
+    def path(self, video: str) -> Path:
+        """Where it lies."""
+        ...
+
+    def end(self, video: str) -> float | None:
+        """Its last second, if known."""
+        ...
+
+    def rate(self, video: str) -> Fraction | None:
+        """Pictures a second, if the video is at hand to be asked."""
+        ...
+
+
+class Unknown:
+    """Nothing is known of any video; see `Videos`."""
+
+    def id(self, video: str) -> str | None:
+        """See `Videos.id`."""
+        return None
+
+    def path(self, video: str) -> Path:
+        """See `Videos.path`."""
+        return Path(video)
+
+    def end(self, video: str) -> float | None:
+        """See `Videos.end`."""
+        return None
+
+    def rate(self, video: str) -> Fraction | None:
+        """See `Videos.rate`."""
+        return None
+
+
+class Unclosed(io.RawIOBase):
+    """A file to write to that another one's end does not close."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """See `io.RawIOBase`."""
+        return self._file.write(data)
+
+
 class Writer:
     """Writes clips to one file. `header` comes first, then the bytes of `clip` for each.
 
@@ -76,6 +134,11 @@ class Writer:
     """
 
     header = b""
+    videos: Videos = Unknown()
+
+    def add_videos(self, videos: Videos) -> None:
+        """Take note of who knows the videos, before anything is written."""
+        self.videos = videos
 
     def add_frame_times(self) -> None:
         """Make room for the times of frames, before anything is written."""

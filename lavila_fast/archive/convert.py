@@ -1,0 +1,159 @@
+"""Rows of a run in another format: into one file, a file a video, or parts of a size.
+
+    convert(read_table(Path("narrations.jsonl")), Output("parquet", "folder", Path("parts")), part_bytes=128 << 20)
+
+Every file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+from lavila_fast.archive.formats.writer import Unknown, Videos
+from lavila_fast.archive.known import KnownVideos
+from lavila_fast.archive.names import name_files
+from lavila_fast.archive.outputs import Output
+from lavila_fast.archive.tables import Table
+from lavila_fast.archive.videos import find_records, read_records
+from lavila_fast.errors import InputError
+from lavila_fast.files import replacing, storage_error
+from lavila_fast.records import Row
+
+
+@dataclass
+class Converted:
+    """What was written.
+
+    Attributes:
+        rows: Written, of `clips` of `videos`.
+        files: In which they are.
+        torn: Lines that were no rows.
+    """
+
+    rows: int = 0
+    clips: int = 0
+    videos: int = 0
+    files: int = 0
+    torn: int = 0
+
+
+def videos_of(path: Path) -> Videos:
+    """Who knows the videos of a file of rows: the records beside it, if there are any."""
+    try:
+        return KnownVideos(read_records(find_records(str(path))).get)
+    except (InputError, OSError):
+        return Unknown() if not path.parent.is_dir() else KnownVideos(lambda _: None)
+
+
+def convert(table: Table, output: Output, part_bytes: int | None = None, overwrite: bool = False) -> Converted:
+    """Write all rows.
+
+    Args:
+        table: Rows.
+        output: A file, or a folder: a file a video, or parts.
+        part_bytes: About how large a part is; None: one file a video.
+        overwrite: Files that are there may go.
+
+    Raises:
+        InputError: a file is there, or the rows of several videos are for a format that takes one.
+        StorageError: something cannot be written.
+    """
+    assert output.path is not None
+    output, videos, done = replace(output, rows=table.kind), videos_of(table.path), Converted()
+    clips = _counted(table.clips(), done)
+    if output.kind == "file":
+        if output.rows.formats[output.format].one_video:
+            clips = _of_one_video(clips, output)
+        _write(output.path, clips, output, table, videos, overwrite)
+        done.files = 1
+    elif part_bytes:
+        done.files = _write_parts(clips, output, table, videos, part_bytes, overwrite)
+    else:
+        done.files = _write_each(clips, output, table, videos, overwrite)
+    done.torn = table.torn
+    if not done.rows:
+        raise InputError(f"{table.path}: holds no rows of a run")
+    return done
+
+
+def _counted(clips: Iterable[list[Row]], done: Converted) -> Iterator[list[Row]]:
+    seen: set[str] = set()
+    for rows in clips:
+        done.rows, done.clips = done.rows + len(rows), done.clips + 1
+        seen.add(rows[0].video)
+        done.videos = len(seen)
+        yield rows
+
+
+def _of_one_video(clips: Iterable[list[Row]], output: Output) -> Iterator[list[Row]]:
+    video = None
+    for rows in clips:
+        if video not in (None, rows[0].video):
+            raise InputError(f"{output.path}: {output.format} takes one file a video; give a folder, NAME/")
+        video = rows[0].video
+        yield rows
+
+
+def _write(
+    path: Path, clips: Iterable[list[Row]], output: Output, table: Table, videos: Videos, overwrite: bool
+) -> None:
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: is there already; give another name, or --overwrite it")
+    with replacing(path) as file:
+        output.writer(table.run, videos).write(clips, file)
+
+
+def _write_parts(
+    clips: Iterator[list[Row]], output: Output, table: Table, videos: Videos, part_bytes: int, overwrite: bool
+) -> int:
+    assert output.path is not None
+    suffix = output.rows.formats[output.format].suffix
+    if not overwrite and any(output.path.glob(f"part-*{suffix}")):
+        raise InputError(f"{output.path}: holds parts already; give another folder, or --overwrite them")
+    count = 0
+    for first in clips:
+        path = output.path / f"part-{count:05}{suffix}"
+        with replacing(path) as file:
+            some = itertools.chain([first], _until(clips, file, part_bytes))
+            output.writer(table.run, videos).write(some, file)
+        count += 1
+    for path in sorted(output.path.glob(f"part-*{suffix}"))[count:]:  # of more parts, earlier
+        path.unlink()
+    return count
+
+
+def _until(clips: Iterator[list[Row]], file: BinaryIO, size: int) -> Iterator[list[Row]]:
+    while file.tell() < size and (rows := next(clips, None)) is not None:
+        yield rows
+
+
+def _write_each(clips: Iterable[list[Row]], output: Output, table: Table, videos: Videos, overwrite: bool) -> int:
+    """A file a video, through a spool, for the rows of one need not stand together."""
+    assert output.path is not None
+    writer = table.kind.journal(compact=True)
+    places: dict[str, array[int]] = {}
+    with storage_error("the folder of temporary files"), TemporaryFile() as spool:
+        for rows in clips:
+            places.setdefault(rows[0].video, array("Q")).extend((spool.tell(), len(rows)))
+            spool.write(writer.clip(rows))
+        names = name_files(list(places), output.rows.formats[output.format].suffix)
+        there = [name for name in names.values() if (output.path / name).exists()]
+        if there and not overwrite:
+            raise InputError(f"{output.path / there[0]}: is there already; give another folder, or --overwrite")
+        for video, name in names.items():
+            own = _spooled(spool, places[video], table)
+            _write(output.path / name, own, output, table, videos, overwrite)
+    return len(names)
+
+
+def _spooled(spool: io.BufferedRandom, places: array[int], table: Table) -> Iterator[list[Row]]:
+    for at, count in zip(places[::2], places[1::2], strict=True):
+        spool.seek(at)
+        yield [row for _ in range(count) if (row := table.kind.parse(spool.readline())) is not None]
