@@ -71,7 +71,9 @@ class EmbeddedBeside:
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Hold the output while clips are seen; errors as of `Request.run`."""
-        with self.request.opened(self.model, self.name, self.found, self.output) as (journal, books, known):
+        shard = self.request.shard
+        found = shard.share(self.found) if shard else self.found
+        with self.request.opened(self.model, self.name, found, self.output) as (journal, books, known):
             self._held = journal, books
             self._names = {job.source.path: job.source.name for job in books.jobs()}
             # Whose file lies there is settled now, not after hours of work.

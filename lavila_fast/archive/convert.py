@@ -65,9 +65,9 @@ def convert(table: Table, output: Output, part_bytes: int | None = None, overwri
         InputError: a file is there, or the rows of several videos are for a format that takes one.
         StorageError: something cannot be written.
     """
-    assert output.path is not None
     output, videos, done = replace(output, rows=table.kind), videos_of(table.path), Converted()
     clips = _counted(table.clips(), done)
+    assert output.path is not None
     if output.kind == "file":
         if output.rows.formats[output.format].one_video:
             clips = _of_one_video(clips, output)

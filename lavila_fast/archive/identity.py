@@ -25,6 +25,7 @@ class Identity:
         clips: Which clips a video is cut into: `describe_windows`, or `LISTED`.
         decoder: What decodes video, where that changes a row; None where it does not.
         frames: How exactly the model sees the frames that a clip wants, see `video.nearby`.
+        shard: Which share of the videos the run works on; None: all.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Identity:
     clips: str
     decoder: str | None = None
     frames: str = EXACT
+    shard: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """As they stand beside a journal, for `json`."""
@@ -42,11 +44,13 @@ class Identity:
             values["decoder"] = self.decoder
         if self.frames != EXACT:
             values["frames"] = self.frames
+        if self.shard is not None:
+            values["shard"] = self.shard
         return {"model": f"{self.model} ({self.fingerprint})", "clips": self.clips, **values}
 
 
 LISTED = "a list"
-_USUAL = {"frames": EXACT}  # settings that are not noted
+_USUAL = {"frames": EXACT, "shard": "1/1"}  # settings that are not noted
 
 
 def describe_windows(clip_seconds: float, stride_seconds: float) -> str:

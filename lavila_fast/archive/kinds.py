@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer, offered, suffixes
 from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz
@@ -41,7 +41,7 @@ class Kind:
 
     def parse(self, line: bytes) -> Row | None:
         """A line of a journal back to a row, or None."""
-        return parse(line, self.read)
+        return cast("Row | None", parse(line, self.read))
 
     def journal(self, compact: bool) -> Writer:
         """What writes the lines of a journal."""

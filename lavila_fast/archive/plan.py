@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
+from lavila_fast.archive.shards import Shard
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.records import Clip, Row
 from lavila_fast.video.clips import window_count, windows
@@ -16,13 +17,17 @@ from lavila_fast.video.sources import Extent, extent
 
 @dataclass(frozen=True)
 class Windows:
-    """The `Plan` of a run: windows of `clip_seconds` every `stride_seconds`, or a job's own clips, less those done."""
+    """The `Plan` of a run: windows of `clip_seconds` every `stride_seconds`, or a job's own clips, less those done.
+
+    With a `shard`, only those in its share.
+    """
 
     clip_seconds: float
     stride_seconds: float
     sink: Sink
     listed: bool = False
     books: Books | None = None
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         """Check lengths."""
@@ -38,12 +43,13 @@ class Windows:
         """See `Plan`."""
         times = windows(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
         everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
-        return self.sink.lacking(job.source.name, job.clips or everything)
+        asked = job.clips or everything
+        return self.sink.lacking(job.source.name, self.shard.clips(job, asked) if self.shard else asked)
 
     def count(self, job: Job, seen: Extent) -> int:
         """See `Plan`."""
         left = self.clips(job, seen)
-        if job.clips is not None:
+        if job.clips is not None or self.shard:
             return sum(1 for _ in left)
         if next(left, None) is None:
             return 0

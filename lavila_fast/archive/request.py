@@ -20,6 +20,7 @@ from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
 from lavila_fast.archive.run import Beside, Run, Summary
+from lavila_fast.archive.shards import Shard, marker_of, write_marker
 from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
@@ -62,6 +63,7 @@ class Request:
         csv_safe: No cell of a CSV shall be a formula.
         wishes: What to do again, and how closely to look at files.
         hushed: Nothing is said of failures whose lines begin like this.
+        shard: The share of the videos that this run works on; None: all.
     """
 
     inputs: tuple[str, ...]
@@ -83,6 +85,7 @@ class Request:
     csv_safe: bool = False
     wishes: Wishes = field(default_factory=Wishes)
     hushed: tuple[str, ...] = ()
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -91,7 +94,7 @@ class Request:
             raise InputError(f"{name}: --clips says where each clip begins and ends; leave one of the two out")
 
     def find(self) -> FoundInputs:
-        """The videos and their clips.
+        """The videos and their clips; those of other shards, too.
 
         Raises:
             InputError: there are none.
@@ -107,6 +110,8 @@ class Request:
         output = self._off_standard(self._choose_output(found))
         if self.csv_safe and output.rows.formats[output.format].safe is None:
             raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        if output.kind == "stream" and self.shard:
+            raise InputError(f"--shard {self.shard}: a share goes to a file of its own; give -o FILE")
         if output.kind == "stream" and (self.overwrite or self.wishes != Wishes()):
             asked = "--overwrite" if self.overwrite else "--retry-failed, --retry-damaged and --identity"
             raise InputError(
@@ -160,14 +165,19 @@ class Request:
                 return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
             finally:
                 stream.release()
+        every, found = found, self.shard.share(found) if self.shard else found
         with self.opened(model, name, found, output) as (journal, books, known):
+            marker_of(journal.path).unlink(missing_ok=True)
             left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names, self.overwrite, books.known)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
-            plan = Windows(*lengths, sink, bool(self.clip_list), books)
+            plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
             decoders = self._decoders(model, left, plan, children)
-            return Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+            summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+            if self.shard and summary.stopped is None:
+                write_marker(journal.path, self.shard.told(every))
+            return summary
 
     def _lengths(self, model: ClipModel) -> tuple[float, float]:
         """Of a window, and from one's start to the next."""
@@ -217,4 +227,5 @@ class Request:
         plain = model.device == "cpu" and model.decoder != HARDWARE  # a GPU's frames differ by a few levels
         decoder = None if plain else model.decoder
         clips = LISTED if self.clip_list else clips
-        return Identity(name, model.fingerprint, self.work.options, clips, decoder, in_words(self.nearest))
+        shard = self.shard.settings if self.shard else None
+        return Identity(name, model.fingerprint, self.work.options, clips, decoder, in_words(self.nearest), shard)

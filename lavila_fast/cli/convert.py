@@ -18,7 +18,8 @@ from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 
 
-def _formats() -> list[str]:
+def formats() -> list[str]:
+    """Names of all formats of all rows."""
     from lavila_fast.archive.kinds import KINDS
 
     return sorted({name for kind in KINDS for name in kind.offered()})
@@ -27,7 +28,7 @@ def _formats() -> list[str]:
 @click.command()
 @click.argument("source", metavar="IN", type=PATH)
 @click.argument("output", metavar="OUT")
-@click.option("--format", type=LazyChoice(_formats), help="Of OUT.  [default: by the suffix of its name]")
+@click.option("--format", type=LazyChoice(formats), help="Of OUT.  [default: by the suffix of its name]")
 @click.option("--part-mb", type=click.IntRange(1), help="Parts of about so many megabytes instead of a file a video.")
 @click.option("--frame-times", is_flag=True, help="Write when the frames that the model saw are shown, if known.")
 @click.option("--csv-safe", is_flag=True, help="No cell of a CSV shall be a formula.")

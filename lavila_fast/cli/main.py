@@ -29,6 +29,7 @@ from lavila_fast.cli.embed import embed
 from lavila_fast.cli.engines import engines
 from lavila_fast.cli.evaluate import evaluate
 from lavila_fast.cli.export import export
+from lavila_fast.cli.merge import merge
 from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
 from lavila_fast.cli.narrations import narrations
@@ -76,6 +77,7 @@ def cli() -> None:
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
     lavila-fast status OUTPUT           what became of the videos of a run
     lavila-fast convert IN OUT          what a run has written, in another format
+    lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
@@ -85,7 +87,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, narrate, classify, embed, status, convert, models, export, parity, bench, evaluate, engines),
+    *(demo, narrate, classify, embed, status, convert, merge, models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )
 

@@ -146,6 +146,12 @@ machinery = _all(
             show_default=True,
             help="What a video is known by: its size and a hash of head, middle and tail, or of every byte.",
         ),
+        click.option(
+            "--shard",
+            metavar="I/N",
+            help="Work on one of N shares of the videos, each with an output of its own; `lavila-fast merge` joins"
+            " them. Who does what depends on the videos' contents alone.",
+        ),
         click.option("--retry-failed", is_flag=True, help="Try videos again that failed before and have not changed."),
         click.option(
             "--retry-damaged", is_flag=True, help="Make clips again that hold substitutes for unreadable frames."

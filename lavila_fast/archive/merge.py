@@ -1,0 +1,252 @@
+"""Outputs of runs over shares of an archive, made into the one that a single run would have written.
+
+    merge([read_part(Path("s1.jsonl")), read_part(Path("s2.jsonl"))], Output("jsonl", "file", Path("all.jsonl")))
+
+Nothing is written unless all shares are there, each once and through, of the same inputs and settings. Videos come in
+order of their names and clips in order of time, so that the result does not depend on who did what. It is an output
+like any other: a later run goes on with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lavila_fast.archive import index
+from lavila_fast.archive.identity import difference
+from lavila_fast.archive.journal import SIDECAR, SUFFIX
+from lavila_fast.archive.kinds import KINDS, Kind, features
+from lavila_fast.archive.known import KnownVideos
+from lavila_fast.archive.outputs import Files, Output, open_journal
+from lavila_fast.archive.rows import whole_clips
+from lavila_fast.archive.shards import Shard, marker_of
+from lavila_fast.archive.spans import Done, Span, span_of
+from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord, read_records, records_path
+from lavila_fast.errors import InputError
+from lavila_fast.records import Row
+
+_MOST = 1000  # rows of a clip
+_AGAIN = "run that share again, with the command that began it"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The output of one share.
+
+    Attributes:
+        path: Its journal.
+        run: Its settings, without the share.
+        kind: Of its rows; a clip has `samples`.
+        shard: Which share; None: it is of a run over everything.
+        told: What the run said when it was through; None: it is not.
+        records: Of its videos.
+        done: Its clips, and where their rows are.
+    """
+
+    path: Path
+    run: dict[str, Any]
+    kind: Kind
+    samples: int
+    shard: str | None
+    told: dict[str, Any] | None
+    records: dict[str, VideoRecord]
+    done: Done
+
+    def rows(self, offset: int) -> list[Row]:
+        """The rows of the clip that begins at this byte."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            found = [self.kind.parse(file.readline()) for _ in range(self.samples)]
+        return [row for row in found if row is not None]
+
+
+@dataclass
+class Merged:
+    """What was written.
+
+    Attributes:
+        parts: From which `clips` of `videos` came.
+        failed: Videos that failed.
+    """
+
+    parts: int
+    videos: int = 0
+    clips: int = 0
+    failed: int = 0
+
+
+def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: bool = False) -> Merged:
+    """Write what the parts hold.
+
+    Args:
+        parts: Outputs of the runs.
+        output: A file or a folder.
+        overwrite: What it holds may go.
+        gaps: Shares may be lacking, and those that are there need not be through.
+
+    Raises:
+        InputError: the parts do not make a whole, overlap, or are not of the same inputs and settings.
+        StorageError: it cannot be written.
+    """
+    _check(parts, gaps)
+    names = sorted({name for part in parts for name in part.records})
+    for name in names:
+        _check_overlaps(parts, name)
+    first = parts[0]
+    kind = replace(output, rows=first.kind)
+    journal = open_journal(kind, first.run, first.samples, overwrite)
+    try:
+        if journal.begun:
+            raise InputError(f"{output.path}: holds rows already; give another --output, or --overwrite it")
+        records = Records(records_path(journal.path), overwrite=True)
+        try:
+            told = Merged(len(parts), len(names))
+            sink = Files(kind, journal, names, overwrite, KnownVideos(records.get))
+            for name in names:
+                for _, part, offset in _clips(parts, name):
+                    sink.write(part.rows(offset))
+                    told.clips += 1
+                clips = journal.done.get(name)
+                record = _record(
+                    [part for part in parts if name in part.records], name, clips.seconds() if clips else 0
+                )
+                records.put(replace(record, clips=len(clips) if clips is not None else 0))
+                told.failed += record.error is not None
+                sink.finish(name)
+            sink.close()
+        finally:
+            records.close()
+    finally:
+        journal.close()
+    return told
+
+
+def _clips(parts: Sequence[Part], video: str) -> Iterator[tuple[Span, Part, int]]:
+    """A video's clips out of all parts, in order of time."""
+    streams = [_of(part, video) for part in parts if video in part.done]
+    return heapq.merge(*streams, key=lambda clip: clip[0])
+
+
+def _check_overlaps(parts: Sequence[Part], video: str) -> None:
+    """See that no two parts have a clip."""
+    for (span, part, _), (other, then, _) in itertools.pairwise(_clips(parts, video)):
+        if span == other:
+            told = f"{video}, {span[0] / 1000:g} s: both in {part.path} and in {then.path}"
+            raise InputError(f"{told}; merge shares of one division")
+
+
+def _of(part: Part, video: str) -> Iterator[tuple[Span, Part, int]]:
+    return ((span, part, offset) for span, offset in part.done[video].in_order())
+
+
+def _record(parts: Sequence[Part], video: str, seconds: float) -> VideoRecord:
+    """What is known of a video that one share had, or several had stretches of."""
+    ours = [part.records[video] for part in parts]
+    if len(ours) == 1:
+        return ours[0]
+    first = next((one for one in ours if one.error), ours[0])
+    if len({one.id for one in ours}) > 1:
+        told = " and ".join(str(part.path) for part in parts[:2])
+        raise InputError(f"{video}: has changed between {told}; {_AGAIN}, --overwrite")
+    length = (first.duration or 0.0) - first.begin
+    states = {one.status for one in ours}
+    status = PARTIAL if states & {PARTIAL, FAILED} else DONE if DONE in states else SKIPPED
+    return replace(
+        first,
+        status=status,
+        seconds=round(sum(one.seconds for one in ours), 3),
+        coverage=round(min(1.0, seconds / length), 4) if length > 0 else 0.0,
+        damaged=sum(one.damaged for one in ours),
+        frames=sum(one.frames for one in ours),
+    )
+
+
+def _check(parts: Sequence[Part], gaps: bool) -> None:
+    """See that the parts are one whole."""
+    first = parts[0]
+    for part in parts:
+        if told := difference(first.run, part.run):
+            raise InputError(f"{part.path}: {told}, as {first.path} shows; merge outputs of the same settings")
+        if part.shard is None:
+            raise InputError(f"{part.path}: is no share of anything; give outputs of runs with --shard")
+    by_number: dict[int, Path] = {}
+    of = {Shard.parse(_number(part)).of for part in parts}
+    if len(of) > 1:
+        raise InputError(
+            f"{parts[-1].path}: shares of {' and of '.join(map(str, sorted(of)))}; merge those of one division"
+        )
+    for part in parts:
+        shard = Shard.parse(_number(part))
+        if shard.number in by_number:
+            raise InputError(f"{part.path}: is share {shard}, and so is {by_number[shard.number]}; give each once")
+        by_number[shard.number] = part.path
+        if part.told is None and not gaps:
+            raise InputError(f"{part.path}: share {shard} is not through; {_AGAIN}, or give --allow-gaps")
+    lacking = [str(number) for number in range(1, of.pop() + 1) if number not in by_number]
+    if lacking and not gaps:
+        raise InputError(f"share {', '.join(lacking[:20])} is lacking; give its output, or --allow-gaps")
+    digests = {(end["inputs"], end["digest"]): part.path for part in parts if (end := part.told)}
+    if len(digests) > 1:
+        one, other = list(digests.values())[:2]
+        raise InputError(f"{one} and {other}: are not shares of the same videos; run both over what is there now")
+
+
+def _number(part: Part) -> str:
+    return str(part.shard).partition(",")[0]
+
+
+def read_part(path: Path) -> Part:
+    """The output of a run, whatever its format, by what it was given as ``--output``.
+
+    Raises:
+        InputError: there is none.
+    """
+    journal = _journal(path)
+    try:
+        run = dict(json.loads(journal.with_name(journal.name + SIDECAR).read_bytes()))
+        marker = marker_of(journal)
+        through = dict(json.loads(marker.read_bytes())) if marker.is_file() else None
+        records = read_records(records_path(journal))
+        kind = _kind(journal, run)
+        samples = _samples(journal, kind)
+        found = index.load(journal, samples) or (Done(), 0)
+        done = _scan(journal, samples, kind, *found)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: is no output of a run ({error}); give what --output was given") from error
+    return Part(journal, run, kind, samples, run.pop("shard", None), through, records, done)
+
+
+def _journal(path: Path) -> Path:
+    places = [path.with_name(path.name + SUFFIX), *(path / f"{kind.name}{SUFFIX}" for kind in KINDS), path]
+    return next((place for place in places if place.is_file()), path)
+
+
+def _kind(journal: Path, run: dict[str, Any]) -> Kind:
+    """Of a journal's rows; an empty one is of the kind that its settings speak of."""
+    if run.get("task") == "embed":
+        return features(int(run["dim"]) if run.get("dim") else None)
+    by_task = {"classify": "labels", "labels": "labels"}
+    name = by_task.get(str(run.get("task")), "narrations")
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+def _samples(journal: Path, kind: Kind) -> int:
+    """Rows of a clip: as many as the first has."""
+    with journal.open("rb") as file:
+        rows = [row for line in itertools.islice(file, _MOST) if (row := kind.parse(line)) is not None]
+    own = list(itertools.takewhile(lambda row: (row.video, span_of(row)) == (rows[0].video, span_of(rows[0])), rows))
+    return max(len(own), 1)
+
+
+def _scan(journal: Path, samples: int, kind: Kind, done: Done, known: int) -> Done:
+    with journal.open("rb") as file:
+        file.seek(known)
+        for begin, _, rows in whole_clips(file, samples, known, kind.parse):
+            done.add(rows[0].video, span_of(rows[0]), begin)
+    done.settle()
+    return done

@@ -1,0 +1,51 @@
+"""``lavila-fast merge``: the outputs of runs over shares of an archive become one.
+
+lavila-fast narrate archive/ --shard 1/2 -o s1.jsonl    # on one machine
+lavila-fast narrate archive/ --shard 2/2 -o s2.jsonl    # on another
+lavila-fast merge s1.jsonl s2.jsonl -o narrations.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from lavila_fast.cli.choices import PATH, LazyChoice
+from lavila_fast.cli.convert import formats
+from lavila_fast.cli.streams import tell
+from lavila_fast.errors import InputError
+
+
+@click.command()
+@click.argument("parts", metavar="PART...", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", required=True, metavar="PATH", help="A file for all videos, or a folder.")
+@click.option("--format", type=LazyChoice(formats), help="Default: as in PATH.")
+@click.option("--allow-gaps", is_flag=True, help="Write what is there, though shares are lacking or not through.")
+@click.option("--overwrite", is_flag=True, help="What PATH holds may go.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def merge(
+    parts: tuple[Path, ...], output: str, format: str | None, allow_gaps: bool, overwrite: bool, as_json: bool
+) -> None:
+    """Join PARTs, outputs of runs with --shard, as one run would have written them.
+
+    Shares that are lacking, given twice, not through, or of other videos or settings are refused. The order of rows
+    does not depend on how the work was divided. A run without --shard goes on with what is written here.
+    """
+    from lavila_fast.archive.merge import merge as write
+    from lavila_fast.archive.merge import read_part
+    from lavila_fast.archive.outputs import choose_output
+
+    read = [read_part(path) for path in parts]
+    kind = read[0].kind
+    place = choose_output(output, format, 2, False, kind)
+    if place.kind == "stream":
+        raise InputError(f"{output}: give a file or a folder")
+    done = write(read, place, overwrite, allow_gaps)
+    if as_json:
+        click.echo(json.dumps({**asdict(done), "output": output}))
+        return
+    failed = f", {done.failed} failed" if done.failed else ""
+    tell(f"{output}: {done.clips} clips of {done.videos} videos out of {done.parts} parts{failed}", err=True)

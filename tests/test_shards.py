@@ -1,0 +1,180 @@
+"""Shares of an archive: who does what depends on contents alone, and what they make is what one run makes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from scribe import narrate, rows
+from test_video_coded import write_video
+
+from lavila_fast.archive.convert import videos_of
+from lavila_fast.archive.inputs import find_videos
+from lavila_fast.archive.merge import merge, read_part
+from lavila_fast.archive.outputs import Output
+from lavila_fast.archive.recognise import Wishes
+from lavila_fast.archive.shards import Shard, marker_of
+from lavila_fast.archive.videos import read_records
+from lavila_fast.cli.main import run
+from lavila_fast.errors import InputError
+
+WHOLE = Output("jsonl", "file", Path("all.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    for number in range(7):
+        write_video(folder / f"{number}.mp4", 40 + 20 * number, Fraction(10), start=1000 * number)
+    return folder
+
+
+@pytest.fixture
+def place(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(films, "v")
+    narrate("v", output="one.jsonl")
+    return tmp_path
+
+
+def shares(of: int, folder: str = "v", **how: int) -> list[Path]:
+    for number in range(1, of + 1):
+        narrate(folder, output=f"s{number}.jsonl", shard=Shard(number, of, **how))
+    return [Path(f"s{number}.jsonl") for number in range(1, of + 1)]
+
+
+def joined(paths: list[Path], **how: bool) -> None:
+    merge([read_part(path) for path in paths], WHOLE, overwrite=True, **how)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("of", [1, 3, 11])
+def test_shares_make_up_what_one_run_makes(of: int) -> None:
+    paths = shares(of)
+    joined(paths)
+    assert rows("all.jsonl") == sorted(rows("one.jsonl"))
+    once = Counter(video for path in paths for video in read_records(Path(f"{path}.videos.jsonl")))
+    assert set(once.values()) == {1}
+    one, many = (read_records(Path(f"{name}.videos.jsonl")) for name in ("one.jsonl", "all.jsonl"))
+    assert {name: (one[name].status, one[name].coverage, one[name].clips) for name in one} == {
+        name: (many[name].status, many[name].coverage, many[name].clips) for name in many
+    }
+    summary, scribe = narrate("v", output="all.jsonl")  # goes on with it: there is nothing left to do
+    assert (summary.exit_code, scribe.written) == (0, 0)
+
+
+@pytest.mark.usefixtures("place")
+def test_long_videos_are_divided_by_stretches() -> None:
+    paths = shares(4, split_bytes=1, range_seconds=4)
+    parts = [read_part(path) for path in paths]
+    assert all(len(part.records) == 7 for part in parts)
+    assert all(len({start for _, start, _ in rows(path)}) > 1 for path in paths)
+    joined(paths)
+    assert rows("all.jsonl") == sorted(rows("one.jsonl"))
+    found = read_records(Path("all.jsonl.videos.jsonl")).values()
+    assert {(one.status, one.coverage) for one in found} == {("done", 1.0)}
+    ranges = {(video, start // 4): path for path in paths for video, start, _ in rows(path)}
+    assert all(ranges[video, start // 4] == path for path in paths for video, start, _ in rows(path))
+
+
+@pytest.mark.usefixtures("place")
+def test_who_does_what_is_a_matter_of_contents() -> None:
+    def division(folder: str) -> dict[bytes, int]:
+        found = find_videos([folder])
+        content = {job.source.path: Path(job.source.path).read_bytes() for job in found.jobs}
+        mine = {number: Shard(number, 2).share(found).jobs for number in (1, 2)}
+        return {content[job.source.path]: number for number, jobs in mine.items() for job in jobs}
+
+    before = division("v")
+    assert set(before.values()) == {1, 2}
+    Path("w/deep").mkdir(parents=True)
+    for number in range(7):
+        Path(f"v/{number}.mp4").rename(f"w/deep/other {6 - number}.mp4")
+    assert division("w") == before
+
+
+@pytest.mark.usefixtures("place")
+def test_a_bad_file_is_one_share_s(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("v/bad.mp4").write_bytes(b"no film")
+    paths = shares(3)
+    told = [name for path in paths for name, one in read_records(Path(f"{path}.videos.jsonl")).items() if one.error]
+    assert told == ["v/bad.mp4"]
+    joined(paths)
+    assert rows("all.jsonl") == sorted(rows("one.jsonl"))
+    assert read_records(Path("all.jsonl.videos.jsonl"))["v/bad.mp4"].status == "failed"
+
+
+@pytest.mark.usefixtures("place")
+def test_what_is_no_whole_is_refused() -> None:
+    paths = shares(3)
+
+    def refused(*parts: Path) -> str:
+        with pytest.raises(InputError) as told:
+            merge([read_part(path) for path in parts], WHOLE)
+        assert not Path("all.jsonl").exists()
+        return str(told.value)
+
+    assert "share 2 is lacking" in refused(paths[0], paths[2])
+    assert "give each once" in refused(*paths, paths[0])
+    assert "is no share of anything" in refused(*paths, Path("one.jsonl"))
+    marker = marker_of(paths[1].absolute())
+    whole = marker.read_text()
+    marker.unlink()
+    assert "share 2/3 is not through" in refused(*paths)
+    marker.write_text(json.dumps({**json.loads(whole), "digest": "of others"}))
+    assert "not shares of the same videos" in refused(*paths)
+    marker.write_text(whole)
+    narrate("v", output="other.jsonl", shard=Shard(2, 3), clip_seconds=1.0)
+    assert "clips 2 s every 2 s, and now it is 1 s every 1 s" in refused(paths[0], Path("other.jsonl"), paths[2])
+    narrate("v", output="half.jsonl", shard=Shard(2, 2))
+    assert "shares of 2 and of 3" in refused(*paths, Path("half.jsonl"))
+    with pytest.raises(InputError, match="is no output of a run"):
+        read_part(Path("v/0.mp4"))
+    joined([paths[0], paths[2]], gaps=True)
+    assert set(rows("all.jsonl")) < set(rows("one.jsonl"))
+    with pytest.raises(InputError, match="holds rows already"):
+        merge([read_part(path) for path in paths], WHOLE)
+
+
+@pytest.mark.usefixtures("place")
+def test_overlaps_are_refused() -> None:
+    paths = shares(2, split_bytes=1, range_seconds=4)
+    lines = Path(paths[0]).read_bytes().splitlines(keepends=True)
+    with paths[1].open("ab") as file:
+        file.write(lines[0])
+    with pytest.raises(InputError, match=r"both in .*s1\.jsonl and in .*s2\.jsonl"):
+        merge([read_part(path) for path in paths], WHOLE)
+    assert not Path("all.jsonl").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_a_share_that_was_broken_off_goes_on_and_says_when_it_is_through() -> None:
+    paths = shares(2)
+    whole = paths[0].read_bytes()
+    paths[0].write_bytes(whole[: len(whole) // 2])
+    Path("s1.jsonl.videos.jsonl").unlink()
+    narrate("v", output="s1.jsonl", shard=Shard(1, 2), wishes=Wishes())
+    assert sorted(paths[0].read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert read_part(paths[0]).told is not None
+
+
+@pytest.mark.usefixtures("place")
+def test_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [f"s{number}.jsonl" for number in (1, 2)]
+    for number, path in enumerate(paths, 1):
+        assert run(["narrate", "v", "--shard", f"{number}/2", "-o", path, "--threads", "1", "-q"]) == 0
+    assert run(["narrate", "v", "--threads", "1", "-q", "-o", "real.jsonl"]) == 0
+    assert run(["merge", *paths, "-o", "all.csv", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["clips"] == len(rows("real.jsonl"))
+    assert run(["convert", "all.csv", "back.jsonl"]) == 0
+    assert rows("back.jsonl") == sorted(rows("real.jsonl"))
+    assert videos_of(Path("all.csv")).id("v/0.mp4") == videos_of(Path("real.jsonl")).id("v/0.mp4")
+    for bad in ("0/2", "3/2", "x", "1/", "1/100001"):
+        assert run(["narrate", "v", "--shard", bad, "-o", "x.jsonl"]) == 2
+    assert "give which of how many" in capsys.readouterr().err
+    assert run(["narrate", "v/0.mp4", "--shard", "1/2"]) == 2
+    assert "goes to a file of its own" in capsys.readouterr().err
