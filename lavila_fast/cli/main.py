@@ -25,6 +25,7 @@ from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
 from lavila_fast.cli.convert import convert
 from lavila_fast.cli.demo import demo
+from lavila_fast.cli.doctor import doctor
 from lavila_fast.cli.embed import embed
 from lavila_fast.cli.engines import engines
 from lavila_fast.cli.evaluate import evaluate
@@ -72,6 +73,7 @@ def cli() -> None:
 
     \b
     lavila-fast demo                    see it work
+    lavila-fast doctor                  what this machine can run, and what is missing
     lavila-fast narrate holiday.mp4     print what happens in a video
     lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
@@ -87,7 +89,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, narrate, classify, embed, status, convert, merge, models, export, parity, bench, evaluate, engines),
+    *(demo, doctor, narrate, classify, embed, status, convert, merge, models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )
 
