@@ -152,7 +152,7 @@ class Request:
         """
         if self.nearest:
             model.require_nearest(self.nearest)
-        lengths = self._lengths(model)
+        lengths = self.lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
         if output.kind == "stream":
@@ -179,7 +179,7 @@ class Request:
                 write_marker(journal.path, self.shard.told(every))
             return summary
 
-    def _lengths(self, model: ClipModel) -> tuple[float, float]:
+    def lengths(self, model: ClipModel) -> tuple[float, float]:
         """Of a window, and from one's start to the next."""
         clip = self.clip_seconds or model.clip_seconds
         return clip, self.stride_seconds or clip
@@ -189,7 +189,7 @@ class Request:
         self, model: ClipModel, name: str, found: FoundInputs, output: Output
     ) -> Iterator[tuple[Journal, Books, Recognised]]:
         """What an output in files holds already, open for writing; arguments and errors as of `run`."""
-        identity = self._identity(model, name, describe_windows(*self._lengths(model)))
+        identity = self._identity(model, name, describe_windows(*self.lengths(model)))
         with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.work.samples, self.overwrite)
             held.callback(journal.close)

@@ -35,6 +35,7 @@ from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
 from lavila_fast.cli.narrations import narrations
 from lavila_fast.cli.parity import parity
+from lavila_fast.cli.plan import plan
 from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.rephrase import rephrase
 from lavila_fast.cli.status import status
@@ -74,6 +75,7 @@ def cli() -> None:
     \b
     lavila-fast demo                    see it work
     lavila-fast doctor                  what this machine can run, and what is missing
+    lavila-fast plan archive/           how long an archive will take here
     lavila-fast narrate holiday.mp4     print what happens in a video
     lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
@@ -89,7 +91,23 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, doctor, narrate, classify, embed, status, convert, merge, models, export, parity, bench, evaluate, engines),
+    *(
+        demo,
+        doctor,
+        plan,
+        narrate,
+        classify,
+        embed,
+        status,
+        convert,
+        merge,
+        models,
+        export,
+        parity,
+        bench,
+        evaluate,
+        engines,
+    ),
     *(train, prepare_data, narrations, rephrase),
 )
 
