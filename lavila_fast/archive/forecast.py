@@ -4,7 +4,7 @@
     told.hours, told.windows, told.seconds, told.row_bytes
 
 Every file is asked for its size. Files are then opened in a random but fixed order until `LOOK_SECONDS` are up; how
-long the rest are is told from their sizes. Speed is that of a run as it will be, over windows of the files that were opened.
+long the rest are is told from their sizes. Speed is that of a run as it will be, over windows of files that were opened.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _try(
             told.tried, told.clips_per_second = done.clips, done.clips / done.seconds
             told.decode_share = min(done.decode_cpu / done.cpu, 1.0) if done.cpu else 0.0
             told.seconds = told.windows / told.clips_per_second
-            told.row_bytes = round(output.stat().st_size / done.clips * told.windows)
+            told.row_bytes = round(output.stat().st_size / (done.clips + done.copied) * told.windows)
             every = sum(len(job.clips or ()) for job in jobs)
             if done.seconds > seconds / 2 or every < count or time.monotonic() - began > seconds:
                 break
