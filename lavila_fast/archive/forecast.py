@@ -4,7 +4,8 @@
     told.hours, told.windows, told.seconds, told.row_bytes
 
 Every file is asked for its size. Files are then opened in a random but fixed order until `LOOK_SECONDS` are up; how
-long the rest are is told from their sizes. Speed is that of a run as it will be, over windows of files that were opened.
+long the rest are is told from their sizes. Speed is that of a run as it will be, over windows of those that were
+opened.
 """
 
 from __future__ import annotations
