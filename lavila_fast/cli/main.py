@@ -30,6 +30,7 @@ from lavila_fast.cli.embed import embed
 from lavila_fast.cli.engines import engines
 from lavila_fast.cli.evaluate import evaluate
 from lavila_fast.cli.export import export
+from lavila_fast.cli.index import index
 from lavila_fast.cli.merge import merge
 from lavila_fast.cli.models import models
 from lavila_fast.cli.narrate import narrate
@@ -38,6 +39,7 @@ from lavila_fast.cli.parity import parity
 from lavila_fast.cli.plan import plan
 from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.rephrase import rephrase
+from lavila_fast.cli.search import search
 from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
 from lavila_fast.cli.train import train
@@ -80,6 +82,7 @@ def cli() -> None:
     lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
     lavila-fast status OUTPUT           what became of the videos of a run
+    lavila-fast index FILM... -o INDEX   make an archive searchable; search INDEX "a sentence" finds moments
     lavila-fast convert IN OUT          what a run has written, in another format
     lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
@@ -91,23 +94,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(
-        demo,
-        doctor,
-        plan,
-        narrate,
-        classify,
-        embed,
-        status,
-        convert,
-        merge,
-        models,
-        export,
-        parity,
-        bench,
-        evaluate,
-        engines,
-    ),
+    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, index, search),
+    *(models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )
 

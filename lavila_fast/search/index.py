@@ -1,0 +1,185 @@
+"""An index of windows that a dual encoder has seen: opened, brought up to date, asked.
+
+index = Index.open(Path("kitchen.index"))
+found = index.search(Query(text="#C C cuts the onion"))
+for moment in found.moments: print(moment.video, moment.start, moment.end, moment.text)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavila_fast.archive.identity import difference
+from lavila_fast.archive.merge import read_part
+from lavila_fast.arrays import F32
+from lavila_fast.dual_encoder import DualEncoder
+from lavila_fast.errors import InputError
+from lavila_fast.files import write_json
+from lavila_fast.search.fusion import SAMPLE, SURE, Background, fuse
+from lavila_fast.search.ingest import Ingested, ingest
+from lavila_fast.search.moments import Moment, moments
+from lavila_fast.search.store import Store, quoted
+
+NARRATIONS, EMBEDDINGS, ABOUT = "narrations.jsonl", "features.jsonl", "index.json"
+MODES = ("hybrid", "vector", "text")
+_GROWS = 0.6  # a window belongs to a moment if it stands out that much of what its best one does
+_MOST = 10_000  # windows that are looked at
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for: by text, or by a vector.
+
+    Attributes:
+        text: A sentence or words.
+        vector: (E,), of unit length, in place of a text's.
+        mode: ``vector``: what the picture shows; ``text``: words of the sentences; ``hybrid``: both.
+        limit: Of moments.
+        video: Only in videos whose names contain this.
+        after: Only from this second of a video on; `before` likewise.
+        threshold: By how many spreads a match has to stand out.
+    """
+
+    text: str = ""
+    vector: F32 | None = None
+    mode: str = "hybrid"
+    limit: int = 10
+    video: str | None = None
+    after: float | None = None
+    before: float | None = None
+    threshold: float = SURE
+
+    def where(self) -> str | None:
+        """The filters, in SQL."""
+        told = []
+        if self.video:
+            told.append(f"contains(video, {quoted(self.video)})")
+        if self.after is not None:
+            told.append(f"start >= {float(self.after)!r}")
+        if self.before is not None:
+            told.append(f"end <= {float(self.before)!r}")
+        return " AND ".join(told) or None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gives.
+
+    Attributes:
+        moments: The best first.
+        sure: Whether the best one stands out from the archive at large, or has the words.
+        stands_out: By how many spreads it does; None where nothing was compared.
+    """
+
+    moments: list[Moment]
+    sure: bool
+    stands_out: float | None = None
+
+
+@dataclass
+class Index:
+    """An open index.
+
+    Attributes:
+        folder: Where it is.
+        store: Its table.
+        run: Settings of the run that embedded its windows.
+        model: Name of the dual encoder, as it was given.
+    """
+
+    folder: Path
+    store: Store
+    run: dict[str, Any]
+    model: str
+    _open: dict[str, DualEncoder] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Index:
+        """The index in a folder.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            about = json.loads((folder / ABOUT).read_bytes())
+            run, model = dict(about["run"]), str(about["model"])
+            dim = int(run["dim"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
+        return cls(folder, Store.open(folder, dim), run, model)
+
+    @classmethod
+    def update(cls, folder: Path, model: str, embeddings: Path, narrations: Path | None) -> tuple[Index, Ingested]:
+        """Bring an index up to what outputs of runs hold; make it, if there is none.
+
+        Raises:
+            InputError: it is of another model or other windows.
+        """
+        run = read_part(embeddings).run
+        if (folder / ABOUT).is_file():
+            index = cls.open(folder)
+            if told := difference(index.run, run):
+                raise InputError(f"{folder}: {told}; give another -o, or remove it to index anew")
+        else:
+            store = Store.create(folder, int(run["dim"]))
+            index = cls(folder, store, run, model)
+            write_json(folder / ABOUT, {"model": model, "run": run, "schema": 1})
+        return index, ingest(index.store, embeddings, narrations)
+
+    def encoder(self, model: str | None = None, threads: int | None = None) -> DualEncoder:
+        """The dual encoder that its vectors are of.
+
+        Raises:
+            InputError: the one that is there now is another.
+        """
+        name = model or self.model
+        if name not in self._open:
+            opened = DualEncoder.from_pretrained(name, threads=threads)
+            now: Mapping[str, Any] = {**self.run, "model": f"{name} ({opened.fingerprint})"}
+            if told := difference(self.run, now):
+                raise InputError(f"{self.folder}: {told}; give the model that it was made with by --model")
+            self._open[name] = opened
+        return self._open[name]
+
+    @cached_property
+    def sample(self) -> F32:
+        """Vectors of windows that stand for all, (N, E)."""
+        return self.store.sample(SAMPLE)
+
+    def search(self, query: Query) -> Found:
+        """The moments that fit a query best.
+
+        Raises:
+            InputError: the query is empty, or of a mode that is none.
+        """
+        if query.mode not in MODES:
+            raise InputError(f"--mode {query.mode}: give one of {', '.join(MODES)}")
+        if not query.text.strip() and query.vector is None:
+            raise InputError("say what to look for: a sentence, --image, --clip or --like")
+        most = min(max(20 * query.limit, 200), _MOST)
+        seen, stands_out = self._seen(query, most) if query.mode != "text" else ([], None)
+        said = self._said(query, most) if query.mode != "vector" and query.text.strip() else []
+        found = fuse(seen, said) if seen and said else seen or said
+        sure = bool(said) if stands_out is None else stands_out >= query.threshold
+        return Found(found[: query.limit], sure, stands_out)
+
+    def _seen(self, query: Query, most: int) -> tuple[list[Moment], float | None]:
+        vector = query.vector if query.vector is not None else self.encoder().embed_text([query.text])[0]
+        hits = self.store.nearest(vector, most, query.where())
+        if not hits:
+            return [], None
+        background = Background.of(np.asarray(vector, np.float32), self.sample)
+        grown = moments(background.scale(hits), most, _GROWS)
+        cosines = {(hit.window.video, hit.window.frame): hit.score for hit in hits}
+        best = grown[0].score if grown else None
+        return [replace(one, score=cosines[one.video, one.frame]) for one in grown], best
+
+    def _said(self, query: Query, most: int) -> list[Moment]:
+        return moments(self.store.worded(query.text, most, query.where()), most, _GROWS)

@@ -1,0 +1,205 @@
+"""The table of an index: a row a window, in LanceDB; what is searched, and what is known to be there.
+
+store = Store.create(Path("index"), dim=256)
+store.add(rows)
+store.nearest(vector, 50), store.worded("onion", 50)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lavila_fast.arrays import F32
+from lavila_fast.errors import InputError, MissingExtraError
+
+TABLE, BATCH = "windows", 20_000  # rows that are added at once: a table of small pieces is slow
+LARGE = 200_000  # rows from which an index of vectors pays
+_COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame")
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A row.
+
+    Attributes:
+        video: Name of the video.
+        video_id: Identity of its content.
+        path: Where it lay.
+        start: First second.
+        end: Last second.
+        text: What was said of it; "" if nothing.
+        perplexity: Of the text.
+        frame: Second of the frame that stands for it in pictures.
+        vector: (E,), of unit length; None where it was not asked for.
+    """
+
+    video: str
+    video_id: str
+    path: str
+    start: float
+    end: float
+    text: str = ""
+    perplexity: float | None = None
+    frame: float = 0.0
+    vector: F32 | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A window that was found, and how well it fits: the larger, the better."""
+
+    window: Window
+    score: float
+
+
+class Store:
+    """An open table."""
+
+    def __init__(self, table: Any, dim: int) -> None:
+        self._table, self.dim = table, dim
+
+    @classmethod
+    def create(cls, folder: Path, dim: int) -> Store:
+        """A new table, for vectors of `dim` numbers."""
+        import pyarrow
+
+        text, number = pyarrow.string(), pyarrow.float64()
+        types = (text, text, text, number, number, text, number, number)
+        columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
+        return cls(_connect(folder).create_table(TABLE, schema=pyarrow.schema(columns)), dim)
+
+    @classmethod
+    def open(cls, folder: Path, dim: int) -> Store:
+        """The table that is there.
+
+        Raises:
+            InputError: there is none, or of other vectors.
+        """
+        try:
+            table = _connect(folder).open_table(TABLE)
+            there = table.schema.field("vector").type.list_size
+        except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
+            raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
+        if there != dim:
+            raise InputError(f"{folder}: its vectors have {there} numbers, the model's {dim}; index again")
+        return cls(table, dim)
+
+    def __len__(self) -> int:
+        """How many windows."""
+        return int(self._table.count_rows())
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """(Identity, name) of each video that is there → windows."""
+        found: dict[tuple[str, str], int] = {}
+        for batch in self._table.search().select(["video_id", "video"]).to_batches(1 << 16):
+            for one in zip(*(batch.column(name).to_pylist() for name in ("video_id", "video")), strict=True):
+                found[one] = found.get(one, 0) + 1
+        return found
+
+    def add(self, rows: Sequence[Window]) -> None:
+        """Add rows, all or none."""
+        import pyarrow
+
+        schema = self._table.schema
+        vectors = np.stack([row.vector for row in rows if row.vector is not None]).astype(np.float16)
+        columns = [pyarrow.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _COLUMNS]
+        columns.append(pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), self.dim))
+        self._table.add(pyarrow.Table.from_arrays(columns, schema=schema))
+
+    def drop(self, videos: Sequence[tuple[str, str]]) -> None:
+        """Take videos out, by identity and name."""
+        for some in _some(videos, 500):
+            told = " OR ".join(f"(video_id = {quoted(one)} AND video = {quoted(name)})" for one, name in some)
+            self._table.delete(told)
+
+    def settle(self) -> None:
+        """Make what speeds searches up, after rows were added; and of small tables forget what they were before."""
+        if not len(self):
+            return
+        with _silently():
+            self._table.create_fts_index("text", replace=True, with_position=False)
+            if len(self) >= LARGE:
+                self._table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ")
+            if len(self) < LARGE:  # more than that is not bounded in memory
+                self._table.optimize(cleanup_older_than=timedelta(0))
+
+    def nearest(self, vector: F32, limit: int, where: str | None = None) -> list[Hit]:
+        """Windows whose vectors are nearest; scores are cosines."""
+        found = self._table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
+        found = found.distance_type("cosine")
+        if len(self) >= LARGE:
+            found = found.nprobes(64).refine_factor(20)
+        return self._hits(found, limit, where, "_distance", lambda distance: 1.0 - distance)
+
+    def worded(self, text: str, limit: int, where: str | None = None) -> list[Hit]:
+        """Windows whose sentences have these words; scores are BM25's."""
+        found = self._table.search(text, query_type="fts", fts_columns="text")
+        return self._hits(found, limit, where, "_score", float)
+
+    def vector_of(self, video: str, second: float) -> F32 | None:
+        """The vector of the window that shows a second of a video."""
+        where = f"video = {quoted(video)} AND start <= {second!r} AND end > {second!r}"
+        rows = self._table.search().where(where).select(["vector"]).limit(1).to_list()
+        return np.asarray(rows[0]["vector"], np.float32) if rows else None
+
+    def sample(self, count: int) -> F32:
+        """Vectors of some windows, spread over the table, (N, E)."""
+        rows = len(self)
+        if not rows:
+            return np.empty((0, self.dim), np.float32)
+        places = np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(int)).tolist()
+        column = self._table.take_offsets(places).select(["vector"]).to_arrow()["vector"].combine_chunks()
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(column), self.dim)
+
+    def _hits(self, found: Any, limit: int, where: str | None, column: str, score: Any) -> list[Hit]:
+        if where:
+            found = found.where(where, prefilter=True)
+        rows = found.limit(limit).select([*_COLUMNS, column]).to_list()
+        return [Hit(Window(**{name: row[name] for name in _COLUMNS}), score(row[column])) for row in rows]
+
+
+def quoted(text: str) -> str:
+    """Text as SQL has it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _some(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
+    for at in range(0, len(items), count):
+        yield items[at : at + count]
+
+
+def require_search() -> None:
+    """See that there can be an index.
+
+    Raises:
+        MissingExtraError: there cannot.
+    """
+    try:
+        import lancedb  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("lancedb", "search") from error
+
+
+def _connect(folder: Path) -> Any:
+    require_search()
+    import lancedb
+
+    return lancedb.connect(folder / "table")
+
+
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Without what the library prints about its own future."""
+    import warnings
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,166 @@
+"""Text to moment: an index finds what the dual encoder finds, grows, and is never half there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lancedb")
+
+from lavila_fast import DualEncoder
+from lavila_fast.archive.spans import span_of
+from lavila_fast.cli.main import run
+from lavila_fast.search.fusion import Background, fuse
+from lavila_fast.search.index import Index, Query
+from lavila_fast.search.moments import Moment, moments
+from lavila_fast.search.store import Hit, Store, Window, quoted
+from lavila_fast.video.probe import probe
+
+ASSETS = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets"
+SHOWN = [json.loads(line) for line in (ASSETS / "kitchen.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        shutil.copy(ASSETS / "kitchen.mp4", "film.mp4")
+        assert run(["index", "film.mp4", "-o", "ix", "--threads", "1", "-q"]) == 0
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a film and an index of one's own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ASSETS / "kitchen.mp4", "film.mp4")
+    assert run(["index", "film.mp4", "-o", "ix", "--threads", "1", "-q"]) == 0
+    return tmp_path
+
+
+def test_the_index_finds_what_the_dual_encoder_finds(kitchen: Path) -> None:
+    index, model = Index.open(kitchen / "ix"), DualEncoder.from_pretrained("nano", threads=1)
+    rows = list(model.embed_video(ASSETS / "kitchen.mp4"))
+    vectors = np.stack([row.embedding for row in rows]).astype(np.float16).astype(np.float32)
+    texts = model.embed_text([one["text"] for one in SHOWN])
+    for shown, text in zip(SHOWN, texts, strict=True):
+        best = int((vectors @ text).argmax())
+        (moment, *_) = index.search(Query(vector=text, mode="vector", limit=3)).moments
+        assert moment.start <= rows[best].start < rows[best].end <= moment.end
+        assert moment.score == pytest.approx(float(vectors[best] @ text), abs=2e-3)
+        if span_of(rows[best]) == (round(shown["start"] * 1000), round((shown["end"] - shown["start"]) * 1000)):
+            assert moment.text == shown["text"]
+
+
+def test_what_is_not_there_is_no_confident_match(kitchen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", str(kitchen / "ix"), SHOWN[2]["text"]]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith(SHOWN[2]["text"])
+    assert run(["search", str(kitchen / "ix"), "#C C opens the red drawer with the right hand"]) == 1
+    assert "no confident match" in capsys.readouterr().out.splitlines()[0]
+    assert run(["search", str(kitchen / "ix"), "submarine", "--mode", "text"]) == 1
+    assert capsys.readouterr().out == "nothing found\n"
+
+
+def test_words_filters_and_likeness(kitchen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def found(*words: str) -> list[dict[str, Any]]:
+        run(["search", str(kitchen / "ix"), "--json", *words])
+        moments: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["moments"]
+        return moments
+
+    knives = [one["start"] for one in SHOWN if "knife" in one["text"]]
+    assert sorted(one["start"] for one in found("knife", "--mode", "text")) == knives
+    assert all(one["start"] >= 10 for one in found(SHOWN[2]["text"], "--after", "10"))
+    assert all(one["end"] <= 4 for one in found(SHOWN[2]["text"], "--before", "4"))
+    assert found(SHOWN[2]["text"], "--video", "other") == []
+    (nearest, *_) = found("--like", "film.mp4@5", "--mode", "vector")
+    assert nearest["start"] <= 5 < nearest["end"]
+    assert nearest["score"] == pytest.approx(1.0, abs=2e-3)
+
+
+@pytest.mark.usefixtures("place")
+def test_an_index_grows_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:
+    def update(*inputs: str) -> dict[str, Any]:
+        assert run(["index", *inputs, "-o", "ix", "--threads", "1", "-q", "--json"]) in (0, 1)
+        told: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return told
+
+    assert update("film.mp4") == {"added": 0, "videos": 0, "dropped": 0, "windows": 12, "index": "ix"}
+    shutil.copy("film.mp4", "twin.mp4")
+    assert update("film.mp4", "twin.mp4")["windows"] == 24
+    store = Store.open(Path("ix"), 128)
+    rows = [Window("film.mp4", "of another content", "film.mp4", 0.0, 2.0, vector=np.ones(128, np.float32))]
+    store.add(rows)  # as a file that was replaced leaves, or a killed run
+    store.drop([next(key for key in store.counts() if key[1] == "twin.mp4")])
+    assert update("film.mp4", "twin.mp4") == {"added": 12, "videos": 1, "dropped": 1, "windows": 24, "index": "ix"}
+
+
+@pytest.mark.usefixtures("place")
+def test_moments_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1", "-o", "clips"]) == 0
+    (clip,) = Path("clips").glob("*.mp4")
+    (cue,) = Path("clips").glob("*.srt")
+    assert SHOWN[5]["text"] in cue.read_text()
+    info = probe(clip)
+    assert 2.0 <= info.duration <= 24.0
+    assert "--> " in cue.read_text()
+    assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1"]) == 2
+    Path("film.mp4").unlink()
+    assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1", "-o", "more"]) == 1
+    assert "cannot be cut" in capsys.readouterr().err
+
+
+def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in {
+        (str(tmp_path), "x"): "holds no index",
+        (str(kitchen / "ix"),): "say what to look for",
+        (str(kitchen / "ix"), "x", "--like", "film.mp4@900"): "not in the index",
+        (str(kitchen / "ix"), "x", "--like", "film.mp4"): "not in the index",
+    }.items():
+        assert run(["search", *words]) == 2, words
+        assert told in capsys.readouterr().err
+    about = json.loads((kitchen / "ix" / "index.json").read_text())
+    shutil.copytree(kitchen / "ix", tmp_path / "other")
+    about["run"]["model"] = "nano (0123456789abcdef, native avx2)"
+    (tmp_path / "other" / "index.json").write_text(json.dumps(about))
+    assert run(["search", str(tmp_path / "other"), "x"]) == 2
+    assert "was begun with model nano (0123456789abcdef" in capsys.readouterr().err
+
+
+def window(start: float, score: float, video: str = "a") -> Hit:
+    return Hit(Window(video, video, video, start, start + 2, f"{start:g}", frame=start + 1), score)
+
+
+def test_neighbours_become_one_moment() -> None:
+    hits = [window(0, 1.0), window(2, 5.0), window(4, 4.0), window(6, 2.0), window(20, 4.5), window(2, 3.0, "b")]
+    found = moments(hits, 10, 0.6)
+    assert [(one.video, one.start, one.end, one.text, one.score) for one in found] == [
+        ("a", 2, 6, "2", 5.0),
+        ("a", 20, 22, "20", 4.5),
+        ("b", 2, 4, "2", 3.0),
+        ("a", 6, 8, "6", 2.0),
+        ("a", 0, 2, "0", 1.0),
+    ]
+
+
+def test_reciprocal_ranks() -> None:
+    def moment(start: float) -> Moment:
+        return Moment("a", "a", start, start + 2, f"{start:g}", 1.0, start)
+
+    first, second = [moment(0), moment(10), moment(20)], [moment(30), moment(10)]
+    # By hand: 10 has 1/62 + 1/62, 0 and 30 have 1/61 each (in order of time), 20 has 1/63.
+    assert [one.start for one in fuse(first, second)] == [10, 0, 30, 20]
+
+
+def test_how_far_a_cosine_stands_out() -> None:
+    sample = np.stack([np.array([x, 0.0], np.float32) for x in (0.1, 0.2, 0.3, 0.2, 0.25)])
+    one = Background.of(np.array([1.0, 0.0], np.float32), sample)
+    assert one.middle == pytest.approx(0.2)
+    assert one.stands_out(0.2 + 3 * 0.05 * 1.4826) == pytest.approx(3.0)
+    assert quoted("o'clock") == "'o''clock'"
