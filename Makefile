@@ -19,6 +19,8 @@ DEV := .venv
 PIP := -m pip install --quiet --disable-pip-version-check
 export DS_BUILD_OPS = 0
 export DS_ACCELERATOR ?= cpu
+# Tests start hundreds of processes, and each would compile every module of ours again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train soak gpu nano nano-bundle parity parity-trained clean
 

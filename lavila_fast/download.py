@@ -17,15 +17,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
-import requests
-import urllib3
 from tqdm import tqdm
 
 from lavila_fast.errors import DownloadError, InputError, StorageError
 from lavila_fast.files import locked, no_links, sync_folder
 from lavila_fast.shown import shown
+
+if TYPE_CHECKING:  # loading it takes a seventh of what the command line takes to start
+    import requests
 
 CHUNK = 1 << 20
 TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between bytes
@@ -35,7 +37,6 @@ SLOWEST = 1 << 10  # bytes a second, over a whole run of `PATIENCE` seconds
 PATIENCE = 300.0
 LEAST_BYTES = 1 << 12  # that a try must bring to count as progress
 MAGIC = {".pth": (b"PK\x03\x04", b"\x80"), ".gz": (b"\x1f\x8b",)}  # how such files begin: an archive, a pickle
-_BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
 
 def user_cache() -> Path | None:
@@ -116,6 +117,8 @@ def fetch(
             there before may be the user's own and stays.
         StorageError: the disk is full or the folder cannot be written.
     """
+    import requests
+
     dest = Path(dest)
     by_hand = f"or fetch {url} by hand and put it at {dest}"
     if not dest.exists():
@@ -198,11 +201,14 @@ def _fill(
     part: FileIO, url: str, session: requests.Session, progress: bool, pause: float, by_hand: str, size: int | None
 ) -> None:
     """Try until the part is whole; a try that brought new bytes, and not too few, gives a fresh number of tries."""
+    import requests
+    from urllib3.exceptions import HTTPError
+
     left, most, begun, first = ATTEMPTS, part.tell(), time.monotonic(), part.tell()
     while True:
         try:
             return _continue(part, url, session, progress, by_hand, size)
-        except _BROKEN_LINE as error:
+        except (requests.ConnectionError, requests.Timeout, HTTPError) as error:
             some = part.tell() - most >= LEAST_BYTES
             left, most = (ATTEMPTS if some else left - 1), max(most, part.tell())
             slow = time.monotonic() - begun > PATIENCE and most - first < SLOWEST * PATIENCE
@@ -227,6 +233,8 @@ def _continue(
     part: FileIO, url: str, session: requests.Session, progress: bool, by_hand: str, size: int | None
 ) -> None:
     """One request for what is missing, appended to the part; of another version of the file, all of it."""
+    import requests
+
     have, tag = part.tell(), _tag_of(_path(part))
     headers = {"Accept-Encoding": "identity"}
     if have:
@@ -283,6 +291,8 @@ def _require_room(part: FileIO, total: int | None) -> None:
 
 def _receive(part: FileIO, response: requests.Response, total: int | None, progress: bool, bound: int | None) -> None:
     """Append the body as it was stored (never unpacked), and see that none of it is missing."""
+    import requests
+
     name = _path(part).name.removesuffix(".part")
     bar = tqdm(total=total, initial=part.tell(), desc=shown(name), unit="B", unit_scale=True, disable=not progress)
     most, begun, first = MOST_BYTES if bound is None else bound, time.monotonic(), part.tell()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are imported; subprocesses inherit it
@@ -10,8 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are impo
 if not Path("/dev/nvidia0").exists():  # Triton's kernels run in its interpreter; read when triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as under nohup; what tests start would never hear a Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import pytest
 from hypothesis import settings
+from once import made_once
 from skips import forbidden
 
 # The same examples at every run of CI; elsewhere new ones are looked for.
@@ -52,7 +57,7 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory, tiny_model):
-    """`tiny_model` as a bundle folder. Not to be altered: copy it first."""
+    """`tiny_model` as a bundle folder, one for all workers. Not to be altered: copy it first."""
     pytest.importorskip("onnxscript")
     from tiny import tokenizer
 
@@ -60,11 +65,12 @@ def tiny_bundle(tmp_path_factory, tiny_model):
     from lavila_fast.export.options import ExportOptions
     from lavila_fast.models.load import save_checkpoint
 
-    folder = tmp_path_factory.mktemp("tiny")
-    weights = save_checkpoint(tiny_model, folder / "narrator.safetensors")
-    words = tokenizer().save(folder / "words.json")
-    options = ExportOptions(weights, folder / "bundle", tokenizer=words, name="tiny", parity=False, threads=1)
-    return export_model(options).folder
+    def make(folder):
+        weights = save_checkpoint(tiny_model, folder / "narrator.safetensors")
+        words = tokenizer().save(folder / "words.json")
+        export_model(ExportOptions(weights, folder / "bundle", tokenizer=words, name="tiny", parity=False, threads=1))
+
+    return made_once(tmp_path_factory, "tiny", make) / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def classify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Classify:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ASSETS / "kitchen.mp4", "film.mp4")
     write("labels.txt", LABELS)
-    return lambda *words: run(["classify", "--threads", "1", *map(str, words)])
+    return lambda *words: run(["classify", "--threads", "1", "--no-isolate", *map(str, words)])
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ Embed = Callable[..., int]
 def embed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Embed:
     monkeypatch.chdir(tmp_path)
     shutil.copy(KITCHEN, "film.mp4")
-    return lambda *words: run(["embed", "--threads", "1", *map(str, words)])
+    return lambda *words: run(["embed", "--threads", "1", "--no-isolate", *map(str, words)])
 
 
 @pytest.fixture(scope="module")

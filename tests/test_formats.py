@@ -35,8 +35,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 def narrate(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "a.mp4", 40, Fraction(10))
-    start = ["narrate", "--model", str(tiny_bundle), "--threads", "1", "--temperature", "0", "--samples", "2"]
-    return lambda *words: run([*start, *words])
+    start = ["narrate", "--model", str(tiny_bundle), "--threads", "1", "--no-isolate"]
+    return lambda *words: run([*start, "--temperature", "0", "--samples", "2", *words])
 
 
 EXPECTED = "TOY\n0 2\n2 2\n"

@@ -100,15 +100,19 @@ def test_narrator(name):
     torch.testing.assert_close(perplexity.mean(), data["caption_ppl"], rtol=LOGITS, atol=0)
 
 
-@pytest.fixture(scope="module", params=["torch", "onnxruntime"])
-def engine(request):
-    return request.param
+def writers():
+    """Every narrator in every engine; graphs take long to write, and the first narrator has both kinds of block."""
+    for engine in ("torch", "onnxruntime"):
+        for number, name in enumerate(CASES.get("narrator", [])):
+            seldom = pytest.mark.slow if engine == "onnxruntime" and number else ()
+            yield pytest.param((name, engine), id=f"{name}-{engine}", marks=seldom)
 
 
-@pytest.fixture(scope="module", params=CASES.get("narrator", []))
-def writer(request, engine, tmp_path_factory):
+@pytest.fixture(scope="module", params=writers())
+def writer(request, tmp_path_factory):
     """A golden narrator in an engine, its clips as tasks, and what the original wrote."""
-    sizes, path, data = read(request.param)
+    name, engine = request.param
+    sizes, path, data = read(name)
     model = load_narrator(path, sizes)
     if engine == "torch":
         runtime = TorchRuntime(model)
@@ -116,7 +120,7 @@ def writer(request, engine, tmp_path_factory):
         pytest.importorskip("onnxscript")
         from lavila_fast.export.graphs.to_onnx import export_narrator
 
-        folder = tmp_path_factory.mktemp(request.param)
+        folder = tmp_path_factory.mktemp(name)
         export_narrator(model, folder)
         runtime = OrtRuntime(folder, model.config, threads=1)
     clips = data["video"].numpy()

@@ -434,22 +434,48 @@ def distributed_share(rank: int, world: int, folder: str, source: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+WORLDS = (1, 2, 4)
+FORKED = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_golden_train as golden
+start = golden.torch.multiprocessing.start_processes
+start(golden.distributed_shares, ({folder!r}, {source!r}), nprocs=4, start_method="fork")
+"""
+
+
+def distributed_shares(rank: int, folder: str, source: str) -> None:
+    """One process of four: its shares in all worlds that it is in."""
+    for world in WORLDS:
+        if rank < world:
+            distributed_share(rank, world, f"{folder}/{world}", source)
+
+
+@pytest.fixture(scope="module")
+def shares(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, np.ndarray]]]:
+    """World → what each of its processes found; one process loads torch, and forks."""
+    folder = tmp_path_factory.mktemp("shares")
+    for world in WORLDS:
+        (folder / str(world)).mkdir()
+    program = FORKED.format(tests=str(Path(__file__).parent), folder=str(folder), source=str(DISTRIBUTED))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {world: [dict(np.load(folder / str(world) / f"{rank}.npz")) for rank in range(world)] for world in WORLDS}
+
+
 @pytest.mark.skipif(not DISTRIBUTED.is_file(), reason=f"no recordings in {GOLDEN}")
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_losses_over_processes_are_the_originals(tmp_path: Path, world: int) -> None:
-    given = (world, str(tmp_path), str(DISTRIBUTED))
-    torch.multiprocessing.spawn(distributed_share, given, nprocs=world)
-    shares = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(world)]
+@pytest.mark.parametrize("world", WORLDS)
+def test_losses_over_processes_are_the_originals(shares: dict[int, list[dict[str, np.ndarray]]], world: int) -> None:
     with np.load(DISTRIBUTED) as arrays:
         for kind in (*KINDS, "max_margin_diagonal_kept"):
             told = {key.rpartition(".")[2]: arrays[key] for key in arrays.files if f"processes_{world}.{kind}." in key}
             assert told, kind
-            losses = [float(share[f"{kind}.loss"]) for share in shares]
+            losses = [float(share[f"{kind}.loss"]) for share in shares[world]]
             np.testing.assert_allclose(np.mean(losses), told["loss"], rtol=0, atol=2e-6, err_msg=kind)
             for name in ("video", "text"):
-                ours = np.concatenate([share[f"{kind}.{name}"] for share in shares])
+                ours = np.concatenate([share[f"{kind}.{name}"] for share in shares[world]])
                 np.testing.assert_allclose(ours, told[f"grad_{name}"], rtol=0, atol=1e-6, err_msg=f"{kind} {name}")
-            scales = np.mean([share[f"{kind}.scales"] for share in shares], 0)
+            scales = np.mean([share[f"{kind}.scales"] for share in shares[world]], 0)
             for place, key in enumerate(("grad_logit_scale", "grad_log_pseudo_scale")):
                 if key in told:
                     np.testing.assert_allclose(scales[place], told[key], rtol=0, atol=1e-6, err_msg=f"{kind} {key}")

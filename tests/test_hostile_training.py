@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -421,15 +422,17 @@ def test_one_process_is_its_own_mean() -> None:
 
 
 PROGRAM = """
-import json, math, sys
+import json, math, os, sys
 sys.path.insert(0, {tests!r})
 import torch
 from test_train_contrastive import batch_of, dual
 from lavila_fast.train.dual_tasks import MarginTask
 from lavila_fast.train.engines import TorchEngine
 from lavila_fast.train.optimisers import Optimisation
-from lavila_fast.train.prepare.manifest import parse_made, read_manifest  # noqa: E402
 from lavila_fast.train.processes import averaged, gathered_lines, processes
+other = os.fork()  # torch is loaded once
+own = "0" if other else "1"
+os.environ.update(RANK=own, LOCAL_RANK=own, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[1])
 with processes() as (rank, world):
     lines = gathered_lines([["one", "both"], ["both", "two – zwei", "three"]][rank])
     numbers = averaged({{"own": torch.tensor([1.0, math.nan][rank]), "both": torch.tensor([1.0, 3.0][rank]),
@@ -441,15 +444,18 @@ with processes() as (rank, world):
         engine.update(1e-3)
     if rank == 0:
         print(json.dumps([lines, numbers["own"], numbers["both"], math.isnan(numbers["none"])]))
+if other:
+    assert os.waitpid(other, 0)[1] == 0
 """
 
 
-def test_two_processes_tell_each_other_what_only_one_has(tmp_path: Path) -> None:
+def test_two_processes_tell_each_other_what_only_one_has() -> None:
     """And margins, which no temperature has part in, are learnt by both."""
-    (tmp_path / "work.py").write_text(PROGRAM.format(tests=str(Path(__file__).parent)))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = [sys.executable, "-c", PROGRAM.format(tests=str(Path(__file__).parent)), str(port)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    told = [*start, str(tmp_path / "work.py")]
     done = subprocess.run(told, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == [["one", "both", "two – zwei", "three"], 1.0, 2.0, True]

@@ -224,22 +224,34 @@ PROGRAM = """
 import os, sys, threading, time
 sys.path.insert(0, {tests!r})
 import numpy as np, tiny
-from test_hostile_values import native_runtime
+from lavila_fast.engines.host.native import NativeRuntime
 from lavila_fast.errors import InputError
-runtime, clips = native_runtime(tiny.narrator()), tiny.videos(4)
+with np.load({weights!r}) as arrays:
+    runtime, clips = NativeRuntime.from_tensors(dict(arrays), tiny.config(), threads=2), tiny.videos(4)
 def work():
     while True:
         runtime.encode(clips)
 """
 
 
-def run(program):
-    code = PROGRAM.format(tests=str(Path(__file__).parent)) + program
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run a program that has the tiny narrator in the native engine, without the seconds that torch takes to load."""
+    from test_native_runtime import arrays_of, quantized
+
+    weights = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    np.savez(weights, **quantized(arrays_of(tiny.narrator())))
+    begin = PROGRAM.format(tests=str(Path(__file__).parent), weights=str(weights))
+
+    def done(program):
+        command = [sys.executable, "-c", begin + program]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    return done
 
 
 @with_native
-def test_a_process_may_end_while_a_thread_is_inside_the_engine():
+def test_a_process_may_end_while_a_thread_is_inside_the_engine(run):
     """Nothing is freed then: the thread would go on in memory that is gone."""
     freed = (
         "from lavila_fast.engines.host import native_library\n"
@@ -252,7 +264,7 @@ def test_a_process_may_end_while_a_thread_is_inside_the_engine():
 
 
 @with_native
-def test_a_child_made_by_fork_is_told_and_ends():
+def test_a_child_made_by_fork_is_told_and_ends(run):
     done = run(
         """
 threading.Thread(target=work, daemon=True).start()

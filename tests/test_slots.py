@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from types import SimpleNamespace
@@ -33,15 +34,25 @@ from lavila_fast.generate.scheduler import write_samples  # noqa: E402
 CAPACITY = 39
 
 
+@pytest.fixture(scope="module")
+def slot_folders(tmp_path_factory, tiny_model, tiny_bundle):
+    """Way → the tiny bundle with an in-place decoder beside the other one; pytest comes back to each several times."""
+
+    @functools.cache
+    def made(way):
+        folder = tmp_path_factory.mktemp("slots") / way
+        shutil.copytree(tiny_bundle, folder)
+        spec = inplace_spec(tiny_model, CAPACITY, way)
+        write_graph(spec, folder / "decoder_inplace.onnx", opset=OPSETS[way])
+        validate(spec, folder / "decoder_inplace.onnx")  # names, axes, shapes, values, at two sizes
+        return folder
+
+    return made
+
+
 @pytest.fixture(scope="module", params=OPSETS)
-def slot_folder(request, tmp_path_factory, tiny_model, tiny_bundle):
-    """The tiny bundle with an in-place decoder beside the other one."""
-    folder = tmp_path_factory.mktemp("slots") / request.param
-    shutil.copytree(tiny_bundle, folder)
-    spec = inplace_spec(tiny_model, CAPACITY, request.param)
-    write_graph(spec, folder / "decoder_inplace.onnx", opset=OPSETS[request.param])
-    validate(spec, folder / "decoder_inplace.onnx")  # names, axes, shapes, values, at two sizes
-    return folder
+def slot_folder(request, slot_folders):
+    return slot_folders(request.param)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["in place", "copied back"])

@@ -70,7 +70,8 @@ MODELS = {
     "bert": lambda: DualEncoder(DualEncoderConfig(EYES, BERT, embed=8, head="egovlp")).eval(),
     "classifier": lambda: Classifier(ClassifierConfig(EYES, (5, 7), multi_head=True)).eval(),
 }
-SELDOM = ("classifier", "dual_text_bert", "tensor_scatter")  # of parts that others build, too
+SELDOM = ("classifier", "dual_video", "dual_text_bert")  # of parts that others build, too
+SELDOM += ("decoder", "scatter_nd")  # bundles for TensorRT have the decoder that scatters tensors
 GRAPHS = {
     "encoder": ("narrator", lambda m: narrator_specs(m)[0]),
     "decoder": ("narrator", lambda m: narrator_specs(m)[1]),

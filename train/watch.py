@@ -233,7 +233,8 @@ def plot_log(folder: Path) -> Path | None:
         return None
     if not rows:
         return None
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6))  # in fixed places: looking for them costs as long again as drawing
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.09, top=0.94, wspace=0.24, hspace=0.38)
     for ax, (name, title) in zip(figure.subplots(2, 2).flat, _PLOTTED.items(), strict=True):
         for held, style in ((False, "-"), (True, "o--")):
             some = [row for row in rows if isinstance(row.get(name), (int, float)) and ("validation" in row) == held]
