@@ -35,8 +35,9 @@ from lavila_fast.models.weight_files import read_weights  # noqa: E402
 from lavila_fast.presets import VARIANTS  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.engines import TorchEngine, TrainingEngine  # noqa: E402
+from lavila_fast.train.gradients import Norms  # noqa: E402
 from lavila_fast.train.losses import contrastive_rows, max_margin_loss  # noqa: E402
-from lavila_fast.train.optimisers import Norms, Optimisation, optimiser_groups  # noqa: E402
+from lavila_fast.train.optimisers import Optimisation, optimiser_groups  # noqa: E402
 from lavila_fast.train.parameters import freeze, parameter_groups  # noqa: E402
 from lavila_fast.train.processes import averaged  # noqa: E402
 from lavila_fast.train.run import MicroRow, TrainingRun  # noqa: E402

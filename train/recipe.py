@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from lavila_fast.errors import InputError
 from lavila_fast.train.optimisers import Optimisation
-from lavila_fast.train.regularise import Regularisation
+from lavila_fast.train.regularisation import Regularisation
 from lavila_fast.train.schedules import Schedule
 from lavila_fast.train.starts import Start
 from lavila_fast.train.typed import fits, hints_of, said

@@ -55,10 +55,7 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
     lavila-fast train finetune_retrieval --data mine.csv -o run --dry-run
     lavila-fast train pretrain_tsf_b --data datasets/Ego4D -o run --processes 8 --zero 1
     """  # noqa: D301
-    try:
-        from lavila_fast.train import zoo
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
+    from lavila_fast.train import zoo
     from lavila_fast.train.recipe import with_settings
 
     if listed or recipe is None:
@@ -67,6 +64,7 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
             raise InputError("name a RECIPE of these")
         return
     row = with_settings(zoo.find_recipe(recipe), given["settings"])
+    _need_torch()
     if given["slurm"]:
         _write_slurm(given)
     elif given["dry_run"]:
@@ -78,6 +76,13 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
         raise click.exceptions.Exit(several(given["processes"], _words({"processes"})))
     else:
         _train(row, given, as_json)
+
+
+def _need_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "train") from error
 
 
 def _say_list(as_json: bool) -> None:
