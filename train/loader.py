@@ -10,6 +10,7 @@ workers nor of processes changes a sample. Videos that cannot be read are counte
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lavila_fast.errors import InputError, LavilaError, VideoError
 from lavila_fast.log import log_once
+from lavila_fast.parent import end_with_parent
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.items import MOST_TRIED, Item, Items
 
@@ -41,11 +43,14 @@ class _Telling(Dataset[Any]):
             return str(error)
 
 
-def _deaf(worker: int) -> None:
+def _settle(worker: int) -> None:
     """Go on where a terminal's Ctrl-C or a scheduler's SIGTERM reaches all processes: the trainer decides.
 
-    It may need a batch before it saves. A second SIGTERM ends the reader.
+    It may need a batch before it saves. A second SIGTERM ends the reader, and so does the trainer's own end.
     """
+    trainer = multiprocessing.parent_process()
+    if trainer is not None and trainer.pid is not None:
+        end_with_parent(trainer.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
@@ -62,7 +67,7 @@ def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int)
         num_workers=workers,
         collate_fn=joined,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_deaf,
+        worker_init_fn=_settle,
         pin_memory=bool(torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
     )
     reading = iter(loader)
