@@ -320,7 +320,8 @@ def compare(recording: Recording, found: Found) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4 if name == "ppl" else 2e-5, atol=1e-7, err_msg=key)
     if "cross_entropy" in recording.arrays:
         heads = len(recording.options["num_classes"])
-        ours = [[one[f"head_{i}"] for i in range(heads)] for one in found.numbers]
+        names = [f"head_{i}" for i in range(heads)] if heads > 1 else ["loss"]
+        ours = [[one[name] for name in names] for one in found.numbers]
         close(np.ravel(ours), recording["cross_entropy"], 2e-5, "cross-entropy")
     rate = float(recording["lr"].max())
     compare_weights(recording, found.weights, (0.002 if recording.told["optimizer"] == "SGD" else 0.02) * rate)

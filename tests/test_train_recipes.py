@@ -532,6 +532,20 @@ def test_recipes_have_the_originals_numbers() -> None:
         assert row.frames == (4 if few else 16), name
 
 
+def test_a_single_head_is_said_once() -> None:
+    vision = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, frames=2, act="gelu")
+    batch = TrainingBatch(torch.randn(4, 3, 2, 16, 16), targets=torch.zeros(4, 2, dtype=torch.long))
+    _, two = ClassifyTask(Classifier(ClassifierConfig(vision, (5, 3), multi_head=True)))(batch)
+    assert list(two) == ["head_0", "right_0", "head_1", "right_1"]
+    task = ClassifyTask(Classifier(ClassifierConfig(vision, (5,))))
+    alone = TrainingBatch(batch.video, targets=torch.zeros(4, dtype=torch.long))
+    loss, one = task(alone)
+    logits = task.model(batch.video)
+    assert list(one) == ["right"]
+    assert one["right"] == (logits.argmax(-1) == 0).float().mean()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, alone.targets, label_smoothing=0.1))
+
+
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_clips_have_mixed_losses(kind: str) -> None:
     """Against the formula: of what the model saw, pixel by pixel, and of two cross-entropies."""
