@@ -17,7 +17,7 @@ from test_video_coded import write_video  # noqa: E402
 from lavila_fast.bench import train as bench  # noqa: E402
 from lavila_fast.bench.films import CodedFilm  # noqa: E402
 from lavila_fast.bench.training import overhead  # noqa: E402
-from lavila_fast.bench.training.loader import LoaderCase, loader_section  # noqa: E402
+from lavila_fast.bench.training.loader import CASES, LoaderCase, loader_section, loader_speedups  # noqa: E402
 from lavila_fast.bench.training.memory import memory_section  # noqa: E402
 from lavila_fast.bench.training.original import SeekingReader, key_frames  # noqa: E402
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, VisionConfig  # noqa: E402
@@ -50,11 +50,19 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoaderCase:
 
 
 def test_the_loaders_agree(case: LoaderCase) -> None:
-    told = loader_section(1, {"few": case})
+    told = loader_section(1, {"prepared, few": case})
     (row,) = told["rows"]
     assert row["largest_difference_levels"] < 0.51  # rounded to whole levels
     assert row["speedup"] == told["loader_speedup"] > 0
+    assert told["loader_speedup_x264_defaults"] is None
     assert row["original_cpu_ms_a_sample"] > 0
+
+
+def test_the_least_of_each_kind_of_file_is_said() -> None:
+    speeds = [("x264's defaults, each", 2.0), ("prepared, each", 3.5), ("prepared, from four", 3.0)]
+    found = loader_speedups([{"what": what, "speedup": speed} for what, speed in speeds])
+    assert found == {"loader_speedup": 3.0, "loader_speedup_x264_defaults": 2.0}
+    assert {what.split(",")[0] for what, _ in speeds} == {what.split(",")[0] for what in CASES}
 
 
 def test_loaders_that_differ_are_no_figures(case: LoaderCase, monkeypatch: pytest.MonkeyPatch) -> None:
