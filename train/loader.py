@@ -14,6 +14,7 @@ import multiprocessing
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -80,13 +81,35 @@ def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int)
         del reading  # its workers end now, whoever holds on to this frame
 
 
+def read_here(items: Items, batches: Iterable[list[tuple[int, int]]]) -> Generator[Joined, None, None]:
+    """The same, one ahead, by a thread of this process, on whose GPU frames may stay."""
+
+    def read(keys: list[tuple[int, int]]) -> Joined:
+        return _joined(items.__getitems__(keys))
+
+    with ThreadPoolExecutor(1, "clips") as reader:
+        coming: Future[Joined] | None = None
+        for keys in batches:
+            ready, coming = coming, reader.submit(read, keys)
+            if ready:
+                yield ready.result()
+        if coming:
+            yield coming.result()
+
+
 def joined(items: list[Item] | str) -> Joined | str:
     """A batch's tensors, and what could not be read; or what went wrong."""
-    if isinstance(items, str):
-        return items
+    return items if isinstance(items, str) else _joined(items)
+
+
+def _joined(items: list[Item]) -> Joined:
     names = [name for name in items[0] if name != "missing"]
-    tensors = {name: torch.as_tensor(np.stack([item[name] for item in items])) for name in names}
+    tensors = {name: _stacked([item[name] for item in items]) for name in names}
     return tensors, [line for item in items for line in item["missing"]]
+
+
+def _stacked(values: list[Any]) -> torch.Tensor:
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.as_tensor(np.stack(values))
 
 
 class _Order(NamedTuple):
@@ -118,6 +141,7 @@ class LoadedBatches:
         batch_size: Clips of a micro-batch, over all processes.
         seed: Of the order.
         workers: Processes that read; 0: this one.
+        here: Whether a thread of this process reads instead, see `read_here`.
         most_missing: Share of items that may be missing before the run ends.
     """
 
@@ -125,6 +149,7 @@ class LoadedBatches:
     batch_size: int
     seed: int = 0
     workers: int = 0
+    here: bool = False
     most_missing: float = 0.05
     missing: list[str] = field(default_factory=list)
     _coming: Iterator[Any] | None = None
@@ -177,7 +202,8 @@ class LoadedBatches:
     def _read_on(self, step: int, rank: int, world: int) -> Iterator[Any]:
         self.close()
         order = _Order(len(self.items), self.batch_size, self.seed)
-        coming = loaded(self.items, order.all(step, rank, world), self.workers)
+        keys = order.all(step, rank, world)
+        coming = read_here(self.items, keys) if self.here else loaded(self.items, keys, self.workers)
         self._end = weakref.finalize(self, coming.close)  # at the latest before this process waits for its children
         return coming
 
