@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 import signal
 import subprocess
@@ -139,3 +140,27 @@ def test_the_command_is_one_that_a_shell_takes(
         assert _command() == told
     with train.make_context("train", shlex.split(told)[shlex.split(told).index("train") + 1 :]) as again:
         assert (again.params["data"], again.params["settings"]) == (Path("my data.csv"), ("task.classes=[2]",))
+
+
+HEAP = """
+from pathlib import Path
+from lavila_fast.train.memory import give_back, keep_memory
+def held():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(one for one in lines if one.startswith("VmRSS")).split()[1]) >> 10
+assert keep_memory()
+block, low = bytearray(b"x") * (64 << 20), bytearray(b"y") * (1 << 20)
+full = held()
+del block
+kept = held()
+print(full, kept, give_back(), held())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_the_heap_is_kept_and_its_holes_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAP], capture_output=True, text=True, check=True)
+    full, kept, gave, left = done.stdout.split()
+    assert int(kept) > int(full) - 8
+    assert gave == "True"
+    assert int(left) < int(full) - 56

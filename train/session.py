@@ -27,6 +27,7 @@ from lavila_fast.train.engines import make_engine
 from lavila_fast.train.inputs import Data, batch_share, length_of, open_recipe
 from lavila_fast.train.items import Items
 from lavila_fast.train.launch import Launch
+from lavila_fast.train.memory import GIVE_BACK_EVERY, give_back
 from lavila_fast.train.portable import GO_ON
 from lavila_fast.train.processes import StopWish, agree, gathered_lines, processes
 from lavila_fast.train.recipe import Recipe
@@ -125,6 +126,8 @@ class Session:
     def _after(self, row: dict[str, float], watch: Watch, stop: StopWish) -> bool:
         """Log, look at validation data and save, as due after an update; returns whether to leave."""
         step = self.run.step
+        if step % GIVE_BACK_EVERY == 0:
+            give_back()
         leave = not agree(not (stop.wished or step == self.launch.limit))  # if any process wishes
         last = leave or step == self.updates
         look = not leave and self._due(step, self.recipe.evaluate_epochs)
