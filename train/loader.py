@@ -27,6 +27,7 @@ from lavila_fast.log import log_once
 from lavila_fast.parent import end_with_parent
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.items import MOST_TRIED, Item, Items
+from lavila_fast.train.memory import GIVE_BACK_EVERY, give_back
 
 Joined = tuple[dict[str, torch.Tensor], list[str]]
 
@@ -35,9 +36,12 @@ class _Telling(Dataset[Any]):
     """Items whose errors come back as values: raised by a worker they would come with its traceback for a text."""
 
     def __init__(self, items: Items) -> None:
-        self._items = items
+        self._items, self._batches = items, 0
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | str:
+        self._batches += 1
+        if self._batches % GIVE_BACK_EVERY == 0:
+            give_back()
         try:
             return self._items.__getitems__(keys)
         except LavilaError as error:
