@@ -183,19 +183,30 @@ def training_table(result: dict[str, Any]) -> str:
     return "\n".join([*rows, "", _training_note(told)])
 
 
+def loader_sentence(result: dict[str, Any]) -> str:
+    """How fast samples are read, of which files, from ``training.json``."""
+    told = result["sections"]["loader"]
+    return (
+        f"In the same processor time the loader reads {told['loader_speedup']:.2f} times as many samples as the "
+        "original's way of files that `lavila-fast prepare` makes, and "
+        f"{told['loader_speedup_x264_defaults']:.2f} times as many of files as x264's defaults make them."
+    )
+
+
 def _training_note(told: dict[str, Any]) -> str:
     own, ours = told["loader"]["rows"][:2]  # chunks as the original makes them, and as `prepare` does
     share = own["original_cpu_ms_a_sample"] / ours["ours_cpu_ms_a_sample"]
     loop, memory = told["overhead"], told.get("memory")
     parts = [
-        f"With chunks as each side makes them, the loader takes 1/{share:.1f} of the original's processor time.",
+        loader_sentence({"sections": told}),
+        f"With chunks as each side makes them it takes 1/{share:.1f} of the original's.",
         f"The loop takes {loop['loop_overhead_percent']:.1f} % of a step beside forward, backward and optimiser "
         f"({loop['what']}).",
     ]
     if memory:
         parts.append(
-            f"Over {memory['what']}, resident memory grew by {memory['mb_over_10000_steps']:.1f} MB per 10,000 steps "
-            "in their second half."
+            f"Over {memory['what']}, resident memory grew by {memory['memory_growth_percent']:.2f} % in their second "
+            f"half ({memory['mb_over_10000_steps']:.1f} MB per 10,000 steps)."
         )
     return " ".join([*parts, f"{told['loader']['machine']['cpu']}."])
 
@@ -214,6 +225,7 @@ PAGE_BLOCKS = {
     "preprocess": preprocess_table,
     "nearest": nearest_table,
     "training": training_table,
+    "loader": loader_sentence,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -222,6 +234,7 @@ FILES = {
     "preprocess": "kernels.json",
     "nearest": "nearest.json",
     "training": "training.json",
+    "loader": "training.json",
 }
 GPU = "h200"  # whose figures stand in the README
 

@@ -36,9 +36,11 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 HEADLINES = {  # key of the last line → section
     "loader_speedup": "loader",
+    "loader_speedup_x264_defaults": "loader",
     "loop_overhead_percent": "overhead",
     "zero_losses_equal": "zero",
     "cached_contrastive_peak_ratio": "cached",
+    "memory_growth_percent": "memory",
 }
 
 

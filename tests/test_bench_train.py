@@ -17,8 +17,8 @@ from test_video_coded import write_video  # noqa: E402
 from lavila_fast.bench import train as bench  # noqa: E402
 from lavila_fast.bench.films import CodedFilm  # noqa: E402
 from lavila_fast.bench.training import overhead  # noqa: E402
-from lavila_fast.bench.training.loader import LoaderCase, loader_section  # noqa: E402
-from lavila_fast.bench.training.memory import memory_section  # noqa: E402
+from lavila_fast.bench.training.loader import CASES, LoaderCase, loader_section, loader_speedups  # noqa: E402
+from lavila_fast.bench.training.memory import growth, memory_section  # noqa: E402
 from lavila_fast.bench.training.original import SeekingReader, key_frames  # noqa: E402
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import LavilaError  # noqa: E402
@@ -50,11 +50,19 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoaderCase:
 
 
 def test_the_loaders_agree(case: LoaderCase) -> None:
-    told = loader_section(1, {"few": case})
+    told = loader_section(1, {"prepared, few": case})
     (row,) = told["rows"]
     assert row["largest_difference_levels"] < 0.51  # rounded to whole levels
     assert row["speedup"] == told["loader_speedup"] > 0
+    assert told["loader_speedup_x264_defaults"] is None
     assert row["original_cpu_ms_a_sample"] > 0
+
+
+def test_the_least_of_each_kind_of_file_is_said() -> None:
+    speeds = [("x264's defaults, each", 2.0), ("prepared, each", 3.5), ("prepared, from four", 3.0)]
+    found = loader_speedups([{"what": what, "speedup": speed} for what, speed in speeds])
+    assert found == {"loader_speedup": 3.0, "loader_speedup_x264_defaults": 2.0}
+    assert {what.split(",")[0] for what, _ in speeds} == {what.split(",")[0] for what in CASES}
 
 
 def test_loaders_that_differ_are_no_figures(case: LoaderCase, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,14 +83,23 @@ def test_parts_of_a_step_add_up() -> None:
 
 def test_memory_is_looked_at() -> None:
     told = memory_section(40, 4)
-    assert len(told["resident_mb"]) == 10
-    assert min(told["resident_mb"]) > 10
+    for name in ("trainer", "reader"):
+        assert len(told[f"{name}_mb"]) == 10
+        assert min(told[f"{name}_mb"]) > 10
+    assert isinstance(told["memory_growth_percent"], float)
+
+
+def test_growth_is_that_of_the_second_half() -> None:
+    at = np.arange(100, 10_001, 100, dtype=float)
+    held = np.where(at <= 5000, 1e6 + 90 * at, 400e6 + 2e3 * (at - 5100))  # what happens at first does not count
+    assert growth(at, held) == pytest.approx(100 * 2e3 * 4900 / 404.9e6, abs=0.01)
+    assert growth(at, np.full(100, 3e8)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_memory_stays_flat() -> None:
-    assert abs(memory_section(3000)["mb_over_10000_steps"]) < 5
+    assert abs(memory_section(3000)["memory_growth_percent"]) < 1
 
 
 def test_sections_are_chosen_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

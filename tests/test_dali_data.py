@@ -23,11 +23,14 @@ from lavila_fast.kitchen.world import all_actions  # noqa: E402
 from lavila_fast.models.narrator import NarratorModel  # noqa: E402
 from lavila_fast.records import Clip  # noqa: E402
 from lavila_fast.text.tokenizer import load_tokenizer  # noqa: E402
+from lavila_fast.train.augment import Crop  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.dali_data import ListBatches, ListConfig, _Draws, open_list, read_sentences  # noqa: E402
 from lavila_fast.train.datasets.kitchen import VOCABULARIES, sentence_ids  # noqa: E402
+from lavila_fast.train.datasets.samples import FrameRead, Sample, choose_frames  # noqa: E402
 from lavila_fast.train.engines import TorchEngine  # noqa: E402
 from lavila_fast.train.fresh import seeded  # noqa: E402
+from lavila_fast.train.items import Items, Looks  # noqa: E402
 from lavila_fast.train.kitchen_tasks import KitchenNarratorTask  # noqa: E402
 from lavila_fast.train.optimisers import Optimisation  # noqa: E402
 from lavila_fast.train.run import TrainingRun  # noqa: E402
@@ -103,6 +106,33 @@ def test_a_batch_depends_on_seed_and_step_alone(videos: Path) -> None:
     assert not np.array_equal(whole[0][1], whole[2][1])  # another epoch, another order
     other = opened(videos, seed=1, **drawn).at(0)
     assert not np.array_equal(other[1], whole[0][1])
+
+
+class Filmed:
+    """Clips of the three files, as data sets of recipes have them."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def sample(self, index: int, random: np.random.Generator | None = None) -> Sample:
+        frames = tuple(choose_frames(20 * index, 20 * index + 40, 4, random))
+        return Sample((FrameRead(("a.webm", "b.mkv", "c.mp4")[index % 3], frames),), black=index % 2, label=index)
+
+
+@dali
+@pytest.mark.parametrize("levels", [True, False])
+def test_what_a_recipe_sees_does_not_depend_on_the_decoder(videos: Path, levels: bool) -> None:
+    """Frames, parts, mirrors; PyAV reads the file that DALI cannot read on a CPU."""
+    looks = Looks(24, (0.0,) * 3, (1.0,) * 3, Crop((0.3, 1.0)), flips=True, levels=levels)
+    found, expected = (Items(Filmed(), videos, looks, decoder=name) for name in ("dali", "pyav"))
+    keys = [(epoch, index) for epoch in range(2) for index in range(6)]
+    for ours, plain in zip(found.__getitems__(keys), expected.__getitems__(keys), strict=True):
+        assert ours["targets"] == plain["targets"]
+        assert (ours["video"].dtype, ours["video"].shape) == (plain["video"].dtype, plain["video"].shape)
+        assert np.abs(ours["video"].astype(float) - plain["video"]).max() <= LEVELS
+    assert not found[0, 0]["missing"]
+    moved = expected[1, 0]["video"].astype(float) - expected[0, 0]["video"]
+    assert np.abs(moved).max() > 10 * LEVELS  # draws matter
 
 
 def test_facts_of_a_file_are_read_once_and_anew_where_it_has_changed(

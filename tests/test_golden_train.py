@@ -35,8 +35,9 @@ from lavila_fast.models.weight_files import read_weights  # noqa: E402
 from lavila_fast.presets import VARIANTS  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.engines import TorchEngine, TrainingEngine  # noqa: E402
+from lavila_fast.train.gradients import Norms  # noqa: E402
 from lavila_fast.train.losses import contrastive_rows, max_margin_loss  # noqa: E402
-from lavila_fast.train.optimisers import Norms, Optimisation, optimiser_groups  # noqa: E402
+from lavila_fast.train.optimisers import Optimisation, optimiser_groups  # noqa: E402
 from lavila_fast.train.parameters import freeze, parameter_groups  # noqa: E402
 from lavila_fast.train.processes import averaged  # noqa: E402
 from lavila_fast.train.run import MicroRow, TrainingRun  # noqa: E402
@@ -319,7 +320,8 @@ def compare(recording: Recording, found: Found) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4 if name == "ppl" else 2e-5, atol=1e-7, err_msg=key)
     if "cross_entropy" in recording.arrays:
         heads = len(recording.options["num_classes"])
-        ours = [[one[f"head_{i}"] for i in range(heads)] for one in found.numbers]
+        names = [f"head_{i}" for i in range(heads)] if heads > 1 else ["loss"]
+        ours = [[one[name] for name in names] for one in found.numbers]
         close(np.ravel(ours), recording["cross_entropy"], 2e-5, "cross-entropy")
     rate = float(recording["lr"].max())
     compare_weights(recording, found.weights, (0.002 if recording.told["optimizer"] == "SGD" else 0.02) * rate)

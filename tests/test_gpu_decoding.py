@@ -435,8 +435,36 @@ print(json.dumps(found))
 """
 
 
+# The loader of all recipes: what is drawn and shown, whoever decodes. Parts are larger than what a model sees, so that
+# none is enlarged, which looks beyond its borders.
+LOADER = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+from lavila_fast.train.augment import Crop
+from lavila_fast.train.datasets.samples import FrameRead, Sample, choose_frames
+from lavila_fast.train.items import Items, Looks
+class Filmed:
+    def __init__(self, file): self.file = file
+    def __len__(self): return 4
+    def sample(self, index, random=None):
+        frames = choose_frames(20 * index, 20 * index + 30, 4, random)
+        return Sample((FrameRead(self.file, tuple(frames)),), label=index)
+looks, found = Looks(32, (0.0,) * 3, (1.0,) * 3, Crop((0.5, 1.0)), flips=True), {}
+keys = [(epoch, index) for epoch in range(2) for index in range(4)]
+for path in map(Path, sys.argv[1:]):
+    ways = [Items(Filmed(path.name), path.parent, looks, decoder=name) for name in ("pyav", "torchcodec")]
+    plain, seen = (items.__getitems__(keys) for items in ways)
+    assert not np.allclose(plain[0]["video"], plain[4]["video"], atol=20)
+    found[path.name] = max(float(np.abs(a["video"] - b["video"]).max()) for a, b in zip(plain, seen, strict=True))
+print(json.dumps(found))
+"""
+
+
 @pytest.mark.skipif(find_spec("torchcodec") is None, reason="torchcodec not installed")
-def test_torchcodec_shows_the_same_frames(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [TORCHCODEC, LOADER], ids=["reader", "loader"])
+def test_torchcodec_shows_the_same_frames(tmp_path: Path, program: str) -> None:
     libraries = Path(av.__file__).parents[1] / "av.libs"
     found = {library.name.split("-")[0]: library for library in libraries.glob("lib*.so.*")}
     for name in ("avcodec", "avdevice", "avfilter", "avformat", "avutil", "swresample", "swscale"):
@@ -448,7 +476,7 @@ def test_torchcodec_shows_the_same_frames(tmp_path: Path) -> None:
     for name, (codec, options, pixels, _) in FILES.items():
         files.append(film(tmp_path / name, codec=codec, options=options, pix_fmt=pixels, size=(128, 64)))
     places = f"{tmp_path}:{libraries}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    call = [sys.executable, "-c", TORCHCODEC, *map(str, files)]
+    call = [sys.executable, "-c", program, *map(str, files)]
     done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "LD_LIBRARY_PATH": places})
     if "libtorchcodec" in done.stderr:
         pytest.skip("torchcodec finds no FFmpeg that it knows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,15 @@ def test_batches_are_the_same_whoever_reads_them(videos: Path, workers: int) -> 
     assert whole[0].video.shape == (4, 3, 4, 32, 32)
     assert whole[0].ids.shape == whole[0].mask.shape == (4, 16)
     assert {key for step in range(3) for _, key in found.keys(step)} == set(range(12))
+
+
+def test_a_thread_reads_what_processes_read(videos: Path) -> None:
+    """Which is how frames stay on a GPU."""
+    plain, here = (LoadedBatches(items(videos), 4, seed=1, here=here) for here in (False, True))
+    for step in (0, 1, 4, 2):
+        assert torch.equal(here.batch(step).video, plain.batch(step).video)
+    here.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("clips")]
 
 
 def test_a_clip_shows_what_its_row_says(videos: Path) -> None:

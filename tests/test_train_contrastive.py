@@ -24,7 +24,8 @@ from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.models.dual_encoder import DualEncoder  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
 from lavila_fast.train.parameters import freeze  # noqa: E402
-from lavila_fast.train.regularise import Regularisation, regularise  # noqa: E402
+from lavila_fast.train.regularisation import Regularisation  # noqa: E402
+from lavila_fast.train.regularise import regularise  # noqa: E402
 from lavila_fast.train.tasks import ContrastiveTask, DualTask, MarginTask, SiglipTask, TrainingTask  # noqa: E402
 
 VISION = VisionConfig(img=32, patch=8, dim=32, depth=2, heads=2, frames=2)

@@ -6,12 +6,15 @@ import functools
 import json
 import os
 import pickle
+import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from lavila_fast.train.inputs import batch_share, open_recipe  # noqa: E402
 from lavila_fast.train.optimisers import Optimisation  # noqa: E402
 from lavila_fast.train.recipe import with_settings  # noqa: E402
 from lavila_fast.train.tasks import ClassifyTask  # noqa: E402
-from lavila_fast.train.watch import Watch, progress_line  # noqa: E402
+from lavila_fast.train.watch import Watch, progress_line, read_log  # noqa: E402
 from lavila_fast.train.zoo import RECIPES as ROWS  # noqa: E402
 from lavila_fast.train.zoo import find_recipe  # noqa: E402
 from lavila_fast.train.zoo_nano import NANO  # noqa: E402
@@ -227,6 +230,50 @@ def test_a_killed_run_goes_on_to_the_bit(home: Path, tmp_path: Path, seconds: fl
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file grows over so many bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_run_whose_disk_is_full_goes_on_to_the_bit(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Full for a checkpoint, for a line of the log, and for the model at the end."""
+    more: dict[str, Any] = {**LONG, "steps": 6}
+    assert run(command("finetune_mir_tsf_b", home, tmp_path / "whole", **more)) == 0
+    folder = tmp_path / "run"
+    given = command("finetune_mir_tsf_b", home, folder, "--resume", **more)
+    assert run([*given, "--stop-after", "1"]) == 0
+    capfd.readouterr()
+    for named in ("weights.safetensors", "log.jsonl"):
+        log = (folder / "log.jsonl").stat().st_size
+        with full_at(1 << 20 if named != "log.jsonl" else log + 10):
+            assert run(given) == 1
+        (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+        assert named in line
+        assert "make room, then run the same command with --resume" in line
+        assert not [path for path in folder.rglob("*") if path.name.endswith(".part")]
+    assert run([*given, "--stop-after", "6"]) == 0
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    with full_at(1 << 20):
+        assert run(given) == 1
+    assert "model.safetensors: cannot be written" in (told := capfd.readouterr().err)
+    assert "then run the same command with --resume" in told
+    assert run(given) == 0
+    assert same(weights(tmp_path / "whole"), weights(folder))
+    assert [row["step"] for row in read_log(folder) if "validation" not in row] == [1, 2, 3, 4, 5, 6]
+
+
 def losses(folder: Path) -> list[float]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "validation" not in row]
@@ -271,6 +318,43 @@ def test_two_processes_do_what_one_does(
     two = command(name, home, tmp_path / "two", **SHORT)
     assert run([*two, "--processes", "2"]) == 0
     np.testing.assert_allclose(losses(tmp_path / "two"), alone(name), rtol=1e-5)
+
+
+def with_variable(setting: str) -> set[int]:
+    """Numbers of the processes that have a variable in their environment."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if setting.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_killed_launcher_takes_its_processes_with_it(home: Path, tmp_path: Path) -> None:
+    """They save, and leave; so do their readers."""
+    given = command("pretrain_tsf_b", home, tmp_path / "run", steps=500, save_epochs=1000, evaluate_epochs=1000)
+    given += ["--workers", "1", "--processes", "2"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "lavila_fast", *given], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    while started.poll() is None and not (tmp_path / "run" / "log.jsonl").is_file():
+        time.sleep(0.01)
+    mark = f"{launch.PARENT}={started.pid}"
+    assert len(with_variable(mark)) >= 4  # two that train, two that read
+    started.kill()
+    started.wait()
+    deadline = time.monotonic() + 120
+    while with_variable(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not with_variable(mark)
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    told = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert told["processes"] == 2
+    assert shlex.split(told["command"])[-2:] == ["--processes", "2"]
 
 
 @pytest.mark.slow
@@ -454,6 +538,20 @@ def test_recipes_have_the_originals_numbers() -> None:
         assert row.fix_lr == constant, name
         few = constant or name == "finetune_retrieval" or name.startswith("try_")
         assert row.frames == (4 if few else 16), name
+
+
+def test_a_single_head_is_said_once() -> None:
+    vision = VisionConfig(img=16, patch=8, dim=32, depth=1, heads=1, frames=2, act="gelu")
+    batch = TrainingBatch(torch.randn(4, 3, 2, 16, 16), targets=torch.zeros(4, 2, dtype=torch.long))
+    _, two = ClassifyTask(Classifier(ClassifierConfig(vision, (5, 3), multi_head=True)))(batch)
+    assert list(two) == ["head_0", "right_0", "head_1", "right_1"]
+    task = ClassifyTask(Classifier(ClassifierConfig(vision, (5,))))
+    alone = TrainingBatch(batch.video, targets=torch.zeros(4, dtype=torch.long))
+    loss, one = task(alone)
+    logits = task.model(batch.video)
+    assert list(one) == ["right"]
+    assert one["right"] == (logits.argmax(-1) == 0).float().mean()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, alone.targets, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])

@@ -32,7 +32,8 @@ from lavila_fast.models.text_towers import DistilBert  # noqa: E402
 from lavila_fast.models.timesformer import SpaceTimeBlock, TimeSformer  # noqa: E402
 from lavila_fast.models.training_only import keep_places  # noqa: E402
 from lavila_fast.train.batch import TrainingBatch  # noqa: E402
-from lavila_fast.train.regularise import Regularisation, regularise  # noqa: E402
+from lavila_fast.train.regularisation import Regularisation  # noqa: E402
+from lavila_fast.train.regularise import regularise  # noqa: E402
 from lavila_fast.train.tasks import CaptionTask, ClassifyTask, ContrastiveTask, TrainingTask  # noqa: E402
 
 VISION = VisionConfig(img=32, patch=8, dim=32, depth=4, heads=2, frames=3)

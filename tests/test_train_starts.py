@@ -32,9 +32,10 @@ from lavila_fast.models.load import CLASSES, save_checkpoint  # noqa: E402
 from lavila_fast.models.weight_files import Weights  # noqa: E402
 from lavila_fast.presets import PRETRAINED, VARIANTS  # noqa: E402
 from lavila_fast.train import layouts  # noqa: E402
+from lavila_fast.train.begin import Begun, begin  # noqa: E402
 from lavila_fast.train.fitting import copy_tensors, empty, match, recognise, stretch_positions  # noqa: E402
 from lavila_fast.train.layouts import CLIP_HUB, CLIP_OPENAI  # noqa: E402
-from lavila_fast.train.starts import STARTS, Begun, Start, begin  # noqa: E402
+from lavila_fast.train.starts import STARTS, Start  # noqa: E402
 
 VISION = VisionConfig(img=32, patch=8, dim=32, depth=3, heads=2, frames=4)
 CLIP_TEXT = ClipTextConfig(width=24, heads=2, layers=2, vocab=60, context=12)

@@ -13,10 +13,10 @@ import pytest
 from test_video_coded import number_of, write_video
 
 from lavila_fast.video.facts import VideoFacts
-from lavila_fast.video.gpu.unit_requests import centre
 from lavila_fast.video.gpu.units import Unsuitable, pictures
 from lavila_fast.video.opening import open_video
 from lavila_fast.video.orientation import UPRIGHT, Orientation
+from lavila_fast.video.transforms import centre
 
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "20"}
 GROUPS = {"g": "20", "keyint_min": "20"}

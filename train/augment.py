@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lavila_fast.errors import InputError
 from lavila_fast.kernels.preprocess import native
 from lavila_fast.kernels.preprocess.reference import Taps, YuvPicture, taps
-from lavila_fast.video.transforms import FrameTransform, normalise
+from lavila_fast.video.transforms import FrameTransform, Region, normalise
 
 Frames = NDArray[np.uint8]
 _TRIES = 10
@@ -168,6 +168,20 @@ class PartTransform(FrameTransform):
         if min(part.box.height, part.box.width) < 2:
             return None
         return _part_window(part, self.size, tuple(self.mean), tuple(self.std))
+
+    def region(self, width: int, height: int) -> Region:
+        """See `FrameTransform`. Where a part is enlarged, its borders look at what lies around it."""
+        box, flipped = self.part(height, width)
+        sides = (box.left + box.width, box.left) if flipped else (box.left, box.left + box.width)
+        return float(box.top), float(sides[0]), float(box.top + box.height), float(sides[1])
+
+    def of_cut(self, frame_SS3: Any) -> Any:
+        """See `FrameTransform`."""
+        if not self.levels:
+            return super().of_cut(frame_SS3)
+        if isinstance(frame_SS3, np.ndarray):
+            return np.rint(frame_SS3).astype(np.uint8)
+        return frame_SS3.round().byte()
 
 
 @lru_cache(8)

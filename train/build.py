@@ -19,6 +19,7 @@ from lavila_fast.models.dual_encoder import DualEncoder
 from lavila_fast.models.load import CLASSES, Model
 from lavila_fast.presets import VARIANTS
 from lavila_fast.pretrained import find_start
+from lavila_fast.train.begin import Begun, begin
 from lavila_fast.train.checkpoints import Checkpoints
 from lavila_fast.train.datasets.samples import Opened
 from lavila_fast.train.datasets.table import check_options
@@ -28,7 +29,6 @@ from lavila_fast.train.parameters import freeze
 from lavila_fast.train.portable import averaged_weights
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.regularise import regularise
-from lavila_fast.train.starts import Begun, begin
 from lavila_fast.train.tasks import CaptionTask, ClassifyTask, ContrastiveTask, MarginTask, SiglipTask, TrainingTask
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lavila_fast.errors import CheckpointError, LavilaError, StorageError
 from lavila_fast.files import storage_error, sync_folder, write_json
-from lavila_fast.train.portable import ROOM, STATE
+from lavila_fast.train.portable import GO_ON, ROOM, STATE
 from lavila_fast.train.processes import agree, rank_and_world
 
 _NAME = re.compile(r"step_(\d{8,})")
@@ -152,7 +152,7 @@ def together(part: Path) -> Iterator[None]:
         agree(False)
         raise
     if not agree(True):
-        raise StorageError(f"{part}: another process could not write it; see its message, then start with --resume")
+        raise StorageError(f"{part}: another process could not write it; see its message, {GO_ON}")
 
 
 def _best_of(path: Path) -> dict[str, float]:

@@ -43,11 +43,12 @@ from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.decoders import unit_decoders
 from lavila_fast.video.gpu.nvcodec_reader import resample
 from lavila_fast.video.gpu.unit_reader import suitable, wanted_units, worker
-from lavila_fast.video.gpu.unit_requests import Region, UnitDecoder, UnitRequest, centre
+from lavila_fast.video.gpu.unit_requests import UnitDecoder, UnitRequest
 from lavila_fast.video.gpu.units import Unsuitable
 from lavila_fast.video.opening import REFETCH, VideoInfo
 from lavila_fast.video.requests import ClipRequest, FrameGate, Health, OpenClip, wanted_times
 from lavila_fast.video.sources import VideoSource
+from lavila_fast.video.transforms import Region, centre
 
 _ATTEMPTS = 10
 _GROUP = 32  # units decoded in one call

@@ -19,9 +19,10 @@ from lavila_fast.train.datasets.samples import Opened, OwnBatches, Place, Source
 from lavila_fast.train.datasets.table import open_data
 from lavila_fast.train.items import Items, Looks
 from lavila_fast.train.loader import LoadedBatches
-from lavila_fast.train.processes import share_of
+from lavila_fast.train.processes import own_device, share_of
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run_folder import MODEL
+from lavila_fast.video.decoders import unit_decoders
 
 _CONTEXT = 77
 _MOST_UPDATES = 100_000_000
@@ -86,12 +87,14 @@ class Data(NamedTuple):
         config: Sizes of the model that fits it.
         tokenizer: Of its texts; None where the task reads none.
         looks: How clips are seen in training.
+        decoder: Who decodes those.
     """
 
     opened: Opened
     config: ModelConfig
     tokenizer: Tokenizer | None
     looks: Looks
+    decoder: str = "pyav"
 
     def prepare(self) -> None:
         """Do what takes long before the first batch."""
@@ -100,11 +103,18 @@ class Data(NamedTuple):
                 clips.prepare()
 
     def batches(self, size: int, seed: int, workers: int = 0) -> Source:
-        """Batches of `size` clips, over all processes, to learn from; `workers` processes read."""
+        """Batches of `size` clips, over all processes, to learn from; `workers` processes read.
+
+        Raises:
+            InputError, MissingExtraError: the decoder cannot work here, or is not installed.
+        """
         clips = self.opened.train
         if isinstance(clips, OwnBatches):
             return clips.batches(self.tokenizer, size, seed)
-        return LoadedBatches(Items(clips, self.opened.videos, self.looks, self.tokenizer, seed), size, seed, workers)
+        device = "cpu" if self.decoder == "pyav" else str(own_device())
+        unit_decoders(self.decoder, self.looks.size, device)  # which says here what is not installed
+        items = Items(clips, self.opened.videos, self.looks, self.tokenizer, seed, self.decoder, device)
+        return LoadedBatches(items, size, seed, workers, here=device != "cpu")
 
     def held(self) -> Any:
         """Validation items, seen as in tests; None if there are none."""
@@ -127,7 +137,9 @@ def open_recipe(recipe: Recipe, place: Place, tokenizer: str | None = None) -> D
     vision = config.vision
     looks = Looks(vision.img, vision.mean, vision.std, Crop(recipe.area), recipe.flips, recipe.levels)
     reads = "ids" in task_row(recipe).needs
-    return Data(opened, config, _vocabulary(recipe, config, opened, tokenizer) if reads else None, looks)
+    return Data(
+        opened, config, _vocabulary(recipe, config, opened, tokenizer) if reads else None, looks, recipe.decoder
+    )
 
 
 def _vocabulary(recipe: Recipe, config: ModelConfig, opened: Opened, given: str | None) -> Tokenizer:

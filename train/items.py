@@ -3,6 +3,9 @@
 What is drawn for an item is a function of (seed, number of the draw, index), whoever asks for it. A video that cannot
 be read is replaced by another item of the same draw.
 
+What is drawn does not depend on who decodes: a row of `video.decoders` may, on a GPU too, and PyAV what that one
+cannot. Never run on a GPU yet.
+
 A batch's items are read file by file; the files read last stay open (`video.kept`), what the wanted frames need is
 decoded and no more, on one thread, and a frame's planes become what the model sees in one pass.
 
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -83,6 +87,8 @@ class Items(Dataset[Item]):
         looks: How clips are seen.
         tokenizer: Of its texts; None: labels only.
         seed: Of all that is drawn.
+        decoder: Who decodes training clips, one of `video.names.DECODERS`; what is drawn does not depend on it.
+        device: Where their frames are wanted: ``cpu``, or ``cuda:N`` for tensors there.
     """
 
     annotated: AnnotatedSet
@@ -90,6 +96,8 @@ class Items(Dataset[Item]):
     looks: Looks
     tokenizer: Tokenizer | None = None
     seed: int = 0
+    decoder: str = "pyav"
+    device: str = "cpu"
 
     def __len__(self) -> int:
         """How many."""
@@ -152,31 +160,47 @@ class Items(Dataset[Item]):
         clip = _in_views(parts, np.zeros((sample.black, height, width, 3), np.uint8), sample.views)
         return normalise(np.stack([preprocess(frame, looks.size) for frame in clip]), looks.mean, looks.std)
 
-    def _part(self, sample: Sample, random: np.random.Generator) -> NDArray[Any]:
-        """A clip for training, (3, T, S, S); or uint8 (T, S, S, 3)."""
+    def _part(self, sample: Sample, random: np.random.Generator) -> Any:
+        """A clip for training, (3, T, S, S); or uint8 (T, S, S, 3). An array, or a tensor on `device`."""
         looks, part = self.looks, _DrawnPart(self.looks, ItemDraws(random))
         transform, parts = PartTransform(looks.size, looks.mean, looks.std, part=part, levels=looks.levels), []
         for read in sample.reads:
-            parts.append(read_frames(self.root / read.file, read.frames, transform=transform, files=kept_files()))
+            where = self.root / read.file
+            how: dict[str, Any] = {"files": kept_files(), "decoder": self.decoder, "device": self.device}
+            parts.append(read_frames(where, read.frames, transform=transform, **how))
             if part.changed:
-                raise _other_size(self.root / read.file)
-        if looks.levels:
-            return _in_views(parts, np.zeros((sample.black, looks.size, looks.size, 3), np.uint8), sample.views)
-        black_3 = -np.asarray(looks.mean, np.float32) / np.asarray(looks.std, np.float32)
-        black = np.broadcast_to(black_3[:, None, None], (sample.black, 3, looks.size, looks.size))
-        return _in_views(parts, black, sample.views).swapaxes(0, 1)
+                raise _other_size(where)
+        black: Any = _black(sample.black, looks)
+        if self.device != "cpu":
+            black = torch.as_tensor(black, device=self.device)
+        clip = _in_views(parts, black, sample.views)
+        return clip if looks.levels else clip.swapaxes(0, 1)
 
 
 def _other_size(path: Path) -> VideoError:
     return VideoError(path, "has pictures of another size than those before", "")
 
 
-def _in_views(parts: list[NDArray[Any]], black: NDArray[Any], count: int) -> NDArray[Any]:
-    """Frames of the parts in `count` views one after the other, each of them followed by the black ones."""
+def _black(frames: int, looks: Looks) -> NDArray[Any]:
+    """Black frames as the others are: (T, S, S, 3) uint8, or normalised (T, 3, S, S)."""
+    size = looks.size
+    if looks.levels:
+        return np.zeros((frames, size, size, 3), np.uint8)
+    black_3 = -np.asarray(looks.mean, np.float32) / np.asarray(looks.std, np.float32)
+    return np.tile(black_3[:, None, None], (frames, 1, size, size))
+
+
+def _in_views(parts: list[Any], black: Any, count: int) -> Any:
+    """Frames of the parts in `count` views one after the other, each of them followed by the black ones.
+
+    All are arrays, or all are tensors.
+    """
+    join: Any = np.concatenate if isinstance(black, np.ndarray) else torch.cat
     if not parts or not len(black):
-        return parts[0] if len(parts) == 1 else np.concatenate(parts or [black])
-    seen = np.split(np.concatenate(parts), count)
-    return np.concatenate([frames for view in seen for frames in (view, black)])
+        return parts[0] if len(parts) == 1 else join(parts or [black])
+    seen = join(parts)
+    each = len(seen) // count
+    return join([frames for i in range(count) for frames in (seen[i * each : (i + 1) * each], black)])
 
 
 @dataclass(frozen=True)

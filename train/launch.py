@@ -22,7 +22,9 @@ from typing import IO, Any
 from lavila_fast.errors import InputError
 from lavila_fast.files import warn
 from lavila_fast.machine import available_cpus
+from lavila_fast.parent import end_with_parent
 
+PARENT = "LAVILA_FAST_PARENT"  # number of the process that started this one, if it was `several`
 _LAST_WORDS = 5.0  # seconds
 _GRACE = 60.0  # seconds that processes have to leave by themselves when another one failed
 
@@ -66,7 +68,8 @@ class Launch:
 def several(processes: int, arguments: Sequence[str]) -> int:
     """Start a command once for each process on this machine, and wait for all; returns the first exit code but 0.
 
-    Ctrl-C and SIGTERM reach every process, and each has the time it needs to save. When one fails, the others end.
+    Ctrl-C and SIGTERM reach every process, and each has the time it needs to save. When one fails, the others end; when
+    this one is killed, they save and leave, see `follow_parent`.
 
     Args:
         processes: How many.
@@ -77,6 +80,7 @@ def several(processes: int, arguments: Sequence[str]) -> int:
         port = found.getsockname()[1]
     threads = max(1, available_cpus() // processes)
     common = {"OMP_NUM_THREADS": str(threads), **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), PARENT: str(os.getpid())}
     started: list[subprocess.Popen[bytes]] = []
 
     def hand_on(sign: int, frame: object) -> None:
@@ -86,7 +90,7 @@ def several(processes: int, arguments: Sequence[str]) -> int:
     before = {sign: signal.signal(sign, hand_on) for sign in (signal.SIGTERM, signal.SIGINT)}
     try:
         for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", "lavila_fast", *arguments]
             pipe: Any = {"stderr": subprocess.PIPE, "start_new_session": True}
             started.append(subprocess.Popen(command, env={**common, **own}, **pipe))  # noqa: S603
@@ -95,6 +99,13 @@ def several(processes: int, arguments: Sequence[str]) -> int:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+
+
+def follow_parent() -> None:
+    """Have this process, if `several` started it, save and leave when that one is gone."""
+    parent = os.environ.get(PARENT, "")
+    if parent.isdecimal():
+        end_with_parent(int(parent), signal.SIGTERM)
 
 
 @contextmanager

@@ -10,9 +10,11 @@ workers nor of processes changes a sample. Videos that cannot be read are counte
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,8 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lavila_fast.errors import InputError, LavilaError, VideoError
 from lavila_fast.log import log_once
+from lavila_fast.parent import end_with_parent
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.items import MOST_TRIED, Item, Items
+from lavila_fast.train.memory import GIVE_BACK_EVERY, give_back
 
 Joined = tuple[dict[str, torch.Tensor], list[str]]
 
@@ -32,20 +36,26 @@ class _Telling(Dataset[Any]):
     """Items whose errors come back as values: raised by a worker they would come with its traceback for a text."""
 
     def __init__(self, items: Items) -> None:
-        self._items = items
+        self._items, self._batches = items, 0
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item] | str:
+        self._batches += 1
+        if self._batches % GIVE_BACK_EVERY == 0:
+            give_back()
         try:
             return self._items.__getitems__(keys)
         except LavilaError as error:
             return str(error)
 
 
-def _deaf(worker: int) -> None:
+def _settle(worker: int) -> None:
     """Go on where a terminal's Ctrl-C or a scheduler's SIGTERM reaches all processes: the trainer decides.
 
-    It may need a batch before it saves. A second SIGTERM ends the reader.
+    It may need a batch before it saves. A second SIGTERM ends the reader, and so does the trainer's own end.
     """
+    trainer = multiprocessing.parent_process()
+    if trainer is not None and trainer.pid is not None:
+        end_with_parent(trainer.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
@@ -62,7 +72,7 @@ def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int)
         num_workers=workers,
         collate_fn=joined,
         multiprocessing_context="spawn" if workers else None,
-        worker_init_fn=_deaf,
+        worker_init_fn=_settle,
         pin_memory=bool(torch.cuda.is_initialized()),  # type: ignore[no-untyped-call]
     )
     reading = iter(loader)
@@ -75,13 +85,35 @@ def loaded(items: Items, batches: Iterable[list[tuple[int, int]]], workers: int)
         del reading  # its workers end now, whoever holds on to this frame
 
 
+def read_here(items: Items, batches: Iterable[list[tuple[int, int]]]) -> Generator[Joined, None, None]:
+    """The same, one ahead, by a thread of this process, on whose GPU frames may stay."""
+
+    def read(keys: list[tuple[int, int]]) -> Joined:
+        return _joined(items.__getitems__(keys))
+
+    with ThreadPoolExecutor(1, "clips") as reader:
+        coming: Future[Joined] | None = None
+        for keys in batches:
+            ready, coming = coming, reader.submit(read, keys)
+            if ready:
+                yield ready.result()
+        if coming:
+            yield coming.result()
+
+
 def joined(items: list[Item] | str) -> Joined | str:
     """A batch's tensors, and what could not be read; or what went wrong."""
-    if isinstance(items, str):
-        return items
+    return items if isinstance(items, str) else _joined(items)
+
+
+def _joined(items: list[Item]) -> Joined:
     names = [name for name in items[0] if name != "missing"]
-    tensors = {name: torch.as_tensor(np.stack([item[name] for item in items])) for name in names}
+    tensors = {name: _stacked([item[name] for item in items]) for name in names}
     return tensors, [line for item in items for line in item["missing"]]
+
+
+def _stacked(values: list[Any]) -> torch.Tensor:
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.as_tensor(np.stack(values))
 
 
 class _Order(NamedTuple):
@@ -113,6 +145,7 @@ class LoadedBatches:
         batch_size: Clips of a micro-batch, over all processes.
         seed: Of the order.
         workers: Processes that read; 0: this one.
+        here: Whether a thread of this process reads instead, see `read_here`.
         most_missing: Share of items that may be missing before the run ends.
     """
 
@@ -120,6 +153,7 @@ class LoadedBatches:
     batch_size: int
     seed: int = 0
     workers: int = 0
+    here: bool = False
     most_missing: float = 0.05
     missing: list[str] = field(default_factory=list)
     _coming: Iterator[Any] | None = None
@@ -172,7 +206,8 @@ class LoadedBatches:
     def _read_on(self, step: int, rank: int, world: int) -> Iterator[Any]:
         self.close()
         order = _Order(len(self.items), self.batch_size, self.seed)
-        coming = loaded(self.items, order.all(step, rank, world), self.workers)
+        keys = order.all(step, rank, world)
+        coming = read_here(self.items, keys) if self.here else loaded(self.items, keys, self.workers)
         self._end = weakref.finalize(self, coming.close)  # at the latest before this process waits for its children
         return coming
 

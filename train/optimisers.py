@@ -1,4 +1,4 @@
-"""Optimisers as rows, and how a gradient is cut before they use it.
+"""Optimisers as rows. Torch is imported by what makes one, so that recipes can be listed without it.
 
 optimiser = make_optimiser(Optimisation(weight_decay=0.01), task)
 """
@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.train.parameters import parameter_groups
 
-_MARGIN = 1e-6  # keeps a gradient of norm 0 apart from a division by 0
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,15 @@ Groups = list[dict[str, Any]]
 
 
 def _adamw(groups: Groups, how: Optimisation) -> torch.optim.Optimizer:
+    import torch
+
     fused = all(p.is_floating_point() for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, lr=0.0, betas=how.betas, eps=how.eps, fused=fused)
 
 
 def _sgd(groups: Groups, how: Optimisation) -> torch.optim.Optimizer:
+    import torch
+
     return torch.optim.SGD(groups, lr=0.0, momentum=how.betas[0])
 
 
@@ -120,33 +123,3 @@ def set_rate(optimiser: Any, rate: float) -> None:
     """Set every group's learning rate: the schedule's `rate` times its factor."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
-
-
-class Norms(NamedTuple):
-    """L2 norm of a model's gradient, before and after it was cut."""
-
-    before: Tensor
-    after: Tensor
-
-
-@torch.no_grad()
-def cut_gradients(gradients: list[Tensor], how: Optimisation) -> Norms:
-    """Cut the gradients of a model, in place, as `how` says."""
-    before = after = _norm(gradients)
-    if how.clip == "norm":
-        factor = how.most / (before + _MARGIN)
-        if factor < 1:
-            torch._foreach_mul_(gradients, factor)
-            after = before * factor
-    elif how.clip == "value":
-        torch._foreach_clamp_min_(gradients, -how.most)
-        torch._foreach_clamp_max_(gradients, how.most)
-        after = _norm(gradients)
-    return Norms(before, after)
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    if not tensors:
-        return torch.zeros(())
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([one.float() for one in torch._foreach_norm(tensors)]))
-    return norm

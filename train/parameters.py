@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from lavila_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CROSS = ("crossattention", "cross_attn", "alpha_cattn", "alpha_dense")
 _TIME = ("temporal_embed", "timeattn", "norm3")

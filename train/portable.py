@@ -39,7 +39,8 @@ WEIGHTS, OPTIMISER, AVERAGE, PROCESSES, STATE = (
 )
 FORMAT = 1
 _SHOWN = 100  # characters of a setting in a message
-ROOM = "make room and start again with --resume; the checkpoint before is whole"
+GO_ON = "then run the same command with --resume: it goes on with the last whole checkpoint"
+ROOM = f"make room, {GO_ON}"
 _TYPES = {
     torch.float32: "F32",
     torch.float16: "F16",

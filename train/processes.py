@@ -5,6 +5,7 @@ Processes are started with torchrun and talk through gloo, tensors of a GPU thro
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -20,6 +21,10 @@ from torch import Tensor
 from lavila_fast.errors import InputError, PeerError
 
 MEETING, WAITING = 120.0, 600.0  # seconds
+# Groups that were left. Of a group that dies with the last thing of C++ that holds on to it, such as DDP's reducer,
+# destruction waits for threads that wait for Python's lock, which it holds; dropped from here, it lets go of that.
+_LEFT: list[Any] = []
+atexit.register(_LEFT.clear)
 _SIGNS_OF_A_LOST_PEER = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "/gloo/")
 
 
@@ -83,6 +88,7 @@ def processes(meeting: float = MEETING, waiting: float = WAITING) -> Iterator[tu
         with _peers(f"an exchange may take {waiting:.0f} s"):
             yield rank_and_world()
     finally:
+        _LEFT[:] = [dist.group.WORLD]
         dist.destroy_process_group()
 
 

@@ -18,14 +18,16 @@ from typing import Any, Literal
 
 from lavila_fast.errors import InputError
 from lavila_fast.train.optimisers import Optimisation
-from lavila_fast.train.regularise import Regularisation
+from lavila_fast.train.regularisation import Regularisation
 from lavila_fast.train.schedules import Schedule
 from lavila_fast.train.starts import Start
 from lavila_fast.train.typed import fits, hints_of, said
+from lavila_fast.video.names import GPU_DECODERS
 
 Precision = Literal["float32", "bfloat16", "float16"]
-# What may change when a run goes on: nothing that any step's result depends on.
-FREE = ("about", "published", "save_epochs", "evaluate_epochs", "evaluate_clips", "keep", "micro")
+# What may change when a run goes on: nothing that any step's result depends on, but for rounding.
+FREE = ("about", "published", "save_epochs", "evaluate_epochs", "evaluate_clips", "keep", "micro", "decoder")
+_DECODERS = ("pyav", *GPU_DECODERS)
 _SEEDS, _LARGEST = 1 << 32, 1 << 63
 _SHOWN = 80  # characters of a setting in a message
 
@@ -65,6 +67,8 @@ class Recipe:
         area: Smallest and largest share of a picture that a training crop shows.
         flips: Whether half of the training clips are mirrored.
         levels: Whether training clips travel as uint8, at most half a level of 255 off; else as float32.
+        decoder: Of `video.names`: who decodes training clips, on the GPU of each process where there is one. Which
+            clips, frames and parts are seen does not depend on it; PyAV reads what another one cannot.
         epochs: How often the data are gone through; `steps`, if not 0: how many updates instead.
         batch_size: Clips of an update.
         micro: Clips that a process takes at a time, at most.
@@ -94,6 +98,7 @@ class Recipe:
     area: tuple[float, float] = (0.5, 1.0)
     flips: bool = False
     levels: bool = True
+    decoder: str = "pyav"
     epochs: int = 5
     steps: int = 0
     batch_size: int = 1024
@@ -136,6 +141,8 @@ class Recipe:
             raise InputError(f"negatives {self.negatives}: take all or micro")
         if self.precision not in ("float32", "bfloat16", "float16"):
             raise InputError(f"precision {self.precision}: take float32, bfloat16 or float16")
+        if self.decoder not in _DECODERS:
+            raise InputError(f"decoder {self.decoder}: take {', '.join(_DECODERS[:-1])} or {_DECODERS[-1]}")
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise InputError(f"area must be two shares, the smaller first, not {self.area[0]:g} and {self.area[1]:g}")
 

@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lavila_fast.errors import CheckpointError, LavilaError
 from lavila_fast.train.batch import TrainingBatch
 from lavila_fast.train.engines import TorchEngine, TrainingEngine
-from lavila_fast.train.optimisers import Norms
+from lavila_fast.train.gradients import Norms
 from lavila_fast.train.portable import AVERAGE, Entry, TensorFile, differing, read_state, write_tensors
 from lavila_fast.train.processes import averaged
 from lavila_fast.train.steps import MicroStep, Steps

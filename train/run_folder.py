@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -77,13 +76,15 @@ def forget(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def describe_run(recipe: Recipe, launch: Launch, place: Place) -> dict[str, Any]:
-    """What is written beside a run, so that it can be done again."""
+def describe_run(recipe: Recipe, launch: Launch, place: Place, command: str | None) -> dict[str, Any]:
+    """What is written beside a run, so that it can be done again: `command`, if it was one, in `folder`."""
     return {
         "recipe": recipe.to_dict(),
         "launch": asdict(launch),
         "data": str(place.data),
-        "command": ["lavila-fast", *sys.argv[1:]],
+        "command": command,
+        "folder": str(Path.cwd()),
+        "processes": rank_and_world()[1],
         "versions": {
             "lavila_fast": metadata.version("lavila-fast"),
             "torch": torch.__version__,

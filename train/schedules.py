@@ -8,11 +8,13 @@ As in the original, the warm-up's last rate is the peak and the cosine's first i
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from lavila_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Schedule:
 
     def rates(self) -> NDArray[np.float64]:
         """The rate of each update, (updates,)."""
+        import numpy as np  # here, so that recipes are listed without waiting for it
+
         if self.constant:
             return np.full(self.updates, self.peak)
         left = self.updates - self.warmup

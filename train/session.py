@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lavila_fast.errors import InputError, LavilaError
+from lavila_fast.errors import InputError, LavilaError, StorageError
 from lavila_fast.files import warn, write_json
 from lavila_fast.pretrained import find_start
 from lavila_fast.train.build import Setting, build
@@ -27,6 +27,8 @@ from lavila_fast.train.engines import make_engine
 from lavila_fast.train.inputs import Data, batch_share, length_of, open_recipe
 from lavila_fast.train.items import Items
 from lavila_fast.train.launch import Launch
+from lavila_fast.train.memory import GIVE_BACK_EVERY, give_back
+from lavila_fast.train.portable import GO_ON
 from lavila_fast.train.processes import StopWish, agree, gathered_lines, processes
 from lavila_fast.train.recipe import Recipe
 from lavila_fast.train.run import DivergedError, TrainingRun
@@ -124,6 +126,8 @@ class Session:
     def _after(self, row: dict[str, float], watch: Watch, stop: StopWish) -> bool:
         """Log, look at validation data and save, as due after an update; returns whether to leave."""
         step = self.run.step
+        if step % GIVE_BACK_EVERY == 0:
+            give_back()
         leave = not agree(not (stop.wished or step == self.launch.limit))  # if any process wishes
         last = leave or step == self.updates
         look = not leave and self._due(step, self.recipe.evaluate_epochs)
@@ -168,6 +172,7 @@ def train_recipe(
     resume: bool = False,
     overwrite: bool = False,
     tokenizer: str | None = None,
+    command: str | None = None,
 ) -> Outcome:
     """Run a recipe to its end, or until asked to stop.
 
@@ -179,13 +184,14 @@ def train_recipe(
         resume: Go on with what is in the folder, if there is anything.
         overwrite: Begin afresh although the folder holds an earlier run, which is lost.
         tokenizer: Vocabulary, where it is neither beside the first weights nor in the cache.
+        command: What a shell would do the same with, for the run's `recipe.json`.
 
     Raises:
         LavilaError: what cannot end well, in a line.
     """
     how = launch or Launch()
     with _in_a_line():
-        return _trained(recipe, place, output, how, resume, overwrite, tokenizer)
+        return _trained(recipe, place, output, how, resume, overwrite, tokenizer, command)
 
 
 @contextmanager
@@ -208,8 +214,26 @@ def _in_a_line() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _room() -> Iterator[None]:
+    """Say of what could not be written how the run goes on."""
+    try:
+        yield
+    except StorageError as error:
+        if "--resume" in str(error):
+            raise
+        raise StorageError(f"{error}; {GO_ON}") from error
+
+
 def _trained(
-    recipe: Recipe, place: Place, output: Path, how: Launch, resume: bool, overwrite: bool, tokenizer: str | None
+    recipe: Recipe,
+    place: Place,
+    output: Path,
+    how: Launch,
+    resume: bool,
+    overwrite: bool,
+    tokenizer: str | None,
+    command: str | None,
 ) -> Outcome:
     refuse_used(output, resume, overwrite)
     for start in recipe.starts:
@@ -222,9 +246,10 @@ def _trained(
             session = Session(recipe, data, output, how, rank, world)
             with run_folder(output, resume, overwrite):
                 resumed = resume and session.resume()
-                if rank == 0 and not resumed:
-                    write_json(output / RECIPE, describe_run(recipe, how, place))
-                return _train(session, stop, resumed)
+                with _room():
+                    if rank == 0 and not resumed:
+                        write_json(output / RECIPE, describe_run(recipe, how, place, command))
+                    return _train(session, stop, resumed)
     finally:
         stop.restore()
 

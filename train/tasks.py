@@ -68,7 +68,7 @@ class ClassifyTask(TrainingTask):
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
 
     def score(self, batch: TrainingBatch, video: Tensor) -> tuple[Tensor, Numbers]:
-        """`head_K` is the loss of head K, `right_K` its share of right classes."""
+        """`head_K` is the loss of head K, `right_K` its share of right classes; of a single one, `right`."""
         own = 1.0
         if self.training and (self.mixup or self.cutmix):
             video, own = self._mixed(video)
@@ -78,10 +78,12 @@ class ClassifyTask(TrainingTask):
         if targets.shape[1] != len(heads):
             raise InputError(f"{targets.shape[1]} targets a clip for a classifier with {len(heads)} heads")
         losses = [self._loss(head.float(), targets[:, i], own) for i, head in enumerate(heads)]
+        shares = [(head.argmax(-1) == targets[:, i]).float().mean() for i, head in enumerate(heads)]
+        if len(heads) == 1:
+            return losses[0], {"right": shares[0]}
         numbers: Numbers = {}
-        for i, (head, loss) in enumerate(zip(heads, losses, strict=True)):
-            numbers[f"head_{i}"] = loss.detach()
-            numbers[f"right_{i}"] = (head.argmax(-1) == targets[:, i]).float().mean()
+        for i, (loss, share) in enumerate(zip(losses, shares, strict=True)):
+            numbers |= {f"head_{i}": loss.detach(), f"right_{i}": share}
         return torch.stack(losses).sum(), numbers
 
     def _loss(self, head: Tensor, targets: Tensor, own: float) -> Tensor:

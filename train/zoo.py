@@ -15,7 +15,7 @@ from types import MappingProxyType
 from lavila_fast.errors import InputError
 from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.recipe import Choice, Recipe
-from lavila_fast.train.regularise import Regularisation
+from lavila_fast.train.regularisation import Regularisation
 from lavila_fast.train.starts import Start
 from lavila_fast.train.zoo_nano import NANO
 

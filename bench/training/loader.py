@@ -72,10 +72,11 @@ class LoaderCase:
     film: CodedFilm = CHUNK
 
 
+PREPARED_FILES, DEFAULT_FILES = "prepared", "x264's defaults"  # as what a row says begins
 CASES = {
-    "x264's defaults, each from another file": LoaderCase(),
-    "prepared, each from another file": LoaderCase(film=PREPARED),
-    "prepared, from four files": LoaderCase(film=PREPARED, files=4),
+    f"{DEFAULT_FILES}, each from another file": LoaderCase(),
+    f"{PREPARED_FILES}, each from another file": LoaderCase(film=PREPARED),
+    f"{PREPARED_FILES}, from four files": LoaderCase(film=PREPARED, files=4),
 }
 
 
@@ -167,7 +168,7 @@ def _case_row(what: str, case: LoaderCase, repeats: int) -> dict[str, Any]:
 
 
 def loader_section(repeats: int = 3, cases: dict[str, LoaderCase] | None = None) -> dict[str, Any]:
-    """CPU milliseconds a sample of both; their ratio.
+    """CPU milliseconds a sample of both; their ratio, for files that `prepare` makes and for those of x264's defaults.
 
     Raises:
         LavilaError: pixels differ.
@@ -182,5 +183,12 @@ def loader_section(repeats: int = 3, cases: dict[str, LoaderCase] | None = None)
         "what": f"{FRAMES} frames of {SHORTEST:g} to {LONGEST:g} s, CPU time of one process, medians of {repeats}",
         "native_library": native.isa() if native.available() else "",
         "rows": rows,
-        "loader_speedup": min(row["speedup"] for row in rows),
+        **loader_speedups(rows),
     }
+
+
+def loader_speedups(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """The least of the files that `prepare` makes, and of those that x264's defaults do; None where none was read."""
+    kinds = {"loader_speedup": PREPARED_FILES, "loader_speedup_x264_defaults": DEFAULT_FILES}
+    found = {key: [row["speedup"] for row in rows if row["what"].startswith(kind)] for key, kind in kinds.items()}
+    return {key: min(speedups, default=None) for key, speedups in found.items()}

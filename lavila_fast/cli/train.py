@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
+import sys
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -55,10 +58,8 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
     lavila-fast train finetune_retrieval --data mine.csv -o run --dry-run
     lavila-fast train pretrain_tsf_b --data datasets/Ego4D -o run --processes 8 --zero 1
     """  # noqa: D301
-    try:
-        from lavila_fast.train import zoo
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "torch", "train") from error
+    from lavila_fast.train import zoo
+    from lavila_fast.train.launch import follow_parent
     from lavila_fast.train.recipe import with_settings
 
     if listed or recipe is None:
@@ -69,7 +70,10 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
     row = with_settings(zoo.find_recipe(recipe), given["settings"])
     if given["slurm"]:
         _write_slurm(given)
-    elif given["dry_run"]:
+        return
+    follow_parent()
+    _need_torch()
+    if given["dry_run"]:
         _say_plan(row, given, as_json)
     elif (given["processes"] > 1 or given["zero"] is not None) and "RANK" not in os.environ:
         from lavila_fast.train.launch import several
@@ -78,6 +82,13 @@ def train(recipe: str | None, listed: bool, as_json: bool, **given: Any) -> None
         raise click.exceptions.Exit(several(given["processes"], _words({"processes"})))
     else:
         _train(row, given, as_json)
+
+
+def _need_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "torch", "train") from error
 
 
 def _say_list(as_json: bool) -> None:
@@ -144,6 +155,7 @@ def _train(row: Recipe, given: dict[str, Any], as_json: bool) -> None:
         resume=given["resume"],
         overwrite=given["overwrite"],
         tokenizer=given["tokenizer"],
+        command=_command(),
     )
     if not first:
         return
@@ -181,6 +193,20 @@ def _write_slurm(given: dict[str, Any]) -> None:
     words = [*_words({"slurm", "nodes", "gpus", "processes", "resume"}), "--resume"]
     write_text(path, slurm_script(words, given["nodes"], given["gpus"]))
     tell(f"{path}: sbatch {path}")
+
+
+def _command() -> str:
+    """This command for a shell, in whatever way it was called.
+
+    Processes that were started for it, by ``--processes`` or by torchrun on one machine, are said as ``--processes``;
+    those on several machines are started as they were.
+    """
+    called = sys.argv[0]
+    by_name = ["lavila-fast"] if shutil.which("lavila-fast") == called else [called]
+    program = by_name if Path(called).stem == "lavila-fast" else [sys.executable, "-m", "lavila_fast"]
+    world = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
+    several = ["--processes", world] if world == os.environ.get("LOCAL_WORLD_SIZE") != "1" else []
+    return shlex.join([*program, *_words({"processes"}), *several])
 
 
 def _words(left_out: Collection[str]) -> list[str]:

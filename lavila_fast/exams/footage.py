@@ -78,7 +78,8 @@ class Library:
         """
         parts = self.parts(file)
         if len(parts) == 1:
-            return read_frames(parts[0], ids, files=kept_files())
+            whole: NDArray[np.uint8] = read_frames(parts[0], ids, files=kept_files())
+            return whole
         ends = np.cumsum([kept_files().info(path).frames for path in parts])
         where = np.minimum(np.searchsorted(ends, ids, side="right"), len(parts) - 1)
         first = np.concatenate([[0], ends[:-1]])

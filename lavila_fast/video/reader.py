@@ -18,9 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
@@ -238,7 +235,10 @@ def read_frames(
     threads: int = 1,
     transform: FrameTransform | None = None,
     files: KeptFiles | None = None,
-) -> NDArray[Any]:
+    *,
+    decoder: str = "pyav",
+    device: str = "cpu",
+) -> Any:
     """Frames of one file by their places in the order in which they are shown, in one pass.
 
     Args:
@@ -247,24 +247,29 @@ def read_frames(
         threads: See `read_clips`.
         transform: Applied once to each frame, as its decoder gave it.
         files: Where it may be open already, and stays so.
+        decoder: See `read_clips`.
+        device: See `read_clips`.
 
     Returns:
-        RGB (T, H, W, 3) uint8 as the file has them, upright; or what the transform makes of them, (T, …).
+        RGB (T, H, W, 3) uint8 as the file has them, upright; or what the transform makes of them, (T, …). Arrays, or
+        tensors on a GPU.
 
     Raises:
+        InputError, MissingExtraError: see `read_clips`.
         VideoError: the file cannot be read, or one of the frames cannot.
     """
     path, places = Path(path), sorted(set(frames))
+    reader = file_reader(decoder, transform.size if transform else None, device)
     with (KeptFiles(0) if files is None else files).open(path) as file:
         rate = file.info.rate or file.info.fps
         clip, times = Clip(str(path), 0.0, 0.0), [file.info.begin + i / rate for i in places]
         request = ClipRequest(OpenClip.empty(clip, len(places)), times)
         gate = FrameGate(replace(transform, known=file.colours) if transform else None)
-        for _ in file_reader("pyav", None, "cpu").read(file, [request], gate, threads, Health()):
+        for _ in reader.read(file, [request], gate, threads, Health()):
             pass
     images = request.open.images
     if any(image is None for image in images) or not places:
         lost = next((i for i, image in zip(places, images, strict=True) if image is None), 0)
         raise VideoError(path, f"has no frame {lost} that can be read", REFETCH)
     found = dict(zip(places, images, strict=True))
-    return np.stack([found[i] for i in frames])
+    return reader.stack([found[i] for i in frames], axis=0)

@@ -25,6 +25,7 @@ from lavila_fast.kernels.preprocess.reference import LAYOUTS, MATRICES, YuvPictu
 from lavila_fast.log import log_once
 from lavila_fast.video.orientation import orientation
 
+Region = tuple[float, float, float, float]  # top, left, bottom, right in pixels; left beyond right mirrors
 Frame = Any  # av.VideoFrame
 _PATTERN = 16  # pixels a side
 
@@ -56,6 +57,17 @@ def preprocess(frame_HW3: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
 
     mixed = rest_y[:, None] * blend(top) + wy[:, None] * blend(bottom)
     return np.asarray(mixed, np.float32).reshape(size, size, 3)
+
+
+def centre(width: int, height: int, size: int) -> Region:
+    """The region that `preprocess` keeps."""
+    longer = int(size * max(width, height) / min(width, height))
+    sides = []
+    for length, resized in ((height, longer if height > width else size), (width, size if height > width else longer)):
+        crop = round((resized - size) / 2.0)
+        sides.append((crop * length / resized, (crop + size) * length / resized))
+    (top, bottom), (left, right) = sides
+    return top, left, bottom, right
 
 
 def normalise(frames_THW3: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -113,6 +125,17 @@ class FrameTransform:
     def window(self, width: int, height: int, turn: int, mirrored: bool) -> native.Window | None:
         """What of a picture as it lies becomes the model's input; None: the native library cannot do it."""
         return native.centre_window(width, height, self.size, turn, mirrored, tuple(self.mean), tuple(self.std))
+
+    def region(self, width: int, height: int) -> Region:
+        """What of an upright picture becomes the model's input, for decoders that cut it themselves."""
+        return centre(width, height, self.size)
+
+    def of_cut(self, frame_SS3: Any) -> Any:
+        """What such a decoder has cut, float on 0..255, an array or a tensor that stays where it is."""
+        if isinstance(frame_SS3, np.ndarray):
+            return normalise(frame_SS3[np.newaxis], self.mean, self.std)[:, 0]
+        mean, std = (frame_SS3.new_tensor(each) for each in (self.mean, self.std))
+        return ((frame_SS3 - mean) / std).permute(2, 0, 1)
 
 
 @dataclass

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lavila_fast.errors import CheckpointError, InputError
 from lavila_fast.train import portable
-from lavila_fast.train.optimisers import Norms, Optimisation
+from lavila_fast.train.gradients import Norms
+from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.portable import Entry, TensorFile
 from lavila_fast.train.processes import rank_and_world
 from lavila_fast.train.tasks import TrainingTask

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.train.engines.base import PRECISIONS, TrainingEngine, known_precision
 from lavila_fast.train.engines.shares import gathered, gradient_parts, put_gradient, shares_of
-from lavila_fast.train.optimisers import Norms, Optimisation, make_optimiser, set_rate
+from lavila_fast.train.gradients import Norms
+from lavila_fast.train.optimisers import Optimisation, make_optimiser, set_rate
 from lavila_fast.train.portable import Entry, TensorFile
 from lavila_fast.train.processes import own_device, share_of
 from lavila_fast.train.tasks import TrainingTask

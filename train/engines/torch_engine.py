@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lavila_fast.train.engines.base import PRECISIONS, TrainingEngine, known_precision
-from lavila_fast.train.optimisers import Norms, Optimisation, cut_gradients, make_optimiser, set_rate, trained_names
+from lavila_fast.train.gradients import Norms, cut_gradients
+from lavila_fast.train.optimisers import Optimisation, make_optimiser, set_rate, trained_names
 from lavila_fast.train.portable import Entry, TensorFile, entry_of
 from lavila_fast.train.processes import own_device
 from lavila_fast.train.tasks import TrainingTask

@@ -7,7 +7,6 @@ so it matters neither what the parent's main module is nor what threads and lock
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -17,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavila_fast.parent import end_with_parent
 from lavila_fast.video import pulse
 from lavila_fast.video.children.memory import PLACES, Ring
 from lavila_fast.video.children.wire import DEBUG, Message, Wire, pack_error, pack_facts, unpack_facts
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lavila_fast.video.sources import VideoSource
 
 _PIXEL = 8  # bytes that one can take in a picture
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -43,10 +42,7 @@ def _settle(parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit()
+    end_with_parent(parent)
 
 
 class _Worker:

@@ -11,7 +11,8 @@ from typing import Any
 
 from lavila_fast.errors import InputError
 from lavila_fast.video.facts import VideoFacts, to_rgb
-from lavila_fast.video.gpu.unit_requests import Region, UnitRequest, capability, centre, require
+from lavila_fast.video.gpu.unit_requests import UnitRequest, capability, require
+from lavila_fast.video.transforms import Region, centre
 
 
 def resample(frames_NHW3: Any, region: Region, size: int) -> Any:

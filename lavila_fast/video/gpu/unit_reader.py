@@ -22,7 +22,7 @@ from lavila_fast.errors import LavilaError
 from lavila_fast.log import log_once
 from lavila_fast.video.cpu.pyav_reader import PyavReader
 from lavila_fast.video.facts import VideoFacts, read_facts
-from lavila_fast.video.gpu.unit_requests import UnitDecoder, UnitRequest, centre
+from lavila_fast.video.gpu.unit_requests import UnitDecoder, UnitRequest
 from lavila_fast.video.gpu.units import Unit, Unsuitable, pictures
 from lavila_fast.video.probe import OpenFile, open_file
 from lavila_fast.video.requests import (
@@ -35,10 +35,9 @@ from lavila_fast.video.requests import (
     Health,
     OpenClip,
     RequestQueue,
-    Show,
     spans_of,
 )
-from lavila_fast.video.transforms import FrameTransform, normalise
+from lavila_fast.video.transforms import FrameTransform
 
 _UNITS = 16  # decoded together: two for each of the seven decoding engines of an H100, and some
 _BYTES = 512 << 20  # of frames at source size in one call
@@ -90,23 +89,11 @@ def _batches(units: Iterable[Unit], frame_bytes: int) -> Iterator[list[Unit]]:
         yield batch
 
 
-def _normalised(transform: FrameTransform) -> Show:
-    """Frames (S, S, 3) channels first, as `transform` has them; tensors stay where they are."""
-
-    def show(frame_SS3: Any) -> Any:
-        if isinstance(frame_SS3, np.ndarray):
-            return normalise(frame_SS3[np.newaxis], transform.mean, transform.std)[:, 0]
-        mean, std = (frame_SS3.new_tensor(each) for each in (transform.mean, transform.std))
-        return ((frame_SS3 - mean) / std).permute(2, 0, 1)
-
-    return show
-
-
 def _decoded_spans(
-    decoder: UnitDecoder, units: Iterator[Unit], file: OpenFile, facts: VideoFacts, size: int
+    decoder: UnitDecoder, units: Iterator[Unit], file: OpenFile, facts: VideoFacts, transform: FrameTransform
 ) -> Iterator[FrameSpan]:
     """Spans with decoded frames (S, S, 3) in place of coded ones; the next batch is decoded while one is looked at."""
-    region = centre(facts.width, facts.height, size)
+    region = transform.region(facts.width, facts.height)
     ahead: deque[tuple[list[Unit], Future[list[Any]]]] = deque()
 
     def collect() -> Iterator[FrameSpan]:
@@ -183,13 +170,13 @@ class UnitReader:
         self, file: OpenFile, queue: RequestQueue, transform: FrameTransform, gate: FrameGate
     ) -> Generator[OpenClip, None, str]:
         """Serve what units can; returns why something is left, or an empty string."""
-        name, show = "", gate.before(_normalised(transform))
+        name, show = "", gate.before(transform.of_cut)
         try:
             facts = read_facts(file.info.path, file.most_pixels)
             decoder = suitable(self.candidates, facts)
             name = decoder.name
             units = wanted_units(file, queue.times())
-            for span in _decoded_spans(decoder, units, file, facts, transform.size):
+            for span in _decoded_spans(decoder, units, file, facts, transform):
                 yield from queue.take(span, show)
         except Unsuitable as reason:
             return str(reason)

@@ -1,4 +1,4 @@
-"""What a GPU decoder is asked for, and the region of a frame that resizing and centre cropping keep."""
+"""What a GPU decoder is asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.video.facts import VideoFacts
-
-Region = tuple[float, float, float, float]
+from lavila_fast.video.transforms import Region
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class UnitRequest:
     Attributes:
         data: The unit as an MP4 file.
         ordinals: Numbers of the frames, rising.
-        region: What becomes the whole output: top, left, bottom, right in pixels. Left beyond right mirrors.
+        region: What becomes the whole output.
         facts: Facts of the file it comes from.
     """
 
@@ -42,17 +41,6 @@ class UnitDecoder(Protocol):
     def decode(self, requests: Sequence[UnitRequest]) -> list[Any]:
         """Frames of each request, (n, size, size, 3) float32 on 0..255, on the decoder's device."""
         ...
-
-
-def centre(width: int, height: int, size: int) -> Region:
-    """The region that `transforms.preprocess` keeps."""
-    longer = int(size * max(width, height) / min(width, height))
-    sides = []
-    for length, resized in ((height, longer if height > width else size), (width, size if height > width else longer)):
-        crop = round((resized - size) / 2.0)
-        sides.append((crop * length / resized, (crop + size) * length / resized))
-    (top, bottom), (left, right) = sides
-    return top, left, bottom, right
 
 
 def require(module: str, package: str, extra: str) -> None:
