@@ -114,6 +114,8 @@ def _questions(rows: Sequence[Row]) -> dict[str, Any]:
                 for other in rows
                 if (other.video == row.video) == (kind == 1) and other.shown.text != row.shown.text
             ]
+            if len(able) < 4:  # of one film alone there are no others to ask about
+                continue
             options = [able[j] for j in random.choice(len(able), 4, replace=False)]
             answer = int(random.integers(5))
             options.insert(answer, row)

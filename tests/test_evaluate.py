@@ -347,9 +347,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read: list[int] = []
     plain = Watcher.watch
 
-    def watch(self: Watcher, job: Any) -> Any:
-        read.append(job.clip)
-        return plain(self, job)
+    def watch(self: Watcher, jobs: Any) -> Any:
+        read.extend(job.clip for job in jobs)
+        return plain(self, jobs)
 
     monkeypatch.setattr(Watcher, "watch", watch)
     return read

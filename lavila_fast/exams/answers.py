@@ -145,7 +145,7 @@ def _answered(
         for clip in waiting:
             yield clip, values.get(clip), errors.get(clip, "")
 
-    for one in watched(watcher, clips, options.workers):
+    for one in watched(watcher, clips, options.workers, options.batch):
         windows = waiting.setdefault(one.job.clip, [])
         if one.video is None:
             errors.setdefault(one.job.clip, one.error)
