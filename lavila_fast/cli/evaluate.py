@@ -78,6 +78,13 @@ def evaluate() -> None:
 @click.option("--tokenizer", type=PATH, help="Vocabulary of a checkpoint, where it does not lie beside.")
 @click.option("--limit", type=POSITIVE, help="Only the first so many clips or questions.")
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="Processes that read videos.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="That share the clips, with a model and readers each.",
+)
 @click.option("--batch", type=POSITIVE, default=8, show_default=True, help="Views that the model is given together.")
 @click.option("--max-missing", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of clips.")
 @click.option("--json", "as_json", is_flag=True, help="Print scores as JSON.")
@@ -110,6 +117,7 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
             videos=given["videos"],
             limit=given["limit"],
             workers=given["workers"],
+            processes=given["processes"],
             batch=given["batch"],
             most_missing=given["max_missing"],
             seen=seen,

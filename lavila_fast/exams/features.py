@@ -38,10 +38,16 @@ class FeatureStore:
         name = f"{about['benchmark']}-{hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]}"
         self.folder = root / name
         self._found: dict[str, Values] = {}
+        self._read: set[Path] = set()
         if not (self.folder / "about.json").is_file():
             write_json(self.folder / "about.json", dict(about), _TODO)
-        for path in sorted(self.folder.glob("*.npz")):
+        self.look()
+
+    def look(self) -> None:
+        """Read what others have written since."""
+        for path in sorted(set(self.folder.glob("*.npz")) - self._read):
             self._found |= _read(path)
+            self._read.add(path)
 
     def __contains__(self, name: str) -> bool:
         """Whether a clip's values are there."""

@@ -174,7 +174,7 @@ def watched(watcher: Watcher, clips: Sequence[int], workers: int, ahead: int = 1
                 yield from coming.popleft().result()
         except BrokenProcessPool as error:
             raise LavilaError(
-                "a process that reads videos was killed; the same command goes on, with --workers 0 without such processes"
+                "a process that reads videos was killed; run the same command again to go on, or give --workers 0"
             ) from error
         finally:
             for one in coming:
