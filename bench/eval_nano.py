@@ -25,7 +25,7 @@ from lavila_fast.errors import exit_with_line
 from lavila_fast.exams.answers import Options
 from lavila_fast.exams.compare import compare
 from lavila_fast.exams.examinees import ModelChoice
-from lavila_fast.exams.result import Result
+from lavila_fast.exams.result import Result, plain
 from lavila_fast.exams.run import evaluate
 from lavila_fast.files import write_bytes, write_json
 from lavila_fast.kitchen.film import Shown, film, ground_truth
@@ -162,7 +162,7 @@ def main() -> None:
         found = {task: _compared(given.work, task, given.engines) for task in _TASKS}
     worst = _worst(found)
     about = {"what": "shipped small model, INT8 against its float32 checkpoints", "clips": len(rows), **worst}
-    write_json(given.output, {**about, "tasks": found, "machine": machine()})
+    write_json(given.output, plain({**about, "tasks": found, "machine": machine()}))
     print(json.dumps(about))
 
 

@@ -110,7 +110,12 @@ def reopened(result: Result, data: Path, videos: Path | None = None) -> Exam:
 def _opened(opener: Callable[[DataFolder, Protocol], Exam], data: Path, options: Options, protocol: Protocol) -> Exam:
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data is to be the benchmark's folder (docs/EVALUATION.md)")
-    exam = opener(DataFolder(data, options.videos), protocol)
+    try:
+        exam = opener(DataFolder(data, options.videos), protocol)
+    except OSError as error:
+        raise InputError(f"{error.filename or data}: cannot be read ({error.strerror or error})") from error
+    if not exam.ids:
+        raise InputError(f"{data}: its annotations hold no clips; fetch them again")
     return exam if options.limit is None else exam.first(options.limit)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,8 +29,6 @@ from lavila_fast.exams.protocols import Protocol
 from lavila_fast.offspring import end_with_parent
 from lavila_fast.train.augment import views
 from lavila_fast.train.datasets.samples import AnnotatedSet
-from lavila_fast.video.kept import kept_files
-from lavila_fast.video.reader import read_frames
 from lavila_fast.video.transforms import FrameTransform, normalise
 
 _BLACK = (240, 320)  # pixels of a clip that is all black
@@ -116,22 +114,15 @@ class Watcher:
         wanted: dict[str, dict[int, None]] = {}
         for file, i in (one for window in windows for one in window.frames):
             wanted.setdefault(file, {})[i] = None
+        transform = FrameTransform(self.vision.img, self.vision.mean, self.vision.std)
         seen = {
             (file, i): picture
             for file, ids in wanted.items()
-            for i, picture in zip(ids, self._pictures(file, list(ids)), strict=True)
+            for i, picture in zip(ids, self.library.seen(file, list(ids), transform), strict=True)
         }
         size = self.vision.img
         dark = normalise(np.zeros((1, size, size, 3), np.uint8), self.vision.mean, self.vision.std)[:, 0]
         return [np.stack([*(seen[one] for one in frames), *[dark] * black], axis=1)[None] for frames, black in windows]
-
-    def _pictures(self, file: str, ids: Sequence[int]) -> Iterable[F32]:
-        """The centres of frames of a file, (3, S, S) each."""
-        transform = FrameTransform(self.vision.img, self.vision.mean, self.vision.std)
-        parts = self.library.parts(file)
-        if len(parts) == 1:
-            return list(read_frames(parts[0], ids, transform=transform, files=kept_files()))
-        return [transform(frame) for frame in self.library.frames(file, ids)]
 
 
 def _by_file(frames: Sequence[tuple[str, int]]) -> list[tuple[str, list[int]]]:
