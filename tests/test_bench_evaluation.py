@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 from lavila_fast.bench import evaluation as bench  # noqa: E402
 from lavila_fast.bench.eval_engine import EvalCase, eval_section, lay_out  # noqa: E402
 from lavila_fast.bench.films import CodedFilm  # noqa: E402
+from lavila_fast.bench.report import eval_nano_table  # noqa: E402
 from lavila_fast.config import ClipTextConfig, DualEncoderConfig, VisionConfig  # noqa: E402
 from lavila_fast.kernels import native  # noqa: E402
 from lavila_fast.train.datasets.ek100 import read_segments  # noqa: E402
@@ -60,3 +61,21 @@ def test_sections_that_others_have_left(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "dual.json").unlink()
     assert bench.known_sections(output)["dual"]["text_sentences_per_s"] == 11.7
     assert bench.headline({})["rephrase_speedup"] is None
+
+
+@pytest.mark.slow
+def test_int8_beside_float32_on_the_kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole of `eval_nano` on six clips of one film, by every task."""
+    from lavila_fast.bench import eval_nano
+
+    monkeypatch.setattr(eval_nano, "PER_FILM", 6)
+    output = tmp_path / "eval_nano.json"
+    words = ["eval_nano", "--work", str(tmp_path / "work"), "--films", "1", "--engines", "onnxruntime"]
+    monkeypatch.setattr("sys.argv", [*words, "--output", str(output)])
+    eval_nano.main()
+    told = json.loads(output.read_text())
+    assert set(told["tasks"]) == {"ek100_mir", "ek100_cls", "ego_mcq", "narration"}
+    assert told["tasks"]["ego_mcq"]["float32"]["inter"] is None  # of one film there are no others
+    table = eval_nano_table(told)
+    assert "| narration, BLEU-4 |" in table
+    assert "6 clips of films of unseen scenes. The largest loss is" in table

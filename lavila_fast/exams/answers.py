@@ -87,19 +87,20 @@ def fill(
     todo.sort(key=lambda i: exam.ids[i])  # ids begin with their video's name: a file is read for all its clips
     missing: dict[str, str] = {}
     found: dict[str, NDArray[Any]] = {}
-    written = time.monotonic()
+    begun = time.monotonic()  # of the first one found
     try:
         for clip, values, error in _answered(watcher, todo, answer, options):
             if values is None:
                 missing[exam.ids[clip]] = error
                 _check_missing(missing, exam, options)
             else:
+                begun = time.monotonic() if not found else begun
                 found[exam.ids[clip]] = _finite(values, exam.ids[clip])
             done += 1
             options.seen(done, len(exam.ids))
-            if len(found) >= PART or time.monotonic() - written > PART_SECONDS:
+            if len(found) >= PART or time.monotonic() - begun > PART_SECONDS:
                 store.add(found)
-                found, written = {}, time.monotonic()
+                found = {}
     finally:
         store.add(found)
     return missing

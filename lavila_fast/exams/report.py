@@ -13,7 +13,7 @@ from lavila_fast.errors import MissingExtraError
 from lavila_fast.exams.examples import Example, Pictures, examples, names_of
 from lavila_fast.exams.figures import NAMES
 from lavila_fast.exams.result import Result, reasons_by_row
-from lavila_fast.page import ACCENT, SECOND, document, html_table, picture, svg
+from lavila_fast.page import ACCENT, document, html_table, picture, svg
 
 _MOST_CLASSES = 30
 
@@ -102,24 +102,28 @@ def _odd(result: Result) -> str:
 
 def _plot(result: Result) -> str:
     try:
-        return svg(_drawing(result), "scores", height=2.8)
+        draw, height = _drawing(result)
+        return svg(draw, "scores", height=height)
     except MissingExtraError as error:
         return f"<p class=soft>no plot: {escape(str(error))}</p>"
 
 
-def _drawing(result: Result) -> Any:
+def _drawing(result: Result) -> tuple[Any, float]:
+    """What draws on axes, and how high they are, in inches."""
     tables = result.tables
     if "questions" in tables or ("clips" in tables and "label" in tables["clips"]):
-        return _bars({name: value for name, value in result.scores.items() if not math.isnan(value)})
+        known = {name: value for name, value in result.scores.items() if not math.isnan(value)}
+        return _bars(known), 0.9 + 0.3 * len(known)
     table, column = next((tables[n], c) for n, c in _HISTOGRAMS if n in tables)
     values = np.asarray(table[column], np.float64)
+    values = values[~np.isnan(values)]
 
     def draw(axes: Any) -> None:
-        axes.hist(values[~np.isnan(values)], bins=30, color=ACCENT)
+        axes.hist(values, bins=30, range=(0, 1) if column == "ap" else None, color=ACCENT)
         axes.set_title(f"{column.upper()} of {len(values):,} rows")
         axes.set_ylabel("how many")
 
-    return draw
+    return draw, 2.8
 
 
 _HISTOGRAMS = (("video_to_text", "ap"), ("classes", "ap"), ("sentences", "cider"))
@@ -127,10 +131,13 @@ _HISTOGRAMS = (("video_to_text", "ap"), ("classes", "ap"), ("sentences", "cider"
 
 def _bars(values: Mapping[str, float]) -> Any:
     def draw(axes: Any) -> None:
-        bars = axes.bar([NAMES.get(name, name) for name in values], list(values.values()), color=ACCENT, width=0.6)
-        axes.bar_label(bars, fmt="%.1f", fontsize=8, color=SECOND)
-        axes.set_ylabel("%")
-        axes.tick_params(axis="x", labelrotation=20)
+        bars = axes.barh([NAMES.get(name, name) for name in values], list(values.values()), color=ACCENT, height=0.6)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
+        axes.set_xlabel("%")
+        axes.set_xlim(0, 105)
+        axes.invert_yaxis()
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
 
     return draw
 
