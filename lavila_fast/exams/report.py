@@ -32,7 +32,7 @@ def render(result: Result, pictures: Pictures) -> str:
         "<h2>Scores</h2>",
         _scores(result),
         _odd(result),
-        f'<div class="plots">{_plot(result)}</div>',
+        f'<div class="plots" style="max-width: 620px">{_plot(result)}</div>',
         _classes(result),
         _examples(result, pictures),
         _missing(result),
@@ -63,6 +63,8 @@ def _asked(result: Result) -> str:
     if result.benchmark == "narration":
         sampling = f"temperature {protocol['temperature']:g}, top-p {protocol['top_p']:g}, seed {protocol['seed']}"
         return f"every {protocol['every']:,}th clip, {protocol['samples']} sentences each, {sampling}"
+    if result.benchmark in ("ek100_mir", "ego_mcq"):
+        return f"embeddings {'of unit length' if protocol['normalised'] else 'as the model gives them'}"
     joined = f"texts {protocol['template']}, views joined by {protocol['join']}"
     return f"{'from all of a video' if protocol['sparse'] else 'windows or segments'}, {joined}"
 
@@ -94,7 +96,9 @@ def _odd(result: Result) -> str:
         return ""
     lines = reasons_by_row(result)
     if not lines:
-        return "<p>Asked as the published figures were, as far as can be told here: see the notes above.</p>"
+        other = [name for name, facts in result.data["files"].items() if not facts.get("published")]
+        files = f"; whether {escape(' and '.join(other))} is what was published is not known here" if other else ""
+        return f"<p>Asked as the published figures were{files}.</p>"
     return "<p>Not to be compared with published figures as they stand:</p><ul>{}</ul>".format(
         "".join(f"<li>{escape(line)}</li>" for line in lines)
     )
