@@ -69,6 +69,7 @@ def test_int8_beside_float32_on_the_kitchen(tmp_path: Path, monkeypatch: pytest.
     from lavila_fast.bench import eval_nano
 
     monkeypatch.setattr(eval_nano, "PER_FILM", 6)
+    monkeypatch.setitem(eval_nano._TASKS["narration"][1], "max_tokens", 16)
     output = tmp_path / "eval_nano.json"
     words = ["eval_nano", "--work", str(tmp_path / "work"), "--films", "1", "--engines", "onnxruntime"]
     monkeypatch.setattr("sys.argv", [*words, "--output", str(output)])

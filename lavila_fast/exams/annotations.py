@@ -143,6 +143,8 @@ def open_charades_ego(folder: DataFolder, protocol: Protocol) -> Exam:
     """Charades-Ego, the first-person videos of the test half."""
     path = folder.path("CharadesEgo", "Charades_v1_classes.txt")
     classes = charades.read_classes(path)
+    if not classes.names:
+        raise InputError(f"{path}: holds no classes")
     folder.note(path, len(classes.names))
     path = folder.path("CharadesEgo", "CharadesEgo_v1_test_only1st.csv")
     videos = charades.read_videos(path, classes)
