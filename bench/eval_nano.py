@@ -182,7 +182,7 @@ def _compared(root: Path, task: str, engines: Sequence[str]) -> dict[str, Any]:
 def _worst(found: dict[str, Any]) -> dict[str, Any]:
     """The largest loss of all figures that are per cent, and where."""
     losses = [
-        (-row["change"], f"{task}, {engine}, {name}", [-row["high"], -row["low"]])
+        (0.0 - row["change"], f"{task}, {engine}, {name}", [-row["high"], -row["low"]])
         for task, engines in found.items()
         for engine, rows in engines.items()
         if engine != "float32" and task != "narration"

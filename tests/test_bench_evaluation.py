@@ -64,6 +64,7 @@ def test_sections_that_others_have_left(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # most of it draws the film
 def test_int8_beside_float32_on_the_kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole of `eval_nano` on six clips of one film, by every task."""
     from lavila_fast.bench import eval_nano
