@@ -7,6 +7,8 @@
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
 # make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
 # make bench-train  the loader against the original's, the loop's own cost, memory over a long run (under 15 minutes)
+# make bench-eval  dual encoders, eval against the bare engine, the rephraser (under 15 minutes)
+# make eval-nano  how much of the shipped model INT8 keeps, by eval and eval compare (over an hour on two cores)
 # make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
@@ -22,7 +24,7 @@ export DS_ACCELERATOR ?= cpu
 # Tests start hundreds of processes, and each would compile every module of ours again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train soak gpu nano nano-bundle parity parity-trained clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train bench-eval eval-nano soak gpu nano nano-bundle parity parity-trained clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -75,6 +77,13 @@ bench-kernels: $(DEV)/.made
 
 bench-train: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.train --output bench/results/training.json
+
+bench-eval: $(DEV)/.peers
+	$(DEV)/bin/python -m lavila_fast.bench.evaluation --output bench/results/evaluation.json $(ARGS)
+
+eval-nano: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.eval_nano --work runs/eval_nano --output bench/results/eval_nano.json $(ARGS)
+	@$(DEV)/bin/python -m lavila_fast.bench.report
 
 soak: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.soak --output bench/results/soak.json $(ARGS)

@@ -73,7 +73,7 @@ def random_model(model: type[T], config: Any) -> T:
     return made
 
 
-def _arrays(model: Model) -> dict[str, Any]:
+def int8_arrays(model: Model) -> dict[str, Any]:
     """INT8 weights as a bundle's file holds them."""
     return {name: tensor.numpy() for name, tensor in named_weights(quantize(model, Scheme("int8")), "")}
 
@@ -90,10 +90,10 @@ def our_work(model: DualEncoder, video: F32, threads: int) -> Iterator[tuple[str
     config = model.config
     assert isinstance(config.text, ClipTextConfig)
     told = NarratorConfig(config.vision, GPT2Config(n_embd=768, n_layer=1, n_head=12, vocab=64, n_positions=16))
-    narrator = NativeRuntime.from_tensors(_arrays(random_model(NarratorModel, told)), told, threads)
+    narrator = NativeRuntime.from_tensors(int8_arrays(random_model(NarratorModel, told)), told, threads)
     encode = flops.timesformer(config.vision) + flops.pool(told)
     yield NARRATOR, Work(partial(narrator.visual_tokens, video[0]), 1, encode)
-    runtime = NativeDualEncoder.from_tensors(_arrays(model), config, threads)
+    runtime = NativeDualEncoder.from_tensors(int8_arrays(model), config, threads)
     yield EMBED, Work(partial(runtime.video, video), 1, flops.embed_video(config.vision))
     for tokens, texts in TEXTS.items():
         each = flops.embed_text(config.text.width, config.text.layers, tokens)

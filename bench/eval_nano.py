@@ -25,7 +25,7 @@ from lavila_fast.errors import exit_with_line
 from lavila_fast.exams.answers import Options
 from lavila_fast.exams.compare import compare
 from lavila_fast.exams.examinees import ModelChoice
-from lavila_fast.exams.result import Result
+from lavila_fast.exams.result import Result, plain
 from lavila_fast.exams.run import evaluate
 from lavila_fast.files import write_bytes, write_json
 from lavila_fast.kitchen.film import Shown, film, ground_truth
@@ -35,10 +35,11 @@ from lavila_fast.machine import available_cpus
 
 PER_FILM, FIRST, FPS = 50, 2_000_000, 30  # Ego4D's annotations count at 30 frames a second
 _NANO = ROOT / "tests" / "data" / "nano"
-_HEAD = (
+EK100_HEAD = (
     *("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration"),
     *("verb_class", "noun_class", "all_noun_classes"),
 )
+SENTENCE_HEAD = ("narration_id", "narration")
 _TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "ek100_mir": ("dual_encoder.safetensors", {}),
     "ek100_cls": ("dual_encoder.safetensors", {"template": "plain"}),
@@ -80,24 +81,31 @@ def annotate(root: Path, rows: Sequence[Row]) -> None:
     base = root / "epic-kitchens-100-annotations"
     segments = [_segment(row) for row in rows]
     first = {row.shown.text: row.name for row in reversed(rows)}
-    _write_csv(base / "retrieval_annotations" / "EPIC_100_retrieval_test.csv", _HEAD, segments)
+    write_csv(base / "retrieval_annotations" / "EPIC_100_retrieval_test.csv", EK100_HEAD, segments)
     sentences = [(name, text) for text, name in sorted(first.items())]
-    _write_csv(base / "retrieval_annotations" / "EPIC_100_retrieval_test_sentence.csv", (_HEAD[0], _HEAD[5]), sentences)
+    write_csv(base / "retrieval_annotations" / "EPIC_100_retrieval_test_sentence.csv", SENTENCE_HEAD, sentences)
     for part in ("train", "validation"):
-        _write_csv(base / f"EPIC_100_{part}.csv", _HEAD, segments)
+        write_csv(base / f"EPIC_100_{part}.csv", EK100_HEAD, segments)
     write_json(root / "egomcq.json", _questions(rows))
     said = [(row.video, row.shown.start, row.shown.end, row.shown.text) for row in rows]
     write_bytes(root / "ego4d_val.pkl", pickle.dumps(said))
 
 
 def _segment(row: Row) -> list[Any]:
-    times = [f"00:{int(at) // 60:02}:{at % 60:05.2f}" for at in (row.shown.start, row.shown.end)]
+    times = [time_stamp(at) for at in (row.shown.start, row.shown.end)]
     action = row.scene.action
     verb, noun = list(VERBS).index(action.verb), OBJECTS.index(action.obj)
     return [row.name, row.video[:3], row.video, *times, row.shown.text, verb, noun, f"[{noun}]"]
 
 
-def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def time_stamp(seconds: float) -> str:
+    """Seconds as EPIC-KITCHENS-100 writes them."""
+    minutes = int(seconds) // 60
+    return f"{minutes // 60:02}:{minutes % 60:02}:{seconds % 60:05.2f}"
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """An annotation file, and the folder that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([head, *rows])
@@ -114,6 +122,8 @@ def _questions(rows: Sequence[Row]) -> dict[str, Any]:
                 for other in rows
                 if (other.video == row.video) == (kind == 1) and other.shown.text != row.shown.text
             ]
+            if len(able) < 4:  # of one film alone there are no others to ask about
+                continue
             options = [able[j] for j in random.choice(len(able), 4, replace=False)]
             answer = int(random.integers(5))
             options.insert(answer, row)
@@ -152,7 +162,7 @@ def main() -> None:
         found = {task: _compared(given.work, task, given.engines) for task in _TASKS}
     worst = _worst(found)
     about = {"what": "shipped small model, INT8 against its float32 checkpoints", "clips": len(rows), **worst}
-    write_json(given.output, {**about, "tasks": found, "machine": machine()})
+    write_json(given.output, plain({**about, "tasks": found, "machine": machine()}))
     print(json.dumps(about))
 
 
@@ -172,7 +182,7 @@ def _compared(root: Path, task: str, engines: Sequence[str]) -> dict[str, Any]:
 def _worst(found: dict[str, Any]) -> dict[str, Any]:
     """The largest loss of all figures that are per cent, and where."""
     losses = [
-        (-row["change"], f"{task}, {engine}, {name}", [-row["high"], -row["low"]])
+        (0.0 - row["change"], f"{task}, {engine}, {name}", [-row["high"], -row["low"]])
         for task, engines in found.items()
         for engine, rows in engines.items()
         if engine != "float32" and task != "narration"

@@ -16,11 +16,15 @@ from typing import Any
 
 from lavila_fast.bench.gpu.page import target_table
 from lavila_fast.engines.choose import engine_table
+from lavila_fast.exams.figures import NAMES
 from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md", ROOT / "docs" / "TIME.md", ROOT / "docs" / "TRAINING.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("NANO", "TIME", "TRAINING", "EVALUATION")))
+
+
+NOT_YET = "Not measured yet."
 
 
 def narrate_table(result: dict[str, Any]) -> str:
@@ -211,6 +215,35 @@ def _training_note(told: dict[str, Any]) -> str:
     return " ".join([*parts, f"{told['loader']['machine']['cpu']}."])
 
 
+def eval_nano_table(result: dict[str, Any]) -> str:
+    """Every score of the shipped model in float32, and what INT8 changes, from ``eval_nano.json``."""
+    engines = [name for name in next(iter(result["tasks"].values())) if name != "float32"]
+    rows = [
+        "| | float32 | " + " | ".join(f"INT8, {name}: change [95%]" for name in engines) + " |",
+        "|---|---:|" + "---:|" * len(engines),
+    ]
+    for task, found in result["tasks"].items():
+        for name, value in found["float32"].items():
+            cells = (found[engine].get(name) for engine in engines)
+            told = (f"{c['change']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]" if c else "–" for c in cells)
+            if value is not None:
+                rows.append(f"| {task}, {NAMES.get(name, name)} | {value:.2f} | {' | '.join(told)} |")
+    loss = f"The largest loss is {result['largest_loss_points']:.2f} points: {result['where']}."
+    return "\n".join([*rows, "", f"{result['clips']:,} clips of films of unseen scenes. {loss}"])
+
+
+def evaluation_table(result: dict[str, Any]) -> str:
+    """What evaluation costs beside the model, from ``evaluation.json``."""
+    told = result["sections"].get("eval")
+    if told is None:
+        return NOT_YET
+    return (
+        f"`eval` embeds {told['eval_clips_per_s']:.2f} clips a second where the bare engine, on frames that lie ready, "
+        f"embeds {told['bare_clips_per_s']:.2f}: {told['eval_vs_bare_engine']:.2f} of it. {told['what']}; "
+        f"{told['machine']['cpu']}."
+    )
+
+
 def gpu_table() -> str:
     """Targets and what was reached, from the folder that ``make gpu`` wrote."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / GPU).glob("*.json"))}
@@ -226,6 +259,8 @@ PAGE_BLOCKS = {
     "nearest": nearest_table,
     "training": training_table,
     "loader": loader_sentence,
+    "eval-nano": eval_nano_table,
+    "evaluation": evaluation_table,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -235,6 +270,8 @@ FILES = {
     "nearest": "nearest.json",
     "training": "training.json",
     "loader": "training.json",
+    "eval-nano": "eval_nano.json",
+    "evaluation": "evaluation.json",
 }
 GPU = "h200"  # whose figures stand in the README
 
@@ -243,7 +280,7 @@ def filled_page(text: str) -> str:
     """`text` with every block made anew from its results file; a block without one says so."""
     for name, table in PAGE_BLOCKS.items():
         path = RESULTS / FILES[name]
-        body = table(json.loads(path.read_text())) if path.is_file() else "Not measured yet."
+        body = table(json.loads(path.read_text())) if path.is_file() else NOT_YET
         text = _between_marks(text, name, body)
     text = _between_marks(text, "engine-table", engine_table().rstrip("\n"))
     return _between_marks(text, "gpu", gpu_table())

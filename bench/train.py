@@ -10,21 +10,19 @@ A section is a row of `SECTIONS`: a function that gives its figures as a dict, t
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lavila_fast.bench.sections import earlier_sections, measure_sections
 from lavila_fast.bench.timing import machine, stamp
 from lavila_fast.bench.training.cached import cached_section
 from lavila_fast.bench.training.loader import loader_section
 from lavila_fast.bench.training.memory import memory_section
 from lavila_fast.bench.training.overhead import overhead_section
 from lavila_fast.bench.training.zero import zero_section
-from lavila_fast.files import write_json
 
 COMMAND_TRAIN = "python -m lavila_fast.bench.train"
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -62,31 +60,12 @@ def training_page(sections: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _earlier(output: Path | None) -> dict[str, dict[str, Any]]:
-    """Sections that a file has already."""
-    if output is None or not output.is_file():
-        return {}
-    found: dict[str, dict[str, Any]] = json.loads(output.read_text())["sections"]
-    return found
-
-
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write the figures as JSON.")
 @click.option("--only", help=f"Sections, with commas between; of {', '.join(SECTIONS)}.")
 def main(output: Path | None, only: str | None) -> None:
     """Measure training."""
-    names = only.split(",") if only else list(SECTIONS)
-    if unknown := [name for name in names if name not in SECTIONS]:
-        raise click.BadParameter(f"{unknown[0]} is no section; take some of {', '.join(SECTIONS)}", param_hint="--only")
-    sections = _earlier(output)
-    for name in names:
-        began, about = time.perf_counter(), machine()
-        told = SECTIONS[name]()
-        command = " ".join([COMMAND_TRAIN, *sys.argv[1:]])
-        sections[name] = {**told, "took_s": round(time.perf_counter() - began, 1), "command": command, "machine": about}
-        click.echo(f"{name}: {sections[name]['took_s']:.0f} s", err=True)
-        if output:
-            write_json(output, {"command": command, "machine": about, "sections": sections})
+    sections = measure_sections(SECTIONS, only, earlier_sections(output), COMMAND_TRAIN, output)
     click.echo(training_page(sections))
     click.echo(stamp(machine()))
     click.echo(json.dumps(headline(sections)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lavila_fast import DualEncoder
 from lavila_fast.errors import LavilaError
 from lavila_fast.exams.answers import Options
 from lavila_fast.exams.examinees import ModelChoice
+from lavila_fast.exams.processes import Work, shared_out
 from lavila_fast.exams.relevancy import relevancy_of
 from lavila_fast.exams.result import read_result
 from lavila_fast.exams.run import evaluate
@@ -347,9 +349,9 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     read: list[int] = []
     plain = Watcher.watch
 
-    def watch(self: Watcher, job: Any) -> Any:
-        read.append(job.clip)
-        return plain(self, job)
+    def watch(self: Watcher, jobs: Any) -> Any:
+        read.extend(job.clip for job in jobs)
+        return plain(self, jobs)
 
     monkeypatch.setattr(Watcher, "watch", watch)
     return read
@@ -479,3 +481,46 @@ def test_a_bundle_on_its_engines(place: Path, tmp_path: Path) -> None:
         evaluate("ek100_mir", ModelChoice("nano"), place / "EK100", Options(tmp_path / "f", changes={"frames": 16}))
     with pytest.raises(LavilaError, match="holds narrator, dual_encoder, but this asks for a classifier"):
         evaluate("egtea", ModelChoice("nano"), place / "EGTEA", Options(tmp_path / "f", protocol="fine-tuned"))
+
+
+def test_videos_are_shared_out() -> None:
+    videos = ["a", "a", "b", "c", "c", "c", "d"]
+    shares = shared_out(videos, [0, 1, 2, 3, 4, 5, 6], 3)
+    assert sorted(i for share in shares for i in share) == list(range(7))
+    assert sorted(map(len, shares)) == [2, 2, 3]
+    for name in "abcd":
+        assert sum(any(videos[i] == name for i in share) for share in shares) == 1
+    assert shared_out(videos, [6], 2) == [[6], []]
+
+
+def stored(features: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in features.glob("*/*.npz"):
+        with np.load(path) as part:
+            found |= dict(zip(part["ids"].tolist(), part["values"], strict=True))
+    return found
+
+
+def test_several_processes_give_the_same(place: Path, tmp_path: Path) -> None:
+    counts: list[int] = []
+    choice = ModelChoice("nano", "native" if native.available() else "onnxruntime", 2)
+    one = evaluate("ek100_mir", choice, place / "EK100", Options(tmp_path / "one"))
+    options = Options(tmp_path / "two", processes=2, seen=lambda done, of: counts.append(done))
+    two = evaluate("ek100_mir", choice, place / "EK100", options)
+    assert one.scores == two.scores
+    mine, theirs = stored(tmp_path / "one"), stored(tmp_path / "two")
+    assert sorted(mine) == sorted(theirs) == sorted(row[0] for row in miniatures.ROWS)
+    assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+    assert counts[-1] == 6
+
+
+def test_what_a_process_has_left_is_done_by_its_parent(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is started with a model that it cannot open, as one that is killed never gets to."""
+    notes: list[str] = []
+    monkeypatch.setattr(Work, "__reduce__", lambda self: (os._exit, (9,)), raising=False)
+    choice = ModelChoice(str(place / "dual.safetensors"))
+    found = evaluate("ek100_mir", choice, place / "EK100", Options(tmp_path / "f", processes=2), notes.append)
+    assert found.scores == run(place, "ek100_mir", "EK100", "dual.safetensors").scores
+    assert notes[-1] == "a process ended early (exit code 9); what it has left is done here"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lavila_fast.exams.figures import NAMES
 from lavila_fast.export.parity import plots
-from lavila_fast.export.parity.limits import POINTS, Section
+from lavila_fast.export.parity.limits import POINTS, Check, Section
 from lavila_fast.export.parity.report import Report
+from lavila_fast.export.parity.tasks import TaskScores
 from lavila_fast.page import document, html_table, number, picture
 
 _FIGURES = {
@@ -37,13 +39,14 @@ def render(report: Report) -> str:
         MissingExtraError: matplotlib, which draws the plots, is not installed.
     """
     title = f"Parity of {report.about['bundle']['name']}"
-    body = "\n".join([_head(report, title), *(_section(report, i) for i in range(len(report.sections))), _foot()])
+    sections = (_section(report, i) for i in range(len(report.sections)))
+    body = "\n".join([_head(report, title), *map(_task, report.tasks), *sections, _foot()])
     return document(title, body)
 
 
 def _head(report: Report, title: str) -> str:
     clips = f"on {report.about['clips']['count']} clips"
-    checks = sum(len(section.checks) for section in report.sections)
+    checks = sum(map(len, report.checks.values()))
     line = {
         "pass": f"All {checks} limits hold {clips}.",
         "fail": f"{len(report.failures)} of {checks} limits do not hold {clips}.",
@@ -78,7 +81,7 @@ def _facts_list(report: Report) -> str:
 
 def _section(report: Report, place: int) -> str:
     section = report.sections[place]
-    parts = [f"<h2>{escape(section.title[0].upper() + section.title[1:])}</h2>", _checks(section)]
+    parts = [f"<h2>{escape(section.title[0].upper() + section.title[1:])}</h2>", _checks(section.checks)]
     if section.quality:
         parts += ["<h3>In the kitchen</h3>", _quality(section)]
     parts += ["<h3>Agreement</h3>", _figures(section), "<h3>Errors of each graph</h3>", _graphs(section)]
@@ -88,7 +91,29 @@ def _section(report: Report, place: int) -> str:
     return "\n".join(parts)
 
 
-def _checks(section: Section) -> str:
+def _task(task: TaskScores) -> str:
+    """A benchmark's scores, of reference and bundle."""
+    found = task.comparison
+    rows = [
+        [
+            escape(NAMES.get(one.name, one.name)),
+            *(f"{value:.3f}" for value in (one.first, one.second)),
+            f"{one.change:+.3f}",
+            f"{one.low:+.3f} … {one.high:+.3f}",
+        ]
+        for one in found.differences
+    ]
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.rows.items())
+    note = f"{task.protocol}; {counts}, paired. The interval is a paired bootstrap's."
+    notes = "".join(f"<p>{escape(line)}</p>" for line in found.notes)
+    parts = [f"<h2>{escape(task.title)}</h2>", _checks(task.checks)]
+    heads = ["", "reference", "bundle", "change", "95 % interval"]
+    return "\n".join([*parts, html_table(heads, rows), f'<p class="soft">{escape(note)}</p>{notes}'])
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    if not checks:
+        return ""
     rows = [
         [
             escape(check.what),
@@ -96,7 +121,7 @@ def _checks(section: Section) -> str:
             f"{'≥' if check.least else '≤'} {check.limit:g}{escape(check.unit)}",
             '<span class="good">PASS</span>' if check.ok else '<span class="bad-text">FAIL</span>',
         ]
-        for check in section.checks
+        for check in checks
     ]
     return html_table(["what", "found", "limit", ""], rows)
 

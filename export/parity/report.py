@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from lavila_fast.bundle.graph_names import WEIGHTS
 from lavila_fast.bundle.manifest import WAY_OUT, Bundle
 from lavila_fast.evaluate.clips import ClipSource
-from lavila_fast.export.parity.limits import Section
+from lavila_fast.export.parity.limits import Check, Section
+from lavila_fast.export.parity.tasks import TaskScores
 from lavila_fast.files import write_json, write_text
 from lavila_fast.machine import available_cpus, processor
 
@@ -32,12 +33,14 @@ class Report:
         about: Bundle, references, clips, machine, versions, when and how long.
         sections: One for each model and engine.
         left_out: Models of the bundle that were not compared, and why.
+        tasks: Scores by a benchmark, one for each engine.
         pictures: Frames (T, H, W, 3) uint8 of the clips among the examples, by number; only the page shows them.
     """
 
     about: dict[str, Any]
     sections: list[Section]
     left_out: dict[str, str] = field(default_factory=dict)
+    tasks: list[TaskScores] = field(default_factory=list)
     pictures: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
 
     @property
@@ -48,7 +51,13 @@ class Report:
     @property
     def failures(self) -> list[str]:
         """One line for each limit that does not hold."""
-        return [f"{section.title}: {check}" for section in self.sections for check in section.checks if not check.ok]
+        return [f"{title}: {check}" for title, checks in self.checks.items() for check in checks if not check.ok]
+
+    @property
+    def checks(self) -> dict[str, list[Check]]:
+        """The verdict's lines, under what they are about."""
+        sections = {section.title: section.checks for section in self.sections}
+        return sections | {task.title: task.checks for task in self.tasks}
 
     @property
     def passed(self) -> bool:
@@ -57,14 +66,13 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """What `parity.json` says."""
-        rows = [asdict(section) for section in self.sections]
-        for row, section in zip(rows, self.sections, strict=True):
-            row["checks"] = [{**asdict(check), "ok": check.ok} for check in section.checks]
+        rows, tasks = ([_with_checks(one) for one in some] for some in (self.sections, self.tasks))
         return {
             "verdict": self.verdict,
             "failures": self.failures,
             **self.about,
             "sections": rows,
+            "tasks": tasks,
             "left_out": self.left_out,
         }
 
@@ -73,9 +81,13 @@ class Report:
         return {
             "verdict": self.verdict,
             "clips": self.about["clips"],
-            "sections": {s.title: {c.what: [c.found, c.limit] for c in s.checks} for s in self.sections},
+            "sections": {title: {c.what: [c.found, c.limit] for c in checks} for title, checks in self.checks.items()},
             "report": JSON,
         }
+
+
+def _with_checks(one: Section | TaskScores) -> dict[str, Any]:
+    return {**asdict(one), "checks": [{**asdict(check), "ok": check.ok} for check in one.checks]}
 
 
 def about(

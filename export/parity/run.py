@@ -88,7 +88,7 @@ def run_parity(
     sections = [section for kind, model in models.items() for section in run.sections(kind, model)]
     left = {kind: "no reference was given" for kind in bundle.models if kind not in models}
     found = about(bundle, clips, run.count, threads, references or {}, time.monotonic() - begun)
-    return Report(found, sections, left, run.pictures)
+    return Report(found, sections, left, pictures=run.pictures)
 
 
 def _check_models(bundle: Bundle, models: Mapping[str, Model]) -> None:

@@ -6,8 +6,10 @@ lavila-fast eval compare fp32.json int8.json
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,13 @@ def evaluate() -> None:
 @click.option("--tokenizer", type=PATH, help="Vocabulary of a checkpoint, where it does not lie beside.")
 @click.option("--limit", type=POSITIVE, help="Only the first so many clips or questions.")
 @click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="Processes that read videos.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="That share the clips, with a model and readers each.",
+)
 @click.option("--batch", type=POSITIVE, default=8, show_default=True, help="Views that the model is given together.")
 @click.option("--max-missing", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of clips.")
 @click.option("--json", "as_json", is_flag=True, help="Print scores as JSON.")
@@ -92,7 +101,7 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
     from lavila_fast.exams.examinees import ModelChoice
     from lavila_fast.exams.run import evaluate as examined
 
-    output = given["output"] or Path(f"{benchmark}.json")
+    output = _output(given["output"] or Path(f"{benchmark}.json"))
     changes = {name: given[name] for name in _CHANGES if given[name] is not None}
     if "crops" in changes:
         changes["crops"] = int(changes["crops"])
@@ -110,6 +119,7 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
             videos=given["videos"],
             limit=given["limit"],
             workers=given["workers"],
+            processes=given["processes"],
             batch=given["batch"],
             most_missing=given["max_missing"],
             seen=seen,
@@ -124,6 +134,25 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
     if given["page"]:
         told.append(str(_page(result, output, data, given["videos"])))
     tell(f"{' and '.join(told)}: the result", err=True)
+
+
+def _output(path: Path) -> Path:
+    """Where the result goes, if it can go there: better said now than after hours.
+
+    Raises:
+        InputError: that is a folder, or the page's own name.
+        StorageError: nothing can be written there.
+    """
+    from lavila_fast.errors import InputError
+    from lavila_fast.files import storage_error
+
+    if path.is_dir() or path.suffix == ".html":
+        raise InputError(f"--output {path}: is {'a folder' if path.is_dir() else 'the page'}; name a .json file")
+    with storage_error(path, "give another --output"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return path
 
 
 def _page(result: Result, output: Path, data: Path, videos: Path | None) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from lavila_fast.evaluate.clips import ClipSource
     from lavila_fast.export.parity.limits import Limits
     from lavila_fast.export.parity.report import Report
+    from lavila_fast.export.parity.tasks import BenchmarkTask, TaskScores
     from lavila_fast.models.load import Model
+
+_QUALITY = ("auto", "kitchen", "none")
+
+
+def _tasks() -> list[str]:
+    from lavila_fast.exams.benchmarks import BENCHMARKS
+
+    return [*_QUALITY, *BENCHMARKS]
 
 
 @click.command()
@@ -32,7 +41,18 @@ if TYPE_CHECKING:
     "--engine", "engines", multiple=True, help=f"{engine_help()} May be given several times.  [default: auto]"
 )
 @click.option("--threads", type=POSITIVE, help="Threads of the engines.  [default: all cores]")
-@click.option("--task", type=click.Choice(("auto", "kitchen", "none")), default="auto", show_default=True)
+@click.option(
+    "--task",
+    type=LazyChoice(_tasks),
+    default="auto",
+    show_default=True,
+    help="Scores to compare: of the kitchen's clips, or a benchmark of `lavila-fast eval` with --data.",
+)
+@click.option("--data", type=PATH, help="The benchmark's folder.")
+@click.option("--videos", type=PATH, help="Folder of its videos, where they lie elsewhere.")
+@click.option("--task-limit", type=POSITIVE, help="Only its first so many clips or questions.")
+@click.option("--max-missing", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of its clips.")
+@click.option("--features", type=PATH, help="Where its features are kept.  [default: the user's cache]")
 @click.option("--limits", "row", help="fp32, fp16, bf16 or int8.  [default: as the bundle's graphs]")
 @click.option("--limit", "own", multiple=True, metavar="NAME=VALUE", help="One limit of your own, e.g. points=0.2.")
 @click.option("--films", type=PATH, help="Where the kitchen's films are kept.  [default: the user's cache]")
@@ -42,12 +62,14 @@ if TYPE_CHECKING:
 def parity(bundle: Path, **given: Any) -> None:
     """Compare BUNDLE with the PyTorch model it was made from.
 
-    Both see the same clips. Writes parity.json into BUNDLE and a page to read; exits with 1 when a limit does not hold.
+    Both see the same clips, and with --task BENCHMARK are examined by it, too. Writes parity.json into BUNDLE and a
+    page to read; exits with 1 when a limit does not hold.
 
     \b
     Examples:
       lavila-fast parity nano_int8 --reference narrator.safetensors --count 1000
       lavila-fast parity big --reference vclm.pth --clips videos/ --count 32 --engine native --engine onnxruntime
+      lavila-fast parity dual_int8 --reference dual.pth --clips EK100/ --count 32 --task ek100_mir --data EK100
     """  # noqa: D301
     try:
         import torch  # noqa: F401
@@ -58,7 +80,9 @@ def parity(bundle: Path, **given: Any) -> None:
     from lavila_fast.export.parity.run import run_parity
 
     opened = open_bundle(bundle)
-    models, names = _references(opened, given["reference"], given["dual_reference"])
+    paths = _references(opened, given["reference"], given["dual_reference"])
+    task = _task(given, opened, paths)
+    models, names = _opened(opened, paths)
     report = run_parity(
         opened,
         models,
@@ -66,10 +90,12 @@ def parity(bundle: Path, **given: Any) -> None:
         engines=given["engines"] or ("auto",),
         threads=given["threads"],
         limits=_limits(opened, given["row"], given["own"]),
-        task=given["task"],
+        task="auto" if task else given["task"],
         references=names,
         quiet=given["quiet"],
     )
+    if task:
+        report.tasks = _task_scores(task, opened, paths, report, given)
     page = write_report(report, opened, given["output"])
     click.echo(json.dumps(report.to_dict(), indent=1) if given["as_json"] else _lines(report))
     tell(f"{page}: the page to read", err=True)
@@ -79,19 +105,18 @@ def parity(bundle: Path, **given: Any) -> None:
 def _lines(report: Report) -> str:
     """The verdict for a terminal."""
     lines = [f"{report.verdict.upper()}: {report.about['bundle']['name']}"]
-    for section in report.sections:
-        lines += ["", section.title]
-        lines += [f"  {'ok  ' if check.ok else 'FAIL'} {check}" for check in section.checks]
+    for title, checks in report.checks.items():
+        lines += ["", title]
+        lines += [f"  {'ok  ' if check.ok else 'FAIL'} {check}" for check in checks]
+    for task in report.tasks:
+        heads = f"{'':32}{'reference':>9}{'bundle':>9}{'change':>9}  95% interval"
+        lines += ["", task.title, *task.comparison.notes, heads, *map(str, task.comparison.differences)]
     lines += [f"\n{kind}: not compared; {why}" for kind, why in report.left_out.items()]
     return "\n".join(lines)
 
 
-def _references(bundle: Bundle, reference: Path | None, dual: Path | None) -> tuple[dict[str, Model], dict[str, str]]:
-    """Models by kind, and what to call them."""
-    from lavila_fast.files import sha256
-    from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
-
-    load = {"narrator": load_narrator, "dual_encoder": load_dual_encoder, "classifier": load_classifier}
+def _references(bundle: Bundle, reference: Path | None, dual: Path | None) -> dict[str, Path]:
+    """Checkpoints by kind of model."""
     paths: dict[str, Path] = {}
     if reference:
         main = next((kind for kind in ("narrator", "classifier", "dual_encoder") if kind in bundle.models), None)
@@ -102,12 +127,58 @@ def _references(bundle: Bundle, reference: Path | None, dual: Path | None) -> tu
         paths["dual_encoder"] = dual
     if not paths:
         raise InputError(f"{bundle.folder}: give --reference, the checkpoint that the bundle was made from")
+    return paths
+
+
+def _opened(bundle: Bundle, paths: dict[str, Path]) -> tuple[dict[str, Model], dict[str, str]]:
+    """Models by kind, and what to call them."""
+    from lavila_fast.files import sha256
+    from lavila_fast.models.load import load_classifier, load_dual_encoder, load_narrator
+
+    load = {"narrator": load_narrator, "dual_encoder": load_dual_encoder, "classifier": load_classifier}
     models: dict[str, Model] = {}
     for kind, path in paths.items():
         config = bundle.models.get(kind)
         frames = config.vision.frames if config else None
         models[kind] = load[kind](path, frames=frames)  # type: ignore[operator, assignment]
     return models, {k: f"{p.name}, sha256 {sha256(p)[:16]}" if p.is_file() else str(p) for k, p in paths.items()}
+
+
+def _task(given: dict[str, Any], bundle: Bundle, paths: dict[str, Path]) -> BenchmarkTask | None:
+    """The benchmark that is asked for, with what makes no sense said before anything is compared."""
+    from lavila_fast.download import cache_dir
+    from lavila_fast.export.parity.tasks import BenchmarkTask, kind_asked
+
+    name, data = given["task"], given["data"]
+    if name in _QUALITY:
+        if data is not None:
+            raise InputError(f"--data {data}: of which benchmark? give its name with --task, such as ek100_mir")
+        return None
+    if data is None or not data.is_dir():
+        raise InputError(f"--task {name}: give the benchmark's folder with --data (docs/EVALUATION.md)")
+    features = given["features"] or cache_dir() / "features"
+    task = BenchmarkTask(name, data, features, given["videos"], given["task_limit"], given["max_missing"])
+    kind_asked(task, bundle, paths)
+    return task
+
+
+def _task_scores(
+    task: BenchmarkTask, bundle: Bundle, paths: dict[str, Path], report: Report, given: dict[str, Any]
+) -> list[TaskScores]:
+    from lavila_fast.export.parity.limits import LIMITS
+    from lavila_fast.export.parity.tasks import task_scores
+
+    own = _limits(bundle, given["row"], given["own"])
+    quiet = given["quiet"]
+
+    def say(line: str) -> None:
+        if not quiet:
+            tell(line, err=True)
+
+    def limits(precision: str) -> Limits:
+        return own or LIMITS[precision]
+
+    return list(task_scores(task, bundle, paths, report.sections, limits, given["threads"], say))
 
 
 def _clips(where: str, count: int, films: Path | None) -> ClipSource:

@@ -43,12 +43,14 @@ def open_ek100_mir(folder: DataFolder, protocol: Protocol) -> Exam:
     sentences = read_sentences(path)
     folder.lengths([one.stop - one.start for one in segments])
     folder.note(path, len(sentences))
+    if not sentences:
+        raise InputError(f"{path}: holds no sentences")
     rows = sentence_rows(segments, sentences, path)
     library = folder.library(_EK100_VIDEOS)
     clips = EK100Clips(tuple(segments), library, protocol.frames)
     return Retrieval(
         clips,
-        tuple(one.narration_id for one in segments),
+        unique(one.narration_id for one in segments),
         clips.files(),
         library,
         folder.facts,
@@ -90,6 +92,8 @@ def _relevancy(folder: DataFolder, rows: Sequence[int]) -> F64:
             f"{path}: {found.shape[0]:,} × {found.shape[1]:,} values for {clips:,} clips and {len(rows):,} sentences; "
             "it belongs to other annotations; fetch the test half's, or move it away to have it computed"
         )
+    if not (found.min() >= 0 and found.max() <= 1):  # nor NaN
+        raise InputError(f"{path}: holds values that are none of 0 to 1; fetch it again, or move it away")
     folder.note(path, clips)
     folder.facts.notes.append(f"{path.name}: copies differ by some chance in their making, and so do figures")
     return found
@@ -105,7 +109,7 @@ def open_ek100_cls(folder: DataFolder, protocol: Protocol) -> Exam:
     clips = EK100Clips(tuple(held), library, protocol.frames)
     return Classes(
         clips,
-        tuple(one.narration_id for one in held),
+        unique(one.narration_id for one in held),
         clips.files(),
         library,
         folder.facts,
@@ -139,6 +143,8 @@ def open_charades_ego(folder: DataFolder, protocol: Protocol) -> Exam:
     """Charades-Ego, the first-person videos of the test half."""
     path = folder.path("CharadesEgo", "Charades_v1_classes.txt")
     classes = charades.read_classes(path)
+    if not classes.names:
+        raise InputError(f"{path}: holds no classes")
     folder.note(path, len(classes.names))
     path = folder.path("CharadesEgo", "CharadesEgo_v1_test_only1st.csv")
     videos = charades.read_videos(path, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from lavila_fast.exams.protocols import Protocol
 from lavila_fast.exams.sentence_exams import Narrations
 from lavila_fast.exams.watch import Watcher, watched
 
-PART = 64  # clips after which what was found is written
+PART, PART_SECONDS = 64, 30.0  # clips, or time, after which what was found is written
 _SHOWN = 5  # missing videos that an error names
 Say = Callable[[str], None]
 Answer = Callable[[Sequence[int], Sequence[F32]], list[NDArray[Any]]]
@@ -38,6 +39,7 @@ class Options:
         videos: Folder of the videos, where it is another one than usual.
         limit: Only so many clips (or questions), the first ones.
         workers: Processes that read videos; 0: this one.
+        processes: That examine a share of the clips each, with the model and readers of their own.
         batch: Views that the model is given together.
         most_missing: Share of clips whose videos may be missing.
         seen: Called with (clips done, clips of all).
@@ -49,13 +51,19 @@ class Options:
     videos: Path | None = None
     limit: int | None = None
     workers: int = 0
+    processes: int = 1
     batch: int = 8
     most_missing: float = 0.0
     seen: Callable[[int, int], None] = lambda done, of: None
 
 
 def fill(
-    store: FeatureStore, exam: Exam, watcher: Watcher, answer: Answer, options: Options, say: Say
+    store: FeatureStore,
+    exam: Exam,
+    watcher: Watcher,
+    answer: Answer,
+    options: Options,
+    places: Sequence[int] | None = None,
 ) -> dict[str, str]:
     """Add what is not there yet of an exam's clips.
 
@@ -65,7 +73,7 @@ def fill(
         watcher: Reads them.
         answer: Gives the values of some clips, by their places and their views (V, 3, T, S, S).
         options: How.
-        say: Told what was known before.
+        places: Only these clips; None: all.
 
     Returns:
         Id of each clip that cannot be read → why.
@@ -73,23 +81,24 @@ def fill(
     Raises:
         LavilaError: too many of them.
     """
-    todo = [i for i, name in enumerate(exam.ids) if name not in store]
-    done = len(exam.ids) - len(todo)
-    if done:
-        say(f"{done:,} clips are known from an earlier run ({store.folder})")
+    wanted = range(len(exam.ids)) if places is None else places
+    todo = [i for i in wanted if exam.ids[i] not in store]
+    done = sum(name in store for name in exam.ids)
     todo.sort(key=lambda i: exam.ids[i])  # ids begin with their video's name: a file is read for all its clips
     missing: dict[str, str] = {}
     found: dict[str, NDArray[Any]] = {}
+    begun = time.monotonic()  # of the first one found
     try:
         for clip, values, error in _answered(watcher, todo, answer, options):
             if values is None:
                 missing[exam.ids[clip]] = error
                 _check_missing(missing, exam, options)
             else:
+                begun = time.monotonic() if not found else begun
                 found[exam.ids[clip]] = _finite(values, exam.ids[clip])
             done += 1
             options.seen(done, len(exam.ids))
-            if len(found) == PART:
+            if len(found) >= PART or time.monotonic() - begun > PART_SECONDS:
                 store.add(found)
                 found = {}
     finally:
@@ -145,7 +154,7 @@ def _answered(
         for clip in waiting:
             yield clip, values.get(clip), errors.get(clip, "")
 
-    for one in watched(watcher, clips, options.workers):
+    for one in watched(watcher, clips, options.workers, options.batch):
         windows = waiting.setdefault(one.job.clip, [])
         if one.video is None:
             errors.setdefault(one.job.clip, one.error)

@@ -96,7 +96,10 @@ def compare(first: Result, second: Result, draws: int = _DRAWS) -> Comparison:
     other: Tables = dict(zip(first.tables, (pair[1] for pair in both), strict=True))
     counts = {name: len(table["id"]) for name, table in one.items()}
     figures = FIGURES[first.benchmark]
-    plain = figures(one), figures(other)
+    try:
+        plain = figures(one), figures(other)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"the tables of one result are not those of {first.benchmark} ({error})") from error
     spread = _spread(first.benchmark, one, other, counts, draws)
     names = [name for name in plain[0] if name in plain[1] and not math.isnan(plain[0][name] + plain[1][name])]
     found = [Difference(n, plain[0][n], plain[1][n], plain[1][n] - plain[0][n], *_middle(spread[n])) for n in names]

@@ -59,12 +59,12 @@ class DataFolder:
         return path
 
     def library(self, *usual: str) -> Library:
-        """The videos.
+        """The videos: in the first of the usual folders that is there, or in shards.
 
         Raises:
-            InputError: there is no such folder.
+            InputError: there is no such folder, or it is one of shards without videos.
         """
-        places = [self.videos] if self.videos else [self.root / name for name in usual]
+        places = [self.videos] if self.videos else [self.root / name for name in (*usual, "shards")]
         found = next((path for path in places if path.is_dir()), None)
         if found is None:
             raise InputError(f"{places[0]}: no such folder of videos; give it with --videos")

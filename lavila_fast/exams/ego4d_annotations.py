@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from lavila_fast.errors import InputError, VideoError
+from lavila_fast.errors import InputError
 from lavila_fast.exams.data_folder import DataFolder, unique
 from lavila_fast.exams.exam import Exam
 from lavila_fast.exams.footage import Library
 from lavila_fast.exams.protocols import Protocol
 from lavila_fast.exams.sentence_exams import Choice, Narrations
 from lavila_fast.train.datasets.ego4d import Ego4D, Narrated, read_narrations
+from lavila_fast.train.datasets.samples import leads_out
 from lavila_fast.video.clips import CHUNK_SECONDS
+from lavila_fast.video.seconds import MOST_SECONDS
 
 _LARGEST_JSON = 1 << 30
 _WHOLE = 1 << 30  # seconds of a chunk, where videos are not cut
@@ -99,7 +100,8 @@ def _question(name: str, value: Any, path: Path) -> _Question:
         question = _Question(name, str(value["query"]["clip_text"]), clips, int(value["answer"]), int(value["types"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: question {name}: no {error} as EgoMCQ has it") from error
-    good = all(math.isfinite(one.start) and math.isfinite(one.end) for one in clips)
+    good = all(max(abs(one.start), abs(one.end)) <= MOST_SECONDS for one in clips)  # nor NaN
+    good = good and not any(leads_out(one.video) for one in clips)
     if len(clips) != 5 or not 0 <= question.answer < 5 or question.kind not in (1, 2) or not good:
         raise InputError(f"{path}: question {name}: not five timed clips, an answer of 0 to 4 and a type of 1 or 2")
     return question
@@ -108,9 +110,7 @@ def _question(name: str, value: Any, path: Path) -> _Question:
 def chunk_seconds(library: Library, videos: Sequence[str]) -> int:
     """How Ego4D's videos are cut: in chunks of 300 s, or not at all; the first one that is there tells."""
     for video in videos:
-        try:
-            parts = library.parts(f"{video}.mp4")
-        except VideoError:
-            continue
-        return CHUNK_SECONDS if parts[0].parent.name.endswith(".mp4") else _WHOLE
+        cut = library.in_chunks(f"{video}.mp4")
+        if cut is not None:
+            return CHUNK_SECONDS if cut else _WHOLE
     return CHUNK_SECONDS

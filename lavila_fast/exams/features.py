@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, warn, write_json
 
 _DIGITS = 16
@@ -38,10 +40,25 @@ class FeatureStore:
         name = f"{about['benchmark']}-{hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]}"
         self.folder = root / name
         self._found: dict[str, Values] = {}
+        self._read: set[Path] = set()
         if not (self.folder / "about.json").is_file():
             write_json(self.folder / "about.json", dict(about), _TODO)
-        for path in sorted(self.folder.glob("*.npz")):
+        self.look()
+
+    def look(self) -> None:
+        """Read what others have written since."""
+        for path in sorted(set(self.folder.glob("*.npz")) - self._read):
             self._found |= _read(path)
+            self._read.add(path)
+        self._keep_one_form()
+
+    def _keep_one_form(self) -> None:
+        """Values of one model have one form; what has another than most was put there by somebody else."""
+        forms = Counter(_form(one) for one in self._found.values())
+        if len(forms) > 1:
+            usual = forms.most_common(1)[0][0]
+            warn(f"{self.folder}: {len(self._found) - forms[usual]} values of another form are not taken")
+            self._found = {name: one for name, one in self._found.items() if _form(one) == usual}
 
     def __contains__(self, name: str) -> bool:
         """Whether a clip's values are there."""
@@ -56,9 +73,12 @@ class FeatureStore:
 
         Raises:
             StorageError: they cannot be written.
+            InputError: what the folder holds is of another form.
         """
         if not values:
             return
+        if len({_form(one) for some in (self._found, values) for one in some.values()}) > 1:
+            raise InputError(f"{self.folder}: holds values of another form than this model's; {_TODO}")
         digest = hashlib.sha256("\n".join(values).encode()).hexdigest()[:_DIGITS]
         out = io.BytesIO()
         np.savez(out, ids=np.array(list(values)), values=np.stack(list(values.values())))
@@ -71,10 +91,14 @@ class FeatureStore:
         return np.stack([self._found[name] for name in names])
 
 
+def _form(values: Values) -> tuple[Any, ...]:
+    return (*values.shape, values.dtype.kind)
+
+
 def _read(path: Path) -> dict[str, Values]:
     try:
         with np.load(path, allow_pickle=False) as part:
             return dict(zip(part["ids"].tolist(), part["values"], strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warn(f"{path}: damaged ({' '.join(str(error).split())}); its clips are looked at again")
         return {}

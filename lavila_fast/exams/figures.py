@@ -102,6 +102,9 @@ NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 """What figures are called for people."""
+_SENTENCES = {*(f"bleu_{n}" for n in range(1, 5)), "meteor", "rouge_l", "cider", "perplexity", "free_perplexity"}
+IN_POINTS = frozenset(NAMES) - _SENTENCES
+"""Shares of what was ranked or told right, in per cent: of these a loss is told in points."""
 
 
 def drawn(tables: Tables, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, dict[str, Any]]:

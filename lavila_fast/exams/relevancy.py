@@ -46,7 +46,7 @@ def relevancy_of(path: Path, sentences: Sequence[int]) -> F64:
 
 
 def _classes(path: Path) -> tuple[np.ndarray, list[frozenset[int]]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:

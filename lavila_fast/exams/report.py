@@ -13,7 +13,7 @@ from lavila_fast.errors import MissingExtraError
 from lavila_fast.exams.examples import Example, Pictures, examples, names_of
 from lavila_fast.exams.figures import NAMES
 from lavila_fast.exams.result import Result, reasons_by_row
-from lavila_fast.page import ACCENT, SECOND, document, html_table, picture, svg
+from lavila_fast.page import ACCENT, document, html_table, picture, svg
 
 _MOST_CLASSES = 30
 
@@ -32,7 +32,7 @@ def render(result: Result, pictures: Pictures) -> str:
         "<h2>Scores</h2>",
         _scores(result),
         _odd(result),
-        f'<div class="plots">{_plot(result)}</div>',
+        f'<div class="plots" style="max-width: 620px">{_plot(result)}</div>',
         _classes(result),
         _examples(result, pictures),
         _missing(result),
@@ -63,6 +63,8 @@ def _asked(result: Result) -> str:
     if result.benchmark == "narration":
         sampling = f"temperature {protocol['temperature']:g}, top-p {protocol['top_p']:g}, seed {protocol['seed']}"
         return f"every {protocol['every']:,}th clip, {protocol['samples']} sentences each, {sampling}"
+    if result.benchmark in ("ek100_mir", "ego_mcq"):
+        return f"embeddings {'of unit length' if protocol['normalised'] else 'as the model gives them'}"
     joined = f"texts {protocol['template']}, views joined by {protocol['join']}"
     return f"{'from all of a video' if protocol['sparse'] else 'windows or segments'}, {joined}"
 
@@ -94,7 +96,9 @@ def _odd(result: Result) -> str:
         return ""
     lines = reasons_by_row(result)
     if not lines:
-        return "<p>Asked as the published figures were, as far as can be told here: see the notes above.</p>"
+        other = [name for name, facts in result.data["files"].items() if not facts.get("published")]
+        files = f"; whether {escape(' and '.join(other))} is what was published is not known here" if other else ""
+        return f"<p>Asked as the published figures were{files}.</p>"
     return "<p>Not to be compared with published figures as they stand:</p><ul>{}</ul>".format(
         "".join(f"<li>{escape(line)}</li>" for line in lines)
     )
@@ -102,24 +106,28 @@ def _odd(result: Result) -> str:
 
 def _plot(result: Result) -> str:
     try:
-        return svg(_drawing(result), "scores", height=2.8)
+        draw, height = _drawing(result)
+        return svg(draw, "scores", height=height)
     except MissingExtraError as error:
         return f"<p class=soft>no plot: {escape(str(error))}</p>"
 
 
-def _drawing(result: Result) -> Any:
+def _drawing(result: Result) -> tuple[Any, float]:
+    """What draws on axes, and how high they are, in inches."""
     tables = result.tables
     if "questions" in tables or ("clips" in tables and "label" in tables["clips"]):
-        return _bars({name: value for name, value in result.scores.items() if not math.isnan(value)})
+        known = {name: value for name, value in result.scores.items() if not math.isnan(value)}
+        return _bars(known), 0.9 + 0.3 * len(known)
     table, column = next((tables[n], c) for n, c in _HISTOGRAMS if n in tables)
     values = np.asarray(table[column], np.float64)
+    values = values[~np.isnan(values)]
 
     def draw(axes: Any) -> None:
-        axes.hist(values[~np.isnan(values)], bins=30, color=ACCENT)
+        axes.hist(values, bins=30, range=(0, 1) if column == "ap" else None, color=ACCENT)
         axes.set_title(f"{column.upper()} of {len(values):,} rows")
         axes.set_ylabel("how many")
 
-    return draw
+    return draw, 2.8
 
 
 _HISTOGRAMS = (("video_to_text", "ap"), ("classes", "ap"), ("sentences", "cider"))
@@ -127,10 +135,13 @@ _HISTOGRAMS = (("video_to_text", "ap"), ("classes", "ap"), ("sentences", "cider"
 
 def _bars(values: Mapping[str, float]) -> Any:
     def draw(axes: Any) -> None:
-        bars = axes.bar([NAMES.get(name, name) for name in values], list(values.values()), color=ACCENT, width=0.6)
-        axes.bar_label(bars, fmt="%.1f", fontsize=8, color=SECOND)
-        axes.set_ylabel("%")
-        axes.tick_params(axis="x", labelrotation=20)
+        bars = axes.barh([NAMES.get(name, name) for name in values], list(values.values()), color=ACCENT, height=0.6)
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=3)
+        axes.set_xlabel("%")
+        axes.set_xlim(0, 105)
+        axes.invert_yaxis()
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
 
     return draw
 

@@ -90,6 +90,9 @@ def read_result(path: Path) -> Result:
         tables = {name: {c: _filled(v) for c, v in table.items()} for name, table in values.pop("tables").items()}
         scores = {name: math.nan if value is None else float(value) for name, value in values.pop("scores").items()}
         found = Result(scores=scores, tables=tables, **values)
+        for name, table in tables.items():
+            if len({len(column) for column in table.values()}) != 1 or not _names(table["id"]):
+                raise ValueError(f"the columns of {name} do not fit together")
         if not all(isinstance(one, dict) for one in (found.protocol, found.model, found.data, found.about)):
             raise ValueError("a part of it has another form")
         return found
@@ -97,6 +100,10 @@ def read_result(path: Path) -> Result:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a result of `eval`") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a result of `lavila-fast eval` ({error})") from error
+
+
+def _names(ids: list[Any]) -> bool:
+    return all(isinstance(one, (str, int)) for one in ids)
 
 
 def _filled(values: list[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.exams.answers import Options, Say, embedder, fill, look_for_videos, narrated_by
+from lavila_fast.exams.answers import Options, Say, fill, look_for_videos
 from lavila_fast.exams.benchmarks import check_changes, find_benchmark
 from lavila_fast.exams.data_folder import DataFolder
 from lavila_fast.exams.exam import Exam, Seen
@@ -24,6 +24,7 @@ from lavila_fast.exams.examinees import Examinee, ModelChoice, open_examinee
 from lavila_fast.exams.features import FeatureStore
 from lavila_fast.exams.figures import FIGURES
 from lavila_fast.exams.narrators import NarratorExaminee, open_narrator
+from lavila_fast.exams.processes import Work, answer_of, bare, helped, shared_out, threads_each
 from lavila_fast.exams.protocols import PROTOCOLS, Protocol, find_protocol
 from lavila_fast.exams.published import published
 from lavila_fast.exams.result import Result
@@ -53,6 +54,7 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     first = find_protocol(name, options.protocol, classifier=False)
     exam = _opened(row.open, data, options, first)
     _tell(exam, say)
+    choice = threads_each(choice, options.processes)
     model: Model
     if row.kinds == ("narrator",):
         model = open_narrator(choice)
@@ -63,19 +65,41 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
         exam = _opened(row.open, data, options, protocol)
     exam.check(model.heads)
     say(_described(protocol, model, exam))
-    store = FeatureStore(options.features, _about(name, model, protocol, exam))
+    about = _about(name, model, protocol, exam)
+    store = FeatureStore(options.features, about)
     for file in look_for_videos(exam, store, options):
         say(f"{file}: missing")
-    watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
-    if isinstance(model, NarratorExaminee):
-        assert isinstance(exam, Narrations)
-        missing = fill(store, exam, watcher, narrated_by(model, exam, protocol), options, say)
-    else:
-        missing = fill(store, exam, watcher, embedder(model, options.batch), options, say)
+    missing = _examined(store, exam, model, protocol, choice, about, options, say)
     kept = _without(exam, missing)
     seen = Seen(store.take(kept.ids), model.heads, getattr(model, "text", None))
     tables = kept.tables(protocol, seen)
     return _result(name, model, protocol, kept, tables, missing, options, begun)
+
+
+def _examined(
+    store: FeatureStore,
+    exam: Exam,
+    model: Model,
+    protocol: Protocol,
+    choice: ModelChoice,
+    about: dict[str, Any],
+    options: Options,
+    say: Say,
+) -> dict[str, str]:
+    """Fill the store, alone or with others; why clips cannot be read."""
+    known = sum(name in store for name in exam.ids)
+    if known:
+        say(f"{known:,} clips are known from an earlier run ({store.folder})")
+    watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
+    answer = answer_of(model, exam, protocol, options.batch)
+    todo = [i for i, name in enumerate(exam.ids) if name not in store]
+    own, *others = shared_out(exam.videos, todo, options.processes)
+    if any(others):
+        work = Work(bare(exam), watcher, choice, model.kind, protocol, about, options)
+        with helped(work, others, say) as tally:
+            fill(store, exam, watcher, answer, replace(options, seen=tally), own)
+        store.look()
+    return fill(store, exam, watcher, answer, options)
 
 
 def reopened(result: Result, data: Path, videos: Path | None = None) -> Exam:
@@ -86,7 +110,12 @@ def reopened(result: Result, data: Path, videos: Path | None = None) -> Exam:
 def _opened(opener: Callable[[DataFolder, Protocol], Exam], data: Path, options: Options, protocol: Protocol) -> Exam:
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data is to be the benchmark's folder (docs/EVALUATION.md)")
-    exam = opener(DataFolder(data, options.videos), protocol)
+    try:
+        exam = opener(DataFolder(data, options.videos), protocol)
+    except OSError as error:
+        raise InputError(f"{error.filename or data}: cannot be read ({error.strerror or error})") from error
+    if not exam.ids:
+        raise InputError(f"{data}: its annotations hold no clips; fetch them again")
     return exam if options.limit is None else exam.first(options.limit)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.arrays import F32, F64, I64
+from lavila_fast.errors import InputError
 from lavila_fast.evaluate import metrics
 from lavila_fast.evaluate.cider import cider
 from lavila_fast.exams import scores
@@ -51,6 +52,8 @@ class Retrieval(Exam):
 
     def tables(self, protocol: Protocol, seen: Seen) -> Tables:
         """See `Exam`."""
+        if not self.sentences:
+            raise InputError("none of the sentences fits any of these clips; take more of them: another --limit")
         found = scores.retrieval_scores(seen.values[:, 0], seen.text(self.sentences), protocol.normalised)
         best = [self.sentences[i] for i in found.argmax(axis=1)]
         first = [self.ids[i] for i in found.argmax(axis=0)]
@@ -114,6 +117,8 @@ class Choice(Exam):
 
     def tables(self, protocol: Protocol, seen: Seen) -> Tables:
         """See `Exam`."""
+        if not self.queries:
+            raise InputError("each question lacks one of its clips; fetch the missing videos")
         different = list(dict.fromkeys(self.queries))
         place = {text: i for i, text in enumerate(different)}
         query, clips = seen.text(different), seen.values[:, 0]

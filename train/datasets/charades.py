@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.train.datasets.ego4d import Narrated, read_narrations
@@ -20,6 +20,7 @@ from lavila_fast.train.datasets.samples import (
     Sample,
     choose_frames,
     leads_out,
+    lines_of,
 )
 from lavila_fast.train.datasets.windows import window_frames
 from lavila_fast.video.clips import whole_file_indices
@@ -41,7 +42,7 @@ def read_classes(path: Path) -> Classes:
         OSError: as the system gives it.
     """
     codes, names = {}, []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(lines_of(path)):
         code, _, name = line.partition(" ")
         if not name:
             raise InputError(f"{path}: line {number + 1}: not a code and the name of a class")
@@ -65,29 +66,32 @@ def read_videos(path: Path, classes: Classes) -> list[Labelled]:
         InputError: a column is missing, or an action is unknown; names the line.
         OSError: as the system gives it.
     """
-    found = []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(lines_of(path))
+    try:
         for name in ("id", "actions", "length"):
             if name not in (reader.fieldnames or ()):
                 raise InputError(f"{path}: has no column {name}; give the annotations of Charades-Ego")
-        for row in reader:
-            shown = [0.0] * len(classes.names)
-            if row["actions"] is None or row["length"] is None or leads_out(row["id"] or ""):
-                raise InputError(f"{path}: line {reader.line_num}: ends too early, or names no video; fetch it again")
-            for action in filter(str.strip, row["actions"].split(";")):
-                code = action.split()[0]
-                if code not in classes.codes:
-                    raise InputError(f"{path}: line {reader.line_num}: {code} is no class of Charades_v1_classes.txt")
-                shown[classes.codes[code]] = 1.0
-            try:
-                seconds = float(row["length"])
-                if not 0 <= seconds <= MOST_SECONDS:  # nor NaN
-                    raise ValueError
-            except ValueError:
-                raise InputError(f"{path}: line {reader.line_num}: length {row['length']!r} is not seconds") from None
-            found.append(Labelled(f"{row['id']}.mp4", tuple(shown), seconds))
-    return found
+        return [_video(row, classes, f"{path}: line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: no CSV ({error}); fetch the file again") from error
+
+
+def _video(row: Mapping[str, Any], classes: Classes, where: str) -> Labelled:
+    shown = [0.0] * len(classes.names)
+    if row["actions"] is None or row["length"] is None or leads_out(row["id"] or ""):
+        raise InputError(f"{where}: ends too early, or names no video; fetch it again")
+    for action in filter(str.strip, row["actions"].split(";")):
+        code = action.split()[0]
+        if code not in classes.codes:
+            raise InputError(f"{where}: {code} is no class of Charades_v1_classes.txt")
+        shown[classes.codes[code]] = 1.0
+    try:
+        seconds = float(row["length"])
+        if not 0 <= seconds <= MOST_SECONDS:  # nor NaN
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{where}: length {row['length']!r} is not seconds") from None
+    return Labelled(f"{row['id']}.mp4", tuple(shown), seconds)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lavila_fast.errors import InputError
-from lavila_fast.train.datasets.samples import Folder, FrameRead, Generator, Look, Opened, Place, Sample, leads_out
+from lavila_fast.train.datasets.samples import (
+    Folder,
+    FrameRead,
+    Generator,
+    Look,
+    Opened,
+    Place,
+    Sample,
+    leads_out,
+    lines_of,
+)
 from lavila_fast.train.datasets.windows import window_frames
 
 
@@ -22,13 +32,6 @@ class Trimmed(NamedTuple):
     label: int
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; fetch the file again") from None
-
-
 def read_classes(path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
     """Of ``action_idx.txt``: number of an action → its class, and the classes' names, small, with blanks.
 
@@ -37,7 +40,7 @@ def read_classes(path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
         OSError: as the system gives it.
     """
     numbers, names = {}, []
-    for line, text in enumerate(_lines(path)):
+    for line, text in enumerate(lines_of(path)):
         name, _, number = text.rpartition(" ")
         if not number.strip().isdecimal():
             raise InputError(f"{path}: line {line + 1}: does not end with the number of an action")
@@ -54,7 +57,7 @@ def read_split(path: Path, classes: dict[int, int]) -> list[Trimmed]:
         OSError: as the system gives it.
     """
     found = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(lines_of(path), 1):
         parts = line.split()
         if not parts:
             continue

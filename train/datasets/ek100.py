@@ -36,6 +36,7 @@ from lavila_fast.video.seconds import MOST_SECONDS
 LEAST = 0.1  # a sentence is one of a clip's where its relevancy is over this
 _NEEDED = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp", "narration")
 _CLASSES = ("verb_class", "noun_class")
+_MOST_CLASSES = 1 << 16
 
 
 class Segment(NamedTuple):
@@ -82,6 +83,8 @@ def _segment(row: Mapping[str, str], where: str) -> Segment:
         verb, noun = int(row["verb_class"]), int(row["noun_class"])
     except (ValueError, TypeError):
         raise InputError(f"{where}: times are not HH:MM:SS.ss, or classes not numbers") from None
+    if not (0 <= verb < _MOST_CLASSES and 0 <= noun < _MOST_CLASSES):
+        raise InputError(f"{where}: {verb} and {noun} are no numbers of a verb and a noun")
     file = f"{row['participant_id']}/{row['video_id']}.MP4"
     if leads_out(file):
         raise InputError(f"{where}: {file[:80]!r} leads out of the data's folder")

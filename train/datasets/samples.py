@@ -189,6 +189,19 @@ class Place:
         return path
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of an annotation file.
+
+    Raises:
+        InputError: it is not UTF-8.
+        OSError: as the system gives it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; fetch the file again") from None
+
+
 def leads_out(name: str) -> bool:
     """Whether a video's name leads out of the data's folder, or is no name at all."""
     path = PurePath(name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -21,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 
 from lavila_fast.errors import LavilaError, StorageError, VideoError
 from lavila_fast.files import is_fatal
+from lavila_fast.offspring import end_with_parent
 from lavila_fast.train.prepare.manifest import Made
 from lavila_fast.train.prepare.video import Task, prepare_video
 
@@ -47,18 +47,11 @@ def _work(pipe: Connection) -> None:
     """The life of a process: tasks come in; files that are made, and the ends of videos, go out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             for event in _events(pipe.recv()):
                 pipe.send(event)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _events(task: Task) -> Iterator[Made | Ended]:
