@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.bench.gpu.page import target_table
+from lavila_fast.bench.paper.outcome import paper_table
 from lavila_fast.engines.choose import engine_table
 from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "NANO.md", ROOT / "docs" / "TIME.md", ROOT / "docs" / "TRAINING.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("NANO", "PAPER", "TIME", "TRAINING")))
 
 
 def narrate_table(result: dict[str, Any]) -> str:
@@ -214,6 +215,7 @@ PAGE_BLOCKS = {
     "preprocess": preprocess_table,
     "nearest": nearest_table,
     "training": training_table,
+    "paper": paper_table,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -222,6 +224,7 @@ FILES = {
     "preprocess": "kernels.json",
     "nearest": "nearest.json",
     "training": "training.json",
+    "paper": "paper.json",
 }
 GPU = "h200"  # whose figures stand in the README
 
