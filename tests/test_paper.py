@@ -17,7 +17,7 @@ import pytest
 from lavila_fast.bench.paper import outcome
 from lavila_fast.bench.paper.going import Progress, StepError, done_before, go, mark_of
 from lavila_fast.bench.paper.material import FRAMES, Material, narrated
-from lavila_fast.bench.paper.sizes import CONDITIONS, FULL, SIZES, TESTS, TOY, TRIAL, Size, with_values
+from lavila_fast.bench.paper.sizes import CONDITIONS, FULL, ROWS, SIZES, TESTS, TOY, TRIAL, Size, with_values
 from lavila_fast.bench.paper.steps import BENCH, Step, steps_of
 from lavila_fast.bench.paper.wordings import (
     COLOURS,
@@ -130,7 +130,7 @@ def test_every_step_stands_behind_those_that_it_needs(size: Size, tmp_path: Path
     ours = {step.words[1] for step in steps if step.words[0] == "lavila_fast"}
     assert ours == {"train", "rephrase", "narrate", "narrations", "eval"}
     exams = [step for step in steps if step.words[1] == "eval"]
-    assert len(exams) == 2 * len(CONDITIONS) * len(size.seeds) * len(size.tests)
+    assert len(exams) == 2 * len(size.tests) * (1 + len(CONDITIONS) * len(size.seeds))
 
 
 def test_commands_are_understood_as_they_are_given(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_sentences_are_held_against_what_happened() -> None:
 
 def test_the_table_says_mean_and_deviation_of_every_condition() -> None:
     row = {"mean": 31.25, "sd": 1.26, "values": [30.0, 32.5]}
-    scores = {test: {name: dict.fromkeys(("map", "ndcg", "choice"), row) for name in CONDITIONS} for test in TESTS}
+    scores = {test: {name: dict.fromkeys(("map", "ndcg", "choice"), row) for name in ROWS} for test in TESTS}
     names = ("said_verb", "kept_sentences", "kept_verb", "right")
     result = {
         "scores": scores,
@@ -272,17 +272,22 @@ def test_the_table_says_mean_and_deviation_of_every_condition() -> None:
         "narrated": 600,
         "actions": 2400,
         "test_clips": 500,
-        "core_minutes": 170.4,
+        "minutes": 85.2,
+        "jobs": 2,
         "machine": {"cpu": "2 × Abacus"},
         "sentences": dict.fromkeys(("narrator", "rephraser"), dict.fromkeys(names, row)),
     }
+    alone = {"mean": 9.94, "sd": 0.0, "values": [9.94]}
+    for test in TESTS:
+        scores[test]["first"] = {"map": alone, "ndcg": alone, "choice": alone}
     table = outcome.paper_table(result)
     lines = table.splitlines()
-    assert len(lines) == 2 + len(CONDITIONS) + 2
-    assert all(line.count("|") == lines[0].count("|") == 2 + 3 * len(TESTS) for line in lines[:7])
-    assert lines[2] == "| human narrations only" + " | 31.2 ± 1.3" * 9 + " |"
+    assert len(lines) == 2 + len(ROWS) + 2
+    assert all(line.count("|") == lines[0].count("|") == 2 + 3 * len(TESTS) for line in lines[:8])
+    assert lines[3] == "| human narrations only" + " | 31.2 ± 1.3" * 9 + " |"
+    assert lines[2].endswith("no verbs" + " | 9.9" * 9 + " |")
     assert "over 2 seeds. 600 of 2,400 actions" in table
-    assert "2 × Abacus: 170 minutes of a core." in table
+    assert "2 × Abacus; commands took 85 minutes, 2 at a time." in table
 
 
 @pytest.mark.slow
@@ -304,7 +309,7 @@ def test_all_steps_at_toy_size_gone_on_with_after_a_kill(tmp_path: Path) -> None
     subprocess.run(command, check=True)
     told = json.loads((tmp_path / "o.json").read_text())
     assert set(told["scores"]) == {"others"}
-    assert set(told["scores"]["others"]) == set(CONDITIONS)
+    assert set(told["scores"]["others"]) == set(ROWS)
     assert 0 < told["scores"]["others"]["both"]["map"]["mean"] < 100
     assert "| + both |" in outcome.paper_table(told)
     again = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -18,7 +18,7 @@ import click
 from lavila_fast.bench.paper.going import go, mark_of, read_mark
 from lavila_fast.bench.paper.material import Material
 from lavila_fast.bench.paper.outcome import FIGURES, outcome
-from lavila_fast.bench.paper.sizes import CONDITIONS, SIZES, TESTS, Size, with_values
+from lavila_fast.bench.paper.sizes import ROWS, SIZES, TESTS, Size, with_values
 from lavila_fast.bench.paper.steps import BENCH, Step, do, steps_of
 from lavila_fast.bench.timing import ROOT, machine
 from lavila_fast.errors import LavilaError, exit_with_line
@@ -51,27 +51,28 @@ def main(
         with locked(plan, taken):
             write_json(plan, asdict(material.size))
             steps = steps_of(material)
-            go(work, steps, jobs or available_cpus(), lambda line: click.echo(line, err=True))
-            _tell(material, steps, output)
+            jobs = jobs or available_cpus()
+            go(work, steps, jobs, lambda line: click.echo(line, err=True))
+            _tell(material, steps, jobs, output)
 
 
-def _tell(material: Material, steps: list[Step], output: Path | None) -> None:
+def _tell(material: Material, steps: list[Step], jobs: int, output: Path | None) -> None:
     found = outcome(material)
     seconds = sum(read_mark(mark_of(material.work, step))["seconds"] for step in steps)
     command = " ".join(["python -m", BENCH, *sys.argv[1:]])
-    size = asdict(material.size)
-    result = {"command": command, **found, "size": size, "core_minutes": seconds / 60, "machine": machine()}
+    about = {"minutes": seconds / 60 / jobs, "jobs": jobs, "size": asdict(material.size), "machine": machine()}
+    result = {"command": command, **found, **about}
     if output:
         write_json(output, result)
     for test, rows in found["scores"].items():
         click.echo(TESTS[test])
         for condition, scores in rows.items():
             cells = (f"{FIGURES[name]} {scores[name]['mean']:5.1f} ± {scores[name]['sd']:.1f}" for name in FIGURES)
-            click.echo(f"  {CONDITIONS[condition]:36}{'   '.join(cells)}")
+            click.echo(f"  {ROWS[condition]:42}{'   '.join(cells)}")
     for who, row in found["sentences"].items():
         click.echo(f"{who}: " + ", ".join(f"{name} {one['mean']:.1f}" for name, one in row.items()))
     maps = {test: {name: row["map"]["mean"] for name, row in rows.items()} for test, rows in found["scores"].items()}
-    click.echo(json.dumps({"core_minutes": result["core_minutes"], "map": maps}))
+    click.echo(json.dumps({"minutes": result["minutes"], "map": maps}))
 
 
 if __name__ == "__main__":

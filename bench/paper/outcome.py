@@ -9,8 +9,8 @@ from typing import Any
 
 from lavila_fast.archive.narrations import Counts, read_clips, video_id
 from lavila_fast.bench.paper.material import SECONDS, Material
-from lavila_fast.bench.paper.sizes import CONDITIONS, TESTS
-from lavila_fast.bench.paper.steps import journal_of, result_file
+from lavila_fast.bench.paper.sizes import CONDITIONS, ROWS, TESTS
+from lavila_fast.bench.paper.steps import FIRST, journal_of, result_file
 from lavila_fast.bench.paper.wordings import phrases
 from lavila_fast.kitchen.world import Action, parse_sentence
 from lavila_fast.train.datasets.ego4d import read_narrations
@@ -21,10 +21,9 @@ FIGURES = {"map": "mAP", "ndcg": "nDCG", "choice": "1 of 5"}
 def outcome(material: Material) -> dict[str, Any]:
     """All figures of a run that is done, JSON-ready; scores in per cent."""
     seeds = material.size.seeds
+    runs = {"first": [FIRST]} | {name: [f"{name}_{seed}" for seed in seeds] for name in CONDITIONS}
     scores = {
-        test: {
-            condition: spread([_scores(material, seed, condition, test) for seed in seeds]) for condition in CONDITIONS
-        }
+        test: {name: spread([_scores(material, run, test) for run in some]) for name, some in runs.items()}
         for test in material.size.tests
     }
     return {
@@ -40,10 +39,9 @@ def outcome(material: Material) -> dict[str, Any]:
     }
 
 
-def _scores(material: Material, seed: int, condition: str, test: str) -> dict[str, float]:
+def _scores(material: Material, run: str, test: str) -> dict[str, float]:
     mir, mcq = (
-        json.loads(result_file(material, seed, condition, test, exam).read_text())["scores"]
-        for exam in ("ek100_mir", "ego_mcq")
+        json.loads(result_file(material, run, test, exam).read_text())["scores"] for exam in ("ek100_mir", "ego_mcq")
     )
     choice = statistics.mean(mcq[name] for name in ("inter", "intra"))
     return {"map": mir["map"], "ndcg": mir["ndcg"], "choice": choice}
@@ -116,14 +114,14 @@ def paper_table(result: dict[str, Any]) -> str:
     tests = [name for name in TESTS if name in result["scores"]]
     rows = ["| | " + " | ".join(f"{TESTS[test]}: {say}" for test in tests for say in FIGURES.values()) + " |"]
     rows.append("|---|" + "---:|" * len(tests) * len(FIGURES))
-    for condition, what in CONDITIONS.items():
+    for condition, what in ROWS.items():
         cells = [_cell(result["scores"][test][condition][name]) for test in tests for name in FIGURES]
         rows.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", _note(result)])
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return f"{row['mean']:.1f} ± {row['sd']:.1f}"
+    return f"{row['mean']:.1f}" + (f" ± {row['sd']:.1f}" if len(row["values"]) > 1 else "")
 
 
 def _note(result: dict[str, Any]) -> str:
@@ -133,6 +131,6 @@ def _note(result: dict[str, Any]) -> str:
         f"{result['actions']:,} actions narrated by the human, in one wording; {result['test_clips']} clips a test. Of "
         f"the narrator's sentences {said['said_verb']['mean']:.0f} % have the right verb; of those that were kept, "
         f"{said['kept_sentences']['mean']:.0f} %, {said['kept_verb']['mean']:.0f} %. Of the paraphrases "
-        f"{again['right']['mean']:.0f} % say the same. {result['machine']['cpu']}: "
-        f"{result['core_minutes']:.0f} minutes of a core."
+        f"{again['right']['mean']:.0f} % say the same. {result['machine']['cpu']}; commands took "
+        f"{result['minutes']:.0f} minutes, {result['jobs']} at a time."
     )

@@ -20,6 +20,8 @@ CONDITIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Condition → how the table calls it."""
+ROWS: Mapping[str, str] = MappingProxyType({"first": "first weights: single pictures, no verbs", **CONDITIONS})
+"""Rows of the table."""
 TESTS: Mapping[str, str] = MappingProxyType(
     {
         "seeds": "unseen scenes",

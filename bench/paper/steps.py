@@ -17,6 +17,7 @@ from lavila_fast.bench.paper.material import FRAMES, SPLITS, STILL_FRAMES, Mater
 from lavila_fast.bench.paper.sizes import CONDITIONS, Course
 
 BENCH = "lavila_fast.bench.paper"
+FIRST = "image"  # the run of the first weights
 EXAMS = ("ek100_mir", "ego_mcq")
 _WITH_NARRATOR = ("narrator", "both")
 
@@ -100,7 +101,9 @@ def _films(material: Material) -> Iterator[Step]:
         yield own(f"annotate_{seed}", material.data / f"full_{seed}.pkl", key)
     settings = {**asdict(size.image), "data.human": "stills.pkl"}
     settings["save_epochs"] = _epochs(material, size.stills, size.image)
-    yield _train(material, "paper_image", "image", settings, ("stills",), size.image.clips * COSTS.still)
+    yield _train(material, "paper_image", FIRST, settings, ("stills",), size.image.clips * COSTS.still)
+    for name in size.tests:
+        yield from _exams(material, FIRST, name)
 
 
 def _of_seed(material: Material, seed: int) -> Iterator[Step]:
@@ -110,16 +113,16 @@ def _of_seed(material: Material, seed: int) -> Iterator[Step]:
         if condition == "narrator":
             yield from _narrated(material, seed, films)
         more = {"rephraser": ("rephrase",), "narrator": ("narrations",), "both": ("rephrase", "narrations")}
-        after = (*films, "image", *(f"{step}_{seed}" for step in more.get(condition, ())))
+        after = (*films, FIRST, *(f"{step}_{seed}" for step in more.get(condition, ())))
         yield _dual(material, seed, condition, after)
         for test in material.size.tests:
-            yield from _exams(material, seed, condition, test)
+            yield from _exams(material, f"{condition}_{seed}", test)
 
 
 def _dual(material: Material, seed: int, condition: str, after: tuple[str, ...]) -> Step:
     size, human = material.size, {"rephraser": "rephrased", "both": "rephrased", "full": "full"}
     clips = size.actions if condition == "full" else round(size.actions * size.share)
-    settings: dict[str, Any] = {**asdict(size.dual), "seed": seed, "starts": f"dual_encoder:{material.work / 'image'}"}
+    settings: dict[str, Any] = {**asdict(size.dual), "seed": seed, "starts": f"dual_encoder:{material.work / FIRST}"}
     settings["data.human"] = f"{human.get(condition, 'human')}_{seed}.pkl"
     recipe = "paper_dual"
     if condition in _WITH_NARRATOR:
@@ -140,21 +143,13 @@ def _narrated(material: Material, seed: int, films: tuple[str, ...]) -> Iterator
     cost = size.narrator.clips * COSTS.captioned
     yield _train(material, "paper_narrator", run.name, settings, (*films, f"human_{seed}"), cost)
     rest, said = material.data / f"rest_{seed}.pkl", round(size.actions * (1 - size.share)) * size.samples
-    words: tuple[str, ...] = (
-        "narrate",
-        str(material.chunks),
-        "--clips",
-        str(rest),
-        "--model",
-        str(run / "model.safetensors"),
-    )
-    words += ("--samples", str(size.samples), "--seed", str(seed), "--threads", "1", "--workers", "1")
-    words += ("-q", "-o", str(journal))
+    clips = {"clips": rest, "samples": size.samples, "seed": seed}
+    words = _ours("narrate", material.chunks, "-q", "-o", journal, model=model_of(run), threads=1, workers=1, **clips)
     cost = COSTS.start + said * COSTS.said
-    yield Step(f"narrate_{seed}", journal, _ours(*words), (run.name,), cost, clears=(journal.parent,))
+    yield Step(f"narrate_{seed}", journal, words, (run.name,), cost, clears=(journal.parent,))
     output = material.data / f"narrated_{seed}.pkl"
-    words = ("narrations", str(journal), "-o", str(output), "--surest", f"{size.surest:g}")
-    yield Step(f"narrations_{seed}", output, _ours(*words), (f"narrate_{seed}",))
+    words = _ours("narrations", journal, "-o", output, surest=f"{size.surest:g}")
+    yield Step(f"narrations_{seed}", output, words, (f"narrate_{seed}",))
 
 
 def journal_of(material: Material, seed: int) -> Path:
@@ -164,63 +159,44 @@ def journal_of(material: Material, seed: int) -> Path:
 
 def _rephrase(material: Material, seed: int) -> Step:
     source, output = (material.data / f"{name}_{seed}.pkl" for name in ("human", "rephrased"))
-    words: tuple[str, ...] = (
-        "rephrase",
-        str(source),
-        "-o",
-        str(output),
-        "--model",
-        str(material.work / "rephraser"),
-        "-q",
-    )
-    words += ("--cache", str(material.work / f"rephrase_{seed}.sqlite"), "--max-tokens", "32", "--device", "cpu")
+    cache, model = material.work / f"rephrase_{seed}.sqlite", material.work / "rephraser"
+    words = _ours("rephrase", source, "-q", "-o", output, model=model, cache=cache, max_tokens=32, device="cpu")
     cost = COSTS.start + material.size.actions * material.size.share * COSTS.rephrased
-    return Step(f"rephrase_{seed}", output, _ours(*words), ("rephraser", f"annotate_{seed}"), cost)
+    return Step(f"rephrase_{seed}", output, words, ("rephraser", f"annotate_{seed}"), cost)
 
 
-def _exams(material: Material, seed: int, condition: str, test: str) -> Iterator[Step]:
-    model, size = f"{condition}_{seed}", material.size
+def _exams(material: Material, run: str, test: str) -> Iterator[Step]:
+    """What the dual encoder of a run is worth."""
+    size, videos = material.size, material.test_videos(test)
     for exam in EXAMS:
-        output = result_file(material, seed, condition, test, exam)
-        videos = material.test_videos(test) if exam == "ego_mcq" else material.test_videos(test).parent
-        words: tuple[str, ...] = (
-            "eval",
-            exam,
-            "--model",
-            str(material.work / model / "model.safetensors"),
-            "--no-page",
-            "-q",
-        )
-        words += ("--data", str(material.test(test)), "--videos", str(videos), "-o", str(output))
-        words += ("--features", str(output.with_suffix(".features")), "--threads", "1", "--workers", "0")
-        words += ("--normalised",) if exam == "ego_mcq" else ()
+        output = result_file(material, run, test, exam)
+        places = {"data": material.test(test), "features": output.with_suffix(".features")}
+        places["videos"] = videos if exam == "ego_mcq" else videos.parent
+        unit = ("--normalised",) if exam == "ego_mcq" else ()
+        model = model_of(material.work / run)
+        words = _ours("eval", exam, "-q", "--no-page", *unit, "-o", output, model=model, threads=1, workers=0, **places)
         cost = COSTS.start + size.test_films * size.test_clips * COSTS.seen
-        after = (model, f"test_{test}", f"films_{SPLITS[test]}")
-        yield Step(output.stem, output, _ours(*words), after, cost, clears=(output.with_suffix(".features"),))
+        after = (run, f"test_{test}", f"films_{SPLITS[test]}")
+        yield Step(output.stem, output, words, after, cost, clears=(places["features"],))
 
 
-def result_file(material: Material, seed: int, condition: str, test: str, exam: str) -> Path:
-    """Where `lavila-fast eval` writes what one dual encoder is worth."""
-    return material.work / "results" / f"{condition}_{seed}_{test}_{exam}.json"
+def result_file(material: Material, run: str, test: str, exam: str) -> Path:
+    """Where `lavila-fast eval` writes what the dual encoder of a run is worth."""
+    return material.work / "results" / f"{run}_{test}_{exam}.json"
+
+
+def model_of(run: Path) -> Path:
+    """What a run ends with."""
+    return run / "model.safetensors"
 
 
 def _train(
     material: Material, recipe: str, run: str, settings: Mapping[str, Any], after: tuple[str, ...], seconds: float
 ) -> Step:
     told = [word for name, value in settings.items() for word in ("--set", f"{name}={_json(value)}")]
-    words: tuple[str, ...] = (
-        "train",
-        recipe,
-        "--data",
-        str(material.data),
-        "-o",
-        str(material.work / run),
-        "--resume",
-        *told,
-    )
-    makes = material.work / run / "model.safetensors"
-    words += ("--workers", "0", "--every", "50")
-    return Step(run, makes, _ours(*words), after, COSTS.start + seconds, clears=(material.work / run,))
+    folder = material.work / run
+    words = _ours("train", recipe, "--resume", *told, "-o", folder, data=material.data, workers=0, every=50)
+    return Step(run, model_of(folder), words, after, COSTS.start + seconds, clears=(folder,))
 
 
 def _epochs(material: Material, clips: int, course: Course) -> float:
@@ -232,8 +208,10 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _ours(*words: str) -> tuple[str, ...]:
-    return ("lavila_fast", *words)
+def _ours(*words: Any, **options: Any) -> tuple[str, ...]:
+    """A command of `lavila-fast`; `options` that take a value."""
+    named = (word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value)))
+    return ("lavila_fast", *map(str, words), *named)
 
 
 def _own(material: Material, name: str, makes: Path, key: str, seconds: float = 2.0) -> Step:
