@@ -21,6 +21,7 @@ PAPER_DUAL = Recipe(
     about="a dual encoder of a size to try things with, on people's narrations; it begins with runs/paper_image",
     starts=(Start("dual_encoder", "runs/paper_image"),),
     freeze=("temperature",),
+    area=(0.7, 1.0),
     steps=240,
     batch_size=128,
     micro=128,
@@ -46,7 +47,7 @@ PAPER_IMAGE = replace(
     scratch=True,
     freeze=("temperature", "time"),
     frames=1,
-    steps=400,
+    steps=800,
 )
 PAPER_NARRATOR = replace(
     PAPER_DUAL,

@@ -82,7 +82,7 @@ class Size:
     surest: float = 0.5
     pseudo_temperature: float = 0.07
     rephraser: int = 1000
-    image: Course = Course(400)
+    image: Course = Course(800)
     narrator: Course = Course(240)
     dual: Course = Course(240)
     save: int = 40

@@ -6,6 +6,7 @@ colour and hand, and a contrastive loss would learn nothing of verbs, which are 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,10 @@ def actions(split: Split) -> list[Action]:
 
 
 def scene(number: int, split: Split = "train") -> Scene:
-    """A scene of an action that is drawn for its number."""
+    """A scene of an action that is drawn for its number, with nothing else on the table."""
     found = actions(split)
-    return make_scene(number, found[int(draws(number, _ACTIONS + SPLITS.index(split)).integers(len(found)))], split)
+    action = found[int(draws(number, _ACTIONS + SPLITS.index(split)).integers(len(found)))]
+    return replace(make_scene(number, action, split), others=())
 
 
 def phrases(verb: str) -> tuple[str, ...]:
