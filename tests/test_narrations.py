@@ -72,6 +72,16 @@ def test_what_is_unsure_is_left_out(run: Callable[..., dict[str, Any]], tmp_path
     assert len(read_narrations(tmp_path / "rows.pkl")) == 2  # the old one stays
 
 
+def test_a_share_of_the_surest_is_kept(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    counted = run("--surest", "0.5")  # of four that say something and have a perplexity: 1.25, 1.5, 2.5, 9
+    assert [row.texts for row in read_narrations(tmp_path / "rows.pkl")] == [("#C C cuts",), ("#C C runs",)]
+    assert (counted["kept"], counted["empty"], counted["unsure"]) == (2, 2, 3)
+    assert run("--surest", "0.51")["kept"] == 3
+    assert run("--surest", "1")["kept"] == 4
+    assert run("--surest", "1", "--max-perplexity", "2")["kept"] == 2
+    assert run("--surest", "0.01")["kept"] == 1
+
+
 def test_pretraining_reads_them_beside_people_s(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     run()
     (tmp_path / "human.pkl").write_bytes(pickle.dumps([("uid", 4.0, 5.0, "#C C looks")]))

@@ -43,8 +43,10 @@ from lavila_fast.train.watch import Watch, progress_line, read_log  # noqa: E402
 from lavila_fast.train.zoo import RECIPES as ROWS  # noqa: E402
 from lavila_fast.train.zoo import find_recipe  # noqa: E402
 from lavila_fast.train.zoo_nano import NANO  # noqa: E402
+from lavila_fast.train.zoo_paper import PAPER  # noqa: E402
 
-RECIPES = {name: row for name, row in ROWS.items() if row not in NANO}  # of which test_train_nano has a look
+OWN = (*NANO, *PAPER)  # of which test_train_nano and test_paper have a look
+RECIPES = {name: row for name, row in ROWS.items() if row not in OWN}
 TRAIN = Path(__file__).parents[1] / "train"
 TOYS = {"CLIP": "NANO_DUAL_ENCODER", "VCLM": "NANO_NARRATOR"}
 VOCABULARIES = {"CLIP": TRAIN / "text_tokenizer.json", "VCLM": TRAIN / "narrator_tokenizer.json"}

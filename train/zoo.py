@@ -18,6 +18,7 @@ from lavila_fast.train.recipe import Choice, Recipe
 from lavila_fast.train.regularisation import Regularisation
 from lavila_fast.train.starts import Start
 from lavila_fast.train.zoo_nano import NANO
+from lavila_fast.train.zoo_paper import PAPER
 
 _HUMAN = Choice("ego4d", {"human": "ego4d_train.pkl", "validation": "ego4d_val.pkl"})
 _ALL = _HUMAN.told(
@@ -323,6 +324,7 @@ _ROWS = (
     *(TRY_RETRIEVAL, TRY_NARRATOR, TRY_CLASSES),
     *(FINETUNE_RETRIEVAL, FINETUNE_NARRATOR, FINETUNE_CLASSES),
     *NANO,
+    *PAPER,
 )
 RECIPES: Mapping[str, Recipe] = MappingProxyType({row.name: row for row in _ROWS})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from math import ceil, inf, isfinite
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -91,6 +92,17 @@ def read_clips(path: Path, counts: Counts) -> Iterator[list[Narration]]:
     if not clip:
         raise InputError(f"{path}: holds no narrations; give the JSONL that `lavila-fast narrate -o` wrote")
     yield clip
+
+
+def perplexity_of_surest(clips: Iterable[list[Narration]], share: float) -> float:
+    """The perplexity that this share of all sentences, the surest ones, do not exceed; those that say nothing aside.
+
+    Args:
+        clips: All of them.
+        share: Over 0, at most 1.
+    """
+    known = sorted(row.perplexity for clip in clips for row in clip if row.text.strip() and isfinite(row.perplexity))
+    return known[ceil(share * len(known)) - 1] if known else inf
 
 
 def _span(row: Narration) -> tuple[str, float, float]:

@@ -35,6 +35,10 @@ NANO_GPT2 = GPT2Config(n_embd=128, n_layer=2, n_head=4, vocab=426, n_positions=3
 NANO_CLIP = ClipTextConfig(width=128, heads=4, layers=2, vocab=664, context=32)
 NANO_NARRATOR = NarratorConfig(NANO, NANO_GPT2, queries=8, pool_heads=2, max_tokens=32)
 NANO_DUAL_ENCODER = DualEncoderConfig(NANO, NANO_CLIP, embed=128)
+# For many runs on a processor: see train/zoo_paper.py. The vocabularies are the shipped model's.
+MINI = VisionConfig(img=64, patch=16, dim=96, depth=3, heads=3, act="gelu")
+MINI_NARRATOR = NarratorConfig(MINI, replace(NANO_GPT2, n_embd=96), queries=8, pool_heads=2, max_tokens=32)
+MINI_DUAL_ENCODER = DualEncoderConfig(MINI, replace(NANO_CLIP, width=64, heads=2), embed=128)
 
 VARIANTS: Mapping[str, ModelConfig] = MappingProxyType(
     {
@@ -52,5 +56,7 @@ VARIANTS: Mapping[str, ModelConfig] = MappingProxyType(
         "CLIP_HF_EGOVLP_DISTILBERT_BASE": DualEncoderConfig(EGOVLP, DISTILBERT, head="egovlp"),
         "NANO_NARRATOR": NANO_NARRATOR,
         "NANO_DUAL_ENCODER": NANO_DUAL_ENCODER,
+        "MINI_NARRATOR": MINI_NARRATOR,
+        "MINI_DUAL_ENCODER": MINI_DUAL_ENCODER,
     }
 )
