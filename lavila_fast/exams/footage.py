@@ -150,7 +150,8 @@ class Library:
 
 def _read(film: Film, ids: Sequence[int], transform: FrameTransform | None) -> NDArray[Any]:
     try:
-        return read_frames(film.path(), ids, transform=transform, files=kept_files())
+        read: NDArray[Any] = read_frames(film.path(), ids, transform=transform, files=kept_files())
+        return read
     except VideoError as error:
         raise VideoError(film.name, error.what, error.todo) from error
 
