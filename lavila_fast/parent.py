@@ -7,6 +7,7 @@ end_with_parent(parent, signal.SIGTERM)  # asked to, and killed if it has not le
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,6 +38,16 @@ def end_with_parent(parent: int, sign: int = signal.SIGKILL, patience: float = P
         os.kill(os.getpid(), sign)
     if not by_kernel:
         threading.Thread(target=_watch, args=(parent, sign, patience), daemon=True).start()
+
+
+def end_with_starter() -> None:
+    """Have a process of `multiprocessing` asked to end, by SIGTERM, as soon as the one that started it is no more.
+
+    One that waits for work would wait for ever where its parent was killed.
+    """
+    starter = multiprocessing.parent_process()
+    if starter is not None and starter.pid is not None:
+        end_with_parent(starter.pid, signal.SIGTERM)
 
 
 def _watch(parent: int, sign: int, patience: float) -> None:

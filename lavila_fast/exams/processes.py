@@ -25,7 +25,7 @@ from lavila_fast.exams.protocols import Protocol
 from lavila_fast.exams.sentence_exams import Narrations
 from lavila_fast.exams.watch import Watcher
 from lavila_fast.machine import available_cpus
-from lavila_fast.offspring import end_with_parent
+from lavila_fast.parent import end_with_starter
 
 _PATIENCE = 30.0  # seconds in which a process ends its batch and writes what it has
 
@@ -180,7 +180,7 @@ def _run(work: Work, places: Sequence[int], number: int, done: Any) -> None:
     """The life of a process. What goes wrong is said by who started it, which meets the same."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    end_with_parent()
+    end_with_starter()
     store = FeatureStore(work.options.features, work.about)
     known = sum(name in store for name in work.exam.ids)
 

@@ -26,7 +26,7 @@ from lavila_fast.config import VisionConfig
 from lavila_fast.errors import InputError, LavilaError, VideoError
 from lavila_fast.exams.footage import Library, joined
 from lavila_fast.exams.protocols import Protocol
-from lavila_fast.offspring import end_with_parent
+from lavila_fast.parent import end_with_starter
 from lavila_fast.train.augment import views
 from lavila_fast.train.datasets.samples import AnnotatedSet
 from lavila_fast.video.transforms import FrameTransform, normalise
@@ -177,7 +177,7 @@ _own: list[Watcher] = []
 
 def _begin(watcher: Watcher) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one decides
-    end_with_parent()
+    end_with_starter()
     _own[:] = [watcher]
 
 

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 
 from lavila_fast.errors import LavilaError, StorageError, VideoError
 from lavila_fast.files import is_fatal
-from lavila_fast.offspring import end_with_parent
+from lavila_fast.parent import end_with_starter
 from lavila_fast.train.prepare.manifest import Made
 from lavila_fast.train.prepare.video import Task, prepare_video
 
@@ -47,7 +47,7 @@ def _work(pipe: Connection) -> None:
     """The life of a process: tasks come in; files that are made, and the ends of videos, go out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    end_with_parent()
+    end_with_starter()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             for event in _events(pipe.recv()):
