@@ -117,7 +117,7 @@ def test_rows_say_when_the_frames_that_were_seen_are_shown(
     assert Path("out.csv").read_bytes() == before
     capsys.readouterr()
     assert narrate(videos, "--format", "srt", "-o", "subtitles/", "--frame-times") == 2
-    assert lines(capsys) == ["error: --frame-times: srt has no room for them; give --format jsonl or csv"]
+    assert lines(capsys) == ["error: --frame-times: srt has no room for them; give --format jsonl or csv or parquet"]
 
 
 def test_batch_and_workers_change_nothing(narrate: Callable[..., int], videos: Path) -> None:

@@ -79,7 +79,8 @@ def test_files_left_over_missing_or_undone_are_told(tmp_path: Path) -> None:
 
 
 def test_every_format_is_among_the_settings() -> None:
-    assert {one.format for one in SETTINGS} == {"jsonl", "csv", "srt", "vtt", "pkl"}
+    markers = {"edl", "fcpxml", "lerobot"}
+    assert {one.format for one in SETTINGS} == {"jsonl", "csv", "srt", "vtt", "pkl", "parquet", *markers}
 
 
 def test_a_case_that_raises_is_a_violation_and_the_others_go_on(tmp_path: Path) -> None:

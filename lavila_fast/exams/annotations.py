@@ -33,6 +33,9 @@ def _segments(folder: DataFolder, *names: str) -> list[Segment]:
     folder.note(path, len(found))
     if not found:
         raise InputError(f"{path}: holds no clips")
+    if wrong := next((one for one in found if min(one.verb, one.noun) < 0), None):
+        told = f"{wrong.verb} and {wrong.noun} are no numbers of a verb and a noun"
+        raise InputError(f"{path}: {wrong.narration_id}: {told}; fetch the file again")
     return found
 
 

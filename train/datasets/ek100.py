@@ -83,7 +83,7 @@ def _segment(row: Mapping[str, str], where: str) -> Segment:
         verb, noun = int(row["verb_class"]), int(row["noun_class"])
     except (ValueError, TypeError):
         raise InputError(f"{where}: times are not HH:MM:SS.ss, or classes not numbers") from None
-    if not (0 <= verb < _MOST_CLASSES and 0 <= noun < _MOST_CLASSES):
+    if max(abs(verb), abs(noun)) >= _MOST_CLASSES:  # negative ones stand for none; who needs one says so
         raise InputError(f"{where}: {verb} and {noun} are no numbers of a verb and a noun")
     file = f"{row['participant_id']}/{row['video_id']}.MP4"
     if leads_out(file):

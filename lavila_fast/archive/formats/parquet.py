@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from lavila_fast.archive.formats.writer import ClipRows, Unclosed, Writer, encode
 from lavila_fast.errors import MissingExtraError
@@ -140,9 +139,11 @@ class EmbeddingTable(ParquetTable):
 
     def values(self, rows: Sequence[ClipEmbedding], pyarrow: Any) -> list[Any]:
         """See `ParquetTable.values`."""
+        import numpy as np
+
         flat = np.stack([row.embedding for row in rows]).astype(np.float16).reshape(-1)
         return [pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), int(self.run["dim"]))]
 
 
 def _or_none(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+    return value if math.isfinite(value) else None
