@@ -16,11 +16,13 @@ pytest.importorskip("lancedb")
 from lavila_fast import DualEncoder
 from lavila_fast.archive.spans import span_of
 from lavila_fast.cli.main import run
+from lavila_fast.search.cut import cut
 from lavila_fast.search.fusion import Background, fuse
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.moments import Moment, moments
 from lavila_fast.search.store import Hit, Store, Window, quoted
 from lavila_fast.video.probe import probe
+from lavila_fast.video.reader import read_frames
 
 ASSETS = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets"
 SHOWN = [json.loads(line) for line in (ASSETS / "kitchen.jsonl").read_text("utf-8").splitlines()]
@@ -107,13 +109,41 @@ def test_moments_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     (clip,) = Path("clips").glob("*.mp4")
     (cue,) = Path("clips").glob("*.srt")
     assert SHOWN[5]["text"] in cue.read_text()
-    info = probe(clip)
-    assert 2.0 <= info.duration <= 24.0
-    assert "--> " in cue.read_text()
+    begin = cut(Path("film.mp4"), Path("again.mp4"), 10.0, 12.0)
+    assert 0 <= begin <= 10.0
+    own = read_frames(clip, range(probe(clip).frames))
+    first = round(begin * 15)  # pictures a second
+    assert len(own) == 12 * 15 - first  # up to the moment's end
+    assert (own == read_frames(Path("film.mp4"), range(first, 12 * 15))).all()
+    assert f"--> 00:00:{12 - begin:06.3f}".replace(".", ",") in cue.read_text()
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1"]) == 2
     Path("film.mp4").unlink()
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1", "-o", "more"]) == 1
-    assert "cannot be cut" in capsys.readouterr().err
+    assert "film.mp4: does not exist" in capsys.readouterr().err
+
+
+def test_a_large_table_finds_what_comparing_all_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((3000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = [
+        Window(f"{i % 7}.mp4", "x", "x", 2.0 * i, 2.0 * i + 2, f"number {i}", vector=one)
+        for i, one in enumerate(vectors)
+    ]
+    store = Store.create(tmp_path, 32)
+    store.add(rows)
+    monkeypatch.setattr("lavila_fast.search.store.LARGE", 1000)
+    store.settle()
+    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfPq"}
+    halves = vectors.astype(np.float16).astype(np.float32)
+    shared = []
+    for query in vectors[:20] + 0.1 * random.standard_normal((20, 32)).astype(np.float32):
+        exact = np.argsort(-(halves @ query), kind="stable")[:10]
+        found = [int(hit.window.text.split()[1]) for hit in store.nearest(query, 10)]
+        shared.append(len(set(found) & set(exact.tolist())))
+    assert sum(shared) >= 0.98 * 200
+    assert [hit.window.text for hit in store.worded("1234", 5)] == ["number 1234"]
+    assert {hit.window.video for hit in store.nearest(vectors[0], 10, "video = '3.mp4'")} == {"3.mp4"}
 
 
 def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

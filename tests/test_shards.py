@@ -8,6 +8,7 @@ from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scribe import narrate, rows
 from test_video_coded import write_video
@@ -178,3 +179,25 @@ def test_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "give which of how many" in capsys.readouterr().err
     assert run(["narrate", "v/0.mp4", "--shard", "1/2"]) == 2
     assert "goes to a file of its own" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("place")
+def test_vectors_and_labels_in_shares(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("labels.txt").write_text("#C C opens the drawer\n#C C waits\n")
+    how = ["--threads", "1", "-q"]
+    for number in (1, 2):
+        share = ["--shard", f"{number}/2", *how]
+        beside = ["--embed", f"e{number}.parquet"]
+        assert run(["narrate", "v", "-o", f"n{number}.jsonl", *beside, *share]) == 0
+        assert run(["classify", "v", "-o", f"l{number}.csv", "--labels", "labels.txt", *share]) == 0
+    assert run(["embed", "v", "-o", "e.npz", "--frame-times", *how]) == 0
+    assert run(["classify", "v", "-o", "l.csv", "--labels", "labels.txt", *how]) == 0
+    assert run(["merge", "e1.parquet", "e2.parquet", "-o", "both.npz"]) == 0
+    assert run(["merge", "l1.csv", "l2.csv", "-o", "both.csv"]) == 0
+    assert run(["merge", "n1.jsonl", "l2.csv", "-o", "mixed.jsonl"]) == 2
+    assert "merge outputs of the same settings" in capsys.readouterr().err
+    with np.load("e.npz") as one, np.load("both.npz") as both:
+        assert sorted(zip(one["video"], one["start"], one["embedding"].tolist(), strict=True)) == list(
+            zip(both["video"], both["start"], both["embedding"].tolist(), strict=True)
+        )
+    assert sorted(Path("both.csv").read_text().splitlines()) == sorted(Path("l.csv").read_text().splitlines())

@@ -6,21 +6,16 @@ Linux the command may outlive its parent, and the locks of its folders keep a se
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from lavila_fast.parent import end_with_parent
 
 
 def main() -> None:
     """Become the command. Arguments: the parent's number, then what follows ``python -m``."""
     parent, *words = sys.argv[1:]
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # which outlasts exec
-    if os.getppid() != int(parent):
-        sys.exit("whoever started this has ended")
+    end_with_parent(int(parent))  # of which the kernel's part outlasts exec
     os.execv(sys.executable, [sys.executable, "-m", *words])  # noqa: S606
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from lavila_fast.archive.formats.writer import Unknown, Videos
+from lavila_fast.archive.formats.writer import Videos
 from lavila_fast.archive.known import KnownVideos
 from lavila_fast.archive.names import name_files
 from lavila_fast.archive.outputs import Output
@@ -49,7 +49,7 @@ def videos_of(path: Path) -> Videos:
     try:
         return KnownVideos(read_records(find_records(str(path))).get)
     except (InputError, OSError):
-        return Unknown() if not path.parent.is_dir() else KnownVideos(lambda _: None)
+        return KnownVideos(lambda _: None)
 
 
 def convert(table: Table, output: Output, part_bytes: int | None = None, overwrite: bool = False) -> Converted:
@@ -78,8 +78,6 @@ def convert(table: Table, output: Output, part_bytes: int | None = None, overwri
     else:
         done.files = _write_each(clips, output, table, videos, overwrite)
     done.torn = table.torn
-    if not done.rows:
-        raise InputError(f"{table.path}: holds no rows of a run")
     return done
 
 

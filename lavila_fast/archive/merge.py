@@ -13,14 +13,16 @@ import heapq
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lavila_fast.archive import index
 from lavila_fast.archive.identity import difference
-from lavila_fast.archive.journal import SIDECAR, SUFFIX
-from lavila_fast.archive.kinds import KINDS, Kind, features
+from lavila_fast.archive.journal import SIDECAR, SUFFIX, Journal
+from lavila_fast.archive.kinds import KINDS, LABELS, NARRATIONS, Kind, features
 from lavila_fast.archive.known import KnownVideos
 from lavila_fast.archive.outputs import Files, Output, open_journal
 from lavila_fast.archive.rows import whole_clips
@@ -34,7 +36,7 @@ _MOST = 1000  # rows of a clip
 _AGAIN = "run that share again, with the command that began it"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """The output of one share.
 
@@ -59,10 +61,13 @@ class Part:
 
     def rows(self, offset: int) -> list[Row]:
         """The rows of the clip that begins at this byte."""
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            found = [self.kind.parse(file.readline()) for _ in range(self.samples)]
+        self._file.seek(offset)
+        found = [self.kind.parse(self._file.readline()) for _ in range(self.samples)]
         return [row for row in found if row is not None]
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        return self.path.open("rb")
 
 
 @dataclass
@@ -99,31 +104,29 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
         _check_overlaps(parts, name)
     first = parts[0]
     kind = replace(output, rows=first.kind)
-    journal = open_journal(kind, first.run, first.samples, overwrite)
-    try:
+    with closing(open_journal(kind, first.run, first.samples, overwrite)) as journal:
         if journal.begun:
             raise InputError(f"{output.path}: holds rows already; give another --output, or --overwrite it")
-        records = Records(records_path(journal.path), overwrite=True)
-        try:
-            told = Merged(len(parts), len(names))
+        with closing(Records(records_path(journal.path), overwrite=True)) as records:
             sink = Files(kind, journal, names, overwrite, KnownVideos(records.get))
+            told = Merged(len(parts), len(names))
             for name in names:
-                for _, part, offset in _clips(parts, name):
-                    sink.write(part.rows(offset))
-                    told.clips += 1
-                clips = journal.done.get(name)
-                record = _record(
-                    [part for part in parts if name in part.records], name, clips.seconds() if clips else 0
-                )
-                records.put(replace(record, clips=len(clips) if clips is not None else 0))
-                told.failed += record.error is not None
+                record = _write(parts, name, sink, journal)
+                records.put(record)
+                told.clips, told.failed = told.clips + record.clips, told.failed + (record.error is not None)
                 sink.finish(name)
             sink.close()
-        finally:
-            records.close()
-    finally:
-        journal.close()
     return told
+
+
+def _write(parts: Sequence[Part], video: str, sink: Files, journal: Journal) -> VideoRecord:
+    """Write the rows of a video; gives its record."""
+    for _, part, offset in _clips(parts, video):
+        sink.write(part.rows(offset))
+    clips = journal.done.get(video)
+    count, seconds = (len(clips), clips.seconds()) if clips is not None else (0, 0.0)
+    record = _record([part for part in parts if video in part.records], video, seconds)
+    return replace(record, clips=count)
 
 
 def _clips(parts: Sequence[Part], video: str) -> Iterator[tuple[Span, Part, int]]:
@@ -230,9 +233,7 @@ def _kind(journal: Path, run: dict[str, Any]) -> Kind:
     """Of a journal's rows; an empty one is of the kind that its settings speak of."""
     if run.get("task") == "embed":
         return features(int(run["dim"]) if run.get("dim") else None)
-    by_task = {"classify": "labels", "labels": "labels"}
-    name = by_task.get(str(run.get("task")), "narrations")
-    return next(kind for kind in KINDS if kind.name == name)
+    return LABELS if run.get("task") == "classify" else NARRATIONS
 
 
 def _samples(journal: Path, kind: Kind) -> int:

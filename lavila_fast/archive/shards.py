@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ class Shard:
         """What of these inputs is this run's; long videos are everybody's, and what is no video is the first run's."""
         jobs = [job for job in found.jobs if (seen := self._look(job)).split or self._has(seen.key)]
         missing = {name: line for name, line in found.missing.items() if self._has(name)}
-        others = [line for line in found.failed if line not in found.missing.values()]
+        told = set(found.missing.values())
+        others = [line for line in found.failed if line not in told]
         failed = [*(others if self.number == 1 else ()), *missing.values()]
         return replace(found, jobs=jobs, missing=missing, failed=failed)
 
@@ -138,7 +139,3 @@ def marker_of(journal: Path) -> Path:
 def write_marker(journal: Path, told: dict[str, Any]) -> None:
     """Say that a share is through."""
     write_json(marker_of(journal), told)
-
-
-Share = Callable[[Job, Iterable[Clip]], Iterator[Clip]]
-"""Those of a job's clips that a run works on."""

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("index", metavar="INDEX", type=PATH)
 @click.argument("text", default="")
-@click.option("--mode", type=click.Choice(("hybrid", "vector", "text")), default="hybrid", show_default=True,
-              help="By pictures and words, by pictures, or by words of the sentences.")  # fmt: skip
+@click.option(
+    "--mode",
+    type=click.Choice(("hybrid", "vector", "text")),
+    default="hybrid",
+    show_default=True,
+    help="By pictures and words, by pictures, or by words of the sentences.",
+)
 @click.option("--like", metavar="VIDEO@SECOND", help="What looks like this moment of a video in the index.")
 @click.option("-n", "--limit", type=POSITIVE, default=5, show_default=True, help="Moments.")
 @click.option("--video", help="Only in videos whose names contain this.")
@@ -74,7 +79,6 @@ def _query(opened: Index, text: str, given: dict[str, Any]) -> Query:
         if vector is None:
             raise InputError(f"--like {given['like']}: not in the index; give VIDEO@SECOND as a search shows them")
     elif given["mode"] != "text" and text.strip():
-        opened.encoder(given["model"], given["threads"])
         vector = opened.encoder(given["model"], given["threads"]).embed_text([text])[0]
     kept = {name: given[name] for name in ("mode", "limit", "video", "after", "before")}
     threshold = SURE if given["threshold"] is None else given["threshold"]

@@ -12,13 +12,15 @@ import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
 from lavila_fast.archive.formats.writer import clock, one_line
-from lavila_fast.errors import StorageError, VideoError
+from lavila_fast.errors import VideoError
 from lavila_fast.files import new_file, storage_error, write_text
 from lavila_fast.search.moments import Moment
+from lavila_fast.video.probe import open_file
 
 
 def save(found: Sequence[Moment], folder: Path) -> Iterator[Path]:
@@ -42,41 +44,53 @@ def save(found: Sequence[Moment], folder: Path) -> Iterator[Path]:
 
 
 def cut(source: Path, path: Path, start: float, end: float) -> float:
-    """Copy a stretch of a video's pictures and sound; gives the second of the source at which the clip begins."""
-    try:
-        with av.open(os.fspath(source)) as video:
-            return _copy(video, path, start, end)
-    except av.error.FFmpegError as error:
-        raise VideoError(source, f"cannot be cut ({error.strerror})", "check that it still is where it was") from error
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise VideoError(source, f"cannot be cut ({error.strerror})", "check that it still is where it was") from error
+    """Copy a stretch of a video's pictures and sound; gives the second of the source at which the clip begins.
 
-
-def _copy(video: av.container.InputContainer, path: Path, start: float, end: float) -> float:
-    pictures = video.streams.video[0]
-    streams = [pictures, *video.streams.audio[:1]]
-    tick = Fraction(pictures.time_base or Fraction(1, 1000))
-    zero = Fraction(pictures.start_time or 0) * tick
-    video.seek(int((Fraction(start) + zero) / tick), stream=pictures)
-    with storage_error(path), new_file(path, path.suffix) as part, av.open(os.fspath(part), "w") as out:
-        copies = {stream.index: out.add_stream_from_template(stream) for stream in streams}
-        first: Fraction | None = None
-        for packet in video.demux(streams):
-            if packet.dts is None or packet.pts is None:
-                continue
-            base = Fraction(packet.time_base)
-            shown = packet.pts * base
-            if first is None:
-                if packet.stream is not pictures or not packet.is_keyframe:
+    Raises:
+        VideoError: the video cannot be read.
+        StorageError: the clip cannot be written.
+    """
+    with open_file(source) as file:
+        video, pictures = file.container, file.stream
+        streams = [pictures, *video.streams.audio[:1]]
+        tick = Fraction(pictures.time_base)
+        zero = Fraction(file.info.zero)
+        video.seek(int((Fraction(start) + zero) / tick), stream=pictures)
+        with storage_error(path), new_file(path, path.suffix) as part, av.open(os.fspath(part), "w") as out:
+            copies = {stream.index: out.add_stream_from_template(stream) for stream in streams}
+            first: Fraction | None = None
+            for packet in _stretch(_packets(source, video, streams), pictures, zero + Fraction(end)):
+                base = Fraction(packet.time_base)
+                first = packet.pts * base if first is None else first
+                if packet.pts * base < first:  # shown before the clip begins
                     continue
-                first = shown
-            if packet.stream is pictures and packet.dts * base - zero >= end:
-                break
-            if shown < first or shown - zero >= end:
-                continue
-            packet.pts, packet.dts = packet.pts - round(first / base), packet.dts - round(first / base)
-            packet.stream = copies[packet.stream.index]
-            out.mux(packet)
+                packet.pts, packet.dts = (stamp - round(first / base) for stamp in (packet.pts, packet.dts))
+                packet.stream = copies[packet.stream.index]
+                out.mux(packet)
     return float((first if first is not None else zero) - zero)
+
+
+def _packets(source: Path, video: Any, streams: list[Any]) -> Iterator[Any]:
+    """Packets from here on, as they lie in the file; VideoError where it cannot be read."""
+    packets = video.demux(streams)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.error.FFmpegError, OSError) as error:
+            told = error.strerror or type(error).__name__
+            raise VideoError(source, f"cannot be cut ({told})", "check the disk, or re-encode it") from error
+        if packet is None:
+            return
+        if packet.pts is not None and packet.dts is not None:
+            yield packet
+
+
+def _stretch(packets: Iterator[Any], pictures: Any, end: Fraction) -> Iterator[Any]:
+    """From the first key frame on, those of what is shown before the end."""
+    begun = False
+    for packet in packets:
+        begun = begun or (packet.stream is pictures and packet.is_keyframe)
+        if packet.stream is pictures and packet.dts * Fraction(packet.time_base) >= end:
+            return
+        if begun and packet.pts * Fraction(packet.time_base) < end:
+            yield packet

@@ -74,7 +74,7 @@ class Found:
 
     Attributes:
         moments: The best first.
-        sure: Whether the best one stands out from the archive at large, or has the words.
+        sure: Whether the best one stands out from the archive at large; of words alone, whether anything was found.
         stands_out: By how many spreads it does; None where nothing was compared.
     """
 

@@ -7,8 +7,6 @@ store.nearest(vector, 50), store.worded("onion", 50)
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +20,7 @@ from lavila_fast.errors import InputError, MissingExtraError
 
 TABLE, BATCH = "windows", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 200_000  # rows from which an index of vectors pays
+_KEPT = timedelta(days=1)  # for who still reads what the table was before
 _COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame")
 
 
@@ -124,12 +123,14 @@ class Store:
         """Make what speeds searches up, after rows were added; and of small tables forget what they were before."""
         if not len(self):
             return
-        with _silently():
-            self._table.create_fts_index("text", replace=True, with_position=False)
-            if len(self) >= LARGE:
-                self._table.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ")
-            if len(self) < LARGE:  # more than that is not bounded in memory
-                self._table.optimize(cleanup_older_than=timedelta(0))
+        from lancedb.index import FTS, IvfPq
+
+        self._table.create_index("text", config=FTS(with_position=False))
+        if len(self) >= LARGE:
+            parts = next(one for one in range(max(self.dim // 4, 1), 0, -1) if self.dim % one == 0)
+            self._table.create_index("vector", config=IvfPq(distance_type="cosine", num_sub_vectors=parts))
+        else:  # more than that is not bounded in memory
+            self._table.optimize(cleanup_older_than=_KEPT)
 
     def nearest(self, vector: F32, limit: int, where: str | None = None) -> list[Hit]:
         """Windows whose vectors are nearest; scores are cosines."""
@@ -193,13 +194,3 @@ def _connect(folder: Path) -> Any:
     import lancedb
 
     return lancedb.connect(folder / "table")
-
-
-@contextlib.contextmanager
-def _silently() -> Iterator[None]:
-    """Without what the library prints about its own future."""
-    import warnings
-
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
