@@ -28,3 +28,8 @@ def shown(text: object) -> str:
 def shown_lines(text: object) -> str:
     """The same for a text of several lines."""
     return "\n".join(map(shown, str(text).split("\n")))
+
+
+def many(count: int, what: str) -> str:
+    """A count in words, such as ``1 video``, ``1,204 videos``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

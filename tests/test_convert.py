@@ -138,6 +138,15 @@ def test_final_cut_s_markers_lie_on_pictures(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("folder")
+def test_names_and_sentences_that_xml_has_no_characters_for() -> None:
+    odd = Narration("a\0\ufffe<&.mp4", 0.0, 2.0, 0, "\x07\uffff]]> & \ud800", 1.0, -1.0)
+    Path("n.jsonl").write_bytes(JsonLines().clip([odd]))
+    assert convert("n.jsonl", "c.fcpxml") == 0
+    (marker,) = ET.parse("c.fcpxml").getroot().findall("event/asset-clip/marker")
+    assert marker.get("value") == "\ufffd]]> &"
+
+
+@pytest.mark.usefixtures("folder")
 def test_resolve_s_markers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one file a video" in refused(capsys, "n.jsonl", "c.edl")
     assert not Path("c.edl").exists()

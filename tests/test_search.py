@@ -100,6 +100,14 @@ def test_an_index_grows_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [Window("film.mp4", "of another content", "film.mp4", 0.0, 2.0, vector=np.ones(128, np.float32))]
     store.add(rows)  # as a file that was replaced leaves, or a killed run
     store.drop([next(key for key in store.counts() if key[1] == "twin.mp4")])
+    shutil.copytree("ix", "lost")
+    shutil.rmtree("lost/table")
+    assert run(["search", "lost", "x"]) == 2
+    assert "holds no index" in capsys.readouterr().err
+    assert run(["index", "film.mp4", "twin.mp4", "-o", "lost", "-q"]) == 0  # made again of what lies beside it
+    assert len(Store.open(Path("lost"), 128)) == 24
+    assert run(["index", "film.mp4", "-o", "film.mp4"]) == 1
+    assert "give the folder of an index" in capsys.readouterr().err
     assert update("film.mp4", "twin.mp4") == {"added": 12, "videos": 1, "dropped": 1, "windows": 24, "index": "ix"}
 
 
@@ -152,6 +160,7 @@ def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.
         (str(kitchen / "ix"),): "say what to look for",
         (str(kitchen / "ix"), "x", "--like", "film.mp4@900"): "not in the index",
         (str(kitchen / "ix"), "x", "--like", "film.mp4"): "not in the index",
+        (str(kitchen / "ix"), "x", "--after", "nan"): "--after and --before: give seconds",
     }.items():
         assert run(["search", *words]) == 2, words
         assert told in capsys.readouterr().err

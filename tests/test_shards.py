@@ -135,6 +135,11 @@ def test_what_is_no_whole_is_refused() -> None:
     assert "shares of 2 and of 3" in refused(*paths, Path("half.jsonl"))
     with pytest.raises(InputError, match="is no output of a run"):
         read_part(Path("v/0.mp4"))
+    before = paths[0].read_bytes()
+    for output in (paths[0], Path("v/../s1.jsonl")):
+        with pytest.raises(InputError, match="is one of the parts"):
+            merge([read_part(path) for path in paths], Output("jsonl", "file", output), overwrite=True)
+    assert paths[0].read_bytes() == before
     joined([paths[0], paths[2]], gaps=True)
     assert set(rows("all.jsonl")) < set(rows("one.jsonl"))
     with pytest.raises(InputError, match="holds rows already"):

@@ -47,5 +47,5 @@ def frame_rate(path: Path) -> Fraction | None:
     try:
         with open_file(path) as file:
             return Fraction(file.info.rate or file.info.fps).limit_denominator(_FINEST) or None
-    except VideoError:
+    except (VideoError, ValueError):  # the latter of a name that no file can have
         return None

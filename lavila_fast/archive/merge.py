@@ -24,7 +24,7 @@ from lavila_fast.archive.identity import difference
 from lavila_fast.archive.journal import SIDECAR, SUFFIX, Journal
 from lavila_fast.archive.kinds import KINDS, LABELS, NARRATIONS, Kind, features
 from lavila_fast.archive.known import KnownVideos
-from lavila_fast.archive.outputs import Files, Output, open_journal
+from lavila_fast.archive.outputs import Files, Output, journal_path, open_journal
 from lavila_fast.archive.rows import whole_clips
 from lavila_fast.archive.shards import Shard, marker_of
 from lavila_fast.archive.spans import Done, Span, span_of
@@ -104,6 +104,7 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
         _check_overlaps(parts, name)
     first = parts[0]
     kind = replace(output, rows=first.kind)
+    _keep_parts(parts, kind)
     with closing(open_journal(kind, first.run, first.samples, overwrite)) as journal:
         if journal.begun:
             raise InputError(f"{output.path}: holds rows already; give another --output, or --overwrite it")
@@ -117,6 +118,13 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
                 sink.finish(name)
             sink.close()
     return told
+
+
+def _keep_parts(parts: Sequence[Part], output: Output) -> None:
+    """See that the output is none of the parts, which would be gone before they are read."""
+    for part in parts:
+        if part.path.resolve() == journal_path(output).resolve():
+            raise InputError(f"{output.path}: is one of the parts; give another --output")
 
 
 def _write(parts: Sequence[Part], video: str, sink: Files, journal: Journal) -> VideoRecord:

@@ -189,15 +189,17 @@ class Stream:
             self._file.close()
 
 
-def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite: bool) -> Journal:
-    """The journal of an output in files: the file itself, beside it, or in its folder; errors as for `Journal`."""
+def journal_path(output: Output) -> Path:
+    """Where the journal of an output in files is: the file itself, beside it, or in its folder."""
     assert output.path is not None
     if output.kind == "folder":
-        path = output.path / f"{output.rows.name}{SUFFIX}"
-    elif output.format == JSONL:
-        path = output.path
-    else:
-        path = output.path.with_name(output.path.name + SUFFIX)
+        return output.path / f"{output.rows.name}{SUFFIX}"
+    return output.path if output.format == JSONL else output.path.with_name(output.path.name + SUFFIX)
+
+
+def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite: bool) -> Journal:
+    """The journal of an output in files, see `journal_path`; errors as for `Journal`."""
+    path = journal_path(output)
     return Journal(path, run, samples, overwrite, output.rows, compact=path != output.path)
 
 

@@ -25,6 +25,7 @@ from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.records import Row
+from lavila_fast.shown import many
 from lavila_fast.video.reader import DecodedClip
 
 See = Callable[[Iterator[DecodedClip]], Iterator[list[Row]]]
@@ -111,16 +112,12 @@ class Summary:
         before = f" ({self.done_before} done before)" if self.done_before else ""
         damaged = f" ({self.damaged} of them damaged)" if self.damaged else ""
         copied = f" ({self.copied} more copied)" if self.copied else ""
-        clips = f"{_many(self.clips, 'clip')}{damaged}{copied}{before}"
-        counts = f"{_many(self.videos, 'video')}, {clips}, {len(self.failed)} failed"
+        clips = f"{many(self.clips, 'clip')}{damaged}{copied}{before}"
+        counts = f"{many(self.videos, 'video')}, {clips}, {len(self.failed)} failed"
         if self.stopped is not None:
             again = "" if output.kind == "stream" else "; run the same command again to go on"
-            return f"stopped: {_many(self.clips, 'clip')} written to {output}{again}"
+            return f"stopped: {many(self.clips, 'clip')} written to {output}{again}"
         return f"done: {counts}: {output}"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _cpu() -> tuple[float, float]:

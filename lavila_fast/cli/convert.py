@@ -16,6 +16,7 @@ import click
 from lavila_fast.cli.choices import PATH, LazyChoice
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
+from lavila_fast.shown import many
 
 
 def formats() -> list[str]:
@@ -72,5 +73,6 @@ def convert(
     if as_json:
         click.echo(json.dumps({**asdict(done), "output": output}))
         return
-    torn = f"; {done.torn} lines were no rows" if done.torn else ""
-    tell(f"{output}: {done.rows} rows of {done.videos} videos in {done.files} files{torn}", err=True)
+    torn = f"; left out: {many(done.torn, 'line')} that are none" if done.torn else ""
+    told = f"{many(done.rows, 'row')} of {many(done.videos, 'video')} in {many(done.files, 'file')}{torn}"
+    tell(f"{output}: {told}", err=True)

@@ -12,6 +12,8 @@ import click
 from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
+from lavila_fast.files import storage_error
+from lavila_fast.shown import many
 
 _PASSED = ("clip_seconds", "stride_seconds", "engine", "threads")
 _SECONDS = click.FloatRange(min=0.001)
@@ -43,7 +45,8 @@ def index(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     from lavila_fast.search.store import require_search
 
     require_search()
-    output.mkdir(parents=True, exist_ok=True)
+    with storage_error(output, "give the folder of an index, or a new one, as -o"):
+        output.mkdir(parents=True, exist_ok=True)
     dual = given["embed_model"] or given["model"]
     features = str(output / EMBEDDINGS)
     words = [f"--{name.replace('_', '-')}={given[name]}" for name in _PASSED if given[name] is not None]
@@ -62,7 +65,8 @@ def index(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     if as_json:
         click.echo(json.dumps({**asdict(told), "windows": len(opened.store), "index": str(output)}))
     elif not given["quiet"]:
-        tell(f"{output}: {len(opened.store)} windows, {told.added} of them new, of {told.videos} videos", err=True)
+        windows = many(len(opened.store), "window")
+        tell(f"{output}: {windows}, {told.added:,} of them new, of {many(told.videos, 'video')}", err=True)
     context.exit(code)
 
 

@@ -17,6 +17,7 @@ from lavila_fast.cli.choices import PATH, LazyChoice
 from lavila_fast.cli.convert import formats
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
+from lavila_fast.shown import many
 
 
 @click.command()
@@ -40,7 +41,8 @@ def merge(
 
     read = [read_part(path) for path in parts]
     kind = read[0].kind
-    place = choose_output(output, format, 2, False, kind)
+    videos = len({name for part in read for name in part.records})
+    place = choose_output(output, format, videos, False, kind)
     if place.kind == "stream":
         raise InputError(f"{output}: give a file or a folder")
     done = write(read, place, overwrite, allow_gaps)
@@ -48,4 +50,5 @@ def merge(
         click.echo(json.dumps({**asdict(done), "output": output}))
         return
     failed = f", {done.failed} failed" if done.failed else ""
-    tell(f"{output}: {done.clips} clips of {done.videos} videos out of {done.parts} parts{failed}", err=True)
+    told = f"{many(done.clips, 'clip')} of {many(done.videos, 'video')} out of {many(done.parts, 'part')}{failed}"
+    tell(f"{output}: {told}", err=True)

@@ -8,6 +8,7 @@ for moment in found.moments: print(moment.video, moment.start, moment.end, momen
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -124,6 +125,8 @@ class Index:
         """
         run = read_part(embeddings).run
         if (folder / ABOUT).is_file():
+            if not Store.there(folder):  # lost, and made of what lies beside it
+                Store.create(folder, int(run["dim"]))
             index = cls.open(folder)
             if told := difference(index.run, run):
                 raise InputError(f"{folder}: {told}; give another -o, or remove it to index anew")
@@ -159,10 +162,12 @@ class Index:
         Raises:
             InputError: the query is empty, or of a mode that is none.
         """
+        if not all(math.isfinite(one) for one in (query.after or 0.0, query.before or 0.0)):
+            raise InputError("--after and --before: give seconds")
         if query.mode not in MODES:
             raise InputError(f"--mode {query.mode}: give one of {', '.join(MODES)}")
         if not query.text.strip() and query.vector is None:
-            raise InputError("say what to look for: a sentence, --image, --clip or --like")
+            raise InputError("say what to look for: a sentence, or --like VIDEO@SECOND")
         most = min(max(20 * query.limit, 200), _MOST)
         seen, stands_out = self._seen(query, most) if query.mode != "text" else ([], None)
         said = self._said(query, most) if query.mode != "vector" and query.text.strip() else []

@@ -18,7 +18,7 @@ import numpy as np
 from lavila_fast.arrays import F32
 from lavila_fast.errors import InputError, MissingExtraError
 
-TABLE, BATCH = "windows", 20_000  # rows that are added at once: a table of small pieces is slow
+TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 200_000  # rows from which an index of vectors pays
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
 _COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame")
@@ -65,15 +65,20 @@ class Store:
     def __init__(self, table: Any, dim: int) -> None:
         self._table, self.dim = table, dim
 
+    @staticmethod
+    def there(folder: Path) -> bool:
+        """Whether there is a table."""
+        return (folder / _PLACE / f"{TABLE}.lance").is_dir()
+
     @classmethod
     def create(cls, folder: Path, dim: int) -> Store:
-        """A new table, for vectors of `dim` numbers."""
+        """A new table, for vectors of `dim` numbers, in place of any."""
         import pyarrow
 
         text, number = pyarrow.string(), pyarrow.float64()
         types = (text, text, text, number, number, text, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
-        return cls(_connect(folder).create_table(TABLE, schema=pyarrow.schema(columns)), dim)
+        return cls(_connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite"), dim)
 
     @classmethod
     def open(cls, folder: Path, dim: int) -> Store:
@@ -193,4 +198,4 @@ def _connect(folder: Path) -> Any:
     require_search()
     import lancedb
 
-    return lancedb.connect(folder / "table")
+    return lancedb.connect(folder / _PLACE)

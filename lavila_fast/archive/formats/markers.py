@@ -8,6 +8,7 @@ of `USUAL_RATE` where the video is not at hand.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import BinaryIO
@@ -19,6 +20,7 @@ from lavila_fast.records import Narration
 
 USUAL_RATE = Fraction(30)
 BEGINS = 3600  # second of the timeline at which Resolve's begin: 01:00:00:00
+_NO_XML = re.compile("[\ufffe\uffff]")  # besides controls, which are no longer there
 _COLOUR = "ResolveColorBlue"
 
 
@@ -74,7 +76,7 @@ class Fcpxml(Writer):
     ) -> None:
         rate = self.videos.rate(video) or USUAL_RATE
         path = self.videos.path(video).absolute()
-        name, form, asset = as_text(one_line(path.stem)), f"r{2 * number - 1}", f"r{2 * number}"
+        name, form, asset = _for_xml(one_line(path.stem)), f"r{2 * number - 1}", f"r{2 * number}"
         markers = [self._marker(rows, rate) for rows in clips]
         last = max(picture(float(end), rate) for _, end in markers)
         end = self.videos.end(video)
@@ -88,7 +90,7 @@ class Fcpxml(Writer):
         clip.extend(marker for marker, _ in markers)
 
     def _marker(self, rows: Sequence[Narration], rate: Fraction) -> tuple[ET.Element, float]:
-        first, *more = dict.fromkeys(as_text(line) for line in cue_lines(row.text for row in rows))
+        first, *more = dict.fromkeys(_for_xml(line) for line in cue_lines(row.text for row in rows))
         begin, end = rows[0].start, rows[0].end
         length = max(picture(end, rate) - picture(begin, rate), 1)
         marker = ET.Element(
@@ -97,6 +99,11 @@ class Fcpxml(Writer):
         if more:
             marker.set("note", " / ".join(more))
         return marker, end
+
+
+def _for_xml(text: str) -> str:
+    """A line without what XML has no characters for."""
+    return as_text(_NO_XML.sub("\ufffd", text))
 
 
 def _seconds(pictures: int, rate: Fraction) -> str:
