@@ -46,6 +46,7 @@ from lavila_fast.video.transforms import normalise
 
 SAME = 1e-4  # largest difference of a float32 CLS from the file it was read from
 COSINE, KEPT = 0.995, 0.98  # what INT8 must reach
+SIDE = 224
 TIE, NEAR = 1e-6, 1e-3  # differences of a cosine
 FRAME_SECONDS, BATCH = 0.04, 4
 Embed = Callable[[F32], F32]
@@ -99,6 +100,25 @@ def compare(wanted: F32, got: F32) -> dict[str, float]:
         "nearest_10_shared": shared(mine.astype(np.float32), theirs.astype(np.float32), 10),
         "nearest_lost": float(lost.mean()),
     }
+
+
+def gaps(wanted: F32) -> dict[str, float]:
+    """By how much the nearest other frame is nearer than the one after it, in float32's own features (N, D).
+
+    What is below an engine's noise no engine can keep: the least that counts, as this is a matter of the frames.
+
+    Returns:
+        ``p2`` and ``median`` of the differences of cosines among frames that have no twin (nearer than `TIE` to 1);
+        ``distinct``, how many those are.
+    """
+    rows = wanted.astype(float) / np.linalg.norm(wanted.astype(float), axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2)
+    second, first = np.sort(cosines, axis=1)[:, -2:].T
+    apart = (first - second)[first < 1 - TIE]
+    if not len(apart):
+        return {"distinct": 0.0, "p2": 0.0, "median": 0.0}
+    return {"distinct": float(len(apart)), "p2": float(np.percentile(apart, 2)), "median": float(np.median(apart))}
 
 
 def outliers(ranges: Ranges) -> list[dict[str, Any]]:
@@ -185,7 +205,7 @@ def measure(
 
 @click.command()
 @click.option("--videos", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of real videos.")
-@click.option("--side", default=224, show_default=True, help="Of the pictures, pixels; a multiple of 14.")
+@click.option("--side", default=SIDE, show_default=True, help="Of the pictures, pixels; a multiple of 14.")
 @click.option("--frames", default=512, show_default=True, help="At most so many, in turn from each video.")
 @click.option("--engine", "engines", type=click.Choice(ENGINES), multiple=True, default=ENGINES, show_default=True)
 @click.option("--threads", default=1, show_default=True)
@@ -218,6 +238,8 @@ def _run(videos: Path, side: int, frames: int, engines: Sequence[str], threads: 
     if gap > SAME:
         raise LavilaError(f"float32 differs from {PACKAGE} by {gap:.1e}, more than {SAME:.0e}; the tower is wrong")
     told: dict[str, Any] = {
+        "command": "python -m lavila_fast.bench.parity_trained --videos DIR"
+        + (f" --side {side}" if side != SIDE else ""),
         "machine": machine(),
         "weights": PACKAGE,
         "side": side,
@@ -225,6 +247,7 @@ def _run(videos: Path, side: int, frames: int, engines: Sequence[str], threads: 
         "float32_against_onnx": gap,
     }
     told["outliers"] = outliers(calibrate(setup.model, calibration_clips(videos, setup.model.config)))
+    told["nearest_gaps"] = gaps(embedded(setup, "float32", video, lambda: _eager(setup.model)))
     rows = measure(setup, video, engines, lambda rows: write_json(output, {**told, "rows": rows}))
     return all(row["holds"] for row in rows if row["smoothing"])
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from lavila_fast.bench import parity_trained, trained_tower  # noqa: E402
-from lavila_fast.bench.parity_trained import compare, outliers  # noqa: E402
+from lavila_fast.bench.parity_trained import compare, gaps, outliers  # noqa: E402
 from lavila_fast.config import ClassifierConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
 from lavila_fast.export.quantize.calibrate import Histogram, Ranges, calibrate  # noqa: E402
@@ -93,6 +93,15 @@ def test_neighbours_are_counted():
     lost = [unit[i] @ unit[nearest] - unit[i] @ unit[taken] for i, nearest, taken in chosen]
     assert worse["nearest_lost"] == pytest.approx(sum(lost) / 4, abs=1e-6)
     assert worse["cosine_min"] == pytest.approx(float(unit[3] @ moved[3] / np.linalg.norm(moved[3])), abs=1e-6)
+
+
+def test_gaps_between_neighbours_leave_out_twins():
+    angles = np.radians([0, 0, 10, 30, 70])  # the first two are twins
+    told = gaps(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+    near, after = np.cos(np.radians([10, 20, 40])), np.cos(np.radians([10, 30, 60]))  # of those at 10, 30 and 70
+    assert told["distinct"] == 3
+    assert told["median"] == pytest.approx(np.median(near - after), abs=1e-6)
+    assert told["p2"] == pytest.approx(np.percentile(near - after, 2), abs=1e-6)
 
 
 def test_weights_that_are_not_there(monkeypatch):
