@@ -74,6 +74,15 @@ def torch_threads(threads: int | None, now: int) -> int:
     return thread_count(threads) if threads else min(now, available_cpus())
 
 
+def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """NVIDIA GPUs that this process may use, by the numbers or names that ``CUDA_VISIBLE_DEVICES`` has."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return tuple(part.strip() for part in told.split(",") if part.strip() not in ("", "-1"))
+    nodes = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
+    return tuple(sorted((name for name in nodes if name.isdecimal()), key=int))
+
+
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name; its architecture where the system tells no more."""
     rows = [line.partition(":")[::2] for line in info.read_text().splitlines()] if info.is_file() else []

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lavila_fast.archive.fleet.seen import Seen
 from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Files, Output
 from lavila_fast.archive.request import Request
@@ -96,6 +97,8 @@ class EmbeddedBeside:
             books.identify(name)
         except VideoError:  # it is gone since; `finish` says so
             return []
+        if isinstance(clip, Seen):  # by a worker, which has embedded it, too
+            return [replace(row, video=name) for row in clip.also]
         return next(iter(self.request.work.see(self.model, iter([replace(clip, clip=own)]), 1, True)))
 
     def write(self, rows: list[Row], path: Path, decoded: int) -> None:

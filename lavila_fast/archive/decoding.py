@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from lavila_fast.archive.faults import fault_code
 from lavila_fast.archive.inputs import Job
@@ -27,9 +28,6 @@ from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import Extent, VideoSource
-
-if TYPE_CHECKING:
-    from lavila_fast.video.children.pool import Children
 
 _POLL = 0.2  # seconds between looks at whether to stop
 _PATIENCE = 2.0  # seconds that threads have to end; they are daemons
@@ -51,6 +49,14 @@ class Plan(Protocol):
 
     def count(self, job: Job, seen: Extent) -> int:
         """How many they are, about; 0 only if there is none."""
+        ...
+
+
+class Helpers(Protocol):
+    """Processes that read for these threads."""
+
+    def close(self) -> None:
+        """End them; who still waits for one hears of it."""
         ...
 
 
@@ -86,12 +92,12 @@ class Decoders:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], plan: Plan, read: Read, crew: Crew, room: int, children: Children | None = None
+        self, jobs: Sequence[Job], plan: Plan, read: Read, crew: Crew, room: int, helpers: Helpers | None = None
     ) -> None:
-        """`read` may ask `children`, which end when these do."""
+        """`read` may ask `helpers`, which end when these do."""
         self.total, self.planned, self.cpu = 0, False, 0.0
         self._jobs, self._plan, self._read, self._crew, self._room = jobs, plan, read, crew, room
-        self._children = children
+        self._helpers = helpers
         self._state = threading.Condition()  # guards all that follows
         self._waiting: deque[SharedVideo] = deque()
         self._active: list[SharedVideo] = []  # those of which a stretch was given out, and not all has been taken
@@ -119,8 +125,8 @@ class Decoders:
         with self._state:
             self._stopped = True
             self._state.notify_all()
-        if self._children:
-            self._children.close()
+        if self._helpers:
+            self._helpers.close()
         deadline = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread.is_alive():
@@ -293,9 +299,14 @@ class Decoders:
             action()
         except MemoryError:
             raise
-        except LavilaError as error:
-            return str(error), fault_code(error)
         except Exception as error:
-            what = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-            return f"{job.source.path}: {what}; please report this file, or leave it out", fault_code(error)
+            return what_failed(job.source.path, error)
         return None
+
+
+def what_failed(path: Path, error: Exception) -> tuple[str, str]:
+    """A line and a word for what ended a video."""
+    if isinstance(error, LavilaError):
+        return str(error), fault_code(error)
+    what = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{path}: {what}; please report this file, or leave it out", fault_code(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lavila_fast.errors import InputError, StorageError, VideoError
+from lavila_fast.errors import InputError, LavilaError, StorageError, VideoError
 
 DISK, MISSING, TWIN = "disk", "missing", "twin"
 _WORDS = {  # what a `VideoError` says → the word; the first that is found counts
@@ -35,8 +35,18 @@ LASTING = {"empty", "not-a-video", "codec", "no-frames", "truncated", "damaged"}
 """A file that failed so fails so again, until it changes."""
 
 
+class ToldError(LavilaError):
+    """What ended a video somewhere else, with the word that was found for it there."""
+
+    def __init__(self, line: str, code: str) -> None:
+        super().__init__(line)
+        self.code = code
+
+
 def fault_code(error: BaseException) -> str:
     """The word for what ended a video."""
+    if isinstance(error, ToldError):
+        return error.code
     if isinstance(error, VideoError):
         return next((word for part, word in _WORDS.items() if part in error.what), "unreadable")
     if isinstance(error, StorageError):

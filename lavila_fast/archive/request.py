@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
+from lavila_fast.archive.fleet.seen import STRETCH
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
@@ -19,13 +20,14 @@ from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, op
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
-from lavila_fast.archive.run import Beside, Run, Summary
+from lavila_fast.archive.run import Beside, Run, See, Summary
 from lavila_fast.archive.shards import Shard, marker_of, write_marker
 from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
+from lavila_fast.shown import many
 from lavila_fast.video.names import HARDWARE
 from lavila_fast.video.nearby import in_words
 from lavila_fast.video.opening import MOST_PIXELS
@@ -33,6 +35,7 @@ from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.fleet.crew import Fleet
     from lavila_fast.clip_model import ClipModel
     from lavila_fast.video.children.pool import Children
 
@@ -141,10 +144,12 @@ class Request:
         output: Output,
         children: Children | None = None,
         beside: Beside | None = None,
+        fleet: Fleet | None = None,
     ) -> Summary:
         """Do the work on `found` and write `output`; `name` is the model's for people, `beside` sees all clips, too.
 
-        Videos are opened and decoded by `children`, which end with the run; without them, by this process.
+        Videos are opened and decoded by `children`, which end with the run; without them, by this process. With a
+        `fleet`, its workers decode and do the work, and it ends with the run.
 
         Raises:
             InputError: the output was begun by a run that is not the same, or `nearest` is asked of a GPU.
@@ -154,14 +159,14 @@ class Request:
             model.require_nearest(self.nearest)
         lengths = self.lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-        see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+        see: See = fleet.see if fleet else partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
         if output.kind == "stream":
             stream = Stream(output, sys.stdout.buffer)
             try:
                 self._note(progress, found.notes)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
                 left = replace(found, jobs=self._bounded(found.jobs, children))
-                decoders = self._decoders(model, left, plan, children)
+                decoders = self._decoders(model, left, plan, children, fleet)
                 return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
             finally:
                 stream.release()
@@ -173,8 +178,13 @@ class Request:
             sink = Files(output, journal, names, self.overwrite, books.known)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
-            decoders = self._decoders(model, left, plan, children)
+            decoders = self._decoders(model, left, plan, children, fleet)
             summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+            if fleet and fleet.died:
+                how = ", ".join(sorted(set(fleet.died)))
+                self._note(
+                    progress, [f"{many(len(fleet.died), 'worker')} died ({how}); others have done what was left"]
+                )
             if self.shard and summary.stopped is None:
                 write_marker(journal.path, self.shard.told(every))
             return summary
@@ -200,8 +210,12 @@ class Request:
             books.miss(found.missing)
             yield journal, books, known
 
-    def _decoders(self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None) -> Decoders:
-        if self.workers is not None:
+    def _decoders(
+        self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None, fleet: Fleet | None
+    ) -> Decoders:
+        if fleet:
+            crew = Crew(fleet.asks, fleet.asks)
+        elif self.workers is not None:
             crew = Crew(min(self.workers, max(len(found.jobs), 1)), self.workers, in_order=self.workers == 1)
         else:
             crew = Crew(most=available_cpus() if model.device == "cpu" else 1)
@@ -209,10 +223,13 @@ class Request:
 
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
+            if fleet:
+                return fleet.read(source, clips)
             how: dict[str, Any] = {"threads": self.decode_threads, "nearest": self.nearest}
             return model.read(source, clips, children=children, **how)
 
-        return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
+        room = STRETCH if fleet else max(2 * self.batch, _AHEAD)
+        return Decoders(found.jobs, plan, read, crew, room, fleet or children)
 
     def _note(self, progress: Progress, lines: Sequence[str]) -> None:
         for line in () if self.quiet else lines:

@@ -44,7 +44,8 @@ def embed(inputs: tuple[str, ...], **given: Any) -> None:
         return model, Embedding.of(model)
 
     with at_once():
-        code = perform(inputs, {**given, "frame_times": True}, Embedding(), open_model)
+        given["frame_times"] = True
+        code = perform(inputs, given, Embedding(), open_model)
     click.get_current_context().exit(code)
 
 

@@ -92,13 +92,8 @@ def _beside(given: dict[str, Any]) -> Beside | None:
         return None
     name = given["embed_model"] or given["model"]
     engine = ENGINES.get(given["engine"])
-    own = {
-        **given,
-        "tokenizer": None,
-        "precision": None,
-        "engine": given["engine"] if engine and engine.embed else "auto",
-    }
-    return Beside(given["embed"], name, lambda: open_dual(own, name))
+    own = {"tokenizer": None, "precision": None, "engine": given["engine"] if engine and engine.embed else "auto"}
+    return Beside(given["embed"], name, lambda: open_dual({**given, **own}, name))
 
 
 def options_of(given: dict[str, Any]) -> Options:

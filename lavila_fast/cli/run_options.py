@@ -97,6 +97,22 @@ machinery = _all(
             " by as many as keep the model busy]",
         ),
         click.option(
+            "--processes",
+            type=click.IntRange(1, 1024),
+            help="Workers, each with a model and readers of its own.  [default: one a GPU; on a CPU the run itself]",
+        ),
+        click.option(
+            "--devices",
+            metavar="all|0,2",
+            help="GPUs to use, a worker on each.  [default: all, if the model runs on GPUs]",
+        ),
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Have the --processes on a Ray cluster: auto, HOST:PORT, ray://…, or local. Each asks for --threads"
+            " processors, or one.",
+        ),
+        click.option(
             "--decode-threads",
             type=click.IntRange(1, 64),
             default=1,

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,8 @@ from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.fleet.crew import Fleet
+    from lavila_fast.archive.fleet.muster import Workers
     from lavila_fast.archive.inputs import FoundInputs
     from lavila_fast.archive.outputs import Output
     from lavila_fast.archive.request import Request
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from lavila_fast.archive.work import Work
     from lavila_fast.clip_model import ClipModel
     from lavila_fast.dual_encoder import DualEncoder
+    from lavila_fast.video.children.limits import ChildLimits
     from lavila_fast.video.children.pool import Children
 
 OpenModel = Callable[[], "tuple[ClipModel, Work]"]
@@ -45,6 +49,7 @@ def perform(
     """
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
+    workers = _workers(given)
     with _children(given) as children:
         request = _request(inputs, given, work)
         found = request.find()
@@ -58,10 +63,36 @@ def perform(
         if given["isolate"] and not model.can_isolate:
             raise InputError(_NOT_ISOLATED)
         pool = children if model.can_isolate else None
+        hire = partial(_hire, workers, given, children=pool)
         if beside:
-            return beside.run(request, model, given["model"], found, output, pool)
-        summary = request.run(model, given["model"], found, output, pool)
+            return beside.run(request, model, given["model"], found, output, pool, hire)
+        model, fleet = hire(request, model)
+        summary = request.run(model, given["model"], found, output, pool, fleet=fleet)
     return _tell(request, [(summary, output)])
+
+
+def _workers(given: dict[str, Any]) -> Workers:
+    """Who is asked for besides this process; each has its share of the threads then."""
+    from lavila_fast.archive.fleet.muster import Workers
+
+    workers = Workers.parse(given["processes"], given["devices"], given["ray"], given["threads"])
+    given["threads"] = workers.threads_each(given["threads"])
+    return workers
+
+
+def _hire(
+    workers: Workers,
+    given: dict[str, Any],
+    request: Request,
+    model: ClipModel,
+    also: tuple[Work, ClipModel] | None = None,
+    *,
+    children: Children | None,
+) -> tuple[ClipModel, Fleet | None]:
+    """The workers of a run, see `muster`."""
+    from lavila_fast.archive.fleet.muster import muster
+
+    return muster(workers, request, model, _limits(given) if children else None, children, also)
 
 
 def _tell(request: Request, done: Sequence[tuple[Summary, Output]]) -> int:
@@ -115,6 +146,7 @@ class Beside:
         found: FoundInputs,
         output: Output,
         children: Children | None,
+        hire: Callable[..., tuple[ClipModel, Fleet | None]],
     ) -> int:
         """Run `request` with embeddings beside it, say what was done, and give back the exit code."""
         from lavila_fast.archive.beside import EmbeddedBeside, require_same_frames
@@ -127,7 +159,8 @@ class Beside:
         features = replace(features, rows=own.work.kind)
         beside = EmbeddedBeside(own, dual, self.model, found, features)
         with beside.opened():
-            summary = request.run(model, name, found, output, children, beside)
+            model, fleet = hire(request, model, (own.work, dual))
+            summary = request.run(model, name, found, output, children, beside, fleet)
         if summary.stopped is not None:
             return _tell(request, [(summary, output)])
         return _tell(request, [(summary, output), (beside.finish(summary, children), features)])
@@ -136,7 +169,6 @@ class Beside:
 @contextlib.contextmanager
 def _children(given: dict[str, Any]) -> Iterator[Children | None]:
     """Processes that decode, the first of which is ready when the model is."""
-    from lavila_fast.video.children.limits import GIB, ChildLimits
     from lavila_fast.video.children.pool import Children, serves
 
     if given["isolate"] is False:
@@ -148,11 +180,17 @@ def _children(given: dict[str, Any]) -> Iterator[Children | None]:
     if given["isolate"] and not serves():
         raise InputError(_NOT_ISOLATED)
     if serves():
-        with Children(ChildLimits(given["decode_timeout"], int(given["decode_memory"] * GIB))) as children:
+        with Children(_limits(given)) as children:
             children.start()
             yield children
     else:
         yield None
+
+
+def _limits(given: dict[str, Any]) -> ChildLimits:
+    from lavila_fast.video.children.limits import GIB, ChildLimits
+
+    return ChildLimits(given["decode_timeout"], int(given["decode_memory"] * GIB))
 
 
 def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Request:

@@ -1,0 +1,285 @@
+"""Several workers for one run: what is written is what one process writes, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from scribe import Scribe
+from test_video_coded import write_video
+
+from lavila_fast.archive.fleet.crew import Fleet
+from lavila_fast.archive.fleet.local import LocalLink
+from lavila_fast.archive.fleet.muster import Workers
+from lavila_fast.archive.fleet.seen import Answer, Link, Task, WorkerLost
+from lavila_fast.archive.fleet.worker import Worker
+from lavila_fast.archive.request import Request
+from lavila_fast.archive.run import Summary
+from lavila_fast.archive.work import Narrating
+from lavila_fast.cli.main import run
+from lavila_fast.errors import BundleError, InputError, LavilaError, NotFiniteError
+from lavila_fast.generate.options import Options
+from lavila_fast.machine import visible_gpus
+from lavila_fast.records import Clip
+from lavila_fast.video.sources import VideoSource
+
+KITCHEN = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets" / "kitchen.mp4"
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long ones that are cut into stretches, short ones, and one that is none."""
+    folder = tmp_path_factory.mktemp("films")
+    for number, frames in enumerate((900, 40, 30, 700, 20)):
+        write_video(folder / f"{number}.mp4", frames, Fraction(5), start=1000 * number, options={"g": "10"})
+    (folder / "broken.mp4").write_bytes(b"no video at all" * 100)
+    return folder
+
+
+def narrate(films: Path, output: str, fleet: Fleet | None = None) -> Summary:
+    request = Request((str(films),), Narrating(Options(samples=2)), output=output, clip_seconds=1.0, quiet=True)
+    found = request.find()
+    model: Any = Scribe()
+    return request.run(cast("Any", model), "scribe", found, request.choose_output(found), fleet=fleet)
+
+
+def task(model: object | None = None) -> Task:
+    return Task(Narrating(Options(samples=2)), pickle.dumps(model or Scribe()), 8)
+
+
+@pytest.fixture(scope="module")
+def one(films: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What one process writes."""
+    path = tmp_path_factory.mktemp("one") / "one.jsonl"
+    assert narrate(films, str(path)).clips == 180 + 8 + 6 + 140 + 4
+    return path.read_bytes()
+
+
+class Here:
+    """A worker in this process, which is lost after so many answers."""
+
+    def __init__(self, task: Task, answers: float = float("inf")) -> None:
+        self._worker, self._left, self._lock = Worker(task), answers, threading.Lock()
+
+    def ask(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[Answer]:
+        for answer in self._worker.rows(source, clips):
+            with self._lock:
+                self._left -= 1
+            if self._left < 0:
+                raise WorkerLost("a blow")
+            yield answer
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_rows_are_those_of_one_process(films: Path, one: bytes, size: int, tmp_path: Path) -> None:
+    summary = narrate(films, f"{tmp_path}/out.jsonl", Fleet(lambda place: Here(task()), size, 2))
+    assert (tmp_path / "out.jsonl").read_bytes() == one
+    assert (summary.clips, len(summary.failed), summary.exit_code) == (338, 1, 1)
+    assert "broken.mp4: " in summary.failed[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_workers_that_die_again_and_again(films: Path, one: bytes, seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    fleet = Fleet(lambda place: Here(task(), draw.randrange(1, 150)), 2, 2)
+    narrate(films, f"{tmp_path}/out.jsonl", fleet)
+    assert (tmp_path / "out.jsonl").read_bytes() == one
+    assert fleet.died
+
+
+def test_processes_of_which_one_is_killed(films: Path, one: bytes, tmp_path: Path) -> None:
+    """And whose files are where the run's are."""
+    links: list[LocalLink] = []
+
+    def start(place: int) -> Link:
+        links.append(LocalLink(task(Slow()), {}))
+        return links[-1]
+
+    fleet = Fleet(start, 2, 2)
+    out = tmp_path / "out.jsonl"
+
+    def kill() -> None:
+        while not (out.is_file() and out.stat().st_size):
+            time.sleep(0.01)
+        os.kill(cast("int", links[0]._process.pid), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    narrate(films, str(out), fleet)
+    killer.join()
+    assert out.read_bytes() == one
+    assert fleet.died == ["SIGKILL"]
+    assert len(links) == 3
+    assert not any(link._process.is_alive() for link in links)
+
+
+@dataclass
+class Slow(Scribe):
+    """It takes its time, so that it can be killed at work."""
+
+    def narrate_clips(self, decoded: Any, *args: Any, **how: Any) -> Iterator[Any]:
+        for rows in super().narrate_clips(decoded, *args, **how):
+            time.sleep(0.01)
+            yield rows
+
+
+def test_a_video_that_kills_every_worker_is_left_out(films: Path, one: bytes, tmp_path: Path) -> None:
+    class Poisoned(Here):
+        def ask(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[Answer]:
+            for answer in super().ask(source, clips):
+                if source.path.name == "3.mp4" and clips[0].start > 60:
+                    raise WorkerLost("SIGSEGV")
+                yield answer
+
+    summary = narrate(films, f"{tmp_path}/out.jsonl", Fleet(lambda place: Poisoned(task()), 2, 2))
+    assert [line.partition(": ")[0][-5:] for line in summary.failed] == ["n.mp4", "3.mp4"]
+    assert "3 workers died of it one after the other, the last by SIGSEGV" in summary.failed[1]
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    assert set(lines) < set(one.splitlines())
+    others = [line for line in one.splitlines() if b'3.mp4"' not in line]
+    assert [line for line in lines if b'3.mp4"' not in line] == others
+    assert len(lines) > len(others)  # of what comes before, rows are there
+
+
+@dataclass
+class Unopened(Scribe):
+    """It cannot be opened where it goes, or takes the process with it."""
+
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+@dataclass
+class Deadly(Scribe):
+    def __reduce__(self) -> Any:
+        return _die, ()
+
+
+def _refuse() -> None:
+    raise BundleError("bundle/: is gone; export it again")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (Unopened(), "bundle/: is gone; export it again"),
+        (Deadly(), "3 workers ended one after the other while they opened the model, the last by SIGKILL; take fewer"),
+    ],
+)
+def test_a_model_that_no_worker_can_open_ends_the_run(model: Any, told: str, films: Path, tmp_path: Path) -> None:
+    fleet = Fleet(lambda place: LocalLink(task(model), {}), 1, 2)
+    with pytest.raises(LavilaError, match=told):
+        narrate(films, f"{tmp_path}/out.jsonl", fleet)
+
+
+@dataclass
+class Broken(Scribe):
+    """Its weights are no numbers from some clip on."""
+
+    def narrate_clips(self, decoded: Any, *args: Any, **how: Any) -> Iterator[Any]:
+        for rows in super().narrate_clips(decoded, *args, **how):
+            if rows[0].start > 20:
+                raise NotFiniteError("a clip")
+            yield rows
+
+
+def test_an_error_of_the_model_ends_the_run_and_what_was_written_stays(films: Path, one: bytes, tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="a clip: the scores of its next word are not all finite"):
+        narrate(films, f"{tmp_path}/out.jsonl", Fleet(lambda place: Here(task(Broken())), 2, 2))
+    assert one.startswith((tmp_path / "out.jsonl").read_bytes())
+    narrate(films, f"{tmp_path}/out.jsonl", Fleet(lambda place: Here(task()), 2, 2))
+    assert (tmp_path / "out.jsonl").read_bytes() == one
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(KITCHEN, "a.mp4")
+    shutil.copy(KITCHEN, "b.mp4")
+    with Path("b.mp4").open("ab") as file:
+        file.write(b"another video")
+    return tmp_path
+
+
+def narrated(*words: str) -> tuple[bytes, bytes]:
+    assert run(["narrate", "a.mp4", "b.mp4", "-q", *words, "-o", "out.jsonl", "--embed", "out.f.jsonl"]) == 0
+    found = Path("out.jsonl").read_bytes(), Path("out.f.jsonl").read_bytes()
+    for path in Path().glob("out.*"):
+        path.unlink()
+    return found
+
+
+@pytest.mark.usefixtures("place")
+def test_on_the_command_line_with_embeddings_beside() -> None:
+    assert narrated("--processes", "2") == narrated("--threads", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("place")
+def test_on_a_ray_cluster() -> None:
+    pytest.importorskip("ray")
+    assert narrated("--processes", "2", "--ray", "local") == narrated("--threads", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--devices", "0,0"], "--devices 0,0: give GPUs by number, each once"),
+        (["--devices", "0,"], "--devices 0,: give GPUs by number"),
+        (["--devices", "0"], "--devices 0: this model runs on the CPU; see --engine"),
+        (["--ray", "auto"], "--ray auto: say how many workers there are to be, --processes N"),
+        (["--ray", "auto", "--processes", "2", "--devices", "1"], "--devices: on a cluster Ray says who has which"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_what_makes_no_sense_is_said_in_a_line(words: list[str], told: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["narrate", "a.mp4", "-q", "-o", "out.jsonl", *words]) == 2
+    assert capfd.readouterr().err.startswith(f"error: {told}")
+
+
+def test_workers_share_threads_and_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lavila_fast.archive.fleet.muster.available_cpus", lambda: 8)
+    assert Workers(3).threads_each(None) == 2
+    assert Workers(16).threads_each(None) == 1
+    assert Workers(3).threads_each(5) == 5
+    assert Workers(1).threads_each(None) is None
+    monkeypatch.setattr("lavila_fast.archive.fleet.muster.visible_gpus", lambda: ("0", "1", "4"))
+
+    def gpus(workers: Workers) -> list[str]:
+        return [one["CUDA_VISIBLE_DEVICES"] for one in workers.places("cuda")]
+
+    assert gpus(Workers()) == ["0", "1", "4"]
+    assert gpus(Workers(devices=("4",))) == ["4"]
+    assert gpus(Workers(4, ("1", "4"))) == ["1", "4", "1", "4"]
+    assert Workers(1).places("cuda") == []
+    assert Workers().places("cpu") == []
+    with pytest.raises(InputError, match=r"--devices 3: there are 0, 1, 4"):
+        Workers(devices=("3",)).places("cuda")
+
+
+def test_gpus_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus(tmp_path) == ("0", "2", "10")
+    for told, wanted in (("1, 3", ("1", "3")), ("", ()), ("-1", ()), ("GPU-4f,MIG-2", ("GPU-4f", "MIG-2"))):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+        assert visible_gpus(tmp_path) == wanted
