@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Files, Output
 from lavila_fast.archive.request import Request
-from lavila_fast.archive.run import Summary
+from lavila_fast.archive.run import See, Summary
 from lavila_fast.clip_model import ClipModel
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Row
@@ -96,7 +96,11 @@ class EmbeddedBeside:
             books.identify(name)
         except VideoError:  # it is gone since; `finish` says so
             return []
-        return next(iter(self.request.work.see(self.model, iter([replace(clip, clip=own)]), 1, True)))
+        return next(self._see(iter([replace(clip, clip=own)])))
+
+    @property
+    def _see(self) -> See:
+        return replace(self.request, batch=1, frame_times=True).see(self.model)
 
     def write(self, rows: list[Row], path: Path, decoded: int) -> None:
         """See `run.Beside`."""

@@ -19,8 +19,9 @@ from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, op
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
-from lavila_fast.archive.run import Beside, Run, Summary
+from lavila_fast.archive.run import Beside, Run, See, Summary
 from lavila_fast.archive.shards import Shard, marker_of, write_marker
+from lavila_fast.archive.still import Still, StillGate
 from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
@@ -64,6 +65,7 @@ class Request:
         wishes: What to do again, and how closely to look at files.
         hushed: Nothing is said of failures whose lines begin like this.
         shard: The share of the videos that this run works on; None: all.
+        still: What is done about windows in which nothing moves; None: nothing.
     """
 
     inputs: tuple[str, ...]
@@ -86,6 +88,7 @@ class Request:
     wishes: Wishes = field(default_factory=Wishes)
     hushed: tuple[str, ...] = ()
     shard: Shard | None = None
+    still: Still | None = None
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -154,9 +157,9 @@ class Request:
             model.require_nearest(self.nearest)
         lengths = self.lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-        see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+        see = self.see(model)
         if output.kind == "stream":
-            stream = Stream(output, sys.stdout.buffer)
+            stream = Stream(output, sys.stdout.buffer, {"still": self.still.settings} if self.still else {})
             try:
                 self._note(progress, found.notes)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
@@ -178,6 +181,14 @@ class Request:
             if self.shard and summary.stopped is None:
                 write_marker(journal.path, self.shard.told(every))
             return summary
+
+    def see(self, model: ClipModel) -> See:
+        """What makes rows of clips."""
+        look = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+        if self.still is None:
+            return look
+        kind = self.work.kind.name, self.work.samples
+        return StillGate(self.still, look, model.config.vision, kind, self.nearest, self.frame_times).see
 
     def lengths(self, model: ClipModel) -> tuple[float, float]:
         """Of a window, and from one's start to the next."""
@@ -227,5 +238,6 @@ class Request:
         plain = model.device == "cpu" and model.decoder != HARDWARE  # a GPU's frames differ by a few levels
         decoder = None if plain else model.decoder
         clips = LISTED if self.clip_list else clips
-        shard = self.shard.settings if self.shard else None
-        return Identity(name, model.fingerprint, self.work.options, clips, decoder, in_words(self.nearest), shard)
+        shard, still = (one.settings if one else None for one in (self.shard, self.still))
+        frames = in_words(self.nearest)
+        return Identity(name, model.fingerprint, self.work.options, clips, decoder, frames, shard, still)

@@ -137,25 +137,35 @@ def _from_csv(path: Path) -> Table:
     if first is None:
         raise InputError(f"{path}: holds no rows of a run")
     if "label" in first.fields:
-        return Table(path, _kind(path, ["labels"]), {}, lambda: _labels_of_csv(path))
-    return Table(path, _kind(path, first.fields), {}, lambda: _narrations_of_csv(path))
+        return Table(path, _kind(path, ["labels"]), _run_of_csv(first.fields), lambda: _labels_of_csv(path))
+    return Table(path, _kind(path, first.fields), _run_of_csv(first.fields), lambda: _narrations_of_csv(path))
+
+
+def _run_of_csv(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """What can be told of the settings: that rows have columns which only some have."""
+    unknown = "of a CSV"
+    return {
+        **({"still": unknown} if "skipped" in columns else {}),
+        **({"segments": unknown} if "windows" in columns else {}),
+    }
 
 
 def _narrations_of_csv(path: Path) -> Fields:
     for row in named_rows(path):
-        values = _typed(row.where, row.fields, row.comma, ("start", "end", "perplexity", "logprob"))
+        values = _typed(row.where, row.fields, row.comma, ("start", "end", "perplexity", "logprob", "motion"))
         yield row.where, {"perplexity": None, "logprob": None, **values, "sample": _whole(values.get("sample") or "0")}
 
 
 def _labels_of_csv(path: Path) -> Fields:
     def typed() -> Fields:
         for row in named_rows(path):
-            values = _typed(row.where, row.fields, row.comma, ("start", "end", "score"))
+            values = _typed(row.where, row.fields, row.comma, ("start", "end", "score", "motion"))
             yield row.where, {**values, "head": _whole(values.get("head") or "0")}
 
     for _, rows in itertools.groupby(typed(), lambda row: tuple(row[1].get(name) for name in _ONE_HEAD)):
         (where, first), *more = rows
         every = [first, *(values for _, values in more)]
+        every = [one for one in every if one.get("label") or not one.get("skipped")]
         yield where, {**first, "labels": [one.get("label") for one in every], "scores": [one["score"] for one in every]}
 
 
@@ -173,6 +183,8 @@ def _typed(where: str, fields: Mapping[str, Any], comma: bool, names: tuple[str,
                 values[name] = None
         if "frames" in values:
             values["frames"] = [float(time) for time in str(values["frames"] or "").split()] or None
+        values |= {"skipped": values.get("skipped") or None, "unsure": values.get("unsure") == "true"}
+        values["windows"] = _whole(values.get("windows"))
     except ValueError as error:
         raise InputError(f"{where}: {error}; write numbers as a run does") from error
     return values
@@ -247,6 +259,7 @@ def _from_npz(path: Path) -> Table:
             values = {name: column[number].tolist() for name, column in arrays.items()}
             if "frames" in values:
                 values["frames"] = [time for time in values["frames"] if time == time] or None
+            values["skipped"] = values.get("skipped") or None
             yield f"{path}: row {number}", values
 
     return Table(path, features(int(run["dim"]) if "dim" in run else None), run, fields)
