@@ -41,7 +41,8 @@ def motion(frames: Any, mean: Sequence[float], std: Sequence[float]) -> float:
 
     Args:
         frames: (3, T, S, S) RGB as a model takes it, an array or a tensor wherever it lies.
-        mean: Of each channel on 0..255, by which it was normalised; `std` likewise.
+        mean: Of each channel on 0..255, by which it was normalised.
+        std: Likewise.
 
     Returns:
         Levels of 255, to the hundredth.
@@ -126,7 +127,7 @@ class StillGate:
                 yield from self._seen(clip, motion, clips)
 
     def _seen(self, first: DecodedClip, motion: float | None, clips: Iterator[DecodedClip]) -> Iterator[list[Row]]:
-        """Rows of this clip and of those after it, until many in a row are skipped: then what is written waits no more."""
+        """Rows of this clip and those after it, until many in a row are skipped, which are not to wait any longer."""
         waiting: deque[tuple[float | None, list[Row] | None]] = deque()
 
         def moving() -> Iterator[DecodedClip]:
