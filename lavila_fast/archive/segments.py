@@ -74,7 +74,7 @@ def with_subject(text: str, policy: str) -> str:
     marked = Marked.parse(text)
     if policy == STRIP and marked.mark:
         return marked.said
-    wearer = marked.mark.replace(" ", "").lower() == "#c" or not marked.mark and re.match(r"C\b", marked.said)
+    wearer = marked.mark.replace(" ", "").lower() == "#c" or (not marked.mark and re.match(r"C\b", marked.said))
     if policy == WEARER and wearer and (found := _LETTER.match(marked.said)):
         return f"#C C{marked.said[found.end() :]}"
     return text

@@ -24,6 +24,7 @@ from lavila_fast import __version__
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
 from lavila_fast.cli.convert import convert
+from lavila_fast.cli.dedup import dedup
 from lavila_fast.cli.demo import demo
 from lavila_fast.cli.doctor import doctor
 from lavila_fast.cli.embed import embed
@@ -87,6 +88,7 @@ def cli() -> None:
     lavila-fast convert IN OUT          what a run has written, in another format
     lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
     lavila-fast segments IN -o OUT      neighbouring windows that say the same as one
+    lavila-fast dedup FILM... -o FILE   a list of videos that are there more than once
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
@@ -96,7 +98,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, segments, index, search),
+    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, segments, dedup, index, search),
     *(models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )
