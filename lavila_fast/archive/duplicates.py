@@ -25,7 +25,7 @@ from lavila_fast.errors import VideoError
 from lavila_fast.video.content import content_id, stamp_of
 from lavila_fast.video.probe import open_file
 
-COSINE, SHARE = 0.95, 0.5
+COSINE, SHARE = 0.9, 0.5
 """See docs/SEGMENTS.md for how well they separate."""
 _PASSAGE = 2  # windows in a row that are worth a line
 

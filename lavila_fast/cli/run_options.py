@@ -90,6 +90,14 @@ machinery = _all(
             help="What decodes video; auto takes the GPU's where the model runs on one.",
         ),
         click.option(
+            "--windows",
+            type=click.Choice(("sliding", "shots")),
+            default="sliding",
+            show_default=True,
+            help="shots: windows do not run over cuts; a shot is divided into equal ones of about a clip's length."
+            " Videos are decoded once more for it.",
+        ),
+        click.option(
             "--still",
             type=click.Choice(("skip", "score", "off")),
             default="off",

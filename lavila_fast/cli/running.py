@@ -159,9 +159,12 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
     from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
     from lavila_fast.archive.shards import Shard
+    from lavila_fast.archive.shots import require_shots
     from lavila_fast.archive.still import Still
     from lavila_fast.video.nearby import seconds_of
 
+    if given["windows"] == "shots":
+        require_shots()
     same = (
         "clip_list",
         "output",
@@ -183,6 +186,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         nearest=seconds_of(given["frames"]),
         prints_summary=given["as_json"],
         wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
+        shots=given["windows"] == "shots",
         still=Still.parse(given["still"], given["still_threshold"]),
         shard=Shard.parse(given["shard"]) if given["shard"] else None,
         **{name: given[name] for name in same},
