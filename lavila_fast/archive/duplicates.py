@@ -10,7 +10,7 @@ the same distance in time. Nothing is deleted: what comes out is a list, and whi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Pictures:
     vectors: NDArray[np.float16]
 
     @classmethod
-    def read(cls, table: Table, names: Mapping[str, str]) -> Pictures:
+    def read(cls, table: Table, name_of: Callable[[str], str | None]) -> Pictures:
         """From the features that `embed` wrote, under new names; videos that have none are left out, as are windows
         that were skipped.
         """
@@ -126,7 +126,7 @@ class Pictures:
         rows: list[tuple[int, float, float]] = []
         vectors: list[NDArray[np.float16]] = []
         for row in table.rows():
-            if (name := names.get(row.video)) is None or row.skipped:
+            if (name := name_of(row.video)) is None or row.skipped:
                 continue
             vector = row.embedding  # type: ignore[union-attr]  # of that kind
             vectors.append((vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float16))

@@ -10,8 +10,9 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from lavila_fast.errors import InputError
 from lavila_fast.shown import many
 
 if TYPE_CHECKING:
-    from lavila_fast.archive.duplicates import Found
+    from lavila_fast.archive.duplicates import Copy, Found, Group, Likeness, Passage
 
 _SHARE = click.FloatRange(0, 1, min_open=True)
 
@@ -77,7 +78,7 @@ def dedup(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     context.exit(1 if found.failed else 0)
 
 
-def _near(features: Path, firsts: Any, likeness: Any, found: Found) -> None:
+def _near(features: Path, firsts: Sequence[Copy], likeness: Likeness, found: Found) -> None:
     from lavila_fast.archive.convert import videos_of
     from lavila_fast.archive.duplicates import Pictures, near
     from lavila_fast.archive.tables import read_table
@@ -86,23 +87,14 @@ def _near(features: Path, firsts: Any, likeness: Any, found: Found) -> None:
     if table.kind.name != "features":
         raise InputError(f"{features}: holds {table.kind.name}, not features; give what `lavila-fast embed` wrote")
     by_path = {copy.path: copy.video for copy in firsts}
-    wanted = _Names(lambda name: by_path.get(os.path.realpath(known.path(name))))
-    near(firsts, Pictures.read(table, wanted), likeness, found)
+
+    @cache
+    def name_of(name: str) -> str | None:
+        return by_path.get(os.path.realpath(known.path(name)))
+
+    near(firsts, Pictures.read(table, name_of), likeness, found)
     if firsts and found.unseen == len(firsts):
         raise InputError(f"{features}: has embeddings of none of these videos; give what `embed` made of them")
-
-
-class _Names(dict[str, "str | None"]):
-    """Names of an output → those of the videos here, each looked up once."""
-
-    def __init__(self, look: Any) -> None:
-        self._look = look
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """See `dict.get`."""
-        if key not in self:
-            self[key] = self._look(key)
-        return self[key]
 
 
 def _write(output: Path, found: Found) -> None:
@@ -113,7 +105,8 @@ def _write(output: Path, found: Found) -> None:
         if output.suffix.lower() == ".csv":
             file.write(_csv(members(found)))
             return
-        for one in (*found.groups, *found.passages):
+        listed: list[Group | Passage] = [*found.groups, *found.passages]
+        for one in listed:
             values = {name: value for name, value in asdict(one).items() if name != "pairs" or value}
             file.write(json.dumps({"kind": values.pop("kind"), **values}).encode() + b"\n")
 
