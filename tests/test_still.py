@@ -104,6 +104,7 @@ def test_frames_that_stand_for_others_say_nothing() -> None:
     assert gated(DecodedClip(clip, flat, (0.0,) * 4))[0].skipped == "still"  # one long picture of a slide show
     assert gated(DecodedClip(clip, flat, (0.0,) * 4), nearest=1.0)[0].skipped is None  # one key frame for all four
     assert gated(DecodedClip(clip, flat, (0.0, 0.5, 1.0, 1.5), damaged=True))[0].skipped is None
+    assert gated(DecodedClip(Clip("v", 0.0, 0.4), flat, (0.0, 0.1, 0.2, 0.3)))[0].skipped is None  # too brief to say
 
 
 def test_rows_keep_their_order_and_a_long_lull_holds_nothing_back() -> None:

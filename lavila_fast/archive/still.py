@@ -30,6 +30,7 @@ STILL = "still"
 
 GRID, LEAST, LIVELIEST = 16, 8, 32
 _GAINS = 0.8, 1.25  # of brightness, which light may have from one frame to another
+_BRIEF = 0.5  # seconds of a window in which little moves whatever happens
 _LULL = 32  # windows skipped one after the other, after which those that are being seen are waited for
 THRESHOLD = 2.0
 """Levels of 255: see docs/SEGMENTS.md for what real and generated films have."""
@@ -155,8 +156,8 @@ class StillGate:
         yield from (rows for _, rows in waiting if rows is not None)
 
     def _motion(self, clip: DecodedClip) -> float | None:
-        """Of a clip; None where frames stand for others, which says nothing about what happens."""
-        if clip.damaged or (self.nearest and len(set(clip.times)) < 2):
+        """Of a clip; None where frames stand for others, or too little time passes to say that nothing happens."""
+        if clip.damaged or clip.clip.end - clip.clip.start < _BRIEF or (self.nearest and len(set(clip.times)) < 2):
             return None
         return motion(clip.frames, self.vision.mean, self.vision.std)
 
