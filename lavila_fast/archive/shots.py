@@ -51,7 +51,7 @@ def require_shots() -> None:
     try:
         import scenedetect  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError("scenedetect", "shots") from error
+        raise MissingExtraError("scenedetect-headless", "shots") from error
 
 
 def describe_shots(clip_seconds: float) -> str:
