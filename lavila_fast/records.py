@@ -40,6 +40,10 @@ class Narration:
             distribution.
         damaged: Some of the clip's frames could not be read, and their neighbours stand in for them.
         frames: Second, on the video's clock, from which each frame that the model saw is shown; None if nobody asked.
+        motion: By how much the picture changes, see `archive.still.motion`; None if nobody asked, or nobody can say.
+        skipped: Why the model did not see the clip, ``still``; then the text is empty. None: it did.
+        windows: Of a segment, how many windows it was made of; None: it is a window.
+        unsure: Of a segment, that it is less sure than was asked for.
     """
 
     video: str
@@ -51,14 +55,17 @@ class Narration:
     logprob: float
     damaged: bool = False
     frames: tuple[float, ...] | None = None
+    motion: float | None = None
+    skipped: str | None = None
+    windows: int | None = None
+    unsure: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as it is written, keys in the order of the fields; `damaged` where it is, `frames` where known."""
+        """The row as it is written, keys in the order of the fields; those with a default only where it is not that."""
         values = asdict(self)
-        if not self.damaged:
-            del values["damaged"]
-        if self.frames is None:
-            del values["frames"]
+        for name in ("damaged", "frames", "motion", "skipped", "windows", "unsure"):
+            if values[name] is None or values[name] is False:
+                del values[name]
         return values
 
 
@@ -70,9 +77,9 @@ class ClipEmbedding:
         video: Name of the video.
         start: First second of the clip.
         end: Last second of the clip.
-        embedding: (E,) float32, of unit length.
+        embedding: (E,) float32, of unit length; (0,) where the clip was skipped.
         damaged: As of `Narration`.
-        frames: As of `Narration`.
+        frames: As of `Narration`; `motion` and `skipped` likewise.
     """
 
     video: str
@@ -81,6 +88,8 @@ class ClipEmbedding:
     embedding: F32
     damaged: bool = False
     frames: tuple[float, ...] | None = None
+    motion: float | None = None
+    skipped: str | None = None
 
     @property
     def sample(self) -> int:
@@ -117,11 +126,11 @@ class ClipLabels:
         video: Name of the video.
         start: First second of the clip.
         end: Last second of the clip.
-        labels: From the likeliest down.
+        labels: From the likeliest down; none where the clip was skipped.
         scores: Of each, its share of all labels, those that are not listed here included.
         head: 0-based number of the head that gave them, of a classifier that has several.
         damaged: As of `Narration`.
-        frames: As of `Narration`.
+        frames: As of `Narration`; `motion` and `skipped` likewise.
     """
 
     video: str
@@ -132,6 +141,8 @@ class ClipLabels:
     head: int = 0
     damaged: bool = False
     frames: tuple[float, ...] | None = None
+    motion: float | None = None
+    skipped: str | None = None
 
     @property
     def sample(self) -> int:

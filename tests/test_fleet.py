@@ -47,15 +47,19 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def asked(films: Path | str = "", **how: Any) -> Request:
+    return Request((str(films),), Narrating(Options(samples=2)), clip_seconds=1.0, **how)
+
+
 def narrate(films: Path, output: str, fleet: Fleet | None = None) -> Summary:
-    request = Request((str(films),), Narrating(Options(samples=2)), output=output, clip_seconds=1.0, quiet=True)
+    request = asked(films, output=output, quiet=True)
     found = request.find()
     model: Any = Scribe()
     return request.run(cast("Any", model), "scribe", found, request.choose_output(found), fleet=fleet)
 
 
 def task(model: object | None = None) -> Task:
-    return Task(Narrating(Options(samples=2)), pickle.dumps(model or Scribe()), 8)
+    return Task(asked(), pickle.dumps(model or Scribe()))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lavila_fast.archive.fleet.seen import Seen
 from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Files, Output
 from lavila_fast.archive.request import Request
-from lavila_fast.archive.run import Summary
+from lavila_fast.archive.run import See, Summary
 from lavila_fast.clip_model import ClipModel
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Row
@@ -99,7 +99,16 @@ class EmbeddedBeside:
             return []
         if isinstance(clip, Seen):  # by a worker, which has embedded it, too
             return [replace(row, video=name) for row in clip.also]
-        return next(iter(self.request.work.see(self.model, iter([replace(clip, clip=own)]), 1, True)))
+        return next(self._see(iter([replace(clip, clip=own)])))
+
+    @property
+    def _see(self) -> See:
+        return self.one_by_one.see(self.model)
+
+    @property
+    def one_by_one(self) -> Request:
+        """How clips are embedded on their way."""
+        return replace(self.request, batch=1, frame_times=True)
 
     def write(self, rows: list[Row], path: Path, decoded: int) -> None:
         """See `run.Beside`."""

@@ -7,15 +7,13 @@ Every file is written whole or not at all.
 
 from __future__ import annotations
 
-import io
 import itertools
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import BinaryIO
 
+from lavila_fast.archive.by_video import by_video
 from lavila_fast.archive.formats.writer import Videos
 from lavila_fast.archive.known import KnownVideos
 from lavila_fast.archive.names import name_files
@@ -23,7 +21,7 @@ from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.tables import Table
 from lavila_fast.archive.videos import find_records, read_records
 from lavila_fast.errors import InputError
-from lavila_fast.files import replacing, storage_error
+from lavila_fast.files import replacing
 from lavila_fast.records import Row
 
 
@@ -133,25 +131,13 @@ def _until(clips: Iterator[list[Row]], file: BinaryIO, size: int) -> Iterator[li
 
 
 def _write_each(clips: Iterable[list[Row]], output: Output, table: Table, videos: Videos, overwrite: bool) -> int:
-    """A file a video, through a spool, for the rows of one need not stand together."""
+    """A file a video, for the rows of one need not stand together."""
     assert output.path is not None
-    writer = table.kind.journal(compact=True)
-    places: dict[str, array[int]] = {}
-    with storage_error("the folder of temporary files"), TemporaryFile() as spool:
-        for rows in clips:
-            places.setdefault(rows[0].video, array("Q")).extend((spool.tell(), len(rows)))
-            spool.write(writer.clip(rows))
-        names = name_files(list(places), output.rows.formats[output.format].suffix)
+    with by_video(clips, table.kind) as videos_rows:
+        names = name_files(videos_rows.names, output.rows.formats[output.format].suffix)
         there = [name for name in names.values() if (output.path / name).exists()]
         if there and not overwrite:
             raise InputError(f"{output.path / there[0]}: is there already; give another folder, or --overwrite")
         for video, name in names.items():
-            own = _spooled(spool, places[video], table)
-            _write(output.path / name, own, output, table, videos, overwrite)
+            _write(output.path / name, videos_rows.clips(video), output, table, videos, overwrite)
     return len(names)
-
-
-def _spooled(spool: io.BufferedRandom, places: array[int], table: Table) -> Iterator[list[Row]]:
-    for at, count in zip(places[::2], places[1::2], strict=True):
-        spool.seek(at)
-        yield [row for _ in range(count) if (row := table.kind.parse(spool.readline())) is not None]

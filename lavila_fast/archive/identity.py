@@ -26,6 +26,7 @@ class Identity:
         decoder: What decodes video, where that changes a row; None where it does not.
         frames: How exactly the model sees the frames that a clip wants, see `video.nearby`.
         shard: Which share of the videos the run works on; None: all.
+        still: What is done about windows in which nothing moves, see `still`; None: nothing.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Identity:
     decoder: str | None = None
     frames: str = EXACT
     shard: str | None = None
+    still: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """As they stand beside a journal, for `json`."""
@@ -46,11 +48,13 @@ class Identity:
             values["frames"] = self.frames
         if self.shard is not None:
             values["shard"] = self.shard
+        if self.still is not None:
+            values["still"] = self.still
         return {"model": f"{self.model} ({self.fingerprint})", "clips": self.clips, **values}
 
 
 LISTED = "a list"
-_USUAL = {"frames": EXACT, "shard": "1/1"}  # settings that are not noted
+_USUAL = {"frames": EXACT, "shard": "1/1", "still": "off"}  # settings that are not noted
 
 
 def describe_windows(clip_seconds: float, stride_seconds: float) -> str:

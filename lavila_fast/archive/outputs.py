@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import JSONL, TEXT, Writer
-from lavila_fast.archive.formats.writer import Unknown, Videos
+from lavila_fast.archive.formats.writer import Unknown, Unskipped, Videos
 from lavila_fast.archive.journal import SUFFIX, Journal
 from lavila_fast.archive.kinds import NARRATIONS, Kind
 from lavila_fast.archive.names import OwnFiles
@@ -64,7 +64,7 @@ class Output:
         writer.add_videos(videos or Unknown())
         if self.frame_times:
             writer.add_frame_times()
-        return writer
+        return Unskipped(writer) if row.unskipped else writer
 
     def __str__(self) -> str:
         """For messages."""
@@ -152,10 +152,11 @@ def _stream(format: str, path: Path | None, rows: Kind) -> Output:
 class Stream:
     """Prints clips as they come; remembers nothing."""
 
-    def __init__(self, output: Output, stdout: BinaryIO) -> None:
+    def __init__(self, output: Output, stdout: BinaryIO, run: Mapping[str, Any] | None = None) -> None:
+        """Print rows that a run with these settings makes."""
         with storage_error(str(output)):
             self._file = output.path.open("wb", buffering=0) if output.path else stdout
-        self._output, self._writer = output, output.writer()
+        self._output, self._writer = output, output.writer(run)
         self.notes: Sequence[str] = ()
         self._put(self._writer.header)
 

@@ -22,6 +22,8 @@ from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
 from lavila_fast.archive.run import Beside, Run, See, Summary
 from lavila_fast.archive.shards import Shard, marker_of, write_marker
+from lavila_fast.archive.shots import ENDING, FRAMES, SMALL, Shots, describe_shots
+from lavila_fast.archive.still import Still, StillGate
 from lavila_fast.archive.videos import Records, records_path
 from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
@@ -31,7 +33,7 @@ from lavila_fast.shown import many
 from lavila_fast.video.names import HARDWARE
 from lavila_fast.video.nearby import in_words
 from lavila_fast.video.opening import MOST_PIXELS
-from lavila_fast.video.reader import DecodedClip
+from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Request:
         wishes: What to do again, and how closely to look at files.
         hushed: Nothing is said of failures whose lines begin like this.
         shard: The share of the videos that this run works on; None: all.
+        still: What is done about windows in which nothing moves; None: nothing.
+        shots: Windows do not run over cuts.
     """
 
     inputs: tuple[str, ...]
@@ -89,12 +93,17 @@ class Request:
     wishes: Wishes = field(default_factory=Wishes)
     hushed: tuple[str, ...] = ()
     shard: Shard | None = None
+    still: Still | None = None
+    shots: bool = False
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
         if self.clip_list and (self.clip_seconds or self.stride_seconds):
             name = "--clip-seconds" if self.clip_seconds else "--stride-seconds"
             raise InputError(f"{name}: --clips says where each clip begins and ends; leave one of the two out")
+        if self.shots and (self.clip_list or self.stride_seconds):
+            name = "--clips" if self.clip_list else "--stride-seconds"
+            raise InputError(f"--windows shots: windows follow the cuts, one after the other; leave {name} out")
 
     def find(self) -> FoundInputs:
         """The videos and their clips; those of other shards, too.
@@ -159,12 +168,13 @@ class Request:
             model.require_nearest(self.nearest)
         lengths = self.lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
-        see: See = fleet.see if fleet else partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+        see: See = fleet.see if fleet else self.see(model)
         if output.kind == "stream":
-            stream = Stream(output, sys.stdout.buffer)
+            stream = Stream(output, sys.stdout.buffer, {"still": self.still.settings} if self.still else {})
             try:
                 self._note(progress, found.notes)
-                plan = Windows(*lengths, stream, listed=bool(self.clip_list))
+                shots = self._shots(lengths[0], None, children)
+                plan = Windows(*lengths, stream, listed=bool(self.clip_list), shots=shots)
                 left = replace(found, jobs=self._bounded(found.jobs, children))
                 decoders = self._decoders(model, left, plan, children, fleet)
                 return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
@@ -177,7 +187,8 @@ class Request:
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names, self.overwrite, books.known)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
-            plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
+            shots = self._shots(lengths[0], journal.path, children)
+            plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard, shots)
             decoders = self._decoders(model, left, plan, children, fleet)
             summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
             if fleet and fleet.died:
@@ -189,6 +200,24 @@ class Request:
                 write_marker(journal.path, self.shard.told(every))
             return summary
 
+    def see(self, model: ClipModel) -> See:
+        """What makes rows of clips."""
+        look = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+        if self.still is None:
+            return look
+        kind = self.work.kind.name, self.work.samples
+        return StillGate(self.still, look, model.config.vision, kind, self.nearest, self.frame_times).see
+
+    def _shots(self, clip_seconds: float, journal: Path | None, children: Children | None) -> Shots | None:
+        if not self.shots:
+            return None
+
+        def read(source: VideoSource, pieces: Sequence[Clip]) -> Iterator[DecodedClip]:
+            look = children.read if children else read_clips
+            return look(source, pieces, FRAMES, SMALL)
+
+        return Shots(clip_seconds, read, journal and journal.with_name(journal.name + ENDING))
+
     def lengths(self, model: ClipModel) -> tuple[float, float]:
         """Of a window, and from one's start to the next."""
         clip = self.clip_seconds or model.clip_seconds
@@ -199,7 +228,7 @@ class Request:
         self, model: ClipModel, name: str, found: FoundInputs, output: Output
     ) -> Iterator[tuple[Journal, Books, Recognised]]:
         """What an output in files holds already, open for writing; arguments and errors as of `run`."""
-        identity = self._identity(model, name, describe_windows(*self.lengths(model)))
+        identity = self._identity(model, name, self._cut(model))
         with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.work.samples, self.overwrite)
             held.callback(journal.close)
@@ -209,6 +238,11 @@ class Request:
             books = Books(journal, records, known, self.wishes)
             books.miss(found.missing)
             yield journal, books, known
+
+    def _cut(self, model: ClipModel) -> str:
+        """How videos are cut into clips."""
+        lengths = self.lengths(model)
+        return describe_shots(lengths[0]) if self.shots else describe_windows(*lengths)
 
     def _decoders(
         self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None, fleet: Fleet | None
@@ -244,5 +278,6 @@ class Request:
         plain = model.device == "cpu" and model.decoder != HARDWARE  # a GPU's frames differ by a few levels
         decoder = None if plain else model.decoder
         clips = LISTED if self.clip_list else clips
-        shard = self.shard.settings if self.shard else None
-        return Identity(name, model.fingerprint, self.work.options, clips, decoder, in_words(self.nearest), shard)
+        shard, still = (one.settings if one else None for one in (self.shard, self.still))
+        frames = in_words(self.nearest)
+        return Identity(name, model.fingerprint, self.work.options, clips, decoder, frames, shard, still)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar
+from dataclasses import replace
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 
+from lavila_fast.archive.formats.writer import EXTRAS
 from lavila_fast.archive.spans import span_of
 from lavila_fast.records import Clip, ClipEmbedding, ClipLabels, Narration, Row
 
@@ -42,9 +45,22 @@ def _row_of(values: Any, make: Callable[[Clip, dict[str, Any], bool, Times], R])
         round((start + end) * 1000)  # neither infinite nor not a number
         damaged, frames = values.get("damaged") is True, values.get("frames")
         shown = None if frames is None else tuple(float(time) for time in frames)
-        return make(Clip(video, start, end), values, damaged, shown)
+        row = make(Clip(video, start, end), values, damaged, shown)
+        more = {name: told for name, kind in EXTRAS.items() if (told := _told(values.get(name), kind)) is not None}
+        return cast("R", replace(cast("Any", row), **more)) if more else row
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+
+
+def _told(value: Any, kind: type) -> Any:
+    """What a row says besides the usual, or None."""
+    if value is None or value is False:
+        return None
+    if kind is float:
+        return float(value) if math.isfinite(value) else None
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
 
 
 def narration_of(values: Any) -> Narration | None:
@@ -55,7 +71,8 @@ def narration_of(values: Any) -> Narration | None:
 def embedding_of(values: Any, dim: int | None = None) -> ClipEmbedding | None:
     """An embedding from its fields, a list of numbers or base64; None if they make none, or one of another length."""
     row = _row_of(values, _embedding)
-    return row if row is None or dim in (None, len(row.embedding)) else None
+    expected = 0 if row is not None and row.skipped else dim
+    return row if row is None or expected in (None, len(row.embedding)) else None
 
 
 def labels_of(values: Any) -> ClipLabels | None:
@@ -78,6 +95,8 @@ def parse_row(line: bytes) -> Narration | None:
 
 def _embedding(clip: Clip, values: dict[str, Any], damaged: bool, frames: Times) -> ClipEmbedding:
     told = values["embedding"]
+    if values.get("skipped"):
+        told = ()
     if isinstance(told, str):
         half = np.frombuffer(base64.b64decode(told, validate=True), "<f2")
     else:

@@ -52,6 +52,7 @@ class Summary:
         decoded: Frames that were decoded for them.
         cpu: Seconds of processor time, all in all.
         decode_cpu: Of these, for reading, decoding and scaling.
+        skipped: Of the clips, how many the model did not see, for nothing moves in them.
     """
 
     videos: int
@@ -65,6 +66,7 @@ class Summary:
     decoded: int = 0
     cpu: float = 0.0
     decode_cpu: float = 0.0
+    skipped: int = 0
     failed: list[str] = field(default_factory=list)
     stopped: int | None = None
     try_again: bool = False
@@ -86,6 +88,7 @@ class Summary:
             "clips": self.clips,
             "done_before": self.done_before,
             "damaged": self.damaged,
+            "still": self.skipped,
             "copied": self.copied,
             "failed": self.failed,
             "stopped": self.stopped is not None,
@@ -111,8 +114,9 @@ class Summary:
         """The last line of a run, for people."""
         before = f" ({self.done_before} done before)" if self.done_before else ""
         damaged = f" ({self.damaged} of them damaged)" if self.damaged else ""
+        skipped = f" ({self.skipped} of them still)" if self.skipped else ""
         copied = f" ({self.copied} more copied)" if self.copied else ""
-        clips = f"{many(self.clips, 'clip')}{damaged}{copied}{before}"
+        clips = f"{many(self.clips, 'clip')}{skipped}{damaged}{copied}{before}"
         counts = f"{many(self.videos, 'video')}, {clips}, {len(self.failed)} failed"
         if self.stopped is not None:
             again = "" if output.kind == "stream" else "; run the same command again to go on"
@@ -236,6 +240,7 @@ class Run:
     def _count(self, row: Row) -> None:
         self._in_flight[row.video] -= 1
         self.summary.damaged += row.damaged
+        self.summary.skipped += row.skipped is not None
         self.progress.advance(self.plan.covers(row), self._decoders.total)
         self._finish(row.video)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +28,7 @@ Fields = Iterator[tuple[str, dict[str, Any]]]
 """Where a row stands, for messages, and what it holds, as JSON has it."""
 _TELLING = {"narrations": "text", "features": "embedding", "labels": "labels"}  # a column that no other kind has
 _RECORDS, _MOST_NPZ = 1 << 14, 64 << 30
+_BEGIN = 100  # lines that are looked at to tell what a file holds
 
 
 @dataclass
@@ -105,10 +106,12 @@ def _kind(path: Path, names: Mapping[str, Any] | list[str], dim: int | None = No
 
 
 def _from_lines(path: Path) -> Table:
-    first = next((values for _, values in _lines(path) if isinstance(values, dict) and "video" in values), None)
-    if first is None:
+    begin = [values for _, values in itertools.islice(_lines(path), _BEGIN)]
+    rows = [values for values in begin if isinstance(values, dict) and "video" in values]
+    if not rows:
         raise InputError(f"{path}: holds no rows of a run")
-    kind, run = _kind(path, first), _sidecar(path)
+    first = rows[0]
+    kind, run = _kind(path, first), {**_unusual({name for row in rows for name in row}), **_sidecar(path)}
     if kind.name == "features" and "dim" not in run and (row := kind.read(first)) is not None:
         run["dim"] = len(row.embedding)  # type: ignore[union-attr]  # of that kind
     return Table(path, kind, run, lambda: _lines(path))
@@ -137,25 +140,32 @@ def _from_csv(path: Path) -> Table:
     if first is None:
         raise InputError(f"{path}: holds no rows of a run")
     if "label" in first.fields:
-        return Table(path, _kind(path, ["labels"]), {}, lambda: _labels_of_csv(path))
-    return Table(path, _kind(path, first.fields), {}, lambda: _narrations_of_csv(path))
+        return Table(path, _kind(path, ["labels"]), _unusual(first.fields), lambda: _labels_of_csv(path))
+    return Table(path, _kind(path, first.fields), _unusual(first.fields), lambda: _narrations_of_csv(path))
+
+
+def _unusual(columns: Iterable[str]) -> dict[str, Any]:
+    """What columns tell of settings that nobody noted."""
+    told = {"motion": "still", "skipped": "still", "windows": "segments", "unsure": "segments"}
+    return {told[name]: "not noted" for name in columns if name in told}
 
 
 def _narrations_of_csv(path: Path) -> Fields:
     for row in named_rows(path):
-        values = _typed(row.where, row.fields, row.comma, ("start", "end", "perplexity", "logprob"))
+        values = _typed(row.where, row.fields, row.comma, ("start", "end", "perplexity", "logprob", "motion"))
         yield row.where, {"perplexity": None, "logprob": None, **values, "sample": _whole(values.get("sample") or "0")}
 
 
 def _labels_of_csv(path: Path) -> Fields:
     def typed() -> Fields:
         for row in named_rows(path):
-            values = _typed(row.where, row.fields, row.comma, ("start", "end", "score"))
+            values = _typed(row.where, row.fields, row.comma, ("start", "end", "score", "motion"))
             yield row.where, {**values, "head": _whole(values.get("head") or "0")}
 
     for _, rows in itertools.groupby(typed(), lambda row: tuple(row[1].get(name) for name in _ONE_HEAD)):
         (where, first), *more = rows
         every = [first, *(values for _, values in more)]
+        every = [one for one in every if one.get("label") or not one.get("skipped")]
         yield where, {**first, "labels": [one.get("label") for one in every], "scores": [one["score"] for one in every]}
 
 
@@ -173,6 +183,8 @@ def _typed(where: str, fields: Mapping[str, Any], comma: bool, names: tuple[str,
                 values[name] = None
         if "frames" in values:
             values["frames"] = [float(time) for time in str(values["frames"] or "").split()] or None
+        values |= {"skipped": values.get("skipped") or None, "unsure": values.get("unsure") == "true"}
+        values["windows"] = _whole(values.get("windows"))
     except ValueError as error:
         raise InputError(f"{where}: {error}; write numbers as a run does") from error
     return values
@@ -247,6 +259,7 @@ def _from_npz(path: Path) -> Table:
             values = {name: column[number].tolist() for name, column in arrays.items()}
             if "frames" in values:
                 values["frames"] = [time for time in values["frames"] if time == time] or None
+            values["skipped"] = values.get("skipped") or None
             yield f"{path}: row {number}", values
 
     return Table(path, features(int(run["dim"]) if "dim" in run else None), run, fields)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +18,10 @@ from lavila_fast.cli.choices import PATH, LazyChoice
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.shown import many
+
+if TYPE_CHECKING:
+    from lavila_fast.archive.outputs import Output
+    from lavila_fast.archive.tables import Table
 
 
 def formats() -> list[str]:
@@ -52,23 +57,12 @@ def convert(
     contents, lengths, and where they are, to ask them for their pictures a second.
     """
     from lavila_fast.archive.convert import convert as write
-    from lavila_fast.archive.outputs import choose_output
     from lavila_fast.archive.tables import read_table
 
     table = read_table(source)
-    if format and format not in table.kind.formats:
-        able = ", ".join(table.kind.offered())
-        raise InputError(f"--format {format}: not for {table.kind.name}; give one of {able}")
-    place = choose_output(output, format, 1, False, table.kind)
-    if place.kind == "stream":
-        raise InputError(f"{output}: give a file or a folder")
-    if place.path and place.path.absolute() == source.absolute():
-        raise InputError(f"{output}: is IN itself; give another name")
+    place = place_for(table, output, format, frame_times, csv_safe)
     if part_mb and place.kind != "folder":
         raise InputError(f"--part-mb: parts go into a folder; give {output}/")
-    if csv_safe and table.kind.formats[place.format].safe is None:
-        raise InputError(f"--csv-safe: of no use to {place.format}; leave it out, or give --format csv")
-    place = replace(place.with_frame_times() if frame_times else place, safe=csv_safe)
     done = write(table, place, part_mb << 20 if part_mb else None, overwrite)
     if as_json:
         click.echo(json.dumps({**asdict(done), "output": output}))
@@ -76,3 +70,24 @@ def convert(
     torn = f"; left out: {many(done.torn, 'line')} that are none" if done.torn else ""
     told = f"{many(done.rows, 'row')} of {many(done.videos, 'video')} in {many(done.files, 'file')}{torn}"
     tell(f"{output}: {told}", err=True)
+
+
+def place_for(table: Table, output: str, format: str | None, frame_times: bool, csv_safe: bool) -> Output:
+    """Where the rows of a table go, and in which format.
+
+    Raises:
+        InputError: the options do not fit each other, or the table.
+    """
+    from lavila_fast.archive.outputs import choose_output
+
+    if format and format not in table.kind.formats:
+        able = ", ".join(table.kind.offered())
+        raise InputError(f"--format {format}: not for {table.kind.name}; give one of {able}")
+    place = choose_output(output, format, 1, False, table.kind)
+    if place.kind == "stream":
+        raise InputError(f"{output}: give a file or a folder")
+    if place.path and place.path.absolute() == table.path.absolute():
+        raise InputError(f"{output}: is IN itself; give another name")
+    if csv_safe and table.kind.formats[place.format].safe is None:
+        raise InputError(f"--csv-safe: of no use to {place.format}; leave it out, or give --format csv")
+    return replace(place.with_frame_times() if frame_times else place, safe=csv_safe)

@@ -24,6 +24,7 @@ from lavila_fast import __version__
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
 from lavila_fast.cli.convert import convert
+from lavila_fast.cli.dedup import dedup
 from lavila_fast.cli.demo import demo
 from lavila_fast.cli.doctor import doctor
 from lavila_fast.cli.embed import embed
@@ -40,6 +41,7 @@ from lavila_fast.cli.plan import plan
 from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.rephrase import rephrase
 from lavila_fast.cli.search import search
+from lavila_fast.cli.segments import segments
 from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
 from lavila_fast.cli.train import train
@@ -85,6 +87,8 @@ def cli() -> None:
     lavila-fast index FILM... -o INDEX   make an archive searchable; search INDEX "a sentence" finds moments
     lavila-fast convert IN OUT          what a run has written, in another format
     lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
+    lavila-fast segments IN -o OUT      neighbouring windows that say the same as one
+    lavila-fast dedup FILM... -o FILE   a list of videos that are there more than once
     lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
     lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
     lavila-fast bench FOLDER            how fast it is on this machine
@@ -94,7 +98,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, index, search),
+    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, segments, dedup, index, search),
     *(models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )

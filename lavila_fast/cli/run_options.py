@@ -89,6 +89,28 @@ machinery = _all(
             show_default=True,
             help="What decodes video; auto takes the GPU's where the model runs on one.",
         ),
+        click.option(
+            "--windows",
+            type=click.Choice(("sliding", "shots")),
+            default="sliding",
+            show_default=True,
+            help="shots: windows do not run over cuts; a shot is divided into equal ones of about a clip's length."
+            " Videos are decoded once more for it.",
+        ),
+        click.option(
+            "--still",
+            type=click.Choice(("skip", "score", "off")),
+            default="off",
+            show_default=True,
+            help="Windows in which nothing moves: skip spares the model them, and their rows say so; score only writes"
+            " how much moves.",
+        ),
+        click.option(
+            "--still-threshold",
+            type=float,
+            metavar="LEVELS",
+            help="With --still skip: motion under which a window is still, in levels of 255.  [default: 2]",
+        ),
         click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]"),
         click.option(
             "--workers",

@@ -85,7 +85,7 @@ def _hire(
     given: dict[str, Any],
     request: Request,
     model: ClipModel,
-    also: tuple[Work, ClipModel] | None = None,
+    also: tuple[Request, ClipModel] | None = None,
     *,
     children: Children | None,
 ) -> tuple[ClipModel, Fleet | None]:
@@ -159,7 +159,7 @@ class Beside:
         features = replace(features, rows=own.work.kind)
         beside = EmbeddedBeside(own, dual, self.model, found, features)
         with beside.opened():
-            model, fleet = hire(request, model, (own.work, dual))
+            model, fleet = hire(request, model, (beside.one_by_one, dual))
             summary = request.run(model, name, found, output, children, beside, fleet)
         if summary.stopped is not None:
             return _tell(request, [(summary, output)])
@@ -197,8 +197,12 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
     from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
     from lavila_fast.archive.shards import Shard
+    from lavila_fast.archive.shots import require_shots
+    from lavila_fast.archive.still import Still
     from lavila_fast.video.nearby import seconds_of
 
+    if given["windows"] == "shots":
+        require_shots()
     same = (
         "clip_list",
         "output",
@@ -220,6 +224,8 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         nearest=seconds_of(given["frames"]),
         prints_summary=given["as_json"],
         wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
+        shots=given["windows"] == "shots",
+        still=Still.parse(given["still"], given["still_threshold"]),
         shard=Shard.parse(given["shard"]) if given["shard"] else None,
         **{name: given[name] for name in same},
     )

@@ -72,6 +72,8 @@ def _windows(vectors: Part, texts: Part | None, name: str) -> Iterator[Window]:
     for span, offset in vectors.done[name].in_order():
         (row,) = vectors.rows(offset)
         assert isinstance(row, ClipEmbedding)
+        if row.skipped:  # the model has not seen it
+            continue
         at = said.find(span) if said is not None else None
         best = _best(texts, at) if texts and at is not None else None
         yield Window(

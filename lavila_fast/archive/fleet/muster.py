@@ -17,7 +17,6 @@ from lavila_fast.machine import available_cpus, visible_gpus
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
-    from lavila_fast.archive.work import Work
     from lavila_fast.video.children.limits import ChildLimits
     from lavila_fast.video.children.pool import Children
 
@@ -95,7 +94,7 @@ def muster(
     model: M,
     limits: ChildLimits | None,
     children: Children | None,
-    also: tuple[Work, ClipModel] | None = None,
+    also: tuple[Request, ClipModel] | None = None,
 ) -> tuple[M, Fleet | None]:
     """The fleet of a run, if it is to have one, and the model without its engine, which is the workers' then.
 
@@ -105,7 +104,7 @@ def muster(
         model: What it runs with.
         limits: Of processes that decode; None: workers decode themselves.
         children: The run's own, which look at videos; they end with the fleet.
-        also: What else is to be done with the clips, see `beside`.
+        also: What else is to be done with the clips one by one, see `beside`.
 
     Raises:
         InputError: what was asked for cannot be had.
@@ -115,17 +114,7 @@ def muster(
         return model, None
     readers = max(_READERS, available_cpus() // len(places) if workers.ray is None else workers.cpus)
     second = (also[0], pickle.dumps(also[1])) if also else None
-    task = Task(
-        request.work,
-        pickle.dumps(model),
-        request.batch,
-        request.frame_times,
-        request.decode_threads,
-        request.nearest,
-        limits,
-        readers,
-        second,
-    )
+    task = Task(request, pickle.dumps(model), limits, readers, second)
     start = _start_on_ray(workers, task, model.device) if workers.ray is not None else _start_here(task, places)
     return _without_engine(model), Fleet(start, len(places), readers, children)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lavila_fast.archive.work import Work
 from lavila_fast.records import Clip, Row
 from lavila_fast.video.children.limits import ChildLimits
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
+
+if TYPE_CHECKING:
+    from lavila_fast.archive.request import Request
 
 STRETCH = 64  # clips that a worker is given at a time
 
@@ -22,26 +24,18 @@ class Task:
     """What a worker does with all clips that it is given.
 
     Attributes:
-        work: It.
+        request: Of the run.
         model: A `ClipModel`, pickled: a worker opens it again.
-        batch: Clips that the model takes together.
-        frame_times: Rows say when the frames that were seen are shown.
-        threads: Of each decoder.
-        nearest: See `request.Request`.
         limits: Of processes that decode; None: the worker decodes itself.
         readers: Stretches that a worker works on at once.
-        also: What else is done with the clips, and the model for it, pickled; see `beside`.
+        also: What else is done with the clips one by one, and the model for it, pickled; see `beside`.
     """
 
-    work: Work
+    request: Request
     model: bytes
-    batch: int
-    frame_times: bool = False
-    threads: int = 1
-    nearest: float = 0.0
     limits: ChildLimits | None = None
     readers: int = 2
-    also: tuple[Work, bytes] | None = None
+    also: tuple[Request, bytes] | None = None
 
 
 @dataclass(frozen=True)

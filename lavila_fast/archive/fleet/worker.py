@@ -46,9 +46,10 @@ class Worker:
     def __init__(self, task: Task) -> None:
         """Open the model; errors as it gives them."""
         self._task, self._model = task, pickle.loads(task.model)  # noqa: S301  # of the process that started this one
-        self._second = pickle.loads(task.also[1]) if task.also else None  # noqa: S301  # of the same
+        self._see = task.request.see(self._model)
+        self._see_too = task.also[0].see(pickle.loads(task.also[1])) if task.also else None  # noqa: S301  # of the same
         self._children = Children(task.limits) if task.limits else None
-        self._ready: queue.Queue[tuple[_Asked, DecodedClip | Ended] | None] = queue.Queue(2 * task.batch)
+        self._ready: queue.Queue[tuple[_Asked, DecodedClip | Ended] | None] = queue.Queue(2 * task.request.batch)
         self._lock, self._open = threading.Lock(), 0
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -72,9 +73,9 @@ class Worker:
             self._ready.put_nowait(None)
 
     def _decode(self, asked: _Asked, source: VideoSource, clips: Sequence[Clip]) -> None:
-        children, task = self._children, self._task
+        children, request = self._children, self._task.request
         source = replace(source, look=children.look if children else None)
-        how: dict[str, Any] = {"threads": task.threads, "nearest": task.nearest}
+        how: dict[str, Any] = {"threads": request.decode_threads, "nearest": request.nearest}
         failure = None
         try:
             for decoded in self._model.read(source, clips, children=children, **how):
@@ -88,8 +89,7 @@ class Worker:
             flying: deque[tuple[_Asked, DecodedClip]] = deque()
             clips = self._clips(first, flying)
             try:
-                see = self._task.work.see(self._model, clips, self._task.batch, self._task.frame_times)
-                for rows in see:
+                for rows in self._see(clips):
                     asked, one = flying.popleft()
                     asked.left -= 1
                     asked.answers.put(self._seen(one, rows))
@@ -100,9 +100,7 @@ class Worker:
 
     def _seen(self, one: DecodedClip, rows: Sequence[Row]) -> Seen:
         """A clip's answer, with what else is made of it, see `Task`."""
-        also: Sequence[Row] = ()
-        if self._task.also:
-            also = next(iter(self._task.also[0].see(self._second, iter([one]), 1, True)))
+        also = next(iter(self._see_too(iter([one])))) if self._see_too else ()
         return Seen(one.clip, NO_FRAMES, one.times, one.damaged, one.decoded, one.content, tuple(rows), tuple(also))
 
     def _clips(

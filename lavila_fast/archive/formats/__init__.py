@@ -40,6 +40,7 @@ class Format:
         offered: ``--format`` takes it.
         safe: The writer whose cells no spreadsheet takes for a formula, where such a thing can happen.
         frame_times: It can say when the frames that the model saw are shown.
+        unskipped: It has no room for windows that were skipped: they are left out.
     """
 
     writer: type[Writer]
@@ -49,18 +50,19 @@ class Format:
     offered: bool = True
     safe: type[Writer] | None = None
     frame_times: bool = False
+    unskipped: bool = False
 
 
 FORMATS: dict[str, Format] = {
     JSONL: Format(JsonLines, ".jsonl", printable=True, frame_times=True),
     "csv": Format(Csv, ".csv", printable=True, safe=SafeCsv, frame_times=True),
-    "srt": Format(SubRip, ".srt", one_video=True),
-    "vtt": Format(WebVtt, ".vtt", one_video=True),
-    "pkl": Format(Pickle, ".pkl"),
+    "srt": Format(SubRip, ".srt", one_video=True, unskipped=True),
+    "vtt": Format(WebVtt, ".vtt", one_video=True, unskipped=True),
+    "pkl": Format(Pickle, ".pkl", unskipped=True),
     "parquet": Format(NarrationTable, ".parquet", frame_times=True),
-    "fcpxml": Format(Fcpxml, ".fcpxml"),
-    "edl": Format(Edl, ".edl", one_video=True),
-    "lerobot": Format(Subtasks, ".lerobot.jsonl"),
+    "fcpxml": Format(Fcpxml, ".fcpxml", unskipped=True),
+    "edl": Format(Edl, ".edl", one_video=True, unskipped=True),
+    "lerobot": Format(Subtasks, ".lerobot.jsonl", unskipped=True),
     TEXT: Format(Text, "", printable=True, offered=False),
 }
 

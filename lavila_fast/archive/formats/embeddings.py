@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.archive.formats.parquet import METADATA
-from lavila_fast.archive.formats.writer import ClipRows, Unclosed, Writer, encode, json_line
+from lavila_fast.archive.formats.writer import ClipRows, Unclosed, Writer, encode, extras, json_line, told
+from lavila_fast.arrays import F32
 from lavila_fast.records import ClipEmbedding
 
 F16 = NDArray[np.float16]
@@ -37,6 +38,7 @@ class EmbeddingLines(Writer):
             values["damaged"] = True
         if row.frames is not None:
             values["frames"] = row.frames
+        values |= told(row)
         return values | {"embedding": self._numbers(np.asarray(row.embedding, np.float16))}
 
     def _numbers(self, embedding: F16) -> Any:
@@ -51,7 +53,10 @@ class EmbeddingJournal(EmbeddingLines):
 
 
 class Npz(Writer):
-    """NumPy's archive of the same columns as arrays; frames (N, T), NaN where there are fewer; `METADATA` is JSON."""
+    """NumPy's archive of the same columns as arrays; frames (N, T), NaN where there are fewer; `METADATA` is JSON.
+
+    The embedding of a window that was skipped is zeros; of what only rows of some runs have, there are columns then.
+    """
 
     def __init__(self) -> None:
         self.run: dict[str, Any] = {}
@@ -73,10 +78,23 @@ class Npz(Writer):
             "end": np.array([row.end for row in rows], np.float64),
             "damaged": np.array([row.damaged for row in rows], np.bool_),
             "frames": times,
-            "embedding": np.array([row.embedding for row in rows], np.float16).reshape(len(rows), dim),
+            "embedding": np.array([vector(row, dim) for row in rows], np.float16).reshape(len(rows), dim),
+            **{name: _column(name, rows) for name in extras(self.run)},
             METADATA: np.array(json.dumps(self.run)),
         }
         _archive(arrays, file)
+
+
+def vector(row: ClipEmbedding, dim: int) -> F32:
+    """The embedding of a row, zeros of one that was skipped."""
+    return np.zeros(dim, np.float32) if row.skipped else row.embedding
+
+
+def _column(name: str, rows: Sequence[ClipEmbedding]) -> NDArray[Any]:
+    values = [getattr(row, name) for row in rows]
+    if name == "motion":
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+    return np.array([value or "" for value in values], np.str_)
 
 
 def _archive(arrays: Mapping[str, NDArray[Any]], file: BinaryIO) -> None:

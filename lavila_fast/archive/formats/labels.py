@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavila_fast.archive.formats.csv import Csv, SafeCsv
-from lavila_fast.archive.formats.writer import Writer, clock, encode, json_line, one_line, short
+from lavila_fast.archive.formats.writer import Writer, clock, encode, json_line, one_line, short, told
 from lavila_fast.records import ClipLabels
 from lavila_fast.shown import shown
 
@@ -28,11 +28,12 @@ class LabelLines(Writer):
         values |= {"head": row.head} if several else {}
         values |= {"labels": row.labels, "scores": [short(score) for score in row.scores]}
         values |= {"damaged": True} if row.damaged else {}
+        values |= told(row)
         return values | ({} if row.frames is None else {"frames": row.frames})
 
 
 class LabelCsv(Csv):
-    """One line a label: video, start, end, head, rank (1 is the likeliest), label, score."""
+    """One line a label: video, start, end, head, rank (1 is the likeliest), label, score; one without, if skipped."""
 
     header = b"video,start,end,head,rank,label,score\n"
 
@@ -41,12 +42,11 @@ class LabelCsv(Csv):
         return b"".join(encode(",".join(cells) + "\n") for row in rows for cells in self._lines(row))
 
     def _lines(self, row: ClipLabels) -> list[list[str]]:
-        frames = [" ".join(map(repr, row.frames or ()))] if self.times else []
         begin = [self._cell(row.video), repr(row.start), repr(row.end), str(row.head)]
         return [
-            [*begin, str(rank + 1), self._cell(label), repr(short(score)), *frames]
+            [*begin, str(rank + 1), self._cell(label), repr(short(score)), *self._more(row)]
             for rank, (label, score) in enumerate(zip(row.labels, row.scores, strict=True))
-        ]
+        ] or [[*begin, "", "", "", *self._more(row)]]
 
 
 class SafeLabelCsv(LabelCsv, SafeCsv):
@@ -68,5 +68,7 @@ class LabelText(Writer):
         return encode("\n".join(lines) + "\n")
 
     def _told(self, row: ClipLabels) -> str:
+        if row.skipped:
+            return f"({row.skipped})"
         pairs = list(zip(row.labels, row.scores, strict=True))[:_SHOWN]
         return ", ".join(f"{score:.0%} {one_line(label)}" for label, score in pairs)

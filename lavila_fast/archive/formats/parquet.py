@@ -1,6 +1,7 @@
 """Rows as Parquet, for DuckDB, pandas, `datasets` and whatever else reads tables.
 
-Every table begins with the columns of `SHARED` and ends with its own; a file's metadata holds `METADATA`, the settings
+Every table begins with the columns of `SHARED` and goes on with its own; those of `extras` come last, where the run's
+rows have them. A file's metadata holds `METADATA`, the settings
 that its rows were made with as JSON, and `VERSION`, which grows when a column changes its meaning or goes away.
 
     pyarrow.parquet.read_table("narrations.parquet").schema.metadata[b"lavila_fast"]
@@ -14,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from lavila_fast.archive.formats.writer import ClipRows, Unclosed, Writer, encode
+from lavila_fast.archive.formats.writer import ClipRows, Unclosed, Writer, encode, extras
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.records import ClipEmbedding, ClipLabels, Narration
 
@@ -68,7 +69,7 @@ class ParquetTable(Writer):
         ):
             rows = itertools.chain.from_iterable(clips)
             while some := list(itertools.islice(rows, _GROUP)):
-                columns = [*self._shared(some), *self.values(some, pyarrow)]
+                columns = [*self._shared(some), *self.values(some, pyarrow), *self._extras(some)]
                 arrays = [
                     one if isinstance(one, pyarrow.Array) else pyarrow.array(one, field.type)
                     for one, field in zip(columns, schema, strict=True)
@@ -78,7 +79,9 @@ class ParquetTable(Writer):
     def _schema(self, pyarrow: Any) -> Any:
         text, seconds = pyarrow.string(), pyarrow.float64()
         types = (text, text, seconds, seconds, pyarrow.bool_(), pyarrow.list_(seconds))
-        columns = [*zip(SHARED, types, strict=True), *self.own(pyarrow)]
+        more = {"motion": seconds, "skipped": text, "windows": pyarrow.int32(), "unsure": pyarrow.bool_()}
+        own = [*self.own(pyarrow), *((name, more[name]) for name in extras(self.run))]
+        columns = [*zip(SHARED, types, strict=True), *own]
         return pyarrow.schema(columns, metadata={METADATA: json.dumps(self.run), VERSION: SCHEMA})
 
     def _shared(self, rows: Sequence[Any]) -> Iterator[list[Any]]:
@@ -87,6 +90,9 @@ class ParquetTable(Writer):
         for name in ("start", "end", "damaged"):
             yield [getattr(row, name) for row in rows]
         yield [None if row.frames is None else list(row.frames) for row in rows]
+
+    def _extras(self, rows: Sequence[Any]) -> list[list[Any]]:
+        return [[getattr(row, name) for row in rows] for name in extras(self.run)]
 
 
 def as_text(name: str) -> str:
@@ -131,7 +137,10 @@ class LabelTable(ParquetTable):
 
 
 class EmbeddingTable(ParquetTable):
-    """And embedding, a fixed-size list of E halves, of which ``dim`` in the run's settings says how many."""
+    """And embedding, a fixed-size list of E halves, of which ``dim`` in the run's settings says how many.
+
+    It is null where the window was skipped.
+    """
 
     def own(self, pyarrow: Any) -> list[tuple[str, Any]]:
         """See `ParquetTable.own`."""
@@ -141,8 +150,12 @@ class EmbeddingTable(ParquetTable):
         """See `ParquetTable.values`."""
         import numpy as np
 
-        flat = np.stack([row.embedding for row in rows]).astype(np.float16).reshape(-1)
-        return [pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), int(self.run["dim"]))]
+        dim = int(self.run["dim"])
+        skipped = np.array([bool(row.skipped) for row in rows])
+        every = [np.zeros(dim) if row.skipped else row.embedding for row in rows]
+        flat = pyarrow.array(np.stack(every).astype(np.float16).reshape(-1))
+        mask = {"mask": pyarrow.array(skipped)} if skipped.any() else {}
+        return [pyarrow.FixedSizeListArray.from_arrays(flat, dim, **mask)]
 
 
 def _or_none(value: float) -> float | None:

@@ -17,8 +17,12 @@ class Text(Writer):
 
     def clip(self, rows: Sequence[Narration]) -> bytes:
         """See `Writer.clip`."""
-        lines = [f"{clock(row.start)[:-2]} - {clock(row.end)[:-2]}  {one_line(row.text)}" for row in rows]
+        lines = [f"{clock(row.start)[:-2]} - {clock(row.end)[:-2]}  {_said(row)}" for row in rows]
         if rows[0].video != self.video:
             lines.insert(0, shown(rows[0].video))
         self.video = rows[0].video
         return encode("\n".join(lines) + "\n")
+
+
+def _said(row: Narration) -> str:
+    return f"({row.skipped})" if row.skipped else one_line(row.text)

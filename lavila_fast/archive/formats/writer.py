@@ -19,8 +19,23 @@ from lavila_fast.shown import OBEYED, spelt
 NOTHING = "…"
 """Stands in a cue whose sentences are all empty; a cue of times alone is none to many readers."""
 
+EXTRAS: dict[str, type] = {"motion": float, "skipped": str, "windows": int, "unsure": bool}
+"""What rows of some runs have besides the usual: fields of a record that are left out where they are None or False."""
+
 ClipRows = Iterable[Sequence[Any]]
 """The rows of one clip after the other, all of the kind that a writer is for."""
+
+
+def extras(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those that the rows of a run with these settings have."""
+    still = ("motion", "skipped") if run.get("still") else ()
+    return (*still, *(("windows", "unsure") if run.get("segments") else ()))
+
+
+def told(row: Any) -> dict[str, Any]:
+    """What a row says besides the usual."""
+    values = ((name, getattr(row, name, None)) for name in EXTRAS)
+    return {name: value for name, value in values if value is not None and value is not False}
 
 
 def short(value: float) -> float | None:
@@ -155,3 +170,22 @@ class Writer:
         file.write(self.header)
         for rows in clips:
             file.write(self.clip(rows))
+
+
+class Unskipped(Writer):
+    """Another writer, which gets no windows that were skipped."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def add_videos(self, videos: Videos) -> None:
+        """See `Writer.add_videos`."""
+        self._writer.add_videos(videos)
+
+    def add_run(self, run: Mapping[str, Any]) -> None:
+        """See `Writer.add_run`."""
+        self._writer.add_run(run)
+
+    def write(self, clips: ClipRows, file: BinaryIO) -> None:
+        """See `Writer.write`."""
+        self._writer.write((rows for rows in clips if not rows[0].skipped), file)
