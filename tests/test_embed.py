@@ -151,7 +151,10 @@ def test_features_of_another_model_stay_alone(embed: Embed, capsys: pytest.Captu
         error = capsys.readouterr().err
         assert told in error
         assert error.count("\n") == 1
-    assert run(["classify", "film.mp4", "--labels", "film.mp4", "-o", "f.npz"]) == 2
+    Path("labels.txt").write_text("opens\ncloses\n")
+    words = ["--labels", "labels.txt", "--format", "csv", "--no-isolate", "-q"]
+    assert run(["classify", "film.mp4", "-o", "f.npz", *words]) == 2
+    assert "was begun with task embed, and now it is classify" in capsys.readouterr().err
     assert Path("f.npz").read_bytes() == whole
 
 
@@ -271,6 +274,10 @@ def test_models_that_see_other_frames(narrate: Embed, capsys: pytest.CaptureFixt
     assert "go to a file" in capsys.readouterr().err
     assert narrate("-o", "n.jsonl", "--embed", "./n.jsonl") == 2
     assert "that is where the narrations go" in capsys.readouterr().err
+    Path("link.jsonl").symlink_to("n.jsonl")
+    for other in ("n.jsonl.videos.jsonl", "link.jsonl"):  # what lies beside it, and itself by another name
+        assert narrate("-o", "n.jsonl", "--embed", other) == 2
+        assert "that is where the narrations go" in capsys.readouterr().err
     vision = DualEncoder.from_pretrained("nano", threads=1).config.vision
     one = SimpleNamespace(config=SimpleNamespace(vision=vision), device="cpu", decoder="auto")
     other = SimpleNamespace(config=SimpleNamespace(vision=replace(vision, frames=16)), device="cpu", decoder="auto")

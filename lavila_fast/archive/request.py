@@ -16,6 +16,7 @@ from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
+from lavila_fast.archive.places import require_none_read
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
@@ -64,6 +65,7 @@ class Request:
         wishes: What to do again, and how closely to look at files.
         hushed: Nothing is said of failures whose lines begin like this.
         shard: The share of the videos that this run works on; None: all.
+        reads: Files that are read besides videos and `clip_list`.
     """
 
     inputs: tuple[str, ...]
@@ -86,6 +88,7 @@ class Request:
     wishes: Wishes = field(default_factory=Wishes)
     hushed: tuple[str, ...] = ()
     shard: Shard | None = None
+    reads: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -105,7 +108,7 @@ class Request:
         """Where the rows of these videos go.
 
         Raises:
-            InputError: output, format and number of videos do not fit each other.
+            InputError: output, format and number of videos do not fit each other, or it is a file that is read.
         """
         output = self._off_standard(self._choose_output(found))
         if self.csv_safe and output.rows.formats[output.format].safe is None:
@@ -117,6 +120,8 @@ class Request:
             raise InputError(
                 f"{asked}: of no use where {self.work.kind.name} are printed; leave it out, or give -o FILE"
             )
+        lists = (self.clip_list,) if self.clip_list else ()
+        require_none_read(output, [*lists, *self.reads, *(job.source.path for job in found.jobs)])
         output = output.with_frame_times() if self.frame_times else output
         output.writer()  # what is missing to write it is said before the first video
         return replace(output, safe=self.csv_safe)
