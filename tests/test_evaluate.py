@@ -412,7 +412,7 @@ def test_a_limit_and_missing_videos(place: Path, tmp_path: Path) -> None:
     part = evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.5), notes.append)
     assert notes[-2:] == [
         "P02/P02_03.MP4: missing",
-        f"3 clips are known from an earlier run ({next(features.iterdir())})",
+        f"3 clips known from an earlier run ({next(features.iterdir())})",
     ]
     assert sorted(part.data["missing"]) == ["P02_03_0", "P02_03_1", "P02_03_2"]
     assert part.scores == pytest.approx(few.scores)

@@ -59,7 +59,7 @@ def test_a_result_a_page_and_a_second_run(place: Path, tmp_path: Path) -> None:
     assert told["protocol"]["frames"] == 4
     code, out, err = invoke(*args, "--json", "--no-page")
     assert json.loads(out) == told["scores"]
-    assert "6 clips are known from an earlier run" in err
+    assert "6 clips known from an earlier run" in err
 
 
 def test_pages_of_the_other_benchmarks(place: Path, tmp_path: Path) -> None:
@@ -72,6 +72,30 @@ def test_pages_of_the_other_benchmarks(place: Path, tmp_path: Path) -> None:
         code, _, err = invoke(*args, *more)
         assert code == 0, err
         assert "Clips to look at" in output.with_suffix(".html").read_text()
+
+
+def test_a_page_of_few_classes_has_them_all(place: Path, tmp_path: Path) -> None:
+    output, data = tmp_path / "r.json", miniatures.charades(tmp_path / "CharadesEgo")
+    code, _, err = invoke("charades_ego", "--model", place / "dual.safetensors", "--data", data, "-o", output)
+    assert code == 0, err
+    page = output.with_suffix(".html").read_text()
+    for name in ("Holding some clothes", "Washing a cup", "Opening a door"):
+        assert page.count(f"<td>{name}</td>") == 1
+    assert "<th>source</th>" in page  # words stand to the left
+    assert "AP of 3 rows" in page
+
+
+def test_a_page_of_one_narrated_clip(tmp_path: Path) -> None:
+    output, data = tmp_path / "r.json", miniatures.ego4d(tmp_path / "Ego4D")
+    model = miniatures.narrator(tmp_path / "narrator.safetensors")
+    code, out, err = invoke("narration", "--model", model, "--data", data, "-o", output)
+    assert code == 0, err
+    assert "zero-shot: 1 clip\n" in out
+    page = output.with_suffix(".html").read_text()
+    assert "CIDEr-D of 1 clip<" in page
+    assert "1 sentence each" in page
+    assert "<td class=n>0.282</td>" in page  # a published METEOR, whether or not there is one beside it
+    assert "−0" not in page  # no axis below nothing
 
 
 def altered(place: Path, tmp_path: Path, folder: str, name: str, before: str, after: str) -> Path:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
+from lavila_fast.shown import many
 
 if TYPE_CHECKING:
     from lavila_fast.exams.result import Result
@@ -194,10 +195,10 @@ def _lines(result: Result) -> str:
     from lavila_fast.exams.figures import NAMES
     from lavila_fast.exams.result import reasons_by_row
 
-    lines = [f"{result.benchmark}, {result.protocol['name']}: {result.data['clips']:,} clips"]
+    lines = [f"{result.benchmark}, {result.protocol['name']}: {many(result.data['clips'], 'clip')}"]
     lines += [f"  {NAMES.get(name, name):32}{value:9.3f}" for name, value in result.scores.items()]
     if missing := result.data["missing"]:
-        lines += [f"{len(missing)} clips are missing:"]
+        lines += [f"missing: {many(len(missing), 'clip')}"]
         lines += [f"  {name}: {why}" for name, why in list(missing.items())[:10]]
         lines += ["  …"] if len(missing) > 10 else []
     lines += ["published:"] if result.published else []
