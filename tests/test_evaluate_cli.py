@@ -223,3 +223,20 @@ def test_help_names_the_benchmarks() -> None:
     assert "charades_ego" in out
     assert "compare" in out
     assert "--max-missing" in invoke("ek100_mir", "--help")[1]
+
+
+def test_what_was_found_before_a_damaged_video_stays(place: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "EK100", tmp_path / "r.json"
+    shutil.copytree(place / "EK100", data)
+    film = sorted(data.rglob("*.MP4"))[-1]
+    film.write_bytes(film.read_bytes()[:3000])  # it is there, and only reading it shows what is the matter
+    args = ("ek100_mir", "--model", place / "dual.safetensors", "--data", data, "-o", output, "--workers", 0)
+    code, _, err = invoke(*args, "--no-page")
+    assert code == 1
+    assert "cannot be read, more than --max-missing allows; the first, " in err
+    assert not output.exists()
+    code, out, err = invoke(*args, "--max-missing", 0.9)
+    assert code == 0, err
+    assert "known from an earlier run" in err
+    assert "missing: " in out
+    assert "<h2>Missing clips</h2>" in output.with_suffix(".html").read_text()
