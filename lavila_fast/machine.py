@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lavila_fast.errors import InputError
 
 MOST_THREADS = 1024
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _UNLIMITED = 1 << 60  # version 1 writes about 2**63 bytes
 
 
@@ -74,13 +76,19 @@ def torch_threads(threads: int | None, now: int) -> int:
     return thread_count(threads) if threads else min(now, available_cpus())
 
 
-def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
-    """NVIDIA GPUs that this process may use, by the numbers or names that ``CUDA_VISIBLE_DEVICES`` has."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return tuple(part.strip() for part in told.split(",") if part.strip() not in ("", "-1"))
-    nodes = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
-    return tuple(sorted((name for name in nodes if name.isdecimal()), key=int))
+def visible_gpus(dev: Path = Path("/dev")) -> list[str]:
+    """NVIDIA's GPUs that this process may use, each as `VISIBLE` names it; none where the system shows none.
+
+    Args:
+        dev: Holds a file for each: ``nvidia0``, ``nvidia1``, …
+    """
+    told = os.environ.get(VISIBLE)
+    if told is None:
+        count = sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in dev.glob("nvidia*"))
+        return [str(number) for number in range(count)]  # CUDA counts those that it is shown
+    names = [name.strip() for name in told.split(",")]
+    good = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
+    return names[:good]  # as CUDA does, which stops at the first that is none
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -30,7 +30,7 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } p { margin: .4rem 0; max-width: 
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; } td.n, th.n { text-align: right; }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 0; }
+.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: .6rem 0 0; }
 .facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr));
   gap: 1rem; margin-top: 1rem; }
@@ -95,11 +95,12 @@ def number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def html_table(heads: list[str], rows: list[list[str]], numeric: int = 1) -> str:
-    """A table; cells are HTML already, and from column `numeric` on they are numbers."""
+def html_table(heads: list[str], rows: list[list[str]], numeric: int = 1, words: int = 0) -> str:
+    """A table; cells are HTML already, from column `numeric` on they are numbers, but for the last `words` columns."""
+    numbers = range(numeric, len(heads) - words)
 
     def line(cells: list[str], tag: str) -> str:
-        return "".join(f"<{tag}{' class=n' * (i >= numeric)}>{cell}</{tag}>" for i, cell in enumerate(cells))
+        return "".join(f"<{tag}{' class=n' * (i in numbers)}>{cell}</{tag}>" for i, cell in enumerate(cells))
 
     head = f"<thead><tr>{line(heads, 'th')}</tr></thead>"
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)

@@ -35,7 +35,7 @@ def find_model(model: str | Path) -> Path:
     name, path = str(model), Path(model)
     shipped = ASSETS / name
     exists = os.path.exists(path)  # noqa: PTH110  # Path's raises where a name is too long
-    if name == path.name and os.path.isdir(shipped) and (isinstance(model, str) or not exists):  # noqa: PTH112
+    if name and name == path.name and os.path.isdir(shipped) and (isinstance(model, str) or not exists):  # noqa: PTH112
         return shipped
     if exists:
         return path

@@ -28,6 +28,7 @@ from lavila_fast.errors import BundleError, InputError, NotFiniteError
 
 MOST_BYTES, MOST_LABELS = 16 << 20, 100_000
 LARGEST_SCALE = 100.0  # to which the original clamps the factor of cosines
+_LARGEST_LOGARITHM = 100.0  # of a factor that makes sense at all
 SUBJECT = "#C C {}"
 """How labels without a mark are put into words where nobody says how: as Ego4D's narrations of who wears the camera."""
 
@@ -115,29 +116,43 @@ class ZeroShot:
             temperature: None takes the model's own.
 
         Raises:
-            InputError: labels, templates or a temperature that make no sense.
+            InputError: labels, templates or a temperature that make no sense, or labels that are one to the model.
         """
         labels, templates = checked_labels(labels), checked_templates(templates)
         found = own_temperature(model) if temperature is None else checked_temperature(temperature)
         texts = model.embed_text([text for label in labels for text in sentences(label, templates)])
         means = texts.reshape(len(labels), -1, model.dim).mean(1, dtype=np.float64)
-        return cls(labels, np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32), found)
+        vectors = np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
+        _require_apart(labels, vectors, model.tokenizer.context)
+        return cls(labels, vectors, found)
 
     def scores(self, embeddings: F32 | Sequence[F32]) -> F64:
         """The share of each label in each clip, (N, C), from embeddings (N, E); rows sum to 1."""
         clips = np.asarray(embeddings, np.float32).reshape(-1, self.vectors.shape[1])
-        return softmax((clips @ self.vectors.T) / self.temperature)
+        return softmax(clips @ self.vectors.T, self.temperature)
 
 
-def softmax(logits: F32 | F64) -> F64:
-    """Over the last axis.
+def _require_apart(labels: Sequence[str], vectors: F32, tokens: int) -> None:
+    """See that the model can tell all labels apart; raises InputError."""
+    first: dict[bytes, int] = {}
+    for number, vector in enumerate(vectors):
+        if (other := first.setdefault(vector.tobytes(), number)) != number:
+            told = f"number {other + 1}, {labels[other][:60]!r}, and {number + 1}, {labels[number][:60]!r}"
+            why = f"it reads the first {tokens} tokens of a sentence, and not every letter, such as capitals"
+            raise InputError(f"labels: {told}, are one to this model ({why}); leave one out, or change --template")
+
+
+def softmax(logits: F32 | F64, temperature: float = 1.0) -> F64:
+    """Over the last axis, of logits divided by a temperature over 0, however small.
 
     Raises:
         NotFiniteError: the logits are no numbers.
     """
     if not np.isfinite(logits).all():
         raise NotFiniteError(where="the scores of its labels")
-    powers = np.exp(logits - logits.max(-1, keepdims=True).astype(np.float64))
+    below = logits - logits.max(-1, keepdims=True).astype(np.float64)
+    with np.errstate(over="ignore"):  # so far below is nothing
+        powers = np.exp(below / temperature)
     return np.asarray(powers / powers.sum(-1, keepdims=True), np.float64)
 
 
@@ -163,6 +178,9 @@ def own_temperature(model: DualEncoder) -> float:
     except (BundleError, OSError, KeyError, AttributeError) as error:
         told = source or "this model"
         raise InputError(f"{told}: does not say the temperature of its scores; give --temperature 0.07") from error
+    if not abs(logarithm) < _LARGEST_LOGARITHM:  # nor is it one that is no number
+        what = f"the temperature of its scores is damaged (logit_scale {logarithm:g})"
+        raise InputError(f"{source or 'this model'}: {what}; fetch or export it again, or give --temperature 0.07")
     return 1 / min(math.exp(logarithm), LARGEST_SCALE)
 
 

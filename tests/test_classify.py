@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 import shutil
@@ -115,10 +116,67 @@ def test_the_temperature_is_the_models_own(nano: DualEncoder) -> None:
 
     runtime = TorchDualEncoder(Reference(nano.config), threads=1)
     assert own_temperature(replace(nano, runtime=runtime, opened=None)) == pytest.approx(0.07)
+    for damaged in (math.nan, math.inf, -math.inf, 1000.0):
+        runtime.model.logit_scale.data.fill_(damaged)
+        with pytest.raises(InputError, match=r"temperature of its scores is damaged.*or give --temperature"):
+            own_temperature(replace(nano, runtime=runtime, opened=None))
     with pytest.raises(InputError, match="does not say the temperature of its scores; give --temperature"):
         own_temperature(replace(nano, opened=None))
     with pytest.raises(InputError, match="give a number over 0"):
         ZeroShot.of(nano, ["a"], temperature=0.0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e308])
+def test_any_temperature_over_0_gives_shares(nano: DualEncoder, clips: np.ndarray, temperature: float) -> None:
+    scores = ZeroShot.of(nano, LABELS, temperature=temperature).scores(clips)
+    np.testing.assert_allclose(scores.sum(1), 1)
+    if temperature < 1:
+        assert (scores.max(1) == 1).all()
+        assert [LABELS[i] for i in scores.argmax(1)] == TRUTH
+    else:
+        np.testing.assert_allclose(scores, 1 / len(LABELS))
+
+
+def test_labels_that_the_model_cannot_tell_apart(nano: DualEncoder) -> None:
+    with pytest.raises(InputError, match="number 1, 'Cuts', and 3, 'cuts', are one to this model"):
+        ZeroShot.of(nano, ["Cuts", "opens", "cuts"])
+
+
+def test_a_label_for_people_is_short(classify: Classify, capsys: pytest.CaptureFixture[str]) -> None:
+    write("long.txt", ["opens the drawer " * 1000])
+    assert classify("film.mp4", "--labels", "long.txt", "-q") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 120
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "hard.csv", "soft.csv", "labels.txt"])
+def test_what_a_run_reads_is_not_written_over(
+    classify: Classify, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    os.link("film.mp4", "hard.csv")
+    Path("soft.csv").symlink_to("film.mp4")
+    before = Path(name).read_bytes()
+    for form in ("csv", "jsonl"):
+        words = ("-o", name, "--format", form, "--overwrite", "-q")
+        assert classify("film.mp4", "--labels", "labels.txt", *words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {name}: would write over")
+        assert error.count("\n") == 1
+    assert Path(name).read_bytes() == before
+
+
+def test_what_lies_in_a_chunk_folder_or_names_clips_stays(
+    classify: Classify, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("all/uid.mp4").mkdir(parents=True)
+    shutil.copy("film.mp4", "all/uid.mp4/0.mp4")
+    Path("clips.csv").write_text("video,start,end\nuid,0,2\n")
+    kept = {name: Path(name).read_bytes() for name in ("all/uid.mp4/0.mp4", "clips.csv")}
+    asked = ["all", "--labels", "labels.txt", "--format", "csv", "--overwrite"]
+    assert classify(*asked, "-o", "all/uid.mp4/0.mp4") == 2
+    assert classify(*asked, "-o", "clips.csv", "--clips", "clips.csv") == 2
+    assert capsys.readouterr().err.count("would write over") == 2
+    assert {name: Path(name).read_bytes() for name in kept} == kept
 
 
 def test_a_run_goes_on_and_takes_no_other_labels(classify: Classify, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +235,9 @@ def test_what_does_not_fit(classify: Classify, capsys: pytest.CaptureFixture[str
         (["--labels", "labels.txt", "--temperature", "nan"], "give a number over 0"),
         (["--labels", "labels.txt", "--labels", "labels.txt"], "give --labels once"),
         ([], "give --labels FILE"),
+        (["--labels", "labels.txt", "--template", "\udcff {}"], "holds half a character"),
+        (["--labels", "labels.txt", "--template", "pan " * 80 + "{}"], "are one to this model (it reads the first 32"),
+        (["--labels", "labels.txt", "-o", ""], "an output without a name"),
         (["--labels", "labels.txt", "-o", "film.mp4/out.jsonl", "-q"], "film.mp4/out.jsonl: cannot be written"),
     ):
         assert classify("film.mp4", *words) in (1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from test_records import cut
 
 from lavila_fast import DualEncoder
@@ -151,7 +153,10 @@ def test_features_of_another_model_stay_alone(embed: Embed, capsys: pytest.Captu
         error = capsys.readouterr().err
         assert told in error
         assert error.count("\n") == 1
-    assert run(["classify", "film.mp4", "--labels", "film.mp4", "-o", "f.npz"]) == 2
+    Path("labels.txt").write_text("opens\ncloses\n")
+    words = ["--labels", "labels.txt", "--format", "csv", "--no-isolate", "-q"]
+    assert run(["classify", "film.mp4", "-o", "f.npz", *words]) == 2
+    assert "was begun with task embed, and now it is classify" in capsys.readouterr().err
     assert Path("f.npz").read_bytes() == whole
 
 
@@ -271,8 +276,54 @@ def test_models_that_see_other_frames(narrate: Embed, capsys: pytest.CaptureFixt
     assert "go to a file" in capsys.readouterr().err
     assert narrate("-o", "n.jsonl", "--embed", "./n.jsonl") == 2
     assert "that is where the narrations go" in capsys.readouterr().err
+    Path("link.jsonl").symlink_to("n.jsonl")
+    for other in ("n.jsonl.videos.jsonl", "link.jsonl"):  # what lies beside it, and itself by another name
+        assert narrate("-o", "n.jsonl", "--embed", other) == 2
+        assert "that is where the narrations go" in capsys.readouterr().err
     vision = DualEncoder.from_pretrained("nano", threads=1).config.vision
     one = SimpleNamespace(config=SimpleNamespace(vision=vision), device="cpu", decoder="auto")
     other = SimpleNamespace(config=SimpleNamespace(vision=replace(vision, frames=16)), device="cpu", decoder="auto")
     with pytest.raises(InputError, match="the narrator sees 4 frames of 64 pixels on cpu, the dual encoder 16 frames"):
         require_same_frames(one, other)  # type: ignore[arg-type]
+
+
+# --- killed, both at once -------------------------------------------------------------------------------------------
+
+
+def both_of(folder: str) -> tuple[list[bytes], list[tuple[Any, ...]]]:
+    """Narrations and embeddings, in an order of their own."""
+    with np.load(Path(folder, "f.npz")) as file:
+        columns = [file[name].tolist() for name in ("video", "start", "end", "frames", "embedding")]
+    return sorted(Path(folder, "n.jsonl").read_bytes().splitlines()), sorted(zip(*columns, strict=True))
+
+
+def killed(words: list[str], folder: str, chance: random.Random) -> bool:
+    """Start a run and kill it some rows later, or after some time; whether it was still at work."""
+    process = subprocess.Popen([sys.executable, "-m", "lavila_fast", *words])
+    there = [f"{folder}/n.jsonl", f"{folder}/f.npz.journal"]
+    by_rows = chance.random() < 0.8
+    target = sum(map(lines, there)) + (chance.randint(0, 30) if by_rows else 1000)
+    deadline = time.monotonic() + (60 if by_rows else chance.uniform(0, 4))
+    while sum(map(lines, there)) <= target and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.05))
+    process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is no signal there")
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])], ids="{} kills".format
+)
+def test_both_outputs_survive_kills(embed: Embed, kills: int) -> None:
+    tiny.film(Path("short.mp4"), seconds=3)
+    chance = random.Random(kills)
+    asked = ["narrate", "film.mp4", "short.mp4", "--samples", "2", "--threads", "1", "--stride-seconds", "0.2", "-q"]
+    done = 0
+    for _ in range(kills):
+        done += killed([*asked, "-o", "broken/n.jsonl", "--embed", "broken/f.npz"], "broken", chance)
+    assert done >= kills / 2  # the last ones may come when all is there already
+    for folder in ("broken", "whole"):
+        assert run([*asked, "--no-isolate", "-o", f"{folder}/n.jsonl", "--embed", f"{folder}/f.npz"]) == 0
+    assert both_of("broken") == both_of("whole")
+    assert Path("broken/f.npz.journal").read_bytes().count(b"\n") == len(both_of("whole")[1])

@@ -20,7 +20,7 @@ from lavila_fast import DualEncoder
 from lavila_fast.errors import LavilaError
 from lavila_fast.exams.answers import Options
 from lavila_fast.exams.examinees import ModelChoice
-from lavila_fast.exams.processes import Work, shared_out
+from lavila_fast.exams.processes import Work, gpus_each, shared_out
 from lavila_fast.exams.relevancy import relevancy_of
 from lavila_fast.exams.result import read_result
 from lavila_fast.exams.run import evaluate
@@ -412,7 +412,7 @@ def test_a_limit_and_missing_videos(place: Path, tmp_path: Path) -> None:
     part = evaluate("ek100_mir", choice, root, Options(features=features, most_missing=0.5), notes.append)
     assert notes[-2:] == [
         "P02/P02_03.MP4: missing",
-        f"3 clips are known from an earlier run ({next(features.iterdir())})",
+        f"3 clips known from an earlier run ({next(features.iterdir())})",
     ]
     assert sorted(part.data["missing"]) == ["P02_03_0", "P02_03_1", "P02_03_2"]
     assert part.scores == pytest.approx(few.scores)
@@ -491,6 +491,13 @@ def test_videos_are_shared_out() -> None:
     for name in "abcd":
         assert sum(any(videos[i] == name for i in share) for share in shares) == 1
     assert shared_out(videos, [6], 2) == [[6], []]
+
+
+def test_each_process_has_a_gpu_of_its_own() -> None:
+    assert gpus_each(["0", "1", "2", "3"], 3) == ["1", "2", "3"]  # the first one is the starter's
+    assert gpus_each(["4", "7"], 4) == ["7", "4", "7", "4"]
+    assert gpus_each(["0"], 2) == ["0", "0"]
+    assert gpus_each([], 2) == [None, None]
 
 
 def stored(features: Path) -> dict[str, Any]:

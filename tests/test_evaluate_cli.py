@@ -59,7 +59,7 @@ def test_a_result_a_page_and_a_second_run(place: Path, tmp_path: Path) -> None:
     assert told["protocol"]["frames"] == 4
     code, out, err = invoke(*args, "--json", "--no-page")
     assert json.loads(out) == told["scores"]
-    assert "6 clips are known from an earlier run" in err
+    assert "6 clips known from an earlier run" in err
 
 
 def test_pages_of_the_other_benchmarks(place: Path, tmp_path: Path) -> None:
@@ -72,6 +72,30 @@ def test_pages_of_the_other_benchmarks(place: Path, tmp_path: Path) -> None:
         code, _, err = invoke(*args, *more)
         assert code == 0, err
         assert "Clips to look at" in output.with_suffix(".html").read_text()
+
+
+def test_a_page_of_few_classes_has_them_all(place: Path, tmp_path: Path) -> None:
+    output, data = tmp_path / "r.json", miniatures.charades(tmp_path / "CharadesEgo")
+    code, _, err = invoke("charades_ego", "--model", place / "dual.safetensors", "--data", data, "-o", output)
+    assert code == 0, err
+    page = output.with_suffix(".html").read_text()
+    for name in ("Holding some clothes", "Washing a cup", "Opening a door"):
+        assert page.count(f"<td>{name}</td>") == 1
+    assert "<th>source</th>" in page  # words stand to the left
+    assert "AP of 3 rows" in page
+
+
+def test_a_page_of_one_narrated_clip(tmp_path: Path) -> None:
+    output, data = tmp_path / "r.json", miniatures.ego4d(tmp_path / "Ego4D")
+    model = miniatures.narrator(tmp_path / "narrator.safetensors")
+    code, out, err = invoke("narration", "--model", model, "--data", data, "-o", output)
+    assert code == 0, err
+    assert "zero-shot: 1 clip\n" in out
+    page = output.with_suffix(".html").read_text()
+    assert "CIDEr-D of 1 clip<" in page
+    assert "1 sentence each" in page
+    assert "<td class=n>0.282</td>" in page  # a published METEOR, whether or not there is one beside it
+    assert "−0" not in page  # no axis below nothing
 
 
 def altered(place: Path, tmp_path: Path, folder: str, name: str, before: str, after: str) -> Path:
@@ -199,3 +223,20 @@ def test_help_names_the_benchmarks() -> None:
     assert "charades_ego" in out
     assert "compare" in out
     assert "--max-missing" in invoke("ek100_mir", "--help")[1]
+
+
+def test_what_was_found_before_a_damaged_video_stays(place: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "EK100", tmp_path / "r.json"
+    shutil.copytree(place / "EK100", data)
+    film = sorted(data.rglob("*.MP4"))[-1]
+    film.write_bytes(film.read_bytes()[:3000])  # it is there, and only reading it shows what is the matter
+    args = ("ek100_mir", "--model", place / "dual.safetensors", "--data", data, "-o", output, "--workers", 0)
+    code, _, err = invoke(*args, "--no-page")
+    assert code == 1
+    assert "cannot be read, more than --max-missing allows; the first, " in err
+    assert not output.exists()
+    code, out, err = invoke(*args, "--max-missing", 0.9)
+    assert code == 0, err
+    assert "known from an earlier run" in err
+    assert "missing: " in out
+    assert "<h2>Missing clips</h2>" in output.with_suffix(".html").read_text()

@@ -311,3 +311,31 @@ def test_a_narrator_pickles_by_what_it_was_opened_with(tiny_bundle):
     assert again.opened == narrator.opened
     with pytest.raises(pickle.PicklingError, match="from_pretrained"):
         pickle.dumps(Narrator(Silent(), tiny.tokenizer()))
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def bounded_options():
+    import click
+
+    from lavila_fast.cli.main import cli
+
+    def below(command, name):
+        if isinstance(command, click.Group):
+            for part in command.commands.values():
+                yield from below(part, f"{name} {part.name}")
+        else:
+            yield from ((name, one) for one in command.params if isinstance(one.type, click.FloatRange))
+
+    return [pytest.param(one, id=f"{name} --{one.name}") for name, one in below(cli, "")]
+
+
+@pytest.mark.parametrize("option", bounded_options())
+def test_numbers_of_options_are_finite(option):
+    """Nothing is over, or under, what is no number: such a value would pass every bound, and every comparison."""
+    import click
+
+    for word in ("nan", "inf", "-inf", "1e999"):
+        with pytest.raises(click.BadParameter):
+            option.type.convert(word, option, None)

@@ -128,3 +128,24 @@ def test_this_machine():
     assert available_memory() > 1 << 20
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
     assert machine.available_cpus(machine.Path("/nowhere")) >= available_cpus()
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        (None, ["0", "1"]),
+        ("", []),
+        ("3", ["3"]),
+        ("2, 0", ["2", "0"]),
+        ("1,-1,0", ["1"]),
+        ("GPU-8f2,MIG-11/7/0", ["GPU-8f2", "MIG-11/7/0"]),
+    ],
+)
+def test_gpus_that_may_be_used(tmp_path, monkeypatch, told, names):
+    for name in ("nvidia0", "nvidia3", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    if told is None:
+        monkeypatch.delenv(machine.VISIBLE, raising=False)
+    else:
+        monkeypatch.setenv(machine.VISIBLE, told)
+    assert machine.visible_gpus(tmp_path) == names

@@ -17,14 +17,15 @@ from click.testing import CliRunner
 
 from lavila_fast.bundle.manifest import open_bundle
 from lavila_fast.cli.parity import parity
-from lavila_fast.errors import InputError
+from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.exams.answers import Options
 from lavila_fast.exams.examinees import ModelChoice
 from lavila_fast.exams.run import evaluate
+from lavila_fast.export.parity import run
 from lavila_fast.export.parity.limits import LIMITS, Section
 from lavila_fast.export.parity.page import render
 from lavila_fast.export.parity.report import Report
-from lavila_fast.export.parity.tasks import BenchmarkTask, TaskScores, task_scores
+from lavila_fast.export.parity.tasks import BenchmarkTask, TaskScores, reference_scores, task_scores
 
 ROOT = Path(__file__).parent.parent
 NANO = ROOT / "tests" / "data" / "nano"
@@ -41,7 +42,8 @@ def scores(data: Path, tmp_path_factory: pytest.TempPathFactory) -> TaskScores:
     bundle, features = open_bundle(ROOT / "lavila_fast" / "assets" / "nano"), tmp_path_factory.mktemp("features")
     sections = [Section("narrator", "native", "int8"), Section("dual_encoder", "onnxruntime", "int8")]
     task = BenchmarkTask("ek100_mir", data, features)
-    (found,) = task_scores(task, bundle, DUAL, sections, LIMITS.__getitem__, 1)
+    before = reference_scores(task, bundle, DUAL, 1)
+    (found,) = task_scores(task, bundle, before, sections, LIMITS.__getitem__, 1)
     return found
 
 
@@ -98,6 +100,21 @@ def test_what_makes_no_sense(data: Path, tmp_path: Path, words: list[str], why: 
     given = [str(data) if word == "DATA" else word for word in words]
     found = CliRunner().invoke(parity, [str(bundle), "--dual-reference", str(DUAL["dual_encoder"]), *given])
     assert isinstance(found.exception, InputError)
+    assert why in str(found.exception)
+
+
+@pytest.mark.parametrize(("place", "why"), [("empty", "EPIC_100_retrieval"), ("DATA", "videos are missing")])
+def test_a_wrong_folder_is_told_before_anything_is_compared(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "run_parity", lambda *given, **named: pytest.fail("compared before"))
+    shutil.copytree(ROOT / "lavila_fast" / "assets" / "nano", "bundle")
+    Path("empty").mkdir()
+    folder = data if place == "DATA" else place
+    words = ["--dual-reference", DUAL["dual_encoder"], "--task", "ek100_mir", "--data", folder, "--videos", "empty"]
+    found = CliRunner().invoke(parity, ["bundle", "--features", "f", *map(str, words)])
+    assert isinstance(found.exception, LavilaError)
     assert why in str(found.exception)
 
 

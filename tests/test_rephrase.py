@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ pytest.importorskip("transformers")
 from tiny_t5 import TRAINED, small, tokenizer
 
 from lavila_fast.cli.rephrase import rephrase
-from lavila_fast.errors import CheckpointError, InputError, StorageError
+from lavila_fast.errors import CheckpointError, InputError, MissingExtraError, StorageError
 from lavila_fast.rephrase.options import Search
 from lavila_fast.rephrase.seq2seq import load_paraphraser
 from lavila_fast.train.datasets.ego4d import Ego4D, open_ego4d, read_narrations
@@ -104,19 +106,43 @@ def test_columns(run, tmp_path):
     assert [row.texts for row in read_narrations(tmp_path / "again.pkl")][1:3] == [tuple(BOWLS), tuple(CUPS)]
 
 
-def test_parquet(run, tmp_path):
+def test_without_pyarrow_the_extra_is_named(run, tmp_path, monkeypatch):
     jsonl(tmp_path / "in.jsonl")
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        with pytest.raises(InputError, match=r"out\.parquet: Parquet needs pyarrow"):
-            run("in.jsonl", "out.parquet")
-        (tmp_path / "in.parquet").write_bytes(b"PAR1")
-        with pytest.raises(InputError, match=r"in\.parquet: Parquet needs pyarrow"):
-            run("in.parquet", "out.jsonl")
-        return
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    for words in (("in.jsonl", "out.parquet"), ("in.parquet", "out.jsonl")):
+        with pytest.raises(MissingExtraError, match=r"pip install 'lavila-fast\[parquet\]'"):
+            run(*words)
+
+
+def test_a_fetched_model_needs_no_hub(run, tmp_path, monkeypatch):
+    """Asked first, a Hub that cannot be reached costs minutes of retries, each told."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--our--tiny"
+    shutil.copytree(TRAINED, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *given, **named: asked.append(given[0]) or refuse())
+    jsonl(tmp_path / "in.jsonl")
+    assert run("in.jsonl", "out.jsonl", model="our/tiny")["kept"] == 4
+    assert asked == []
+    with pytest.raises(CheckpointError, match="our/other: cannot be loaded"):
+        run("in.jsonl", "out.jsonl", model="our/other")
+    assert asked  # what is not here is fetched
+
+
+def refuse():
+    raise OSError("no net here")
+
+
+def test_parquet(run, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    jsonl(tmp_path / "in.jsonl")
     run("in.jsonl", "out.parquet")
-    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()[1]["paraphrases"] == BOWLS
+    assert parquet.read_table(tmp_path / "out.parquet").to_pylist()[1]["paraphrases"] == BOWLS
     assert run("out.parquet", "more.pkl")["known"] == 2
     assert read_narrations(tmp_path / "more.pkl")[0].texts == (CUP, *CUPS)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")

@@ -20,6 +20,7 @@ from lavila_fast.exams.benchmarks import find_benchmark
 from lavila_fast.exams.compare import Comparison, compare
 from lavila_fast.exams.examinees import ModelChoice
 from lavila_fast.exams.figures import IN_POINTS, NAMES
+from lavila_fast.exams.result import Result
 from lavila_fast.exams.run import evaluate
 from lavila_fast.export.parity.limits import Check, Limits, Section
 
@@ -88,23 +89,19 @@ def kind_asked(task: BenchmarkTask, bundle: Bundle, references: Mapping[str, Pat
     return found
 
 
-def task_scores(
+def reference_scores(
     task: BenchmarkTask,
     bundle: Bundle,
     references: Mapping[str, Path],
-    sections: Sequence[Section],
-    limits: Callable[[str], Limits],
     threads: int | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Iterator[TaskScores]:
-    """Examine the reference once, and the bundle in every engine of its sections.
+) -> Result:
+    """Examine the reference: what is wrong with the benchmark's folder is said here, before anything else is compared.
 
     Args:
         task: Which benchmark.
         bundle: An open bundle.
         references: Checkpoints by kind.
-        sections: What was compared before.
-        limits: What passes, by a section's precision.
         threads: Of engines; None: all cores.
         say: Told what is found out on the way.
 
@@ -113,13 +110,48 @@ def task_scores(
         LavilaError: too many videos are missing.
     """
     kind = kind_asked(task, bundle, references)
+    words = None if kind == "classifier" else bundle_tokenizer(bundle, kind)[0]
+    choice = ModelChoice(str(references[kind]), "torch", threads, words)
+    return evaluate(task.name, choice, task.data, _options(task, bundle, kind), say)
+
+
+def task_scores(
+    task: BenchmarkTask,
+    bundle: Bundle,
+    before: Result,
+    sections: Sequence[Section],
+    limits: Callable[[str], Limits],
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[TaskScores]:
+    """Examine the bundle in every engine of its sections; arguments and errors as of `reference_scores`.
+
+    Args:
+        task: Which benchmark.
+        bundle: An open bundle.
+        before: The reference's result.
+        sections: What was compared before.
+        limits: What passes, by a section's precision.
+        threads: Of engines; None: all cores.
+        say: Told what is found out on the way.
+    """
+    kind = before.model["kind"]
+    options = _options(task, bundle, kind)
+    for section in (one for one in sections if one.kind == kind):
+        after = evaluate(task.name, ModelChoice(str(bundle.folder), section.engine, threads), task.data, options, say)
+        found = compare(before, after)
+        frames = f"{after.protocol['name']}, {after.protocol['frames']} frames"
+        checks = list(_checks(found, limits(section.precision)))
+        yield TaskScores(section.engine, section.precision, frames, found, checks)
+
+
+def _options(task: BenchmarkTask, bundle: Bundle, kind: str) -> Options:
     changes = dict(_SAME_FOR_BOTH.get(task.name, {}))
     if "frames" in find_benchmark(task.name).options:
         changes["frames"] = bundle.models[kind].vision.frames
     both = len(find_benchmark(task.name).kinds) > 1
     protocol = None if not both else "fine-tuned" if kind == "classifier" else "zero-shot"
-    words = None if kind == "classifier" else bundle_tokenizer(bundle, kind)[0]
-    options = Options(
+    return Options(
         task.features,
         protocol,
         changes,
@@ -128,14 +160,6 @@ def task_scores(
         workers=1,
         most_missing=task.most_missing,
     )
-    choice = ModelChoice(str(references[kind]), "torch", threads, words)
-    before = evaluate(task.name, choice, task.data, options, say)
-    for section in (one for one in sections if one.kind == kind):
-        after = evaluate(task.name, ModelChoice(str(bundle.folder), section.engine, threads), task.data, options, say)
-        found = compare(before, after)
-        frames = f"{after.protocol['name']}, {after.protocol['frames']} frames"
-        checks = list(_checks(found, limits(section.precision)))
-        yield TaskScores(section.engine, section.precision, frames, found, checks)
 
 
 def _checks(found: Comparison, limits: Limits) -> Iterator[Check]:

@@ -54,7 +54,7 @@ class Identity:
 
 
 LISTED = "a list"
-_USUAL = {"frames": EXACT, "shard": "1/1", "still": "off"}  # settings that are not noted
+_USUAL = {"task": "narrate", "frames": EXACT, "shard": "1/1", "still": "off"}  # settings that are not noted
 
 
 def describe_windows(clip_seconds: float, stride_seconds: float) -> str:
@@ -68,7 +68,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     A setting that one of them lacks counts as None: versions differ in what they note.
     """
     before, now = {**_USUAL, **before}, {**_USUAL, **now}
-    for name in {**now, **before}:
+    for name in {"task": None, **now, **before}:  # what else differs follows from the task
         old, new = before.get(name), now.get(name)
         if _essence(name, old) == _essence(name, new):
             continue

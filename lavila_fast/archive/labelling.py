@@ -105,7 +105,7 @@ class Labelling:
                 yield self._rows(row, [row.embedding], self.words.scores)
         else:
             for row in model.classify_clips(clips, batch, frame_times=frame_times):
-                yield self._rows(row, row.logits, lambda logits: softmax(logits / self.options.temperature))
+                yield self._rows(row, row.logits, lambda logits: softmax(logits, self.options.temperature))
 
     def _rows(self, row: ClipEmbedding | ClipLogits, heads: Sequence[F32], scores: Callable[[F32], F64]) -> list[Row]:
         where, told = (row.video, row.start, row.end), (row.damaged, row.frames)

@@ -116,6 +116,8 @@ def choose_output(
     Raises:
         InputError: the two do not fit each other or the number of videos.
     """
+    if output == "":
+        raise InputError("an output without a name; name a file or a folder, such as ./")
     if output is None:
         if format is None and one_file:
             return Output(TEXT, "stream", rows=rows)

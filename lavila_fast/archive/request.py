@@ -17,6 +17,7 @@ from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
+from lavila_fast.archive.places import require_none_read
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
@@ -71,6 +72,7 @@ class Request:
         shard: The share of the videos that this run works on; None: all.
         still: What is done about windows in which nothing moves; None: nothing.
         shots: Windows do not run over cuts.
+        reads: Files that are read besides videos and `clip_list`.
     """
 
     inputs: tuple[str, ...]
@@ -95,6 +97,7 @@ class Request:
     shard: Shard | None = None
     still: Still | None = None
     shots: bool = False
+    reads: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -117,7 +120,7 @@ class Request:
         """Where the rows of these videos go.
 
         Raises:
-            InputError: output, format and number of videos do not fit each other.
+            InputError: output, format and number of videos do not fit each other, or it is a file that is read.
         """
         output = self._off_standard(self._choose_output(found))
         if self.csv_safe and output.rows.formats[output.format].safe is None:
@@ -129,6 +132,8 @@ class Request:
             raise InputError(
                 f"{asked}: of no use where {self.work.kind.name} are printed; leave it out, or give -o FILE"
             )
+        lists = (self.clip_list,) if self.clip_list else ()
+        require_none_read(output, [*lists, *self.reads, *(job.source.path for job in found.jobs)])
         output = output.with_frame_times() if self.frame_times else output
         output.writer()  # what is missing to write it is said before the first video
         return replace(output, safe=self.csv_safe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,17 @@ import click
 
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
+
+
+class Number(click.FloatRange):
+    """`click.FloatRange`, which for itself takes ``nan`` for a number in any range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A finite number in the range, or a usage error."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{found} is not a finite number.", param, ctx)
+        return found
 
 
 class LazyChoice(click.ParamType):  # type: ignore[type-arg]  # generic only in later versions of click

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
-from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
+from lavila_fast.shown import many
 
 if TYPE_CHECKING:
     from lavila_fast.exams.result import Result
@@ -72,8 +73,8 @@ def evaluate() -> None:
 @click.option("--normalised/--raw", default=None, help="Whether embeddings are scaled to unit length.")
 @click.option("--every", type=POSITIVE, help="Narration: only every so many-th clip.")
 @click.option("--samples", type=POSITIVE, help="Narration: sentences a clip.")
-@click.option("--temperature", type=click.FloatRange(0), help="Narration: 0 takes the likeliest word.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Narration: nucleus.")
+@click.option("--temperature", type=Number(0), help="Narration: 0 takes the likeliest word.")
+@click.option("--top-p", type=Number(0, 1, min_open=True), help="Narration: nucleus.")
 @click.option("--seed", type=int, help="Narration: of sampling.")
 @click.option("--engine", default="auto", show_default=True, help="torch for a checkpoint; for a bundle native, …")
 @click.option("--threads", type=POSITIVE, help="Threads of the engine.  [default: all cores]")
@@ -88,7 +89,7 @@ def evaluate() -> None:
     help="That share the clips, with a model and readers each.",
 )
 @click.option("--batch", type=POSITIVE, default=8, show_default=True, help="Views that the model is given together.")
-@click.option("--max-missing", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of clips.")
+@click.option("--max-missing", type=Number(0, 1), default=0.0, show_default=True, help="Share of clips.")
 @click.option("--json", "as_json", is_flag=True, help="Print scores as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
 def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
@@ -194,10 +195,10 @@ def _lines(result: Result) -> str:
     from lavila_fast.exams.figures import NAMES
     from lavila_fast.exams.result import reasons_by_row
 
-    lines = [f"{result.benchmark}, {result.protocol['name']}: {result.data['clips']:,} clips"]
+    lines = [f"{result.benchmark}, {result.protocol['name']}: {many(result.data['clips'], 'clip')}"]
     lines += [f"  {NAMES.get(name, name):32}{value:9.3f}" for name, value in result.scores.items()]
     if missing := result.data["missing"]:
-        lines += [f"{len(missing)} clips are missing:"]
+        lines += [f"missing: {many(len(missing), 'clip')}"]
         lines += [f"  {name}: {why}" for name, why in list(missing.items())[:10]]
         lines += ["  …"] if len(missing) > 10 else []
     lines += ["published:"] if result.published else []

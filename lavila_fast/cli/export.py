@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import MissingExtraError
 from lavila_fast.quant.names import PRECISIONS, TARGETS
@@ -30,7 +30,7 @@ from lavila_fast.quant.names import PRECISIONS, TARGETS
 @click.option("--dual-encoder", type=PATH, help="Checkpoint of a dual encoder to put beside a narrator.")
 @click.option("--text-tokenizer", type=PATH, help="Its vocabulary.")
 @click.option("--calibration", type=PATH, metavar="FOLDER", help="Videos to measure ranges and parity on.")
-@click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS", help="What mixed may cost.  [default: 0.5]")
+@click.option("--max-drop", type=Number(min=0), metavar="POINTS", help="What mixed may cost.  [default: 0.5]")
 @click.option("--keep", multiple=True, metavar="LAYER", help="A layer that stays in higher precision; repeatable.")
 @click.option("--card", type=PATH, help="Model card to put in.")
 @click.option("--name", help="Short name.  [default: the folder's]")

@@ -9,14 +9,14 @@ from typing import Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.files import storage_error
 from lavila_fast.shown import many
 
 _PASSED = ("clip_seconds", "stride_seconds", "engine", "threads")
-_SECONDS = click.FloatRange(min=0.001)
+_SECONDS = Number(min=0.001)
 
 
 @click.command()

@@ -13,17 +13,17 @@ from pathlib import Path, PurePath
 
 import click
 
-from lavila_fast.cli.choices import PATH
+from lavila_fast.cli.choices import PATH, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 
-SHARE = click.FloatRange(0, 1, min_open=True)
+SHARE = Number(0, 1, min_open=True)
 
 
 @click.command()
 @click.argument("source", metavar="IN", type=PATH)
 @click.option("-o", "--output", required=True, type=PATH, help="The pickle, NAME.pkl.")
-@click.option("--max-perplexity", type=click.FloatRange(min=1), help="Leave out sentences of a higher one.")
+@click.option("--max-perplexity", type=Number(min=1), help="Leave out sentences of a higher one.")
 @click.option("--surest", type=SHARE, help="Keep this share of all sentences, those of the lowest perplexity.")
 @click.option("--root", type=PATH, help="Ids of videos are their paths below this folder.  [default: their names]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was counted as JSON.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice
+from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError
@@ -17,6 +18,7 @@ from lavila_fast.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from lavila_fast.bundle.manifest import Bundle
     from lavila_fast.evaluate.clips import ClipSource
+    from lavila_fast.exams.result import Result
     from lavila_fast.export.parity.limits import Limits
     from lavila_fast.export.parity.report import Report
     from lavila_fast.export.parity.tasks import BenchmarkTask, TaskScores
@@ -51,7 +53,7 @@ def _tasks() -> list[str]:
 @click.option("--data", type=PATH, help="The benchmark's folder.")
 @click.option("--videos", type=PATH, help="Folder of its videos, where they lie elsewhere.")
 @click.option("--task-limit", type=POSITIVE, help="Only its first so many clips or questions.")
-@click.option("--max-missing", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of its clips.")
+@click.option("--max-missing", type=Number(0, 1), default=0.0, show_default=True, help="Share of its clips.")
 @click.option("--features", type=PATH, help="Where its features are kept.  [default: the user's cache]")
 @click.option("--limits", "row", help="fp32, fp16, bf16 or int8.  [default: as the bundle's graphs]")
 @click.option("--limit", "own", multiple=True, metavar="NAME=VALUE", help="One limit of your own, e.g. points=0.2.")
@@ -78,24 +80,27 @@ def parity(bundle: Path, **given: Any) -> None:
     from lavila_fast.bundle.manifest import open_bundle
     from lavila_fast.export.parity.report import write_report
     from lavila_fast.export.parity.run import run_parity
+    from lavila_fast.export.parity.tasks import reference_scores
 
     opened = open_bundle(bundle)
     paths = _references(opened, given["reference"], given["dual_reference"])
     task = _task(given, opened, paths)
+    clips, limits = _clips(given["clips"], given["count"], given["films"]), _limits(opened, given["row"], given["own"])
+    before = reference_scores(task, opened, paths, given["threads"], _teller(given)) if task else None
     models, names = _opened(opened, paths)
     report = run_parity(
         opened,
         models,
-        _clips(given["clips"], given["count"], given["films"]),
+        clips,
         engines=given["engines"] or ("auto",),
         threads=given["threads"],
-        limits=_limits(opened, given["row"], given["own"]),
+        limits=limits,
         task="auto" if task else given["task"],
         references=names,
         quiet=given["quiet"],
     )
-    if task:
-        report.tasks = _task_scores(task, opened, paths, report, given)
+    if task and before:
+        report.tasks = _task_scores(task, opened, before, limits, report, given)
     page = write_report(report, opened, given["output"])
     click.echo(json.dumps(report.to_dict(), indent=1) if given["as_json"] else _lines(report))
     tell(f"{page}: the page to read", err=True)
@@ -163,22 +168,19 @@ def _task(given: dict[str, Any], bundle: Bundle, paths: dict[str, Path]) -> Benc
 
 
 def _task_scores(
-    task: BenchmarkTask, bundle: Bundle, paths: dict[str, Path], report: Report, given: dict[str, Any]
+    task: BenchmarkTask, bundle: Bundle, before: Result, own: Limits | None, report: Report, given: dict[str, Any]
 ) -> list[TaskScores]:
     from lavila_fast.export.parity.limits import LIMITS
     from lavila_fast.export.parity.tasks import task_scores
 
-    own = _limits(bundle, given["row"], given["own"])
-    quiet = given["quiet"]
-
-    def say(line: str) -> None:
-        if not quiet:
-            tell(line, err=True)
-
     def limits(precision: str) -> Limits:
         return own or LIMITS[precision]
 
-    return list(task_scores(task, bundle, paths, report.sections, limits, given["threads"], say))
+    return list(task_scores(task, bundle, before, report.sections, limits, given["threads"], _teller(given)))
+
+
+def _teller(given: dict[str, Any]) -> Callable[[str], None]:
+    return (lambda line: None) if given["quiet"] else (lambda line: tell(line, err=True))
 
 
 def _clips(where: str, count: int, films: Path | None) -> ClipSource:

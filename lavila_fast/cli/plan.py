@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.choices import POSITIVE, Number
 from lavila_fast.cli.narrate import options_of
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
@@ -17,7 +17,7 @@ from lavila_fast.shown import shown
 if TYPE_CHECKING:
     from lavila_fast.archive.forecast import Forecast
 
-_SECONDS = click.FloatRange(min=0.001)
+_SECONDS = Number(min=0.001)
 _UNITS = ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 
@@ -31,7 +31,7 @@ _UNITS = ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minute
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
 @click.option("--seconds", type=_SECONDS, default=10.0, show_default=True, help="For trying the model.")
-@click.option("--price", type=click.FloatRange(min=0), help="Of a machine like this for an hour; says the cost.")
+@click.option("--price", type=Number(min=0), help="Of a machine like this for an hour; says the cost.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def plan(inputs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Say what narrating INPUT... will take here: hours of video, windows, time, room, and what cannot be read.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, LazyChoice
+from lavila_fast.cli.choices import PATH, LazyChoice, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.shown import shown
@@ -50,7 +50,7 @@ def _names() -> list[str]:
     help="Seconds of a chunk; 0: whole files.  [default: 300 of ego4d, as the original; 0 of others]",
 )
 @click.option("--shards", is_flag=True, help="Write WebDataset shards of all of it, too, into OUTPUT/shards.")
-@click.option("--shard-size", type=click.FloatRange(0.0001, 1000), default=1.0, show_default=True, help="Of each, GB.")
+@click.option("--shard-size", type=Number(0.0001, 1000), default=1.0, show_default=True, help="Of each, GB.")
 @click.option(
     "--workers",
     type=click.IntRange(0, 1024),

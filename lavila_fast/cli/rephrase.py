@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice
+from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 
@@ -42,7 +42,7 @@ def _precisions() -> tuple[str, ...]:
 @click.option("--samples", type=POSITIVE, help="Candidates of a sentence.  [default: 5; of a server 1 answer]")
 @click.option("--beams", type=POSITIVE, default=5, show_default=True, help="Of all groups together.")
 @click.option("--groups", type=POSITIVE, default=5, show_default=True, help="Groups of beams; 1: plain beam search.")
-@click.option("--diversity", type=click.FloatRange(0), default=0.7, show_default=True, help="Penalty between groups.")
+@click.option("--diversity", type=Number(0), default=0.7, show_default=True, help="Penalty between groups.")
 @click.option("--max-tokens", type=click.IntRange(2), help="Of a candidate.  [default: 128; of a server's answer 512]")
 @click.option("--batch-tokens", type=POSITIVE, default=1024, show_default=True, help="Source tokens read together.")
 @click.option("--template", default="paraphrase: {}", show_default=True, help="What the model reads.")
@@ -50,7 +50,7 @@ def _precisions() -> tuple[str, ...]:
 @click.option("--device", help="Of torch.  [default: cuda where there is one, else cpu]")
 @click.option("--server", metavar="URL", help="Ask an OpenAI-style server, its address up to /v1.")
 @click.option("--prompt", type=PATH, help="With --server: a file of what to ask; {} stands for the sentence.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="With --server.")
+@click.option("--temperature", type=Number(0), default=0.7, show_default=True, help="With --server.")
 @click.option("--key-env", default="OPENAI_API_KEY", show_default=True, help="Environment variable of its key.")
 @click.option("--workers", type=POSITIVE, default=8, show_default=True, help="With --server: requests at a time.")
 @click.option("--column", default="text", show_default=True, help="Of the sentences, in JSONL, CSV and Parquet.")

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
-from lavila_fast.cli.choices import POSITIVE, LazyChoice
+from lavila_fast.cli.choices import POSITIVE, LazyChoice, Number
 from lavila_fast.engines.choose import engine_help, precisions
 from lavila_fast.video.names import DECODERS
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SECONDS = click.FloatRange(min=0.001)
+_SECONDS = Number(min=0.001)
 
 
 def _all(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
@@ -165,7 +165,7 @@ machinery = _all(
         click.option(
             "--decode-memory",
             metavar="GB",
-            type=click.FloatRange(min=0.01, max=1 << 20),
+            type=Number(min=0.01, max=1 << 20),
             default=4.0,
             show_default=True,
             help="With --isolate: memory that decoding a video may take.",

@@ -128,14 +128,14 @@ class Beside:
         Raises:
             InputError: it does not.
         """
+        from lavila_fast.archive.places import require_apart
         from lavila_fast.archive.work import Embedding
 
         own = replace(request, work=Embedding(), output=self.output, format=None, frame_times=True, csv_safe=False)
         output = replace(own, prints_summary=False).choose_output(found)
         if output.kind == "stream":
             raise InputError(f"--embed {self.output}: embeddings beside narrations go to a file; name a .parquet")
-        if output.kind == "file" and first.path and output.path and output.path.absolute() == first.path.absolute():
-            raise InputError(f"--embed {self.output}: that is where the narrations go; give another name")
+        require_apart(output, first, f"--embed {self.output}")
         self._chosen = own, output
 
     def run(
@@ -227,5 +227,6 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         shots=given["windows"] == "shots",
         still=Still.parse(given["still"], given["still_threshold"]),
         shard=Shard.parse(given["shard"]) if given["shard"] else None,
+        reads=tuple(given.get("label_files", ())),
         **{name: given[name] for name in same},
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lavila_fast.archive.formats.writer import clock
-from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.shown import shown
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 @click.option("--like", metavar="VIDEO@SECOND", help="What looks like this moment of a video in the index.")
 @click.option("-n", "--limit", type=POSITIVE, default=5, show_default=True, help="Moments.")
 @click.option("--video", help="Only in videos whose names contain this.")
-@click.option("--after", type=click.FloatRange(min=0), help="Only from this second of a video on.")
-@click.option("--before", type=click.FloatRange(min=0), help="Only up to this second of a video.")
-@click.option("--threshold", type=float, help="By how many spreads a match stands out.  [default: 4]")
+@click.option("--after", type=Number(min=0), help="Only from this second of a video on.")
+@click.option("--before", type=Number(min=0), help="Only up to this second of a video.")
+@click.option("--threshold", type=Number(), help="By how many spreads a match stands out.  [default: 4]")
 @click.option("--model", help="Where the index's dual encoder is now.  [default: where it was]")
 @click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Threads of the model.")
 @click.option("--save-top", type=POSITIVE, metavar="N", help="Cut the best N moments out of their videos, into -o.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from lavila_fast.exams.narrators import NarratorExaminee, open_narrator
 from lavila_fast.exams.protocols import Protocol
 from lavila_fast.exams.sentence_exams import Narrations
 from lavila_fast.exams.watch import Watcher
-from lavila_fast.machine import available_cpus
+from lavila_fast.machine import VISIBLE, available_cpus, visible_gpus
 from lavila_fast.parent import end_with_starter
 
 _PATIENCE = 30.0  # seconds in which a process ends its batch and writes what it has
@@ -98,6 +99,16 @@ def shared_out(videos: Sequence[str], places: Sequence[int], processes: int) -> 
     return shares
 
 
+def gpus_each(gpus: Sequence[str], others: int) -> list[str | None]:
+    """A GPU for each other process: the first one is this process's own, and after the last it begins again.
+
+    Args:
+        gpus: See `machine.visible_gpus`.
+        others: How many.
+    """
+    return [gpus[(number + 1) % len(gpus)] if gpus else None for number in range(others)]
+
+
 @dataclass
 class Tally:
     """How far all processes are; the way `Options.seen` is told of this one's clips.
@@ -140,8 +151,11 @@ def helped(work: Work, shares: Sequence[Sequence[int]], say: Callable[[str], Non
     done = context.RawArray("q", len(shares))  # without a lock, which a process that is killed might hold
     tally = Tally(work.options.seen, len(work.exam.ids), done)
     sent = replace(work, options=replace(work.options, seen=_unseen))
+    gpus = gpus_each(visible_gpus(), len(shares))
     crew = [
-        context.Process(target=_run, args=(sent, share, number, done)) for number, share in enumerate(shares) if share
+        context.Process(target=_run, args=(sent, share, number, done, gpus[number]))
+        for number, share in enumerate(shares)
+        if share
     ]
     try:
         for one in crew:
@@ -176,8 +190,10 @@ def _end(crew: Sequence[Any]) -> None:
             one.join()
 
 
-def _run(work: Work, places: Sequence[int], number: int, done: Any) -> None:
+def _run(work: Work, places: Sequence[int], number: int, done: Any, gpu: str | None) -> None:
     """The life of a process. What goes wrong is said by who started it, which meets the same."""
+    if gpu is not None:
+        os.environ[VISIBLE] = gpu  # read when CUDA begins, with the model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one decides
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     end_with_starter()

@@ -14,6 +14,7 @@ from lavila_fast.exams.examples import Example, Pictures, examples, names_of
 from lavila_fast.exams.figures import NAMES
 from lavila_fast.exams.result import Result, reasons_by_row
 from lavila_fast.page import ACCENT, document, html_table, picture, svg
+from lavila_fast.shown import many
 
 _MOST_CLASSES = 30
 
@@ -62,7 +63,7 @@ def _asked(result: Result) -> str:
     protocol = result.protocol
     if result.benchmark == "narration":
         sampling = f"temperature {protocol['temperature']:g}, top-p {protocol['top_p']:g}, seed {protocol['seed']}"
-        return f"every {protocol['every']:,}th clip, {protocol['samples']} sentences each, {sampling}"
+        return f"every {protocol['every']:,}th clip, {many(protocol['samples'], 'sentence')} each, {sampling}"
     if result.benchmark in ("ek100_mir", "ego_mcq"):
         return f"embeddings {'of unit length' if protocol['normalised'] else 'as the model gives them'}"
     joined = f"texts {protocol['template']}, views joined by {protocol['join']}"
@@ -79,16 +80,21 @@ def shown(value: float) -> str:
 
 
 def _scores(result: Result) -> str:
-    names = list(result.scores)
-    heads = ["", *(escape(NAMES.get(name, name)) for name in names), "source"]
-    own = ["<b>this model</b>", *(f"<b>{shown(result.scores[name])}</b>" for name in names), "this run"]
+    names = list(dict.fromkeys([*result.scores, *(name for one in result.published for name in one["figures"])]))
+    heads = ["", *(_head(NAMES.get(name, name)) for name in names), "source"]
+    own = ["<b>this model</b>", *(f"<b>{shown(result.scores.get(name, math.nan))}</b>" for name in names), "this run"]
     rows = [own]
     for one in result.published:
         frames = f", {one['frames']} frames" if one["frames"] else ""
         cells = [shown(one["figures"][name]) if name in one["figures"] else "" for name in names]
         source = "; ".join(filter(None, (one["source"], one["note"])))
         rows.append([escape(one["model"]) + frames, *cells, f"<span class=soft>{escape(source)}</span>"])
-    return html_table(heads, rows)
+    return html_table(heads, rows, words=1)
+
+
+def _head(name: str) -> str:
+    """A short name stays on one line."""
+    return escape(name.replace("-", "\N{NON-BREAKING HYPHEN}") if len(name) < 10 else name)
 
 
 def _odd(result: Result) -> str:
@@ -118,19 +124,24 @@ def _drawing(result: Result) -> tuple[Any, float]:
     if "questions" in tables or ("clips" in tables and "label" in tables["clips"]):
         known = {name: value for name, value in result.scores.items() if not math.isnan(value)}
         return _bars(known), 0.9 + 0.3 * len(known)
-    table, column = next((tables[n], c) for n, c in _HISTOGRAMS if n in tables)
-    values = np.asarray(table[column], np.float64)
+    of, column, name, what = next(one for one in _HISTOGRAMS if one[0] in tables)
+    values = np.asarray(tables[of][column], np.float64)
     values = values[~np.isnan(values)]
 
     def draw(axes: Any) -> None:
-        axes.hist(values, bins=30, range=(0, 1) if column == "ap" else None, color=ACCENT)
-        axes.set_title(f"{column.upper()} of {len(values):,} rows")
+        axes.hist(values, bins=30, range=(0, max(1, values.max(initial=0))), color=ACCENT)
+        axes.set_title(f"{name} of {many(len(values), what)}")
         axes.set_ylabel("how many")
+        axes.yaxis.get_major_locator().set_params(integer=True)
 
     return draw, 2.8
 
 
-_HISTOGRAMS = (("video_to_text", "ap"), ("classes", "ap"), ("sentences", "cider"))
+_HISTOGRAMS = (
+    ("video_to_text", "ap", "AP", "clip"),
+    ("classes", "ap", "AP", "row"),
+    ("sentences", "cider", "CIDEr-D", "clip"),
+)
 
 
 def _bars(values: Mapping[str, float]) -> Any:
@@ -152,8 +163,8 @@ def _classes(result: Result) -> str:
     if len(rows) < 2:
         return ""
     rows.sort(key=lambda row: row[1])
-    half = min(_MOST_CLASSES // 2, len(rows) // 2)
-    chosen = [*rows[:half], *rows[-half:]]
+    half = _MOST_CLASSES // 2
+    chosen = rows if len(rows) <= _MOST_CLASSES else [*rows[:half], *rows[-half:]]
     cells = [[escape(name), f"{value:.1f}", f"{count:,}"] for name, value, count in chosen]
     return f"<h2>Classes that go worst and best</h2>{html_table(['class', '%', 'shown'], cells)}"
 

@@ -30,6 +30,7 @@ from lavila_fast.exams.published import published
 from lavila_fast.exams.result import Result
 from lavila_fast.exams.sentence_exams import Narrations
 from lavila_fast.exams.watch import Watcher
+from lavila_fast.shown import many
 
 Model = Examinee | NarratorExaminee
 
@@ -89,7 +90,7 @@ def _examined(
     """Fill the store, alone or with others; why clips cannot be read."""
     known = sum(name in store for name in exam.ids)
     if known:
-        say(f"{known:,} clips are known from an earlier run ({store.folder})")
+        say(f"{many(known, 'clip')} known from an earlier run ({store.folder})")
     watcher = Watcher(exam.clips, exam.library, model.vision, protocol)
     answer = answer_of(model, exam, protocol, options.batch)
     todo = [i for i, name in enumerate(exam.ids) if name not in store]
@@ -150,7 +151,7 @@ def _described(protocol: Protocol, model: Model, exam: Exam) -> str:
     views = f", {protocol.clips} clips × {protocol.crops} crops" if protocol.clips * protocol.crops > 1 else ""
     how = "from equal parts of the whole video" if protocol.sparse else "a clip"
     return (
-        f"{protocol.name}: {len(exam.ids):,} clips, {protocol.frames} frames {how}{views}, "
+        f"{protocol.name}: {many(len(exam.ids), 'clip')}, {protocol.frames} frames {how}{views}, "
         f"{model.vision.img} pixels; {model.kind} {model.identity['name']} on {model.identity['engine']}"
     )
 
@@ -212,7 +213,7 @@ def reasons(
     if options.limit is not None:
         found.append(f"only the first {options.limit:,} were asked")
     if missing:
-        found.append(f"{len(missing):,} clips are missing")
+        found.append(f"missing: {many(len(missing), 'clip')}")
     zoo = replace(PROTOCOLS[name][protocol.name], frames=protocol.frames)
     found += protocol.differences(zoo)
     if not protocol.normalised and model.unit:

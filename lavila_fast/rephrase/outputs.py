@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lavila_fast.errors import InputError
+from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.files import replacing
-from lavila_fast.rephrase.sources import NO_PYARROW, PICKLES, Row
+from lavila_fast.rephrase.sources import PICKLES, Row
 
 COLUMN = "paraphrases"
 
@@ -61,12 +61,13 @@ def check_output(path: Path) -> None:
     """See that a file can be written, before hours of work.
 
     Raises:
-        InputError: its suffix says no format, or pyarrow is missing.
+        InputError: its suffix says no format.
+        MissingExtraError: it takes pyarrow, which is missing.
     """
     if path.suffix.lower() not in _WRITERS:
         raise InputError(f"{path}: give -o a name that ends in one of {', '.join(_WRITERS)}")
     if path.suffix.lower() == ".parquet":
-        _pyarrow(path)
+        _pyarrow()
 
 
 def write_rephrased(path: Path, rows: Iterable[Rephrased], kind: Kind) -> None:
@@ -111,13 +112,13 @@ def _clips(rows: Iterable[Rephrased], source: bool) -> Iterator[tuple[str, float
             yield (*clip, texts)
 
 
-def _pyarrow(path: Path) -> Any:
+def _pyarrow() -> Any:
     try:
         import pyarrow.parquet
 
         return pyarrow
     except ImportError as error:
-        raise InputError(f"{path}: {NO_PYARROW}") from error
+        raise MissingExtraError("pyarrow", "parquet") from error
 
 
 def _parquet(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:

@@ -152,7 +152,7 @@ def load_paraphraser(
     """Load a model.
 
     Args:
-        name: A folder, or the name of a model on the Hub, which transformers then fetches.
+        name: A folder, or the name of a model on the Hub, which transformers fetches where it is not here yet.
         search: How candidates are searched.
         precision: One of `options.PRECISIONS`.
         device: Of torch.
@@ -175,7 +175,7 @@ def load_paraphraser(
         raise InputError(f"--precision int8 is for the CPU; take bf16 or bnb-int8 on {device}")
     _check_folder(Path(name))
     try:
-        model, tokenizer = _pretrained(transformers, name, precision, device)
+        model, tokenizer = _found(transformers, name, precision, device)
     except (CheckpointError, MissingExtraError):
         raise
     except Exception as error:  # transformers raises nearly anything
@@ -195,9 +195,30 @@ def _check_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder}: {what}; save it with transformers' save_pretrained, which writes safetensors")
 
 
+def _found(transformers: Any, name: str, precision: str, device: str) -> tuple[Any, Any]:
+    """Model and tokenizer: what is here without a word to the Hub, for which transformers would wait for minutes."""
+    here = _fetched(name)
+    try:
+        return _pretrained(transformers, here or name, precision, device)
+    except OSError:  # not all of it is here
+        if here is None or Path(name).is_dir():
+            raise
+        return _pretrained(transformers, name, precision, device)
+
+
+def _fetched(name: str) -> str | None:
+    """The folder in which a model of the Hub lies here; None: it does not."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return name if Path(name).is_dir() else str(snapshot_download(name, local_files_only=True))
+    except (OSError, HFValidationError):  # none is there, or no such name can be
+        return None
+
+
 def _pretrained(transformers: Any, name: str, precision: str, device: str) -> tuple[Any, Any]:
-    """Model and tokenizer."""
-    safe: dict[str, Any] = {"trust_remote_code": False}
+    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
     config = transformers.AutoConfig.from_pretrained(name, **safe)
     if not config.is_encoder_decoder:
         what = f"a {config.model_type} is no sequence-to-sequence model"

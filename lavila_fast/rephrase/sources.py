@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lavila_fast.errors import InputError
+from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.video.lists import NamedRow, field_of, named_rows, seconds_in
 from lavila_fast.video.pickled import read_rows
 from lavila_fast.video.seconds import quoted
 
-NO_PYARROW = "Parquet needs pyarrow; run: pip install pyarrow, or take .jsonl or .csv"
 PICKLES = (".pkl", ".pickle")
 
 
@@ -64,6 +63,7 @@ def read_narrated(path: Path, column: str = "text", limit: int | None = None) ->
 
     Raises:
         InputError: it cannot be read, has no such column, or a row's text is none; names the line.
+        MissingExtraError: it is Parquet, and pyarrow is missing.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -99,7 +99,7 @@ def _parquet(path: Path) -> Iterator[NamedRow]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise InputError(f"{path}: {NO_PYARROW}") from error
+        raise MissingExtraError("pyarrow", "parquet") from error
     try:
         with ParquetFile(path) as file:
             rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(1 << 14))

@@ -105,7 +105,12 @@ class Tokenizer:
 
         As in the original, GPT-2 always keeps the end token; CLIP and DistilBERT cut it off with the rest of an
         overlong sentence.
+
+        Raises:
+            InputError: a sentence is no text.
         """
+        for text in texts:
+            _require_unicode(text)
         rules, words = _KINDS[self.kind], self.context - 2
         with vocabularies.library_errors("the tokenizer"):
             found = self.backend.encode_batch([rules.clean(text) for text in texts], add_special_tokens=False)
@@ -150,6 +155,14 @@ class Tokenizer:
         path = path / "tokenizer.json" if path.is_dir() else path
         write_text(path, self.backend.to_str(pretty=False))
         return path
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"holds half a character ({text[error.start]!a}), as text that is no UTF-8 does"
+        raise InputError(f"{text[:60]!a}: {what}; save or type it as UTF-8") from error
 
 
 def _find(folder: Path, pattern: str, kind: str) -> Path:

@@ -38,6 +38,32 @@ std::unique_ptr<uint8_t[]> plane(const Kind& kind, int rows, int samples, std::m
     return out;
 }
 
+// The levels are the normalised values, rounded; their memory ends with the last of them.
+bool whole_levels(const lv_picture& picture, const lv_window& window, const std::vector<float>& normal) {
+    const auto area = size_t(window.size * window.size);
+    const std::unique_ptr<uint8_t[]> levels(new uint8_t[3 * area]);
+    bool good = !lv_preprocess_levels(&picture, &window, levels.get());
+    for (size_t i = 0; i < area; ++i)
+        for (size_t c = 0; c < 3; ++c)
+            good = good && std::fabs(normal[c * area + i] * kStd[c] + kMean[c] - float(levels[3 * i + c])) < .501f;
+    return good;
+}
+
+// Planes that are a byte short, and windows that reach a sample too far, are not read.
+bool refused(lv_picture picture, lv_window window) {
+    std::vector<float> out(size_t(3 * window.size * window.size));
+    std::vector<uint8_t> levels(out.size());
+    const auto both = [&] {
+        return lv_preprocess(&picture, &window, out.data()) && lv_preprocess_levels(&picture, &window, levels.data());
+    };
+    bool good = true;
+    for (int i = 0; i < (picture.paired ? 2 : 3); ++i) --picture.bytes[i], good = good && both(), ++picture.bytes[i];
+    std::vector<int32_t> far(window.low_y, window.low_y + window.size);
+    far.back() = picture.height - 1;
+    window.low_y = far.data();
+    return good && both();
+}
+
 void compare(const Kind& kind, int width, int height, int size, int left, int turn) {
     std::mt19937 bits(unsigned(width * height + size));
     const int rows = (height + 1) / 2, columns = (width + 1) / 2, wide = kind.bits > 8 ? 2 : 1, step = 1 + kind.paired;
@@ -77,6 +103,7 @@ void compare(const Kind& kind, int width, int height, int size, int left, int tu
                            rest[1].data(), {kMean[0], kMean[1], kMean[2]}, {kStd[0], kStd[1], kStd[2]}};
     bool good = !lv_preprocess(&picture, &window, wanted.data());
     for (size_t i = 0; i < got.size(); ++i) good = good && std::fabs(got[i] - wanted[i]) < 1e-5f;
+    good = good && whole_levels(picture, window, wanted) && refused(picture, window);
     if (good) return;
     std::fprintf(stderr, "pictures of %dx%d to %d, %d bits: CPU and CUDA differ; %s\n", width, height, size, kind.bits,
                  lv_error());

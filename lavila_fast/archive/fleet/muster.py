@@ -13,7 +13,7 @@ from lavila_fast.archive.fleet.local import LocalLink
 from lavila_fast.archive.fleet.seen import Link, Task
 from lavila_fast.clip_model import ClipModel
 from lavila_fast.errors import InputError
-from lavila_fast.machine import available_cpus, visible_gpus
+from lavila_fast.machine import VISIBLE, available_cpus, visible_gpus
 
 if TYPE_CHECKING:
     from lavila_fast.archive.request import Request
@@ -78,14 +78,14 @@ class Workers:
             if self.devices:
                 raise InputError(f"--devices {','.join(self.devices)}: this model runs on the CPU; see --engine")
             return [{}] * self.processes if self.processes and self.processes > 1 else []
-        known = visible_gpus()
+        known = tuple(visible_gpus())
         if missing := [one for one in self.devices if known and one not in known]:
             raise InputError(f"--devices {missing[0]}: there are {', '.join(known)}")
         names = self.devices or known
         count = self.processes or len(names)
         if count < 2 and not self.devices:
             return []
-        return [{"CUDA_VISIBLE_DEVICES": names[place % len(names)]} if names else {} for place in range(count)]
+        return [{VISIBLE: names[place % len(names)]} if names else {} for place in range(count)]
 
 
 def muster(

@@ -10,7 +10,7 @@ from lavila_fast.archive.formats.writer import Writer, clock, encode, json_line,
 from lavila_fast.records import ClipLabels
 from lavila_fast.shown import shown
 
-_SHOWN = 3  # labels that a line for people has
+_SHOWN, _WIDE = 3, 60  # labels that a line for people has, and characters of each
 
 
 class LabelLines(Writer):
@@ -71,4 +71,8 @@ class LabelText(Writer):
         if row.skipped:
             return f"({row.skipped})"
         pairs = list(zip(row.labels, row.scores, strict=True))[:_SHOWN]
-        return ", ".join(f"{score:.0%} {one_line(label)}" for label, score in pairs)
+        return ", ".join(f"{score:.0%} {_brief(one_line(label))}" for label, score in pairs)
+
+
+def _brief(label: str) -> str:
+    return label if len(label) <= _WIDE else f"{label[: _WIDE - 1]}…"
