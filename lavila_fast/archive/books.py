@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from lavila_fast.archive.faults import DISK, LASTING, MISSING, TWIN
+from lavila_fast.archive.faults import LASTING, MISSING, PASSING, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.known import KnownVideos
@@ -60,7 +60,7 @@ class Books:
             replace(work.look.job, source=replace(work.look.job.source, name=name, content=work.look.id or ""))
             for name, work in self._work.items()
         ]
-        return sorted(jobs, key=lambda job: self._code(job) == DISK)
+        return sorted(jobs, key=lambda job: self._code(job) in PASSING)
 
     def _code(self, job: Job) -> str | None:
         known = self._records.get(job.source.name)

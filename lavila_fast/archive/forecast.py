@@ -23,6 +23,7 @@ from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.request import Request
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place
 from lavila_fast.video.clips import window_count, windows
 from lavila_fast.video.content import stamp_of
 from lavila_fast.video.sources import Extent, extent
@@ -118,7 +119,7 @@ def forecast(
     return told
 
 
-def _sizes(jobs: Sequence[Job], told: Forecast) -> Iterator[tuple[Path, int]]:
+def _sizes(jobs: Sequence[Job], told: Forecast) -> Iterator[tuple[Place, int]]:
     for job in jobs:
         try:
             size = stamp_of(job.source.path).size
@@ -129,7 +130,7 @@ def _sizes(jobs: Sequence[Job], told: Forecast) -> Iterator[tuple[Path, int]]:
         yield job.source.path, size
 
 
-def _look(jobs: list[Job], sizes: dict[Path, int], told: Forecast, seconds: float) -> list[_Known]:
+def _look(jobs: list[Job], sizes: dict[Place, int], told: Forecast, seconds: float) -> list[_Known]:
     jobs = list(jobs)
     Random(0).shuffle(jobs)
     known: list[_Known] = []
@@ -147,7 +148,7 @@ def _look(jobs: list[Job], sizes: dict[Path, int], told: Forecast, seconds: floa
 
 
 def _measure_length(
-    known: Sequence[_Known], sizes: dict[Path, int], told: Forecast, clip: float, stride: float
+    known: Sequence[_Known], sizes: dict[Place, int], told: Forecast, clip: float, stride: float
 ) -> None:
     seconds = sum(one.seen.end - one.seen.begin for one in known)
     count = sum(window_count(one.seen.end, clip, stride, one.seen.begin) for one in known)

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from lavila_fast.archive.journal import SIDECAR, SUFFIX
 from lavila_fast.archive.kinds import KINDS
+from lavila_fast.archive.listing import list_videos
 from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import RemotePath, written
+from lavila_fast.remote.urls import is_url, local_of
 from lavila_fast.video.kinds import begins_like_video, is_video
 from lavila_fast.video.lists import read_list
 from lavila_fast.video.sources import VideoSource, is_chunk_folder, locate
@@ -51,7 +54,7 @@ class _LeftOut:
 
     files: int = 0
     like_video: list[Path] = field(default_factory=list)
-    first: Path | None = None
+    first: Path | RemotePath | None = None
 
     def count(self, path: Path, mode: int) -> None:
         """Take note of a file; what runs have written there is not worth a word."""
@@ -129,6 +132,16 @@ def _is_output(word: str) -> bool:
     return word.endswith((*ours, SUFFIX, SIDECAR))
 
 
+def _hidden_twin(source: VideoSource, found: FoundInputs) -> str | None:
+    """What is to be said of a URL that differs from an earlier one only in what is not written down."""
+    path = source.path
+    for job in found.jobs if isinstance(path, RemotePath) else ():
+        other = job.source.path
+        if isinstance(path, RemotePath) and isinstance(other, RemotePath) and path == other and path.url != other.url:
+            return f"{path}: differs from another INPUT only in its query, which is not written down; use a --manifest"
+    return None
+
+
 def _expand(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path]:
     """Paths of videos that one input stands for."""
     path = Path(word)
@@ -157,9 +170,27 @@ def _sources(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Vide
         except LavilaError as error:
             found.failed.append(str(error))
         return
+    if is_url(word):
+        yield from _remote_sources(word, found, left_out)
+        return
     for path in _expand(word, found, left_out):
         name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be in any encoding
         yield VideoSource(name, path)
+
+
+def _remote_sources(url: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[VideoSource]:
+    try:
+        if local := local_of(url):
+            yield from _sources(str(local), found, left_out)
+            return
+        listed = list_videos(url)
+    except LavilaError as error:
+        found.failed.append(str(error))
+        return
+    for path in listed.videos:
+        yield VideoSource(str(path), path)
+    left_out.files += listed.others
+    left_out.first = left_out.first or listed.first_other
 
 
 def find_videos(inputs: Sequence[str]) -> FoundInputs:
@@ -171,10 +202,12 @@ def find_videos(inputs: Sequence[str]) -> FoundInputs:
     found, left_out, seen = FoundInputs(), _LeftOut(), set()
     for word in dict.fromkeys(inputs):
         for source in _sources(word, found, left_out):
-            real = os.path.realpath(source.path)
+            real = written(source.path)
             if real not in seen:
                 seen.add(real)
                 found.jobs.append(Job(source))
+            elif (told := _hidden_twin(source, found)) is not None:
+                found.failed.append(told)
     if not found.jobs:
         raise InputError(found.failed[0] if found.failed else f"{inputs[0]}: not a video; give video files or folders")
     if left_out.files:

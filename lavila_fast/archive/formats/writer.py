@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from lavila_fast.records import Narration
+from lavila_fast.remote.path import Place
 from lavila_fast.shown import OBEYED, spelt
 
 NOTHING = "…"
@@ -79,7 +80,7 @@ class Videos(Protocol):
         """Identity of its content (see `video.content`), if known."""
         ...
 
-    def path(self, video: str) -> Path:
+    def path(self, video: str) -> Place:
         """Where it lies."""
         ...
 
@@ -99,7 +100,7 @@ class Unknown:
         """See `Videos.id`."""
         return None
 
-    def path(self, video: str) -> Path:
+    def path(self, video: str) -> Place:
         """See `Videos.path`."""
         return Path(video)
 

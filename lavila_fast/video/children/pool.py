@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from lavila_fast.video.children.wire import Message, pack_facts, unpack_error, u
 
 if TYPE_CHECKING:
     from lavila_fast.records import Clip
+    from lavila_fast.remote.path import Place
     from lavila_fast.video.reader import DecodedClip
     from lavila_fast.video.sources import VideoSource
     from lavila_fast.video.transforms import FrameTransform
@@ -87,13 +87,13 @@ class Children:
             child.end()
         self._starter.shutdown(wait=False)
 
-    def look(self, source: VideoSource, path: Path) -> None:
+    def look(self, source: VideoSource, path: Place) -> None:
         """Find out the facts of a file of a video; `source` has them then.
 
         Raises:
             VideoError: it cannot be opened.
         """
-        for _ in self._ask(source, {"file": str(path)}):
+        for _ in self._ask(source, {"file": path}):
             pass
 
     def read(

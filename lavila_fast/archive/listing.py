@@ -1,0 +1,83 @@
+"""What lies below a URL: one file, all videos of a folder, or those that a pattern matches.
+
+    list_videos("s3://films/2026/").videos
+
+Folders are listed in one go, which tells size and ETag of every file, so that no file need be asked for them. Names
+decide what is a video, as nothing is read; hidden files and folders are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from lavila_fast.errors import InputError
+from lavila_fast.remote.faults import FEW_TRIES, RemoteError, patiently
+from lavila_fast.remote.path import RemotePath
+from lavila_fast.remote.stores import Seen, has_magic, look, store
+from lavila_fast.remote.urls import shown_url
+from lavila_fast.video.kinds import has_video_suffix
+from lavila_fast.video.sources import is_chunk_folder
+
+
+@dataclass
+class Listed:
+    """Videos in order of their names, and how many files are none."""
+
+    videos: list[RemotePath] = field(default_factory=list)
+    others: int = 0
+    first_other: RemotePath | None = None
+
+
+def list_videos(url: str) -> Listed:
+    """The videos that a URL stands for.
+
+    Raises:
+        InputError: none, or the service does not say.
+        MissingExtraError: the package is lacking that asks it.
+    """
+    try:
+        if has_magic(url) and (found := _listed(url)):
+            return _sorted_out(found, url.partition("*")[0])
+        if not url.endswith("/"):
+            path = RemotePath(url)
+            if has_video_suffix(path.name) or (seen := look(url, FEW_TRIES)):
+                return Listed([path if has_video_suffix(path.name) else RemotePath(url, seen)])
+        return _folder(url.rstrip("/") + "/")
+    except RemoteError as error:
+        raise InputError(f"{shown_url(url)}: {error.what}; {error.todo}") from error
+
+
+def _folder(url: str) -> Listed:
+    found = _sorted_out(_listed(url), url)
+    if not found.videos:
+        what = "no videos in this folder" if found.others else "does not exist, or is empty"
+        raise InputError(f"{shown_url(url)}: {what}; video files end in .mp4, .mkv, .mov, …")
+    return found
+
+
+def _listed(url: str) -> list[tuple[str, Seen]]:
+    place = store(url)
+    return patiently(lambda: list(place.find(url)), FEW_TRIES)
+
+
+def _sorted_out(files: Iterable[tuple[str, Seen]], below: str) -> Listed:
+    found, start = Listed(), len(below)
+    seen = sorted((name, told) for name, told in files if "/." not in f"/{name[start:]}")
+    for folder, inside in groupby(seen, key=lambda one: one[0].rpartition("/")[0]):
+        for path in _videos(folder, [RemotePath(name, told) for name, told in inside]):
+            if path.is_dir() or has_video_suffix(path.name):
+                found.videos.append(path)
+            else:
+                found.others, found.first_other = found.others + 1, found.first_other or path
+    return found
+
+
+def _videos(folder: str, files: list[RemotePath]) -> Iterator[RemotePath]:
+    """The files of one folder, or the one video that they are the chunks of."""
+    whole = RemotePath(folder, chunks=files)
+    if is_chunk_folder(whole):
+        yield whole
+    else:
+        yield from files
