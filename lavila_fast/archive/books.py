@@ -86,7 +86,7 @@ class Books:
         name = job.source.name
         work = self._work[name]
         work.look.identify(self._wishes.full)
-        clips = None if job.clips is None else tuple(span_of(clip) for clip in job.clips)
+        clips = job.ranges if job.clips is None else tuple(span_of(clip) for clip in job.clips)
         with self._lock:
             first = self._first.setdefault((work.look.id, work.look.full, clips), name)
         if first != name:
@@ -200,6 +200,6 @@ class Books:
 
     def _asked(self, work: _Work) -> float:
         """Seconds that narrations could cover."""
-        if work.look.job.clips is None:
-            return work.extent.end - work.extent.begin if work.extent else 0.0
-        return sum(clip.end - clip.start for clip in work.look.job.clips)
+        if work.look.job.clips is None and work.extent is None:
+            return 0.0
+        return sum(end - start for start, end in work.look.job.stretches(work.extent or Extent(0.0, 0.0)))

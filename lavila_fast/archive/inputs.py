@@ -20,32 +20,50 @@ from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
-from lavila_fast.remote.path import RemotePath, written
+from lavila_fast.remote.path import RemotePath, look_at_all, written
 from lavila_fast.remote.urls import is_url, local_of
 from lavila_fast.video.kinds import begins_like_video, is_video
 from lavila_fast.video.lists import read_list
-from lavila_fast.video.sources import VideoSource, is_chunk_folder, locate
+from lavila_fast.video.sources import Extent, VideoSource, is_chunk_folder, locate
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video and its clips; None means windows over the whole of it."""
+    """A video and what is wanted of it.
+
+    Attributes:
+        source: The video.
+        clips: These; None means windows over the whole of it.
+        ranges: Or over these stretches of it only, seconds, rising.
+        named: A list gave the name, which stays whatever file it stands for.
+    """
 
     source: VideoSource
     clips: tuple[Clip, ...] | None = None
+    ranges: tuple[tuple[float, float], ...] = ()
+    named: bool = False
+
+    def stretches(self, seen: Extent) -> list[tuple[float, float]]:
+        """What of a video that lasts like this is wanted, seconds."""
+        if self.clips is not None:
+            return [(clip.start, clip.end) for clip in self.clips]
+        inside = [(max(start, seen.begin), min(end, seen.end)) for start, end in self.ranges]
+        return [one for one in inside if one[0] < one[1]] if self.ranges else [(seen.begin, seen.end)]
 
 
 @dataclass
 class FoundInputs:
     """Jobs in the order they were named, one line for each input that is none, and what else is worth a line.
 
-    `missing` has those lines that are about a video a list names, by its name.
+    `missing` has those lines that are about a video a list names, by its name; `ranged` says whether of some only
+    stretches are wanted.
     """
 
     jobs: list[Job] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    ranged: bool = False
 
 
 @dataclass
@@ -208,6 +226,7 @@ def find_videos(inputs: Sequence[str]) -> FoundInputs:
                 found.jobs.append(Job(source))
             elif (told := _hidden_twin(source, found)) is not None:
                 found.failed.append(told)
+    look_at_all(job.source.path for job in found.jobs)
     if not found.jobs:
         raise InputError(found.failed[0] if found.failed else f"{inputs[0]}: not a video; give video files or folders")
     if left_out.files:

@@ -56,7 +56,7 @@ class Look:
     @property
     def listed(self) -> bool:
         """Its name is a list's and stays."""
-        return self.job.clips is not None
+        return self.job.clips is not None or self.job.named
 
     def identify(self, full: bool) -> None:
         """Read what it takes to know the file.
@@ -270,6 +270,8 @@ class _Recogniser:
         """Whether the journal has the clips that a list names, or as many as it had when the video was through."""
         if look.job.clips is not None:
             return not any(True for _ in self._journal.lacking(look.name, look.job.clips))
+        if look.job.ranges:  # other stretches may have been wanted before; when they are counted it will show
+            return False
         return record.clips == len(self._journal.done.get(look.name, ()))
 
     def _retried(self, look: Look) -> bool:

@@ -15,6 +15,7 @@ from lavila_fast.archive.decoding import Crew, Decoders
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.manifest import find_manifest
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
@@ -26,6 +27,7 @@ from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import RemotePath, place
 from lavila_fast.video.names import HARDWARE
 from lavila_fast.video.nearby import in_words
 from lavila_fast.video.opening import MOST_PIXELS
@@ -64,6 +66,7 @@ class Request:
         wishes: What to do again, and how closely to look at files.
         hushed: Nothing is said of failures whose lines begin like this.
         shard: The share of the videos that this run works on; None: all.
+        manifest: Table that names the videos; `inputs` is their folder, or nothing.
     """
 
     inputs: tuple[str, ...]
@@ -86,9 +89,12 @@ class Request:
     wishes: Wishes = field(default_factory=Wishes)
     hushed: tuple[str, ...] = ()
     shard: Shard | None = None
+    manifest: str | None = None
 
     def __post_init__(self) -> None:
-        """Check that windows are not asked for together with a list."""
+        """Check that windows are not asked for together with a list, and that there is one list at most."""
+        if self.clip_list and self.manifest:
+            raise InputError("--clips: names single clips, --manifest videos to cut; leave one of the two out")
         if self.clip_list and (self.clip_seconds or self.stride_seconds):
             name = "--clip-seconds" if self.clip_seconds else "--stride-seconds"
             raise InputError(f"{name}: --clips says where each clip begins and ends; leave one of the two out")
@@ -99,6 +105,8 @@ class Request:
         Raises:
             InputError: there are none.
         """
+        if self.manifest:
+            return find_manifest(self.inputs, self.manifest)
         return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
 
     def choose_output(self, found: FoundInputs) -> Output:
@@ -122,8 +130,14 @@ class Request:
         return replace(output, safe=self.csv_safe)
 
     def _choose_output(self, found: FoundInputs) -> Output:
-        one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
+        one = len(self.inputs) == len(found.jobs) == 1 and not self.manifest and self._is_input(found.jobs[0].source)
         return choose_output(self.output, self.format, len(found.jobs), one, self.work.kind)
+
+    def _is_input(self, source: VideoSource) -> bool:
+        """Whether a video is the one INPUT itself, not something in it."""
+        if isinstance(source.path, RemotePath):
+            return source.path == place(self.inputs[0])
+        return Path(source.name) == Path(self.inputs[0])
 
     def _off_standard(self, output: Output) -> Output:
         """The same, or a file where standard output is for the summary."""
@@ -189,7 +203,7 @@ class Request:
         self, model: ClipModel, name: str, found: FoundInputs, output: Output
     ) -> Iterator[tuple[Journal, Books, Recognised]]:
         """What an output in files holds already, open for writing; arguments and errors as of `run`."""
-        identity = self._identity(model, name, describe_windows(*self.lengths(model)))
+        identity = self._identity(model, name, describe_windows(*self.lengths(model), found.ranged))
         with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.work.samples, self.overwrite)
             held.callback(journal.close)

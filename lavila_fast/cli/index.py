@@ -10,21 +10,23 @@ from typing import Any
 import click
 
 from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.run_options import manifest, require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.files import storage_error
 from lavila_fast.shown import many
 
-_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads")
+_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads", "manifest")
 _SECONDS = click.FloatRange(min=0.001)
 
 
 @click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
 @click.option("-o", "--output", required=True, metavar="INDEX", type=PATH, help="Folder of the index.")
 @click.option("--model", default="nano", show_default=True, help="Narrator and dual encoder: name or bundle folder.")
 @click.option("--embed-model", metavar="NAME", help="The dual encoder.  [default: the one in --model]")
 @click.option("--no-narrate", is_flag=True, help="Vectors only, without sentences.")
+@manifest
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a window.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one window's start to the next.  [default: its length]")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
@@ -44,6 +46,7 @@ def index(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     from lavila_fast.search.index import EMBEDDINGS, NARRATIONS, Index
     from lavila_fast.search.store import require_search
 
+    require_inputs(inputs, given["manifest"])
     require_search()
     with storage_error(output, "give the folder of an index, or a new one, as -o"):
         output.mkdir(parents=True, exist_ok=True)

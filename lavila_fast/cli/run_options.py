@@ -27,6 +27,20 @@ def _all(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     return add
 
 
+manifest = click.option(
+    "--manifest",
+    metavar="TABLE",
+    help="Take the videos that this CSV, JSONL or Parquet names: video, and if you like id, start and end, between"
+    " which windows are cut. Names are URLs, paths, or relative to INPUT (else to TABLE's folder).",
+)
+
+
+def require_inputs(inputs: tuple[str, ...], table: str | None) -> None:
+    """Raise click's own error where there is neither INPUT nor a manifest."""
+    if not inputs and table is None:
+        raise click.MissingParameter(None, click.get_current_context(), param_hint="'INPUT...'", param_type="argument")
+
+
 def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Callable[[F], F]:
     """Options of the model, the output and the clips.
 
@@ -60,6 +74,7 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
                 type=click.Path(path_type=Path),
                 help="Take the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
             ),
+            manifest,
         ]
     )
 

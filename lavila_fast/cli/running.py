@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lavila_fast.cli.run_options import require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
@@ -43,6 +44,7 @@ def perform(
         open_model: Opens the model, when inputs and output are known to make sense, and says the whole work.
         beside: What is to be embedded at the same time.
     """
+    require_inputs(inputs, given["manifest"])
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
     with _children(given) as children:
@@ -174,6 +176,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         "quiet",
         "csv_safe",
         "max_pixels",
+        "manifest",
     )
     return Request(
         inputs,

@@ -8,21 +8,25 @@ A process that decodes for another one opens nothing itself and knows no credent
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
+from lavila_fast.errors import LavilaError
 from lavila_fast.remote.blocks import BLOCK, shared_blocks
 from lavila_fast.remote.faults import FEW_TRIES, RemoteError
 from lavila_fast.remote.stores import Seen, look
 from lavila_fast.remote.urls import is_url, local_of, shown_url
 
+_AT_ONCE = 32  # files that are asked for
 Fetch = Callable[["RemotePath", int], bytes]
 _KEPT = 4  # blocks that an open file holds: pictures and sound may lie apart
 
@@ -44,10 +48,11 @@ class RemotePath:
         chunks: Files of a folder.
     """
 
-    __slots__ = ("_seen", "_shown", "chunks", "url")
+    __slots__ = ("_seen", "_shown", "_trouble", "chunks", "url")
 
     def __init__(self, url: str, seen: Seen | None = None, chunks: Sequence[RemotePath] = ()) -> None:
         self.url, self._shown, self._seen, self.chunks = url, shown_url(url), seen, tuple(chunks)
+        self._trouble: RemoteError | None = None
 
     def __str__(self) -> str:
         """The URL without what opens doors."""
@@ -86,11 +91,23 @@ class RemotePath:
         Raises:
             RemoteError: it is not there, cannot be reached, or is a folder.
         """
+        if self._seen is None and self._trouble is None:
+            try:
+                self._seen = look(self.url, FEW_TRIES)
+                self._trouble = None if self._seen else RemoteError("is a folder, not a video file", "give it with a /")
+            except RemoteError as error:
+                if error.passing:
+                    raise
+                self._trouble = error
         if self._seen is None:
-            self._seen = look(self.url, FEW_TRIES)
-            if self._seen is None:
-                raise RemoteError("is a folder, not a video file", "give it with a / at its end")
+            assert self._trouble is not None
+            raise self._trouble
         return self._seen
+
+    @property
+    def unseen(self) -> bool:
+        """Whether nobody has asked for it yet."""
+        return not self.chunks and self._seen is None and self._trouble is None
 
     def stat(self) -> RemoteStat:
         """See `RemoteStat`, of a folder that of all its chunks; errors as of `seen`."""
@@ -172,6 +189,19 @@ def written(path: Place) -> str:
     return str(path) if isinstance(path, RemotePath) else os.path.realpath(path)
 
 
+def look_at_all(paths: Iterable[Place]) -> None:
+    """Find out what is told of files that lie elsewhere, many at a time; what goes wrong is said by who needs them."""
+
+    def see(path: RemotePath) -> None:
+        with contextlib.suppress(LavilaError, RemoteError):
+            path.seen()
+
+    unseen = [path for path in paths if isinstance(path, RemotePath) and path.unseen]
+    if unseen:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(unseen))) as threads:
+            list(threads.map(see, unseen))
+
+
 def is_there(where: str) -> bool:
     """Whether a file that was written down as this is where it was, or nobody can tell."""
     return RemotePath(where).exists() if is_url(where) else os.path.lexists(where)
@@ -193,6 +223,12 @@ class RangedFile(io.RawIOBase):
             pieces.append(self._block(number)[offset : offset + end - self._at])
             self._at += len(pieces[-1])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def _block(self, number: int) -> bytes:
         block = self._blocks.get(number)

@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.remote.path import Place
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place
 from lavila_fast.video.clips import CHUNK_SECONDS, windows
 from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.kinds import PREFERRED, SUFFIXES, has_video_suffix
