@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import http.client
 import os
 import socket
@@ -169,6 +171,7 @@ def settings(url: str) -> dict[str, str]:
     }
 
 
+@functools.cache
 def client(url: str) -> Any:
     """An independent one: boto3's."""
     import boto3
@@ -186,6 +189,17 @@ def upload(url: str, key: str, data: bytes | Path) -> None:
     """Put an object there."""
     body = data.read_bytes() if isinstance(data, Path) else data
     client(url).put_object(Bucket=BUCKET, Key=key, Body=body)
+
+
+def restore(url: str, objects: dict[str, Path]) -> None:
+    """Have these objects in the bucket and no others."""
+    told = client(url).list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    there = {one["Key"]: one["ETag"].strip('"') for one in told}
+    for key in there.keys() - objects.keys():
+        client(url).delete_object(Bucket=BUCKET, Key=key)
+    for key, path in objects.items():
+        if there.get(key) != hashlib.md5(path.read_bytes()).hexdigest():
+            upload(url, key, path)
 
 
 def environment(url: str, **more: str) -> dict[str, str]:

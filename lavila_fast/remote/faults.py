@@ -118,6 +118,8 @@ def _status(error: BaseException) -> int:
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         return int((response.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0)
+    if type(error).__module__.startswith("aiohttp.http"):  # whose numbers are their own
+        return 0
     for holder in (response, error):
         for name in ("status_code", "status", "code"):
             value = getattr(holder, name, None)

@@ -176,7 +176,7 @@ def _filesystem_store(scheme: str) -> FsspecStore:
     own = _S3_OPTIONS if extra == "s3" else {}
     given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {}) if own else {}
     options: dict[str, Any] = {"config_kwargs": {**own, **given}} if own else {}
-    filesystem = kind(use_listings_cache=False, **options)
+    filesystem = kind(use_listings_cache=False, skip_instance_cache=True, **options)
     if extra != "s3":
         return FsspecStore(scheme, filesystem)
     filesystem.retries = 1

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.remote.faults import RemoteError
+from lavila_fast.remote.path import RemotePath
 from lavila_fast.video.children.child import Child
 from lavila_fast.video.children.limits import ChildLimits
 from lavila_fast.video.children.wire import Message, pack_facts, unpack_error, unpack_facts
@@ -40,6 +42,19 @@ def serves() -> bool:
     import resource  # unknown to Windows
 
     return resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def _require(path: Place) -> None:
+    """See that a file that lies elsewhere is there, which this process has to know.
+
+    Raises:
+        VideoError: it is not.
+    """
+    if isinstance(path, RemotePath):
+        try:
+            path.stat()
+        except RemoteError as error:
+            raise error.of(path) from error
 
 
 class Children:
@@ -134,6 +149,7 @@ class Children:
 
     def _ask(self, source: VideoSource, request: Message) -> Iterator[tuple[Child, Message]]:
         """What a child answers about a video; its last words are heeded here."""
+        _require(source.path)
         told: dict[str, Any] = {each.name: getattr(source, each.name) for each in fields(source) if each.compare}
         whole = {**request, "source": told, "facts": pack_facts(source.infos)}
         with self._lend() as child:
