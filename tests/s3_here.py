@@ -30,6 +30,7 @@ class Faults:
         busy: So many of the next ones are answered with 503.
         cut: So many of the next ones break off in the middle of the body.
         forbid: All are answered with 403.
+        read_only: What all that write are answered with; 0: they are not refused.
         delay: Seconds before each answer.
         before: Called with method and path before a request goes on.
     """
@@ -37,6 +38,7 @@ class Faults:
     busy: int = 0
     cut: int = 0
     forbid: bool = False
+    read_only: int = 0
     delay: float = 0.0
     before: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,6 +84,9 @@ class Proxy:
         time.sleep(faults.delay)
         if faults.forbid:
             return self._say(handler, 403, b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>")
+        if faults.read_only and handler.command in ("PUT", "POST"):
+            code = {403: b"AccessDenied", 507: b"XMinioStorageFull", 400: b"QuotaExceeded"}[faults.read_only]
+            return self._say(handler, faults.read_only, b"<Error><Code>%s</Code><Message>no</Message></Error>" % code)
         if faults.take("busy"):
             return self._say(handler, 503, b"<Error><Code>SlowDown</Code><Message>slow down</Message></Error>")
         server = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -200,6 +205,12 @@ def restore(url: str, objects: dict[str, Path]) -> None:
     for key, path in objects.items():
         if there.get(key) != hashlib.md5(path.read_bytes()).hexdigest():
             upload(url, key, path)
+
+
+def objects(url: str, prefix: str = "") -> dict[str, bytes]:
+    """What the bucket holds."""
+    told = client(url).list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+    return {one["Key"]: client(url).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in told}
 
 
 def environment(url: str, **more: str) -> dict[str, str]:

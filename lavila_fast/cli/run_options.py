@@ -59,7 +59,7 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
                 "--output",
                 metavar="PATH",
                 required=required,
-                help="A file for all videos, a folder for one file a video, or -.",
+                help="A file for all videos, a folder for one file a video, a URL of either, or -.",
             ),
             click.option("--format", "format", type=LazyChoice(formats), help="Default: as in PATH."),
             click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula."),
@@ -176,6 +176,19 @@ machinery = _all(
         ),
         click.option(
             "--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds."
+        ),
+        click.option(
+            "--work",
+            metavar="DIR",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Where an output that lies elsewhere (-o s3://…) is made.  [default: a cache]",
+        ),
+        click.option(
+            "--upload-minutes",
+            type=click.FloatRange(min=0.01),
+            default=10.0,
+            show_default=True,
+            help="From one copy of it to the next; the last is made at the end.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; rows go to a file."),
         click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors."),

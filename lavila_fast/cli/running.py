@@ -15,9 +15,11 @@ from lavila_fast.cli.run_options import require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
+from lavila_fast.remote.urls import is_url, local_of
 
 if TYPE_CHECKING:
     from lavila_fast.archive.inputs import FoundInputs
+    from lavila_fast.archive.mirror import Mirror
     from lavila_fast.archive.outputs import Output
     from lavila_fast.archive.request import Request
     from lavila_fast.archive.run import Summary
@@ -45,12 +47,45 @@ def perform(
         beside: What is to be embedded at the same time.
     """
     require_inputs(inputs, given["manifest"])
+    with contextlib.ExitStack() as held:
+        output = _mirrored(given["output"], given, held)
+        features = _mirrored(beside.output if beside else None, given, held)
+        given = {**given, "output": output.local if output else given["output"]}
+        if beside and features:
+            beside.output, beside.url = features.local, features.shown
+        return _perform(inputs, given, work, open_model, beside, output.shown if output else None)
+
+
+def _mirrored(output: str | None, given: dict[str, Any], held: contextlib.ExitStack) -> Mirror | None:
+    """An output that lies elsewhere, held while it is made; None for one that is here."""
+    from lavila_fast.archive.mirror import Mirror
+
+    if not is_url(output):
+        return None
+    assert output is not None
+    if local := local_of(output):
+        raise InputError(f"{output}: give it as a path, {local}")
+    one = held.enter_context(Mirror(output, given["work"], given["upload_minutes"], given["overwrite"]))
+    if not given["quiet"]:
+        tell(f"{one.shown}: made in {one.folder}", err=True)
+    return one
+
+
+def _perform(
+    inputs: tuple[str, ...],
+    given: dict[str, Any],
+    work: Work,
+    open_model: OpenModel,
+    beside: Beside | None,
+    url: str | None,
+) -> int:
+    """`perform` with an output that is here, whose rows go to a URL in the end."""
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
     with _children(given) as children:
         request = _request(inputs, given, work)
         found = request.find()
-        output = request.choose_output(found)
+        output = replace(request.choose_output(found), url=url)
         if beside:
             beside.choose(request, found, output)
         model, work = open_model()
@@ -86,11 +121,13 @@ class Beside:
         output: Where they go.
         model: Name of the dual encoder.
         open_dual: Opens it.
+        url: Where they go in the end, if that is elsewhere.
     """
 
     output: str
     model: str
     open_dual: OpenDual
+    url: str | None = None
     _chosen: tuple[Request, Output] | None = None
 
     def choose(self, request: Request, found: FoundInputs, first: Output) -> None:
@@ -107,7 +144,7 @@ class Beside:
             raise InputError(f"--embed {self.output}: embeddings beside narrations go to a file; name a .parquet")
         if output.kind == "file" and first.path and output.path and output.path.absolute() == first.path.absolute():
             raise InputError(f"--embed {self.output}: that is where the narrations go; give another name")
-        self._chosen = own, output
+        self._chosen = own, replace(output, url=self.url)
 
     def run(
         self,

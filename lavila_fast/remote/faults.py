@@ -62,7 +62,7 @@ def changed() -> RemoteError:
 
 def cut_off(got: int, wanted: int) -> RemoteError:
     """Fewer bytes came than were asked for."""
-    return RemoteError(f"cannot be read: {got} of {wanted} bytes came", _AGAIN, passing=True)
+    return RemoteError(f"only {got} of {wanted} bytes came", _AGAIN, passing=True)
 
 
 def understood(error: BaseException) -> RemoteError:
@@ -95,13 +95,13 @@ def understood(error: BaseException) -> RemoteError:
     if status in _FULL or "quota" in said.lower() or "storagefull" in said.lower():
         return RemoteError(f"no room is left there ({said})", f"make room, then {_AGAIN}")
     if status in _BUSY:
-        return RemoteError(f"cannot be read: the server is busy (HTTP {status})", _AGAIN, passing=True)
+        return RemoteError(f"the server is busy (HTTP {status})", _AGAIN, passing=True)
     if status:
         return RemoteError(f"was refused (HTTP {status}: {said})", "check bucket, name and endpoint")
     if any(part in name for name in names for part in _AWAY_NAMES):
         return RemoteError("its server cannot be reached", f"check the network and the endpoint, then {_AGAIN}", True)
     if any(part in name for name in names for part in _CUT_NAMES) or isinstance(error, (OSError, TimeoutError)):
-        return RemoteError(f"cannot be read: the connection broke off ({said})", _AGAIN, passing=True)
+        return RemoteError(f"the connection broke off ({said})", _AGAIN, passing=True)
     return RemoteError(f"cannot be read ({said})", "check the URL")
 
 
