@@ -179,8 +179,9 @@ def test_what_makes_no_sense_is_one_line(proxy: Proxy, capfd: pytest.CaptureFixt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "long.mp4", 400, Fraction(2))  # 100 windows
+    film = write_video(tmp_path / "long.mp4", 240, Fraction(2))  # 60 windows
     s3_here.upload(proxy.url, "in/long.mp4", film)
     url = f"s3://{BUCKET}/in/long.mp4"
 
@@ -192,7 +193,7 @@ def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_
     for machine in ("a", "b"):
         process = subprocess.Popen(command(machine), env=environment, stderr=subprocess.DEVNULL)
         before = len(objects(proxy.url).get("rows/out.jsonl", b"").splitlines())
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while len(objects(proxy.url).get("rows/out.jsonl", b"").splitlines()) < before + 8:
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -206,5 +207,5 @@ def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_
     assert run(["narrate", str(film), "-o", "here.jsonl", "--temperature", "0.7", "--threads", "1"]) == 0
     there = [json.loads(line) for line in objects(proxy.url)["rows/out.jsonl"].splitlines()]
     here = [json.loads(line) for line in Path("here.jsonl").read_text("utf-8").splitlines()]
-    assert len(there) == 100
+    assert len(there) == 60
     assert [{**one, "video": ""} for one in there] == [{**one, "video": ""} for one in here]

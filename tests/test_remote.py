@@ -296,9 +296,20 @@ def test_manifests_of_urls(films: Path, proxy: Proxy) -> None:
     assert texts("both.jsonl") == [one for one in here(films) if one[0] in ("0.mp4", "1.mp4")]
 
 
+def test_clip_lists_name_videos_of_a_bucket(films: Path) -> None:
+    Path("clips.csv").write_text("video,start,end\n0,1,3\ndeep/3.mp4,0,2\ngone,0,2\n../1.mp4,0,2\n")
+    summary, _ = narrate(f"{ROOT}/small", output="out.jsonl", clip_list=Path("clips.csv"))
+    assert len(summary.failed) == 2
+    assert summary.failed[0].startswith(f"{ROOT}/small/gone: does not exist")
+    assert "leads out of" in summary.failed[1]
+    narrate(films / "small", output="here.jsonl", clip_list=Path("clips.csv"))
+    assert rows("out.jsonl") == rows("here.jsonl")
+    assert len(rows("out.jsonl")) == 2
+
+
 def test_chunk_folders_are_one_video(films: Path, proxy: Proxy, tmp_path: Path) -> None:
     for name, start in (("0.mp4", 0), ("300.mp4", 5000)):
-        chunk = write_video(tmp_path / name, 600, Fraction(2), start=start)
+        chunk = write_video(tmp_path / name, 75, Fraction(1, 4), start=start)
         (tmp_path / "uid.mp4").mkdir(exist_ok=True)
         chunk.rename(tmp_path / "uid.mp4" / name)
         upload(proxy.url, f"ego/uid.mp4/{name}", tmp_path / "uid.mp4" / name)

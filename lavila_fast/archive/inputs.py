@@ -6,16 +6,17 @@ line in `FoundInputs.failed`; the others go on.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavila_fast.archive.journal import SIDECAR, SUFFIX
 from lavila_fast.archive.kinds import KINDS
-from lavila_fast.archive.listing import list_videos
+from lavila_fast.archive.listing import RemoteFolder, list_videos
 from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
@@ -234,13 +235,25 @@ def find_videos(inputs: Sequence[str]) -> FoundInputs:
     return found
 
 
+def _elsewhere(url: str, names: Iterable[str]) -> Callable[[str], VideoSource]:
+    """What finds the videos of a list in a folder elsewhere, after having asked for all of them at once."""
+    if local := local_of(url):
+        return lambda video: locate(video, local)
+    folder, paths = RemoteFolder(url), {}
+    for video in names:
+        with contextlib.suppress(InputError):  # said when its turn comes
+            paths[video] = folder.path_of(video)
+    look_at_all(paths.values())
+    return lambda video: VideoSource(video, folder.checked(video, paths.get(video) or folder.path_of(video)))
+
+
 def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
     """The videos that a clip list names, in the folder given as the only input, each with its clips, each clip once.
 
     Raises:
         InputError: the list cannot be read or is empty, or the input is no folder.
     """
-    if len(inputs) != 1 or not os.path.isdir(inputs[0]):  # noqa: PTH112  # Path's raises where a name is too long
+    if len(inputs) != 1 or not (is_url(inputs[0]) or os.path.isdir(inputs[0])):  # noqa: PTH112  # Path's raises
         raise InputError(f"{inputs[0]}: with --clips give one INPUT, the folder that holds the videos of the list")
     clips: dict[str, dict[Span, Clip]] = {}
     for clip in read_list(clip_list):
@@ -248,9 +261,11 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
     if not clips:
         raise InputError(f"{clip_list}: holds no clips; write rows of video, start, end")
     found = FoundInputs()
+    elsewhere = _elsewhere(inputs[0], clips) if is_url(inputs[0]) else None
     for video, wanted in clips.items():
         try:
-            found.jobs.append(Job(locate(video, inputs[0]), tuple(wanted.values())))
+            source = elsewhere(video) if elsewhere else locate(video, inputs[0])
+            found.jobs.append(Job(source, tuple(wanted.values())))
         except LavilaError as error:
             found.failed.append(str(error))
             found.missing[video] = str(error)

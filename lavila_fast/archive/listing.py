@@ -8,15 +8,18 @@ decide what is a video, as nothing is read; hidden files and folders are left ou
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import PurePosixPath
+from urllib.parse import quote
 
-from lavila_fast.errors import InputError
+from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.remote.faults import FEW_TRIES, RemoteError, patiently
 from lavila_fast.remote.path import RemotePath
 from lavila_fast.remote.stores import Seen, has_magic, look, store
-from lavila_fast.remote.urls import shown_url
+from lavila_fast.remote.urls import WEB, is_url, joined, scheme_of, shown_url
 from lavila_fast.video.kinds import has_video_suffix
 from lavila_fast.video.sources import is_chunk_folder
 
@@ -28,6 +31,65 @@ class Listed:
     videos: list[RemotePath] = field(default_factory=list)
     others: int = 0
     first_other: RemotePath | None = None
+
+
+class RemoteFolder:
+    """A folder elsewhere, in which a list names videos.
+
+    Attributes:
+        shown: Its URL as it is shown.
+    """
+
+    def __init__(self, url: str) -> None:
+        """`url`: with or without a slash at its end."""
+        self._url = url.rstrip("/")
+        self.shown = shown_url(self._url)
+        self._listed: dict[str, RemotePath] | None = None
+
+    def path_of(self, name: str) -> RemotePath:
+        """Where a video of this name would be.
+
+        Raises:
+            InputError: the name leads out of the folder.
+        """
+        pure = PurePosixPath(name)
+        if is_url(name) or pure.is_absolute() or ".." in pure.parts:
+            raise InputError(f"{shown_url(name)}: leads out of {self.shown}; names are relative to that folder")
+        return RemotePath(joined(self._url, quote(name) if scheme_of(self._url) in WEB else name))
+
+    def checked(self, name: str, path: RemotePath) -> RemotePath:
+        """The path, if there is a file or nobody can tell now; else that of a file whose name is spelt nearly so.
+
+        Raises:
+            VideoError: there is none, or it may not be read.
+        """
+        there = None if path.exists() else self._listing().get(name.casefold())
+        return there or require(path)
+
+    def _listing(self) -> dict[str, RemotePath]:
+        """Videos by their names in small letters, with and without suffix; asked for once, when one is missing."""
+        if self._listed is None:
+            self._listed = {}
+            with contextlib.suppress(LavilaError):
+                for path in list_videos(f"{self._url}/").videos:
+                    key = str(path)[len(self.shown) + 1 :].casefold()
+                    self._listed[key] = path
+                    self._listed.setdefault(key.rpartition(".")[0] if has_video_suffix(key) else key, path)
+        return self._listed
+
+
+def require(path: RemotePath) -> RemotePath:
+    """A path, if there is a file or nobody can tell now.
+
+    Raises:
+        VideoError: there is none, or it may not be read.
+    """
+    try:
+        path.stat()
+    except RemoteError as error:
+        if not error.passing:
+            raise error.of(path) from error
+    return path
 
 
 def list_videos(url: str) -> Listed:

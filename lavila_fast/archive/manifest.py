@@ -16,15 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import quote
 
 from lavila_fast.archive.inputs import FoundInputs, Job
-from lavila_fast.archive.listing import list_videos
+from lavila_fast.archive.listing import RemoteFolder, require
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError
 from lavila_fast.remote.faults import RemoteError
 from lavila_fast.remote.path import Place, RemotePath, look_at_all, place, written
-from lavila_fast.remote.urls import WEB, is_url, joined, scheme_of
-from lavila_fast.video.kinds import has_video_suffix
+from lavila_fast.remote.urls import is_url
 from lavila_fast.video.lists import NamedRow, Refuse, field_of, named_rows, seconds_in
 from lavila_fast.video.seconds import MOST_SECONDS, quoted
 from lavila_fast.video.sources import VideoSource, locate
@@ -191,14 +189,12 @@ class _Places:
         self._given = bool(inputs)
         where: Place = place(inputs[0]) if inputs else place(manifest)
         if isinstance(where, RemotePath):
-            self._folder: Path | str = (
-                where.url.rstrip("/") if inputs else where.url.partition("?")[0].rpartition("/")[0]
-            )
+            url = where.url if inputs else where.url.partition("?")[0].rpartition("/")[0]
+            self._folder: Path | RemoteFolder = RemoteFolder(url)
         else:
             self._folder = where if inputs else where.parent
             if inputs and not where.is_dir():
                 raise InputError(f"{inputs[0]}: with --manifest give the folder that holds its videos, or nothing")
-        self._listed: dict[str, RemotePath] | None = None
 
     def find(self, rows: Sequence[_Row], found: FoundInputs) -> dict[str, _Video]:
         """The videos of some rows, by name; what is wrong becomes lines of `found`."""
@@ -230,56 +226,31 @@ class _Places:
             InputError: it leads out of its folder.
             VideoError: it is not there.
         """
-        video = row.video
-        pure = PurePath(video)
-        if self._given and (is_url(video) or pure.is_absolute() or ".." in pure.parts):
-            what = f"{row.name}: leads out of {self._shown}; names are relative to INPUT, or leave INPUT out"
-            raise InputError(f"{row.where}: {what}")
+        video, folder = row.video, self._folder
+        absolute = PurePath(video).is_absolute()
+        if self._given and is_url(video):
+            raise InputError(f"{row.where}: {row.name}: leads out of INPUT; leave INPUT out, or write relative names")
         if is_url(video):
             where = place(video)
-        elif isinstance(self._folder, str) and not pure.is_absolute():
-            if ".." in pure.parts:
-                raise InputError(f"{row.where}: {video}: leads out of {self._shown}; write the whole URL")
-            name = quote(video) if scheme_of(self._folder) in WEB else video
-            where = RemotePath(joined(self._folder, name))
+        elif isinstance(folder, RemoteFolder):
+            where = folder.path_of(video)
         else:
-            where = locate(video, None if pure.is_absolute() else self._folder).path
+            where = locate(video, None if absolute and not self._given else folder).path
         return VideoSource(row.name, where)
-
-    @property
-    def _shown(self) -> str:
-        return str(place(self._folder))
 
     def _gone(self, video: _Video) -> str | None:
         """Why a video elsewhere is not there, or None; one whose name lacks its suffix is looked for in the folder."""
-        path = video.source.path
+        path, name = video.source.path, video.first.video
         if not isinstance(path, RemotePath):
             return None
         try:
-            path.stat()
-        except RemoteError as error:
-            if error.passing:  # another time, or when its turn comes
-                return None
-            if error.missing and (there := self._in_folder(video.first.video)):
-                video.source = replace(video.source, path=there)
-                return None
-            return f"{video.first.where}: {error.of(path)}"
+            if isinstance(self._folder, RemoteFolder) and not is_url(name):
+                video.source = replace(video.source, path=self._folder.checked(name, path))
+            else:
+                require(path)
+        except LavilaError as error:
+            return f"{video.first.where}: {error}"
         return None
-
-    def _in_folder(self, name: str) -> RemotePath | None:
-        """A video of the folder whose name lacks its suffix, or is in other capitals; or a folder of chunks."""
-        if not isinstance(self._folder, str) or is_url(name):
-            return None
-        if self._listed is None:
-            self._listed = {}
-            try:
-                for path in list_videos(f"{self._folder}/").videos:
-                    key = str(path)[len(self._shown) + 1 :].casefold()
-                    self._listed[key] = path
-                    self._listed.setdefault(key.rpartition(".")[0] if has_video_suffix(key) else key, path)
-            except LavilaError:
-                return None
-        return self._listed.get(name.casefold())
 
 
 def _add(video: _Video, row: _Row) -> None:
