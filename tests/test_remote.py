@@ -296,6 +296,31 @@ def test_manifests_of_urls(films: Path, proxy: Proxy) -> None:
     assert texts("both.jsonl") == [one for one in here(films) if one[0] in ("0.mp4", "1.mp4")]
 
 
+def test_what_is_downloaded_is_fetched_once_and_goes(
+    films: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with av.open(str(films / "large.mp4")) as source, av.open("large.mkv", "w") as target:
+        own = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = own
+                target.mux(packet)
+    upload(proxy.url, "mkv/large.mkv", Path("large.mkv"))
+    size = Path("large.mkv").stat().st_size
+    few = Blocks(held=8)
+    monkeypatch.setattr("lavila_fast.remote.path.shared_blocks", lambda: few)
+    Path("tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(Path("tmp").absolute()))
+    narrate("large.mkv", output="here.jsonl")
+    for most, times in ((0, 2), (size - 1, 2), (2 * size, 1)):  # and pieces for its identity, 3 MiB
+        proxy.sent.clear()
+        summary, _ = narrate(f"{ROOT}/mkv/", output=f"{most}.jsonl", download=most, workers=1)
+        assert summary.exit_code == 0
+        assert texts(f"{most}.jsonl") == texts("here.jsonl")
+        assert times <= proxy.bytes_of("mkv/large.mkv") / size < times + 1
+    assert list(Path("tmp").iterdir()) == []
+
+
 def test_clip_lists_name_videos_of_a_bucket(films: Path) -> None:
     Path("clips.csv").write_text("video,start,end\n0,1,3\ndeep/3.mp4,0,2\ngone,0,2\n../1.mp4,0,2\n")
     summary, _ = narrate(f"{ROOT}/small", output="out.jsonl", clip_list=Path("clips.csv"))

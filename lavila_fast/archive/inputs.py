@@ -151,14 +151,12 @@ def _is_output(word: str) -> bool:
     return word.endswith((*ours, SUFFIX, SIDECAR))
 
 
-def _hidden_twin(source: VideoSource, found: FoundInputs) -> str | None:
+def _hidden_twin(source: VideoSource, other: VideoSource) -> str | None:
     """What is to be said of a URL that differs from an earlier one only in what is not written down."""
-    path = source.path
-    for job in found.jobs if isinstance(path, RemotePath) else ():
-        other = job.source.path
-        if isinstance(path, RemotePath) and isinstance(other, RemotePath) and path == other and path.url != other.url:
-            return f"{path}: differs from another INPUT only in its query, which is not written down; use a --manifest"
-    return None
+    one, first = source.path, other.path
+    if not (isinstance(one, RemotePath) and isinstance(first, RemotePath)) or one.url == first.url:
+        return None
+    return f"{one}: differs from another INPUT only in its query, which is not written down; use a --manifest"
 
 
 def _expand(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path]:
@@ -218,14 +216,15 @@ def find_videos(inputs: Sequence[str]) -> FoundInputs:
     Raises:
         InputError: they stand for nothing at all.
     """
-    found, left_out, seen = FoundInputs(), _LeftOut(), set()
+    found, left_out = FoundInputs(), _LeftOut()
+    seen: dict[str, VideoSource] = {}
     for word in dict.fromkeys(inputs):
         for source in _sources(word, found, left_out):
             real = written(source.path)
             if real not in seen:
-                seen.add(real)
+                seen[real] = source
                 found.jobs.append(Job(source))
-            elif (told := _hidden_twin(source, found)) is not None:
+            elif (told := _hidden_twin(source, seen[real])) is not None:
                 found.failed.append(told)
     look_at_all(job.source.path for job in found.jobs)
     if not found.jobs:

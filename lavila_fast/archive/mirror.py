@@ -28,7 +28,7 @@ from lavila_fast.archive.names import RECORD
 from lavila_fast.archive.shards import MARKER
 from lavila_fast.archive.videos import ENDING
 from lavila_fast.errors import InputError, LavilaError, StorageError
-from lavila_fast.files import new_file, storage_error, warn, write_json
+from lavila_fast.files import locked, new_file, storage_error, warn, write_json
 from lavila_fast.remote.faults import FEW_TRIES, RemoteError, patiently
 from lavila_fast.remote.path import RemotePath
 from lavila_fast.remote.stores import Seen, store
@@ -95,11 +95,18 @@ class Mirror:
         """
         with storage_error(self.folder, "give a folder with room for it as --work"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._known = self._read_state()
-        try:
-            self._fetch()
-        except RemoteError as error:
-            raise InputError(f"{self.shown}: {error.what}; {error.todo}") from error
+        with contextlib.ExitStack() as held:
+            taken = StorageError(
+                f"{self.shown}: another lavila-fast is writing it; wait for it, or give another --work"
+            )
+            with storage_error(self.folder, "give a folder with room for it as --work"):
+                held.enter_context(locked(self.folder / "mirror", taken))
+            self._known = self._read_state()
+            try:
+                self._fetch()
+            except RemoteError as error:
+                raise InputError(f"{self.shown}: {error.what}; {error.todo}") from error
+            self._held = held.pop_all()
         self._thread.start()
         return self
 
@@ -116,6 +123,8 @@ class Mirror:
             if kind is None:
                 raise
             warn(f"error: {trouble}")
+        finally:
+            self._held.close()
 
     def upload(self) -> None:
         """Copy all files that have changed since they were copied last; errors as of the end."""

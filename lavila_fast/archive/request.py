@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
+from lavila_fast.archive.downloads import Downloads
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
@@ -67,6 +68,7 @@ class Request:
         hushed: Nothing is said of failures whose lines begin like this.
         shard: The share of the videos that this run works on; None: all.
         manifest: Table that names the videos; `inputs` is their folder, or nothing.
+        download: Bytes that films which lie elsewhere may take here, fetched whole; 0: they are read in ranges.
     """
 
     inputs: tuple[str, ...]
@@ -90,6 +92,7 @@ class Request:
     hushed: tuple[str, ...] = ()
     shard: Shard | None = None
     manifest: str | None = None
+    download: int = 0
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list, and that there is one list at most."""
@@ -166,7 +169,7 @@ class Request:
         """
         if self.nearest:
             model.require_nearest(self.nearest)
-        lengths = self.lengths(model)
+        lengths, downloads = self.lengths(model), Downloads(self.download)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
         if output.kind == "stream":
@@ -174,20 +177,20 @@ class Request:
             try:
                 self._note(progress, found.notes)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
-                left = replace(found, jobs=self._bounded(found.jobs, children))
-                decoders = self._decoders(model, left, plan, children)
+                left = replace(found, jobs=self._bounded(found.jobs, children, downloads))
+                decoders = self._decoders(model, left, plan, children, downloads)
                 return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
             finally:
                 stream.release()
         every, found = found, self.shard.share(found) if self.shard else found
         with self.opened(model, name, found, output) as (journal, books, known):
             marker_of(journal.path).unlink(missing_ok=True)
-            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
+            left = FoundInputs(self._bounded(books.jobs(), children, downloads), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names, self.overwrite, books.known)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
-            decoders = self._decoders(model, left, plan, children)
+            decoders = self._decoders(model, left, plan, children, downloads)
             summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
             if self.shard and summary.stopped is None:
                 write_marker(journal.path, self.shard.told(every))
@@ -214,7 +217,14 @@ class Request:
             books.miss(found.missing)
             yield journal, books, known
 
-    def _decoders(self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None) -> Decoders:
+    def _decoders(
+        self,
+        model: ClipModel,
+        found: FoundInputs,
+        plan: Windows,
+        children: Children | None,
+        downloads: Downloads,
+    ) -> Decoders:
         if self.workers is not None:
             crew = Crew(min(self.workers, max(len(found.jobs), 1)), self.workers, in_order=self.workers == 1)
         else:
@@ -224,7 +234,8 @@ class Request:
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
             how: dict[str, Any] = {"threads": self.decode_threads, "nearest": self.nearest}
-            return model.read(source, clips, children=children, **how)
+            with downloads.here(source) as here:
+                yield from model.read(here, clips, children=children, **how)
 
         return Decoders(found.jobs, plan, read, crew, max(2 * self.batch, _AHEAD), children)
 
@@ -232,9 +243,10 @@ class Request:
         for line in () if self.quiet else lines:
             progress.say(line)
 
-    def _bounded(self, jobs: Sequence[Job], children: Children | None) -> list[Job]:
+    def _bounded(self, jobs: Sequence[Job], children: Children | None, downloads: Downloads) -> list[Job]:
         """The same videos, opened by children if there are any, and no larger than is allowed."""
-        bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": children.look if children else None}
+        look = downloads.looking(children.look if children else None)
+        bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": look}
         return [replace(job, source=replace(job.source, **bounds)) for job in jobs]
 
     def _identity(self, model: ClipModel, name: str, clips: str) -> Identity:

@@ -178,6 +178,14 @@ machinery = _all(
             "--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds."
         ),
         click.option(
+            "--download",
+            metavar="GB",
+            type=click.FloatRange(min=0),
+            default=0.0,
+            help="Fetch films that lie elsewhere whole, into a temporary folder of at most so much, instead of reading"
+            " them in ranges.",
+        ),
+        click.option(
             "--work",
             metavar="DIR",
             type=click.Path(path_type=Path, file_okay=False),

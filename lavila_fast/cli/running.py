@@ -221,6 +221,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         batch=given["batch_size"] or _BATCH,
         nearest=seconds_of(given["frames"]),
         prints_summary=given["as_json"],
+        download=int(given["download"] * 10**9),
         wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         shard=Shard.parse(given["shard"]) if given["shard"] else None,
         **{name: given[name] for name in same},

@@ -33,7 +33,7 @@ class Blocks:
 
     def __init__(self, held: int = _HELD) -> None:
         self.fetched = 0
-        self._held, self._state = held, threading.Condition()
+        self._held, self._most, self._state = held, min(_MOST_AHEAD, held // 4), threading.Condition()
         self._blocks: OrderedDict[_Key, bytes] = OrderedDict()
         self._coming: set[_Key] = set()
 
@@ -65,9 +65,9 @@ class Blocks:
     def _window(self, path: RemotePath, number: int) -> int:
         """How many blocks to fetch for somebody who reads this one: half as many as he has read up to it."""
         before = 0
-        while before < 2 * _MOST_AHEAD and before < number and self._known(path, number - before - 1):
+        while before < 2 * self._most and before < number and self._known(path, number - before - 1):
             before += 1
-        return min(before // 2 + 1, _MOST_AHEAD)
+        return min(before // 2 + 1, self._most)
 
     def _claim_ahead(self, path: RemotePath, number: int) -> range:
         """Blocks that somebody should fetch now, who reads on from this one; they count as coming."""

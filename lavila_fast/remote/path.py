@@ -28,6 +28,7 @@ from lavila_fast.remote.urls import is_url, local_of, shown_url
 
 _AT_ONCE = 32  # files that are asked for
 Fetch = Callable[["RemotePath", int], bytes]
+_FOLDER = "is a folder, not a video file"
 _KEPT = 4  # blocks that an open file holds: pictures and sound may lie apart
 
 
@@ -94,7 +95,7 @@ class RemotePath:
         if self._seen is None and self._trouble is None:
             try:
                 self._seen = look(self.url, FEW_TRIES)
-                self._trouble = None if self._seen else RemoteError("is a folder, not a video file", "give it with a /")
+                self._trouble = None if self._seen else RemoteError(_FOLDER, "give it with a /", missing=True)
             except RemoteError as error:
                 if error.passing:
                     raise

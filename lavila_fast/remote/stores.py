@@ -254,10 +254,10 @@ def has_magic(url: str) -> bool:
 
 
 def _seen(told: dict[str, Any]) -> Seen:
-    """What fsspec's ``info`` says, in the words of its services."""
+    """What fsspec's ``info`` says, in the words of its services; lists and answers round times differently."""
     tag = next((told[name] for name in ("ETag", "etag", "generation", "blob_id", "md5Hash") if told.get(name)), "")
     when = next((told[name] for name in ("LastModified", "updated", "mtime", "created") if told.get(name)), 0)
     if hasattr(when, "timestamp"):
         when = when.timestamp()
     seconds = float(when) if isinstance(when, (int, float)) else 0.0
-    return Seen(int(told["size"] or 0), str(tag), int(seconds * 10**6) * 1000)
+    return Seen(int(told["size"] or 0), str(tag), int(seconds) * 10**9 if tag else int(seconds * 10**6) * 1000)

@@ -17,6 +17,7 @@ WEB = ("http", "https")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HARMLESS = ("id", "v", "name", "file", "filename", "path", "versionid")
 """Parts of a query that say which file is meant. All others may be keys to it, and are not written."""
+_QUERY = re.compile(r"\?[^\s'\"<>()]*=[^\s'\"<>()]*")
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 
@@ -67,7 +68,7 @@ def shown_url(url: str) -> str:
 
 def without_secrets(text: str) -> str:
     """A text of somebody else's, such as an error, on one line and with its URLs as they may be shown."""
-    return _IN_TEXT.sub(lambda found: shown_url(found[0]), " ".join(text.split()))
+    return _QUERY.sub("", _IN_TEXT.sub(lambda found: shown_url(found[0]), " ".join(text.split())))
 
 
 def joined(folder: str, name: str) -> str:
