@@ -55,7 +55,7 @@ class Blocks:
                 self._blocks.move_to_end(key)
             ahead = self._claim_ahead(path, number)
         if ahead:
-            threading.Thread(target=self._fetch_quietly, args=(path, ahead), daemon=True).start()
+            self._fetch_beside(path, ahead)
         return self._fetch(path, run)[0] if found is None else found
 
     def _known(self, path: RemotePath, number: int) -> bool:
@@ -87,6 +87,18 @@ class Blocks:
             stop += 1
         return range(first, stop)
 
+    def _fetch_beside(self, path: RemotePath, run: range) -> None:
+        """Fetch blocks that were claimed in a thread of their own, if there may be one more."""
+        try:
+            threading.Thread(target=self._fetch_quietly, args=(path, run), daemon=True).start()
+        except RuntimeError:
+            self._release(path, run)
+
+    def _release(self, path: RemotePath, run: range) -> None:
+        with self._state:
+            self._coming.difference_update(_key(path, number) for number in run)
+            self._state.notify_all()
+
     def _fetch_quietly(self, path: RemotePath, run: range) -> None:
         try:
             self._fetch(path, run)
@@ -109,9 +121,7 @@ class Blocks:
                     self._blocks.popitem(last=False)
             return pieces
         finally:
-            with self._state:
-                self._coming.difference_update(_key(path, number) for number in run)
-                self._state.notify_all()
+            self._release(path, run)
 
 
 def _key(path: RemotePath, number: int) -> _Key:
