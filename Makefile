@@ -5,6 +5,7 @@
 # make bench-engines  every engine and precision against the uncached loop and others' tools (under 20 minutes)
 # make bench-nearest  what cheaper frames nearby save, and what the shipped model says of them
 # make bench-kernels  kernels compiled for GPUs without one, and preprocessing on the CPU
+# make bench-remote  runs over films in object storage against films on the disk, and bytes fetched
 # make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
 # make bench-train  the loader against the original's, the loop's own cost, memory over a long run (under 15 minutes)
 # make bench-eval  dual encoders, eval against the bare engine, the rephraser (under 15 minutes)
@@ -25,7 +26,7 @@ export DS_ACCELERATOR ?= cpu
 # Tests start hundreds of processes, and each would compile every module of ours again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-nearest bench-train bench-eval eval-nano soak gpu paper nano nano-bundle parity parity-trained clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-remote bench-nearest bench-train bench-eval eval-nano soak gpu paper nano nano-bundle parity parity-trained clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -67,6 +68,9 @@ bench-engines: $(DEV)/.peers
 
 bench-decode: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.decode --output bench/results/decode.json
+
+bench-remote: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.remote --output bench/results/remote.json
 
 bench-nearest: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.nearest --output bench/results/nearest.json

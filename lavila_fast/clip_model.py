@@ -23,6 +23,7 @@ from lavila_fast.bundle.manifest import Bundle
 from lavila_fast.config import ModelConfig, to_dict
 from lavila_fast.errors import BundleError, InputError, NotFiniteError, VideoError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import place
 from lavila_fast.video.children.pool import Children, serves
 from lavila_fast.video.content import content_id
 from lavila_fast.video.decoders import file_reader
@@ -167,7 +168,8 @@ class ClipModel:
         def good() -> Iterator[DecodedClip]:
             for path in several:
                 try:
-                    source = VideoSource(str(path), Path(path), look=look)
+                    where = place(path)
+                    source = VideoSource(str(path if isinstance(where, Path) else where), where, look=look)
                     yield from read(source, list(expand_windows(source, length, stride)))
                 except VideoError as error:
                     trouble.append(error)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"shown"},  # below the cellar: text made safe, which whatever speaks needs
     {"errors", "arrays", "log"},  # the cellar: configs check themselves, and need errors for it
-    {"config", "records", "files", "machine", "parent", "kernels", "page"},
+    {"config", "records", "files", "machine", "parent", "kernels", "page", "remote"},
     {"video", "text", "presets", "download"},
     {"bundle", "pretrained", "kitchen"},
     {"models"},

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavila_fast.archive.fleet.seen import Seen
@@ -25,6 +24,7 @@ from lavila_fast.archive.run import See, Summary
 from lavila_fast.clip_model import ClipModel
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Row
+from lavila_fast.remote.path import Place
 from lavila_fast.video.reader import DecodedClip
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class EmbeddedBeside:
     name: str
     found: FoundInputs
     output: Output
-    _names: dict[Path, str] = field(default_factory=dict)
+    _names: dict[Place, str] = field(default_factory=dict)
     _held: tuple[Journal, Books] | None = None
     _before: int = 0
 
@@ -86,7 +86,7 @@ class EmbeddedBeside:
             finally:
                 self._held = None
 
-    def see(self, clip: DecodedClip, path: Path) -> list[Row]:
+    def see(self, clip: DecodedClip, path: Place) -> list[Row]:
         """See `run.Beside`: embed a clip that is not there yet, under the name that its video has in this output."""
         assert self._held is not None
         journal, books = self._held
@@ -110,7 +110,7 @@ class EmbeddedBeside:
         """How clips are embedded on their way."""
         return replace(self.request, batch=1, frame_times=True)
 
-    def write(self, rows: list[Row], path: Path, decoded: int) -> None:
+    def write(self, rows: list[Row], path: Place, decoded: int) -> None:
         """See `run.Beside`."""
         assert self._held is not None
         journal, books = self._held

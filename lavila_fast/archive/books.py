@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from lavila_fast.archive.faults import DISK, LASTING, MISSING, TWIN
+from lavila_fast.archive.faults import LASTING, MISSING, PASSING, TWIN
 from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.known import KnownVideos
@@ -60,7 +60,7 @@ class Books:
             replace(work.look.job, source=replace(work.look.job.source, name=name, content=work.look.id or ""))
             for name, work in self._work.items()
         ]
-        return sorted(jobs, key=lambda job: self._code(job) == DISK)
+        return sorted(jobs, key=lambda job: self._code(job) in PASSING)
 
     def _code(self, job: Job) -> str | None:
         known = self._records.get(job.source.name)
@@ -86,7 +86,7 @@ class Books:
         name = job.source.name
         work = self._work[name]
         work.look.identify(self._wishes.full)
-        clips = None if job.clips is None else tuple(span_of(clip) for clip in job.clips)
+        clips = job.ranges if job.clips is None else tuple(span_of(clip) for clip in job.clips)
         with self._lock:
             first = self._first.setdefault((work.look.id, work.look.full, clips), name)
         if first != name:
@@ -200,6 +200,6 @@ class Books:
 
     def _asked(self, work: _Work) -> float:
         """Seconds that narrations could cover."""
-        if work.look.job.clips is None:
-            return work.extent.end - work.extent.begin if work.extent else 0.0
-        return sum(clip.end - clip.start for clip in work.look.job.clips)
+        if work.look.job.clips is None and work.extent is None:
+            return 0.0
+        return sum(end - start for start, end in work.look.job.stretches(work.extent or Extent(0.0, 0.0)))

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from lavila_fast.errors import InputError, LavilaError, StorageError, VideoError
 
-DISK, MISSING, TWIN = "disk", "missing", "twin"
+DISK, MISSING, TWIN, NETWORK = "disk", "missing", "twin", "network"
 _WORDS = {  # what a `VideoError` says → the word; the first that is found counts
     "does not exist": MISSING,
     "permission denied": "denied",
+    "forbidden (": "denied",
+    "no credentials": "denied",
+    "has changed while": "changed",
+    "cannot be reached": NETWORK,
+    "the server is busy": NETWORK,
+    "the connection broke off": NETWORK,
+    "bytes came": NETWORK,
     "is empty": "empty",
     "from the disk": DISK,
     "cannot be read (": DISK,
@@ -31,6 +38,8 @@ _WORDS = {  # what a `VideoError` says → the word; the first that is found cou
     "damaged pieces": "damaged",
     "could not be read": "damaged",
 }
+PASSING = {DISK, NETWORK}
+"""Not the file's fault: another time, or from another disk, it may be read."""
 LASTING = {"empty", "not-a-video", "codec", "no-frames", "truncated", "damaged"}
 """A file that failed so fails so again, until it changes."""
 

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.inputs import FoundInputs, Job
 from lavila_fast.archive.outputs import Output
+from lavila_fast.archive.plan import windows_of
 from lavila_fast.archive.request import Request
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.video.clips import window_count, windows
+from lavila_fast.remote.path import Place
+from lavila_fast.video.clips import window_count
 from lavila_fast.video.content import stamp_of
 from lavila_fast.video.sources import Extent, extent
 
@@ -118,7 +120,7 @@ def forecast(
     return told
 
 
-def _sizes(jobs: Sequence[Job], told: Forecast) -> Iterator[tuple[Path, int]]:
+def _sizes(jobs: Sequence[Job], told: Forecast) -> Iterator[tuple[Place, int]]:
     for job in jobs:
         try:
             size = stamp_of(job.source.path).size
@@ -129,7 +131,7 @@ def _sizes(jobs: Sequence[Job], told: Forecast) -> Iterator[tuple[Path, int]]:
         yield job.source.path, size
 
 
-def _look(jobs: list[Job], sizes: dict[Path, int], told: Forecast, seconds: float) -> list[_Known]:
+def _look(jobs: list[Job], sizes: dict[Place, int], told: Forecast, seconds: float) -> list[_Known]:
     jobs = list(jobs)
     Random(0).shuffle(jobs)
     known: list[_Known] = []
@@ -147,16 +149,22 @@ def _look(jobs: list[Job], sizes: dict[Path, int], told: Forecast, seconds: floa
 
 
 def _measure_length(
-    known: Sequence[_Known], sizes: dict[Path, int], told: Forecast, clip: float, stride: float
+    known: Sequence[_Known], sizes: dict[Place, int], told: Forecast, clip: float, stride: float
 ) -> None:
-    seconds = sum(one.seen.end - one.seen.begin for one in known)
-    count = sum(window_count(one.seen.end, clip, stride, one.seen.begin) for one in known)
+    seconds = sum(end - begin for one in known for begin, end in one.job.stretches(one.seen))
+    count = sum(_count(one, clip, stride) for one in known)
     size = sum(one.size for one in known)
     share = 1.0
     if not told.exact:  # what cannot be read counts among those that were opened, so their share is kept
         opened = len(known) / told.looked_at
         share = max(sum(sizes.values()) * opened / size, 1.0) if size else len(sizes) / told.looked_at
     told.hours, told.windows = seconds * share / 3600, round(count * share)
+
+
+def _count(one: _Known, clip: float, stride: float) -> int:
+    if one.job.ranges:
+        return sum(1 for _ in windows_of(one.job, one.seen, clip, stride))
+    return window_count(one.seen.end, clip, stride, one.seen.begin)
 
 
 def _try(
@@ -188,9 +196,9 @@ def _some(known: Sequence[_Known], count: int, clip: float, stride: float) -> It
     for one in known:
         if count <= 0:
             return
-        own = [Clip(one.job.source.name, *times) for times in windows(one.seen.end, clip, stride, one.seen.begin)]
+        own = [Clip(one.job.source.name, *times) for times in windows_of(one.job, one.seen, clip, stride)]
         middle = max((len(own) - most) // 2, 0)
         clips = tuple(own[middle : middle + min(most, count)])
         count -= len(clips)
         if clips:
-            yield replace(one.job, clips=clips)
+            yield replace(one.job, clips=clips, ranges=())

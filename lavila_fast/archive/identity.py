@@ -57,9 +57,9 @@ LISTED = "a list"
 _USUAL = {"task": "narrate", "frames": EXACT, "shard": "1/1", "still": "off"}  # settings that are not noted
 
 
-def describe_windows(clip_seconds: float, stride_seconds: float) -> str:
-    """How clips that slide over whole videos are told."""
-    return f"{clip_seconds:g} s every {stride_seconds:g} s"
+def describe_windows(clip_seconds: float, stride_seconds: float, ranged: bool = False) -> str:
+    """How clips that slide over whole videos are told, or over stretches that a manifest names."""
+    return f"{clip_seconds:g} s every {stride_seconds:g} s" + ", in stretches of a manifest" * ranged
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -6,43 +6,65 @@ line in `FoundInputs.failed`; the others go on.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavila_fast.archive.journal import SIDECAR, SUFFIX
 from lavila_fast.archive.kinds import KINDS
+from lavila_fast.archive.listing import RemoteFolder, list_videos
 from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import RemotePath, look_at_all, written
+from lavila_fast.remote.urls import is_url, local_of
 from lavila_fast.video.kinds import begins_like_video, is_video
 from lavila_fast.video.lists import read_list
-from lavila_fast.video.sources import VideoSource, is_chunk_folder, locate
+from lavila_fast.video.sources import Extent, VideoSource, is_chunk_folder, locate
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video and its clips; None means windows over the whole of it."""
+    """A video and what is wanted of it.
+
+    Attributes:
+        source: The video.
+        clips: These; None means windows over the whole of it.
+        ranges: Or over these stretches of it only, seconds, rising.
+        named: A list gave the name, which stays whatever file it stands for.
+    """
 
     source: VideoSource
     clips: tuple[Clip, ...] | None = None
+    ranges: tuple[tuple[float, float], ...] = ()
+    named: bool = False
+
+    def stretches(self, seen: Extent) -> list[tuple[float, float]]:
+        """What of a video that lasts like this is wanted, seconds."""
+        if self.clips is not None:
+            return [(clip.start, clip.end) for clip in self.clips]
+        inside = [(max(start, seen.begin), min(end, seen.end)) for start, end in self.ranges]
+        return [one for one in inside if one[0] < one[1]] if self.ranges else [(seen.begin, seen.end)]
 
 
 @dataclass
 class FoundInputs:
     """Jobs in the order they were named, one line for each input that is none, and what else is worth a line.
 
-    `missing` has those lines that are about a video a list names, by its name.
+    `missing` has those lines that are about a video a list names, by its name; `ranged` says whether of some only
+    stretches are wanted.
     """
 
     jobs: list[Job] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    ranged: bool = False
 
 
 @dataclass
@@ -51,7 +73,7 @@ class _LeftOut:
 
     files: int = 0
     like_video: list[Path] = field(default_factory=list)
-    first: Path | None = None
+    first: Path | RemotePath | None = None
 
     def count(self, path: Path, mode: int) -> None:
         """Take note of a file; what runs have written there is not worth a word."""
@@ -129,6 +151,14 @@ def _is_output(word: str) -> bool:
     return word.endswith((*ours, SUFFIX, SIDECAR))
 
 
+def _hidden_twin(source: VideoSource, other: VideoSource) -> str | None:
+    """What is to be said of a URL that differs from an earlier one only in what is not written down."""
+    one, first = source.path, other.path
+    if not (isinstance(one, RemotePath) and isinstance(first, RemotePath)) or one.url == first.url:
+        return None
+    return f"{one}: differs from another INPUT only in its query, which is not written down; use a --manifest"
+
+
 def _expand(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path]:
     """Paths of videos that one input stands for."""
     path = Path(word)
@@ -157,9 +187,27 @@ def _sources(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Vide
         except LavilaError as error:
             found.failed.append(str(error))
         return
+    if is_url(word):
+        yield from _remote_sources(word, found, left_out)
+        return
     for path in _expand(word, found, left_out):
         name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be in any encoding
         yield VideoSource(name, path)
+
+
+def _remote_sources(url: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[VideoSource]:
+    try:
+        if local := local_of(url):
+            yield from _sources(str(local), found, left_out)
+            return
+        listed = list_videos(url)
+    except LavilaError as error:
+        found.failed.append(str(error))
+        return
+    for path in listed.videos:
+        yield VideoSource(str(path), path)
+    left_out.files += listed.others
+    left_out.first = left_out.first or listed.first_other
 
 
 def find_videos(inputs: Sequence[str]) -> FoundInputs:
@@ -168,18 +216,34 @@ def find_videos(inputs: Sequence[str]) -> FoundInputs:
     Raises:
         InputError: they stand for nothing at all.
     """
-    found, left_out, seen = FoundInputs(), _LeftOut(), set()
+    found, left_out = FoundInputs(), _LeftOut()
+    seen: dict[str, VideoSource] = {}
     for word in dict.fromkeys(inputs):
         for source in _sources(word, found, left_out):
-            real = os.path.realpath(source.path)
+            real = written(source.path)
             if real not in seen:
-                seen.add(real)
+                seen[real] = source
                 found.jobs.append(Job(source))
+            elif (told := _hidden_twin(source, seen[real])) is not None:
+                found.failed.append(told)
+    look_at_all(job.source.path for job in found.jobs)
     if not found.jobs:
         raise InputError(found.failed[0] if found.failed else f"{inputs[0]}: not a video; give video files or folders")
     if left_out.files:
         found.notes.append(left_out.line())
     return found
+
+
+def _elsewhere(url: str, names: Iterable[str]) -> Callable[[str], VideoSource]:
+    """What finds the videos of a list in a folder elsewhere, after having asked for all of them at once."""
+    if local := local_of(url):
+        return lambda video: locate(video, local)
+    folder, paths = RemoteFolder(url), {}
+    for video in names:
+        with contextlib.suppress(InputError):  # said when its turn comes
+            paths[video] = folder.path_of(video)
+    look_at_all(paths.values())
+    return lambda video: VideoSource(video, folder.checked(video, paths.get(video) or folder.path_of(video)))
 
 
 def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
@@ -188,7 +252,7 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
     Raises:
         InputError: the list cannot be read or is empty, or the input is no folder.
     """
-    if len(inputs) != 1 or not os.path.isdir(inputs[0]):  # noqa: PTH112  # Path's raises where a name is too long
+    if len(inputs) != 1 or not (is_url(inputs[0]) or os.path.isdir(inputs[0])):  # noqa: PTH112  # Path's raises
         raise InputError(f"{inputs[0]}: with --clips give one INPUT, the folder that holds the videos of the list")
     clips: dict[str, dict[Span, Clip]] = {}
     for clip in read_list(clip_list):
@@ -196,9 +260,11 @@ def find_clips(inputs: Sequence[str], clip_list: Path) -> FoundInputs:
     if not clips:
         raise InputError(f"{clip_list}: holds no clips; write rows of video, start, end")
     found = FoundInputs()
+    elsewhere = _elsewhere(inputs[0], clips) if is_url(inputs[0]) else None
     for video, wanted in clips.items():
         try:
-            found.jobs.append(Job(locate(video, inputs[0]), tuple(wanted.values())))
+            source = elsewhere(video) if elsewhere else locate(video, inputs[0])
+            found.jobs.append(Job(source, tuple(wanted.values())))
         except LavilaError as error:
             found.failed.append(str(error))
             found.missing[video] = str(error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 
 from lavila_fast.archive.videos import VideoRecord
-from lavila_fast.errors import VideoError
+from lavila_fast.errors import LavilaError
+from lavila_fast.remote.path import Place, place
 from lavila_fast.video.probe import open_file
 
 _FINEST = 1001  # rates are whole, or thousands in so many seconds
@@ -25,10 +25,10 @@ class KnownVideos:
         found = self._record(video)
         return found.id if found else None
 
-    def path(self, video: str) -> Path:
+    def path(self, video: str) -> Place:
         """See `Videos.path`."""
         found = self._record(video)
-        return Path(found.path if found else video)
+        return place(found.path if found else video)
 
     def end(self, video: str) -> float | None:
         """See `Videos.end`."""
@@ -42,10 +42,10 @@ class KnownVideos:
         return self._rates[video]
 
 
-def frame_rate(path: Path) -> Fraction | None:
+def frame_rate(path: Place) -> Fraction | None:
     """Pictures a second of a file, on the average where it varies; None if it cannot be read."""
     try:
         with open_file(path) as file:
             return Fraction(file.info.rate or file.info.fps).limit_denominator(_FINEST) or None
-    except (VideoError, ValueError):  # the latter of a name that no file can have
+    except (LavilaError, ValueError):  # the latter of a name that no file can have
         return None

@@ -23,6 +23,7 @@ from lavila_fast.archive.names import OwnFiles
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import is_fatal, storage_error
 from lavila_fast.records import Clip, Row
+from lavila_fast.remote.urls import is_url, shown_url
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Output:
         safe: For spreadsheets.
         frame_times: With the times of frames.
         rows: What kind of rows they are.
+        url: Where they go in the end, as it is shown, if that is elsewhere.
     """
 
     format: str
@@ -44,6 +46,7 @@ class Output:
     safe: bool = False
     frame_times: bool = False
     rows: Kind = NARRATIONS
+    url: str | None = None
 
     def with_frame_times(self) -> Output:
         """The same, with the times of frames.
@@ -68,7 +71,7 @@ class Output:
 
     def __str__(self) -> str:
         """For messages."""
-        return str(self.path) if self.path else "standard output"
+        return self.url or (str(self.path) if self.path else "standard output")
 
 
 class Sink(Protocol):
@@ -123,6 +126,9 @@ def choose_output(
             return Output(TEXT, "stream", rows=rows)
         row = rows.formats[format or rows.usual]
         output = "./" if row.one_video else f"{rows.name}{row.suffix}"
+    if is_url(output):
+        what = "only narrate, classify and embed write elsewhere"
+        raise InputError(f"{shown_url(output)}: {what}; give a file or folder here, and copy it")
     path = Path(output)
     suffix = path.suffix.lower()
     if output == "-" or _is_device(path):

@@ -11,9 +11,25 @@ from lavila_fast.archive.outputs import Sink
 from lavila_fast.archive.shards import Shard
 from lavila_fast.archive.shots import Shots
 from lavila_fast.archive.stretches import EndOfVideo
+from lavila_fast.errors import VideoError
 from lavila_fast.records import Clip, Row
 from lavila_fast.video.clips import window_count, windows
 from lavila_fast.video.sources import Extent, extent
+
+
+def windows_of(job: Job, seen: Extent, clip_seconds: float, stride_seconds: float) -> Iterator[tuple[float, float]]:
+    """Windows over the whole of a video that lasts like this, or over each of its stretches from where that begins."""
+    if not job.ranges:
+        yield from windows(seen.end, clip_seconds, stride_seconds, seen.begin)
+        return
+    given = set()
+    for begin, end in job.ranges:
+        length = min(end, seen.end) - begin
+        for start, stop in windows(length, clip_seconds, stride_seconds, seen.begin - begin) if length > 0 else ():
+            times = round(begin + start, 3), round(begin + stop, 3)
+            if times not in given:  # stretches may overlap
+                given.add(times)
+                yield times
 
 
 @dataclass(frozen=True)
@@ -37,27 +53,30 @@ class Windows:
 
     def measure(self, job: Job) -> Extent | EndOfVideo:
         """See `Plan`."""
-        if self.books:
-            return self.books.measure(job)
+        seen = self.books.measure(job) if self.books else self._extent(job)
+        if job.ranges and isinstance(seen, Extent) and not job.stretches(seen):
+            what = f"ends at {seen.end:.1f} s, before its stretch at {job.ranges[0][0]:g} s begins"
+            raise VideoError(job.source.path, what, "check the times in the manifest")
+        return seen
+
+    def _extent(self, job: Job) -> Extent:
         return extent(job.source) if job.clips is None else Extent(0.0, 0.0)
 
     def clips(self, job: Job, seen: Extent) -> Iterator[Clip]:
         """See `Plan`."""
-        times = self._times(job, seen) if job.clips is None else iter(())
-        everything: Iterable[Clip] = (Clip(job.source.name, *time) for time in times)
-        asked = job.clips or everything
+        asked: Iterable[Clip] = job.clips or (Clip(job.source.name, *times) for times in self._times(job, seen))
         return self.sink.lacking(job.source.name, self.shard.clips(job, asked) if self.shard else asked)
 
     def _times(self, job: Job, seen: Extent) -> Iterator[tuple[float, float]]:
         if self.shots is None:
-            return windows(seen.end, self.clip_seconds, self.stride_seconds, seen.begin)
+            return windows_of(job, seen, self.clip_seconds, self.stride_seconds)
         source = self.books.source(job.source) if self.books else job.source
         return self.shots.windows(source, seen, source.content)
 
     def count(self, job: Job, seen: Extent) -> int:
         """See `Plan`."""
         left = self.clips(job, seen)
-        if job.clips is not None or self.shard or self.shots:
+        if job.clips is not None or job.ranges or self.shard or self.shots:
             return sum(1 for _ in left)
         if next(left, None) is None:
             return 0

@@ -14,13 +14,13 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from lavila_fast.archive.faults import LASTING
 from lavila_fast.archive.inputs import FoundInputs, Job
 from lavila_fast.archive.journal import Journal
 from lavila_fast.archive.videos import DONE, Records, VideoRecord
 from lavila_fast.errors import StorageError, VideoError
+from lavila_fast.remote.path import is_there, written
 from lavila_fast.video.content import Stamp, content_id, stamp_of
 
 
@@ -56,7 +56,7 @@ class Look:
     @property
     def listed(self) -> bool:
         """Its name is a list's and stays."""
-        return self.job.clips is not None
+        return self.job.clips is not None or self.job.named
 
     def identify(self, full: bool) -> None:
         """Read what it takes to know the file.
@@ -155,7 +155,7 @@ class _Recogniser:
 
     def look(self, job: Job) -> Look:
         """What a video is, as far as that matters for what is known."""
-        seen = Look(job, os.path.realpath(job.source.path), job.source.name)
+        seen = Look(job, written(job.source.path), job.source.name)
         seen.mine = self._records.get(seen.name) if seen.listed else self._by_path.get(seen.path)
         if seen.mine:
             seen.name = seen.mine.video
@@ -185,7 +185,7 @@ class _Recogniser:
         record = self._records.get(name)
         if record is None:
             return False
-        return self._same(self._asked[name], record) if name in self._asked else os.path.lexists(record.path)
+        return self._same(self._asked[name], record) if name in self._asked else is_there(record.path)
 
     def _same(self, look: Look, record: VideoRecord) -> bool:
         if look.id is None or record.id is None:  # unreadable now, or known by name only
@@ -205,7 +205,7 @@ class _Recogniser:
         """A name that another video has in the output is not given twice: then it is the whole path."""
         for one in looks:
             if one.mine is None and self._records.get(one.name) and (one.source != one.name or self._kept(one.name)):
-                whole = str(Path(one.job.source.path).absolute())
+                whole = str(one.job.source.path.absolute())
                 one.name = whole.encode("utf-8", "backslashreplace").decode()
 
     def _move(self, looks: list[Look]) -> None:
@@ -270,6 +270,8 @@ class _Recogniser:
         """Whether the journal has the clips that a list names, or as many as it had when the video was through."""
         if look.job.clips is not None:
             return not any(True for _ in self._journal.lacking(look.name, look.job.clips))
+        if look.job.ranges:  # other stretches may have been wanted before; when they are counted it will show
+            return False
         return record.clips == len(self._journal.done.get(look.name, ()))
 
     def _retried(self, look: Look) -> bool:

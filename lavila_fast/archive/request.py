@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
+from lavila_fast.archive.downloads import Downloads
 from lavila_fast.archive.fleet.seen import STRETCH
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.manifest import find_manifest
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.places import require_none_read
 from lavila_fast.archive.plan import Windows
@@ -30,6 +32,7 @@ from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import RemotePath, place
 from lavila_fast.shown import many
 from lavila_fast.video.names import HARDWARE
 from lavila_fast.video.nearby import in_words
@@ -73,6 +76,8 @@ class Request:
         still: What is done about windows in which nothing moves; None: nothing.
         shots: Windows do not run over cuts.
         reads: Files that are read besides videos and `clip_list`.
+        manifest: Table that names the videos; `inputs` is their folder, or nothing.
+        download: Bytes that films which lie elsewhere may take here, fetched whole; 0: they are read in ranges.
     """
 
     inputs: tuple[str, ...]
@@ -98,9 +103,13 @@ class Request:
     still: Still | None = None
     shots: bool = False
     reads: tuple[Path, ...] = ()
+    manifest: str | None = None
+    download: int = 0
 
     def __post_init__(self) -> None:
-        """Check that windows are not asked for together with a list."""
+        """Check that windows are not asked for together with a list, and that there is one list at most."""
+        if self.clip_list and self.manifest:
+            raise InputError("--clips: names single clips, --manifest videos to cut; leave one of the two out")
         if self.clip_list and (self.clip_seconds or self.stride_seconds):
             name = "--clip-seconds" if self.clip_seconds else "--stride-seconds"
             raise InputError(f"{name}: --clips says where each clip begins and ends; leave one of the two out")
@@ -114,6 +123,8 @@ class Request:
         Raises:
             InputError: there are none.
         """
+        if self.manifest:
+            return find_manifest(self.inputs, self.manifest)
         return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
 
     def choose_output(self, found: FoundInputs) -> Output:
@@ -139,8 +150,14 @@ class Request:
         return replace(output, safe=self.csv_safe)
 
     def _choose_output(self, found: FoundInputs) -> Output:
-        one = len(self.inputs) == 1 and len(found.jobs) == 1 and Path(found.jobs[0].source.name) == Path(self.inputs[0])
+        one = len(self.inputs) == len(found.jobs) == 1 and not self.manifest and self._is_input(found.jobs[0].source)
         return choose_output(self.output, self.format, len(found.jobs), one, self.work.kind)
+
+    def _is_input(self, source: VideoSource) -> bool:
+        """Whether a video is the one INPUT itself, not something in it."""
+        if isinstance(source.path, RemotePath):
+            return source.path == place(self.inputs[0])
+        return Path(source.name) == Path(self.inputs[0])
 
     def _off_standard(self, output: Output) -> Output:
         """The same, or a file where standard output is for the summary."""
@@ -171,7 +188,7 @@ class Request:
         """
         if self.nearest:
             model.require_nearest(self.nearest)
-        lengths = self.lengths(model)
+        lengths, downloads = self.lengths(model), Downloads(self.download)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         see: See = fleet.see if fleet else self.see(model)
         if output.kind == "stream":
@@ -180,21 +197,21 @@ class Request:
                 self._note(progress, found.notes)
                 shots = self._shots(lengths[0], None, children)
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list), shots=shots)
-                left = replace(found, jobs=self._bounded(found.jobs, children))
-                decoders = self._decoders(model, left, plan, children, fleet)
+                left = replace(found, jobs=self._bounded(found.jobs, children, downloads))
+                decoders = self._decoders(model, left, plan, children, downloads, fleet)
                 return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
             finally:
                 stream.release()
         every, found = found, self.shard.share(found) if self.shard else found
         with self.opened(model, name, found, output) as (journal, books, known):
             marker_of(journal.path).unlink(missing_ok=True)
-            left = FoundInputs(self._bounded(books.jobs(), children), [*found.failed, *known.failed])
+            left = FoundInputs(self._bounded(books.jobs(), children, downloads), [*found.failed, *known.failed])
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = Files(output, journal, names, self.overwrite, books.known)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             shots = self._shots(lengths[0], journal.path, children)
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard, shots)
-            decoders = self._decoders(model, left, plan, children, fleet)
+            decoders = self._decoders(model, left, plan, children, downloads, fleet)
             summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
             if fleet and fleet.died:
                 how = ", ".join(sorted(set(fleet.died)))
@@ -233,7 +250,7 @@ class Request:
         self, model: ClipModel, name: str, found: FoundInputs, output: Output
     ) -> Iterator[tuple[Journal, Books, Recognised]]:
         """What an output in files holds already, open for writing; arguments and errors as of `run`."""
-        identity = self._identity(model, name, self._cut(model))
+        identity = self._identity(model, name, self._cut(model, found.ranged))
         with contextlib.ExitStack() as held:
             journal = open_journal(output, identity.settings(), self.work.samples, self.overwrite)
             held.callback(journal.close)
@@ -244,13 +261,22 @@ class Request:
             books.miss(found.missing)
             yield journal, books, known
 
-    def _cut(self, model: ClipModel) -> str:
+    def _cut(self, model: ClipModel, ranged: bool) -> str:
         """How videos are cut into clips."""
         lengths = self.lengths(model)
-        return describe_shots(lengths[0]) if self.shots else describe_windows(*lengths)
+        if self.shots and ranged:
+            what = "a manifest with start and end says where windows begin"
+            raise InputError(f"--windows shots: {what}; leave one of the two out")
+        return describe_shots(lengths[0]) if self.shots else describe_windows(*lengths, ranged)
 
     def _decoders(
-        self, model: ClipModel, found: FoundInputs, plan: Windows, children: Children | None, fleet: Fleet | None
+        self,
+        model: ClipModel,
+        found: FoundInputs,
+        plan: Windows,
+        children: Children | None,
+        downloads: Downloads,
+        fleet: Fleet | None,
     ) -> Decoders:
         if fleet:
             crew = Crew(fleet.asks, fleet.asks)
@@ -262,10 +288,9 @@ class Request:
 
         def read(source: VideoSource, clips: Sequence[Clip]) -> Iterator[DecodedClip]:
             source = books.source(source) if books else source
-            if fleet:
-                return fleet.read(source, clips)
             how: dict[str, Any] = {"threads": self.decode_threads, "nearest": self.nearest}
-            return model.read(source, clips, children=children, **how)
+            with downloads.here(source) as here:
+                yield from fleet.read(here, clips) if fleet else model.read(here, clips, children=children, **how)
 
         room = STRETCH if fleet else max(2 * self.batch, _AHEAD)
         return Decoders(found.jobs, plan, read, crew, room, fleet or children)
@@ -274,9 +299,10 @@ class Request:
         for line in () if self.quiet else lines:
             progress.say(line)
 
-    def _bounded(self, jobs: Sequence[Job], children: Children | None) -> list[Job]:
+    def _bounded(self, jobs: Sequence[Job], children: Children | None, downloads: Downloads) -> list[Job]:
         """The same videos, opened by children if there are any, and no larger than is allowed."""
-        bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": children.look if children else None}
+        look = downloads.looking(children.look if children else None)
+        bounds: dict[str, Any] = {"most_pixels": self.max_pixels, "look": look}
         return [replace(job, source=replace(job.source, **bounds)) for job in jobs]
 
     def _identity(self, model: ClipModel, name: str, clips: str) -> Identity:

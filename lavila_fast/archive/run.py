@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Protocol
 
 from lavila_fast.archive.decoding import Decoders
-from lavila_fast.archive.faults import DISK
+from lavila_fast.archive.faults import PASSING
 from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Output, Sink
 from lavila_fast.archive.plan import Windows
@@ -25,6 +24,7 @@ from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.records import Row
+from lavila_fast.remote.path import Place
 from lavila_fast.shown import many
 from lavila_fast.video.reader import DecodedClip
 
@@ -34,11 +34,11 @@ See = Callable[[Iterator[DecodedClip]], Iterator[list[Row]]]
 class Beside(Protocol):
     """Somebody else who wants to see the clips of a run."""
 
-    def see(self, clip: DecodedClip, path: Path) -> list[Row]:
+    def see(self, clip: DecodedClip, path: Place) -> list[Row]:
         """Make rows of a clip of the video that lies at `path`; none where there is nothing to do."""
         ...
 
-    def write(self, rows: list[Row], path: Path, decoded: int) -> None:
+    def write(self, rows: list[Row], path: Place, decoded: int) -> None:
         """Take these rows; `decoded` frames of the video were decoded until then."""
         ...
 
@@ -215,7 +215,7 @@ class Run:
         for event in self._decoders:
             if isinstance(event, EndOfVideo):
                 if event.failure:
-                    self.summary.try_again |= event.code == DISK
+                    self.summary.try_again |= event.code in PASSING
                     self._fail(event.failure)
                 self._ended[event.video] = event
                 with self.signals():

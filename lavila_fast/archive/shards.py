@@ -22,6 +22,7 @@ from lavila_fast.archive.inputs import FoundInputs, Job
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.files import write_json
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place, RemotePath
 from lavila_fast.video.content import stamp_of
 from lavila_fast.video.sources import chunk_files
 
@@ -50,7 +51,7 @@ class Shard:
     of: int
     split_bytes: int = SPLIT_BYTES
     range_seconds: int = RANGE_SECONDS
-    _seen: dict[Path, _Seen] = field(default_factory=dict, compare=False, repr=False)
+    _seen: dict[Place, _Seen] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -117,10 +118,16 @@ class Shard:
         return {"shard": str(self), "inputs": len(found.jobs) + len(found.missing), "digest": self.digest(found)}
 
 
-def key_of(path: Path) -> tuple[str, int]:
-    """What decides about a video's share, and its size in bytes; of one that cannot be read its name does."""
+def key_of(path: Place) -> tuple[str, int]:
+    """What decides about a video's share, and its size in bytes; of one that cannot be read its name does.
+
+    Of a file that lies elsewhere it is size and ETag.
+    """
     try:
-        size = stamp_of(path).size
+        stamp = stamp_of(path)
+        size = stamp.size
+        if isinstance(path, RemotePath):  # nothing is read of what may be a million files
+            return hashlib.blake2b(f"{size} {stamp.ctime}".encode(), digest_size=16).hexdigest(), size
         first = next(iter(chunk_files(path).values())) if path.is_dir() else path
         if not first.is_file():
             raise OSError

@@ -21,6 +21,7 @@ from lavila_fast.archive.journal import SUFFIX
 from lavila_fast.archive.kinds import KINDS
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, storage_error
+from lavila_fast.remote.urls import is_url, shown_url
 from lavila_fast.video.content import Stamp
 
 ENDING = ".videos.jsonl"
@@ -114,6 +115,8 @@ def find_records(output: str) -> Path:
     Raises:
         InputError: there are none.
     """
+    if is_url(output):
+        raise InputError(f"{shown_url(output)}: give the folder where it was made, which the run has said, or a copy")
     path = Path(output)
     named = records_path(Path(os.path.realpath(path)))
     in_folder = [path / f"{kind.name}{ENDING}" for kind in KINDS]

@@ -28,7 +28,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
 @places(_formats)
 @click.option(
     "--labels",

@@ -21,7 +21,7 @@ def _formats() -> tuple[str, ...]:
 
 
 @click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
 @places(_formats, required=True)
 @machinery
 def embed(inputs: tuple[str, ...], **given: Any) -> None:

@@ -9,22 +9,26 @@ from typing import Any
 
 import click
 
-from lavila_fast.cli.choices import PATH, POSITIVE, Number
+from lavila_fast.cli.choices import POSITIVE, Number
+from lavila_fast.cli.run_options import manifest, require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
+from lavila_fast.errors import InputError
 from lavila_fast.files import storage_error
+from lavila_fast.remote.urls import is_url, shown_url
 from lavila_fast.shown import many
 
-_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads")
+_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads", "manifest")
 _SECONDS = Number(min=0.001)
 
 
 @click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="INDEX", type=PATH, help="Folder of the index.")
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
+@click.option("-o", "--output", "into", required=True, metavar="INDEX", help="Folder of the index.")
 @click.option("--model", default="nano", show_default=True, help="Narrator and dual encoder: name or bundle folder.")
 @click.option("--embed-model", metavar="NAME", help="The dual encoder.  [default: the one in --model]")
 @click.option("--no-narrate", is_flag=True, help="Vectors only, without sentences.")
+@manifest
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a window.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one window's start to the next.  [default: its length]")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
@@ -32,7 +36,7 @@ _SECONDS = Number(min=0.001)
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_context
-def index(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_json: bool, **given: Any) -> None:
+def index(context: click.Context, /, inputs: tuple[str, ...], into: str, as_json: bool, **given: Any) -> None:
     """Make or bring up to date an index of INPUT..., which `lavila-fast search` asks.
 
     Videos are decoded once for narrator and dual encoder. INDEX holds the run's outputs (narrations.jsonl,
@@ -44,6 +48,10 @@ def index(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     from lavila_fast.search.index import EMBEDDINGS, NARRATIONS, Index
     from lavila_fast.search.store import require_search
 
+    require_inputs(inputs, given["manifest"])
+    if is_url(into):
+        raise InputError(f"{shown_url(into)}: an index is a folder here; give one, and copy it")
+    output = Path(into)
     require_search()
     with storage_error(output, "give the folder of an index, or a new one, as -o"):
         output.mkdir(parents=True, exist_ok=True)

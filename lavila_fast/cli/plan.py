@@ -10,6 +10,7 @@ import click
 
 from lavila_fast.cli.choices import POSITIVE, Number
 from lavila_fast.cli.narrate import options_of
+from lavila_fast.cli.run_options import manifest, require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.shown import shown
@@ -22,10 +23,11 @@ _UNITS = ((86400 * 365, "years"), (86400, "days"), (3600, "hours"), (60, "minute
 
 
 @click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
 @click.option("--model", default="nano", show_default=True, help="Name, bundle folder or checkpoint.")
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("--samples", type=POSITIVE, default=1, show_default=True, help="Sentences a clip.")
+@manifest
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one clip's start to the next.  [default: a clip's length]")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
@@ -40,17 +42,18 @@ def plan(inputs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     1 if something cannot be read.
     """
     from lavila_fast.archive.forecast import forecast
-    from lavila_fast.archive.inputs import find_videos
     from lavila_fast.archive.request import Request
     from lavila_fast.archive.work import Narrating
     from lavila_fast.narrator import Narrator
 
-    found = find_videos(inputs)
-    how = {name: given[name] for name in ("threads", "tokenizer", "engine")}
-    narrator = Narrator.from_pretrained(given["model"], **how)
+    require_inputs(inputs, given["manifest"])
     usual = {"temperature": None, "top_p": None, "top_k": None, "beams": 1, "groups": 1, "seed": 0}
     work = Narrating(options_of({**usual, "samples": given["samples"]}))
-    request = Request(inputs, work, clip_seconds=given["clip_seconds"], stride_seconds=given["stride_seconds"])
+    own = {name: given[name] for name in ("clip_seconds", "stride_seconds", "manifest")}
+    request = Request(inputs, work, **own)
+    found = request.find()
+    how = {name: given[name] for name in ("threads", "tokenizer", "engine")}
+    narrator = Narrator.from_pretrained(given["model"], **how)
     told = forecast(found, request, narrator, given["model"], try_seconds=given["seconds"])
     cost = _cost(told, given["price"])
     if as_json:

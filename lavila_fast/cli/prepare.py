@@ -105,7 +105,7 @@ def _sources(given: dict[str, Any], out: Path | None) -> tuple[list[Path], list[
     from lavila_fast.archive.inputs import find_videos
 
     found = find_videos((str(given["data"]),))
-    paths = [job.source.path for job in found.jobs]
+    paths = [job.source.path for job in found.jobs if isinstance(job.source.path, Path)]
     if out is not None and _real(given["data"]) in (inside := _real(out)).parents:
         paths = [path for path in paths if inside not in _real(path).parents]
     return paths, found.failed

@@ -27,6 +27,20 @@ def _all(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     return add
 
 
+manifest = click.option(
+    "--manifest",
+    metavar="TABLE",
+    help="Take the videos that this CSV, JSONL or Parquet names: video, and if you like id, start and end, between"
+    " which windows are cut. Names are URLs, paths, or relative to INPUT (else to TABLE's folder).",
+)
+
+
+def require_inputs(inputs: tuple[str, ...], table: str | None) -> None:
+    """Raise click's own error where there is neither INPUT nor a manifest."""
+    if not inputs and table is None:
+        raise click.MissingParameter(None, click.get_current_context(), param_hint="'INPUT...'", param_type="argument")
+
+
 def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Callable[[F], F]:
     """Options of the model, the output and the clips.
 
@@ -45,7 +59,7 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
                 "--output",
                 metavar="PATH",
                 required=required,
-                help="A file for all videos, a folder for one file a video, or -.",
+                help="A file for all videos, a folder for one file a video, a URL of either, or -.",
             ),
             click.option("--format", "format", type=LazyChoice(formats), help="Default: as in PATH."),
             click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula."),
@@ -60,6 +74,7 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
                 type=click.Path(path_type=Path),
                 help="Take the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
             ),
+            manifest,
         ]
     )
 
@@ -199,6 +214,27 @@ machinery = _all(
         ),
         click.option(
             "--overwrite", "--no-resume", "overwrite", is_flag=True, help="Begin anew, forget what PATH holds."
+        ),
+        click.option(
+            "--download",
+            metavar="GB",
+            type=click.FloatRange(min=0),
+            default=0.0,
+            help="Fetch films that lie elsewhere whole, into a temporary folder of at most so much, instead of reading"
+            " them in ranges.",
+        ),
+        click.option(
+            "--work",
+            metavar="DIR",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Where an output that lies elsewhere (-o s3://…) is made.  [default: a cache]",
+        ),
+        click.option(
+            "--upload-minutes",
+            type=click.FloatRange(min=0.01),
+            default=10.0,
+            show_default=True,
+            help="From one copy of it to the next; the last is made at the end.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; rows go to a file."),
         click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors."),

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lavila_fast.cli.run_options import require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
+from lavila_fast.remote.urls import is_url, local_of
 
 if TYPE_CHECKING:
     from lavila_fast.archive.fleet.crew import Fleet
     from lavila_fast.archive.fleet.muster import Workers
     from lavila_fast.archive.inputs import FoundInputs
+    from lavila_fast.archive.mirror import Mirror
     from lavila_fast.archive.outputs import Output
     from lavila_fast.archive.request import Request
     from lavila_fast.archive.run import Summary
@@ -47,13 +50,48 @@ def perform(
         open_model: Opens the model, when inputs and output are known to make sense, and says the whole work.
         beside: What is to be embedded at the same time.
     """
+    require_inputs(inputs, given["manifest"])
+    workers = _workers(given)
+    with contextlib.ExitStack() as held:
+        output = _mirrored(given["output"], given, held)
+        features = _mirrored(beside.output if beside else None, given, held)
+        given = {**given, "output": output.local if output else given["output"]}
+        if beside and features:
+            beside.output, beside.url = features.local, features.shown
+        return _perform(inputs, given, work, open_model, beside, output.shown if output else None, workers)
+
+
+def _mirrored(output: str | None, given: dict[str, Any], held: contextlib.ExitStack) -> Mirror | None:
+    """An output that lies elsewhere, held while it is made; None for one that is here."""
+    from lavila_fast.archive.mirror import Mirror
+
+    if not is_url(output):
+        return None
+    assert output is not None
+    if local := local_of(output):
+        raise InputError(f"{output}: give it as a path, {local}")
+    one = held.enter_context(Mirror(output, given["work"], given["upload_minutes"], given["overwrite"]))
+    if not given["quiet"]:
+        tell(f"{one.shown}: made in {one.folder}", err=True)
+    return one
+
+
+def _perform(
+    inputs: tuple[str, ...],
+    given: dict[str, Any],
+    work: Work,
+    open_model: OpenModel,
+    beside: Beside | None,
+    url: str | None,
+    workers: Workers,
+) -> int:
+    """`perform` with an output that is here, whose rows go to a URL in the end."""
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
-    workers = _workers(given)
     with _children(given) as children:
         request = _request(inputs, given, work)
         found = request.find()
-        output = request.choose_output(found)
+        output = replace(request.choose_output(found), url=url)
         if beside:
             beside.choose(request, found, output)
         model, work = open_model()
@@ -75,6 +113,8 @@ def _workers(given: dict[str, Any]) -> Workers:
     """Who is asked for besides this process; each has its share of the threads then."""
     from lavila_fast.archive.fleet.muster import Workers
 
+    if given["ray"] and given["download"]:
+        raise InputError("--download: films fetched here are of no use to workers elsewhere; leave it out with --ray")
     workers = Workers.parse(given["processes"], given["devices"], given["ray"], given["threads"])
     given["threads"] = workers.threads_each(given["threads"])
     return workers
@@ -115,11 +155,13 @@ class Beside:
         output: Where they go.
         model: Name of the dual encoder.
         open_dual: Opens it.
+        url: Where they go in the end, if that is elsewhere.
     """
 
     output: str
     model: str
     open_dual: OpenDual
+    url: str | None = None
     _chosen: tuple[Request, Output] | None = None
 
     def choose(self, request: Request, found: FoundInputs, first: Output) -> None:
@@ -136,7 +178,7 @@ class Beside:
         if output.kind == "stream":
             raise InputError(f"--embed {self.output}: embeddings beside narrations go to a file; name a .parquet")
         require_apart(output, first, f"--embed {self.output}")
-        self._chosen = own, output
+        self._chosen = own, replace(output, url=self.url)
 
     def run(
         self,
@@ -216,6 +258,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         "quiet",
         "csv_safe",
         "max_pixels",
+        "manifest",
     )
     return Request(
         inputs,
@@ -223,6 +266,7 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         batch=given["batch_size"] or _BATCH,
         nearest=seconds_of(given["frames"]),
         prints_summary=given["as_json"],
+        download=int(given["download"] * 10**9),
         wishes=Wishes(given["identity"] == "full", given["retry_failed"], given["retry_damaged"]),
         shots=given["windows"] == "shots",
         still=Still.parse(given["still"], given["still_threshold"]),

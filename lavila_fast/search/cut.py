@@ -19,6 +19,7 @@ import av
 from lavila_fast.archive.formats.writer import clock, one_line
 from lavila_fast.errors import VideoError
 from lavila_fast.files import new_file, storage_error, write_text
+from lavila_fast.remote.path import Place, place
 from lavila_fast.search.moments import Moment
 from lavila_fast.video.probe import open_file
 
@@ -33,7 +34,7 @@ def save(found: Sequence[Moment], folder: Path) -> Iterator[Path]:
     with storage_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for rank, moment in enumerate(found, 1):
-        source = Path(moment.path)
+        source = place(moment.path)
         ending = source.suffix.lower() if source.suffix.lower() in (".mkv", ".webm", ".mov") else ".mp4"
         path = folder / f"{rank:02}_{source.stem[:80]}_{moment.start:.1f}-{moment.end:.1f}{ending}"
         begin = cut(source, path, moment.start, moment.end)
@@ -43,7 +44,7 @@ def save(found: Sequence[Moment], folder: Path) -> Iterator[Path]:
         yield path
 
 
-def cut(source: Path, path: Path, start: float, end: float) -> float:
+def cut(source: Place, path: Path, start: float, end: float) -> float:
     """Copy a stretch of a video's pictures and sound; gives the second of the source at which the clip begins.
 
     Raises:
@@ -70,7 +71,7 @@ def cut(source: Path, path: Path, start: float, end: float) -> float:
     return float((first if first is not None else zero) - zero)
 
 
-def _packets(source: Path, video: Any, streams: list[Any]) -> Iterator[Any]:
+def _packets(source: Place, video: Any, streams: list[Any]) -> Iterator[Any]:
     """Packets from here on, as they lie in the file; VideoError where it cannot be read."""
     packets = video.demux(streams)
     while True:

@@ -9,12 +9,12 @@ is unchanged is not read again.
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from dataclasses import dataclass
-from pathlib import Path
 
 from lavila_fast.errors import VideoError
-from lavila_fast.video.disk import disk_error
+from lavila_fast.remote.path import Place
+from lavila_fast.video.disk import disk_error, unreadable
 from lavila_fast.video.opening import denied
 from lavila_fast.video.sources import chunk_files
 
@@ -37,7 +37,7 @@ class Stamp:
     ctime: int
 
 
-def stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Place) -> Stamp:
     """What the system tells of a file or chunk folder.
 
     Raises:
@@ -50,11 +50,11 @@ def stamp_of(path: Path) -> Stamp:
     except PermissionError:
         raise denied(path) from None
     except OSError as error:
-        raise VideoError(path, f"cannot be read ({error.strerror})", "check the path and the disk") from error
+        raise unreadable(path, error) from error
     return Stamp(sum(s.st_size for s in seen), max(s.st_mtime_ns for s in seen), max(s.st_ctime_ns for s in seen))
 
 
-def content_id(path: Path, full: bool = False) -> str:
+def content_id(path: Place, full: bool = False) -> str:
     """The identity of a file's or chunk folder's content, wherever it lies; `full` hashes every byte.
 
     Raises:
@@ -66,12 +66,13 @@ def content_id(path: Path, full: bool = False) -> str:
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
-def _file_id(path: Path, full: bool) -> str:
+def _file_id(path: Place, full: bool) -> str:
     try:
         if not path.is_file() and path.exists():  # opening a pipe may wait for ever, and takes what is in it
             raise VideoError(path, "is a pipe or a device, not a file", "write it to a file and give that")
         with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
             hashed = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
             if full or size <= 3 * PIECE:
                 while block := file.read(_BLOCK):

@@ -6,10 +6,11 @@ film looks damaged. Here whoever reads remembers the system's error.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lavila_fast.errors import VideoError
+from lavila_fast.remote.faults import RemoteError
+from lavila_fast.remote.path import Place
 
 AGAIN = "check the disk, then run the same command again"
 
@@ -21,7 +22,7 @@ class DiskFile:
         trouble: The first error of the system in reading it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.trouble: OSError | None = None
         self.name = f"file:{path}"
         self._file = path.open("rb", buffering=0)
@@ -55,7 +56,16 @@ def trouble_of(container: Any) -> OSError | None:
     return found
 
 
+def unreadable(path: object, error: OSError) -> VideoError:
+    """What to say of a file that the system does not give, before anything of it was read."""
+    if isinstance(error, RemoteError):
+        return error.of(path)
+    return VideoError(path, f"cannot be read ({error.strerror or error})", "check the path and the disk")
+
+
 def disk_error(path: object, error: OSError) -> VideoError:
-    """What to say of a file that the disk does not give."""
+    """What to say of a file that the disk, or the network, does not give."""
+    if isinstance(error, RemoteError):
+        return error.of(path)
     what = (error.strerror or str(error)).lower()
     return VideoError(path, f"cannot be read from the disk ({what})", AGAIN)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lavila_fast.remote.path import Place
 from lavila_fast.video.opening import MOST_PIXELS
 from lavila_fast.video.orientation import UPRIGHT, Orientation, orientation
 from lavila_fast.video.probe import first_frame, open_file
@@ -120,7 +120,7 @@ def _facts_of(container: Any, stream: Any, frame: Any) -> VideoFacts:
     )
 
 
-def read_facts(path: Path, most_pixels: int = MOST_PIXELS) -> VideoFacts:
+def read_facts(path: Place, most_pixels: int = MOST_PIXELS) -> VideoFacts:
     """Decode the first frame of a file; for `most_pixels` see `opening.open_video`.
 
     Raises:

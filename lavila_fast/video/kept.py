@@ -14,9 +14,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from lavila_fast.remote.path import Place
 from lavila_fast.video.opening import MOST_PIXELS, VideoInfo
 from lavila_fast.video.probe import OpenFile, open_file
 from lavila_fast.video.requests import Clock
@@ -87,7 +87,7 @@ class KeptFiles:
         """How many are open."""
         return len(self._open)
 
-    def info(self, path: Path) -> VideoInfo:
+    def info(self, path: Place) -> VideoInfo:
         """Facts about a file; errors as for `open`."""
         key = file_state(path)
         if known := self._known.take(key):
@@ -98,7 +98,7 @@ class KeptFiles:
             return file.info
 
     @contextlib.contextmanager
-    def open(self, path: Path) -> Iterator[OpenFile]:
+    def open(self, path: Place) -> Iterator[OpenFile]:
         """A file, at its beginning.
 
         Raises:
@@ -119,7 +119,7 @@ class KeptFiles:
         for stack, _ in self._open.clear():
             stack.close()
 
-    def _opened(self, path: Path, key: FileState | None) -> tuple[contextlib.ExitStack, OpenFile]:
+    def _opened(self, path: Place, key: FileState | None) -> tuple[contextlib.ExitStack, OpenFile]:
         known, stack = self._known.take(key), contextlib.ExitStack()
         info, quick = (known.info, known.quick) if known else (None, False)
         file = stack.enter_context(open_file(path, info, self.most_pixels, quick=quick))

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 from lavila_fast.errors import InputError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place, place
 from lavila_fast.video.pickled import read_rows
 from lavila_fast.video.seconds import MOST_SECONDS, quoted
 
@@ -39,6 +40,9 @@ _CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,6}):([0-9]{1,2}(?:[.,][0-9]*)?)
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
+Refuse = Callable[[InputError], None]
+
+
 class NamedRow(NamedTuple):
     """A row of a list: file and line for messages, its fields by name in small letters.
 
@@ -48,6 +52,11 @@ class NamedRow(NamedTuple):
     where: str
     fields: dict[str, Any]
     comma: bool = False
+
+
+def names_of(field: str) -> tuple[str, ...]:
+    """What a field may be called."""
+    return _NAMES.get(field, (field,))
 
 
 def field_of(row: NamedRow, field: str) -> Any:
@@ -107,17 +116,21 @@ def _pick(row: NamedRow) -> Clip:
     return _clip(values[0], values[1], values[2], row.where, row.comma)
 
 
+def _raise(error: InputError) -> None:
+    raise error
+
+
 def _named(name: Any) -> str:
     return str(name).strip().lower()
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def _opened(path: Place) -> Iterator[TextIO]:
     """A list as text: UTF-8, or UTF-16 with a byte-order mark, as spreadsheets write it."""
-    mode = path.stat().st_mode
+    mode = path.stat().st_mode if isinstance(path, Path) else stat.S_IFREG
     if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
         raise InputError(f"{path}: not a file; give a list of clips")
-    with path.open("rb") as file:
+    with path.open("rb") if isinstance(path, Path) else io.BufferedReader(path.open()) as file:
         begin = file.peek(4)[:4]
         if b"\0" in begin and not begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise InputError(f"{path}: not UTF-8 text (bytes 0 at its beginning); save it as UTF-8")
@@ -126,7 +139,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
             yield text
 
 
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
+def _lines(file: TextIO, path: Place) -> Iterator[str]:
     """Lines of a list, none of them too long to hold."""
     number = 0
     while line := file.readline(MAX_LINE + 1):
@@ -146,7 +159,7 @@ def _separator(header: str) -> str:
     return max(_SEPARATORS, key=known)  # the first of those that do equally well
 
 
-def _read_csv(path: Path) -> Iterator[NamedRow]:
+def _read_csv(path: Place, refuse: Refuse = _raise) -> Iterator[NamedRow]:
     with _opened(path) as file:
         lines = _lines(file, path)
         first = next(lines, "")
@@ -163,14 +176,14 @@ def _read_csv(path: Path) -> Iterator[NamedRow]:
                 where = f"{path}, line {rows.line_num}"
                 if len(row) > len(names):
                     told = f"{len(row)} fields, but the first line names {len(names)}, separated by"
-                    raise InputError(f"{where}: {told} {_SEPARATORS[separator]}; put decimal commas in quotes")
-                if row:
+                    refuse(InputError(f"{where}: {told} {_SEPARATORS[separator]}; put decimal commas in quotes"))
+                elif row:
                     yield NamedRow(where, dict(zip(names, row, strict=False)), separator != ",")
         except csv.Error as error:
             raise InputError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[NamedRow]:
+def _read_jsonl(path: Place, refuse: Refuse = _raise) -> Iterator[NamedRow]:
     with _opened(path) as file:
         for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
@@ -179,9 +192,11 @@ def _read_jsonl(path: Path) -> Iterator[NamedRow]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: not JSON ({error}); write one object a line") from error
+                refuse(InputError(f"{where}: not JSON ({error}); write one object a line"))
+                continue
             if not isinstance(row, dict):
-                raise InputError(f'{where}: not an object; write {{"video": …, "start": …, "end": …}}')
+                refuse(InputError(f'{where}: not an object; write {{"video": …, "start": …, "end": …}}'))
+                continue
             yield NamedRow(where, {_named(name): value for name, value in row.items()})
 
 
@@ -193,7 +208,7 @@ def _read_pickle(path: Path) -> Iterator[Clip]:
         yield _clip(row[0], row[1], row[2], where)
 
 
-_NAMING: dict[str, Callable[[Path], Iterator[NamedRow]]] = {
+_NAMING: dict[str, Callable[[Place, Refuse], Iterator[NamedRow]]] = {
     ".csv": _read_csv,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
@@ -204,10 +219,10 @@ _PICKLES = (".pkl", ".pickle")
 def _clips(path: Path) -> Iterator[Clip]:
     if path.suffix.lower() in _PICKLES:
         return _read_pickle(path)
-    return map(_pick, _reader(path, (*_NAMING, *_PICKLES))(path))
+    return map(_pick, _reader(path, (*_NAMING, *_PICKLES))(path, _raise))
 
 
-def _reader(path: Path, known: Sequence[str]) -> Callable[[Path], Iterator[NamedRow]]:
+def _reader(path: Place, known: Sequence[str]) -> Callable[[Place, Refuse], Iterator[NamedRow]]:
     reader = _NAMING.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: a clip list is one of {', '.join(known)}")
@@ -215,7 +230,7 @@ def _reader(path: Path, known: Sequence[str]) -> Callable[[Path], Iterator[Named
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Place) -> Iterator[None]:
     """What cannot be read becomes a line."""
     try:
         yield
@@ -225,11 +240,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def named_rows(path: str | Path) -> Iterator[NamedRow]:
-    """The rows of a CSV or JSONL with all their fields, read as `read_list` reads them; errors likewise."""
-    path = Path(path)
+def named_rows(path: str | Place, refuse: Refuse = _raise) -> Iterator[NamedRow]:
+    """The rows of a CSV or JSONL with all their fields, read as `read_list` reads them; errors likewise.
+
+    `refuse` is given the error of a row that makes no sense where the others still do.
+    """
+    path = place(path)
     with _readable(path):
-        yield from _reader(path, tuple(_NAMING))(path)
+        yield from _reader(path, tuple(_NAMING))(path, refuse)
 
 
 def read_list(path: str | Path) -> Iterator[Clip]:

@@ -9,14 +9,14 @@ import contextlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.remote.path import Place, place
 from lavila_fast.video.clock.timeline import Repairs
-from lavila_fast.video.disk import DiskFile, disk_error
+from lavila_fast.video.disk import DiskFile, disk_error, unreadable
 from lavila_fast.video.orientation import Orientation
 from lavila_fast.video.pulse import beat
 
@@ -68,7 +68,7 @@ class VideoInfo:
             so near to each other that it hardly matters.
     """
 
-    path: Path
+    path: Place
     width: int
     height: int
     fps: float
@@ -91,7 +91,7 @@ class VideoInfo:
         return self.orientation.turn
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: Place) -> None:
     try:
         if path.is_dir():
             raise VideoError(path, "is a folder, not a video file", "give the files in it")
@@ -102,17 +102,17 @@ def _check_file(path: Path) -> None:
     except PermissionError:
         raise denied(path) from None
     except OSError as error:
-        raise VideoError(path, f"cannot be read ({error.strerror})", "check the path and the disk") from error
+        raise unreadable(path, error) from error
 
 
-def denied(path: Path) -> VideoError:
+def denied(path: Place) -> VideoError:
     """The error for a file or folder that may not be read."""
     return VideoError(path, "cannot be read (permission denied)", "give this user the right to read it")
 
 
 @contextlib.contextmanager
 def open_video(
-    path: str | Path, most_pixels: int = MOST_PIXELS, device: Any = None, quick: bool = False
+    path: str | Place, most_pixels: int = MOST_PIXELS, device: Any = None, quick: bool = False
 ) -> Iterator[tuple[Any, Any]]:
     """Open a file and find its video stream: ``(container, stream)`` of PyAV.
 
@@ -127,7 +127,7 @@ def open_video(
         VideoError: the file is missing, forbidden, empty, not a video, has no video stream, or too large pictures; or
             the disk does not give it.
     """
-    path = Path(path)
+    path = place(path)
     _check_file(path)
     with contextlib.ExitStack() as held:
         container = held.enter_context(_container(path, _LOOK_BRIEFLY if quick else {}, device))
@@ -138,14 +138,15 @@ def open_video(
 
 
 @contextlib.contextmanager
-def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
+def _container(path: Place, more: dict[str, str], device: Any) -> Iterator[Any]:
     try:
         disk = DiskFile(path)
     except PermissionError:
         raise denied(path) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise VideoError(path, f"cannot be read ({reason})", "check the path and the disk") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise VideoError(path, f"cannot be read ({error})", "check the path and the disk") from error
     with contextlib.closing(disk):
         try:
             with _opened(path, disk, more, device) as container:
@@ -158,7 +159,7 @@ def _container(path: Path, more: dict[str, str], device: Any) -> Iterator[Any]:
             raise disk_error(path, disk.trouble) from error
 
 
-def _opened(path: Path, disk: DiskFile, more: dict[str, str], device: Any) -> Any:
+def _opened(path: Place, disk: DiskFile, more: dict[str, str], device: Any) -> Any:
     # Only local files and what is in them: neither a name such as "http:x.mp4" nor a playlist leads elsewhere.
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **more}
     try:
@@ -177,7 +178,7 @@ def _pictures(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 
-def _stream(path: Path, container: Any, most_pixels: int) -> Any:
+def _stream(path: Place, container: Any, most_pixels: int) -> Any:
     """The video stream that is read."""
     pictures = _pictures(container)
     if not pictures:

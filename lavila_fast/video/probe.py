@@ -9,12 +9,12 @@ import contextlib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.remote.path import Place, place
 from lavila_fast.video.clock.walk import facts
 from lavila_fast.video.disk import disk_error, trouble_of
 from lavila_fast.video.opening import MOST_PIXELS, REFETCH, VideoInfo, open_video, packets
@@ -38,7 +38,7 @@ class OpenFile:
 
 @contextlib.contextmanager
 def open_file(
-    path: Path,
+    path: Place,
     known: VideoInfo | None = None,
     most_pixels: int = MOST_PIXELS,
     device: Any = None,
@@ -177,13 +177,13 @@ def first_frame(file: OpenFile) -> Any:
     return frame
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Place) -> VideoInfo:
     """Look at a video file, decoding one frame.
 
     Raises:
         VideoError: it is missing, forbidden, empty, not a video, audio only, without frames, or cannot be decoded.
     """
-    with open_file(Path(path)) as file:
+    with open_file(place(path)) as file:
         frame = first_frame(file)
     seen = orientation(frame)
     size = (frame.height, frame.width) if seen.turn % 180 else (frame.width, frame.height)

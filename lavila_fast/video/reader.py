@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place, place
 from lavila_fast.video.clips import CHUNK_SECONDS, WHOLE, chunked_reads
 from lavila_fast.video.clock.walk import same_rate
 from lavila_fast.video.decoders import file_reader
@@ -80,7 +80,7 @@ def _read_whole(
         yield from serve(file, _whole_requests(file.info, clips, frames, health))
 
 
-def _chunk_infos(source: VideoSource, files: dict[int, Path], health: Health) -> dict[int, VideoInfo]:
+def _chunk_infos(source: VideoSource, files: dict[int, Place], health: Health) -> dict[int, VideoInfo]:
     infos = {}
     for start, path in files.items():
         try:
@@ -170,7 +170,7 @@ def _report(source: VideoSource, clips: int, health: Health) -> None:
 
 
 def read_clips(
-    source: VideoSource | str | Path,
+    source: VideoSource | str | Place,
     clips: Sequence[Clip],
     frames_per_clip: int,
     transform: Transform | None = None,
@@ -212,7 +212,7 @@ def read_clips(
     if frames_per_clip < 1:
         raise InputError(f"{frames_per_clip} frames a clip: at least 1 is needed")
     if not isinstance(source, VideoSource):
-        source = VideoSource(str(source), Path(source))
+        source = VideoSource(str(source), place(source))
     health, resized = Health(), isinstance(transform, FrameTransform)
     size = transform.size if isinstance(transform, FrameTransform) else None
     reader = file_reader(decoder, size, device, checked(nearest))
@@ -230,7 +230,7 @@ def read_clips(
 
 
 def read_frames(
-    path: str | Path,
+    path: str | Place,
     frames: Sequence[int],
     threads: int = 1,
     transform: FrameTransform | None = None,
@@ -258,7 +258,7 @@ def read_frames(
         InputError, MissingExtraError: see `read_clips`.
         VideoError: the file cannot be read, or one of the frames cannot.
     """
-    path, places = Path(path), sorted(set(frames))
+    path, places = place(path), sorted(set(frames))
     reader = file_reader(decoder, transform.size if transform else None, device)
     with (KeptFiles(0) if files is None else files).open(path) as file:
         rate = file.info.rate or file.info.fps

@@ -16,13 +16,14 @@ from pathlib import Path, PurePath
 
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place
 from lavila_fast.video.clips import CHUNK_SECONDS, windows
 from lavila_fast.video.facts import VideoFacts, read_facts
 from lavila_fast.video.kinds import PREFERRED, SUFFIXES, has_video_suffix
 from lavila_fast.video.opening import MOST_PIXELS, VideoInfo, denied
 from lavila_fast.video.probe import OpenFile, open_file
 
-FileState = tuple[Path, int, int]  # a file, its size and the time of its last change
+FileState = tuple[Place, int, int]  # a file, its size and the time of its last change
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,15 @@ class VideoSource:
     """
 
     name: str
-    path: Path
+    path: Place
     content: str = ""
     most_pixels: int = MOST_PIXELS
     infos: dict[FileState, VideoInfo] = field(default_factory=dict, compare=False, repr=False)
     _facts: dict[FileState, VideoFacts] = field(default_factory=dict, compare=False, repr=False)
-    look: Callable[[VideoSource, Path], None] | None = field(default=None, compare=False, repr=False)
+    look: Callable[[VideoSource, Place], None] | None = field(default=None, compare=False, repr=False)
 
     @contextlib.contextmanager
-    def open(self, path: Path) -> Iterator[OpenFile]:
+    def open(self, path: Place) -> Iterator[OpenFile]:
         """Open the video's file or one of its chunks; facts that `info` or `open` has read are not read again.
 
         Raises:
@@ -63,7 +64,7 @@ class VideoSource:
                 self.infos[key] = file.info
             yield file
 
-    def info(self, path: Path) -> VideoInfo:
+    def info(self, path: Place) -> VideoInfo:
         """Facts about the video's file or one of its chunks, read once; errors as for `open`."""
         key = file_state(path)
         if self.look and key not in self.infos:
@@ -73,7 +74,7 @@ class VideoSource:
         with self.open(path) as file:
             return file.info
 
-    def facts(self, path: Path) -> VideoFacts:
+    def facts(self, path: Place) -> VideoFacts:
         """What a GPU decoder must know of one of these files, read once; errors as for `read_facts`."""
         key = file_state(path)
         found = (self._facts.get(key) if key else None) or read_facts(path, self.most_pixels)
@@ -105,7 +106,7 @@ class VideoSource:
             return False
 
 
-def file_state(path: Path) -> FileState | None:
+def file_state(path: Place) -> FileState | None:
     """What changes when a file does; None if it cannot be seen, which opening it will say better."""
     try:
         seen = path.stat()
@@ -117,9 +118,9 @@ def file_state(path: Path) -> FileState | None:
 _LATE_SECONDS = 3600
 
 
-def _chunks(folder: Path) -> dict[int, list[Path]]:
+def _chunks(folder: Place) -> dict[int, list[Place]]:
     """First second → the files that are named by it; names that a number would be spelt otherwise than are none."""
-    found: dict[int, list[Path]] = {}
+    found: dict[int, list[Place]] = {}
     for path in folder.iterdir():
         stem = path.stem
         if has_video_suffix(path.name) and stem.isascii() and stem.isdecimal() and stem == str(int(stem)):
@@ -127,7 +128,7 @@ def _chunks(folder: Path) -> dict[int, list[Path]]:
     return found
 
 
-def is_chunk_folder(path: Path) -> bool:
+def is_chunk_folder(path: Place) -> bool:
     """Whether a folder holds one video in chunks: all its video files are named by their first second.
 
     Those begin near 0 and go on in steps of a chunk's length, with no more missing than there are. Recordings that
@@ -144,7 +145,7 @@ def is_chunk_folder(path: Path) -> bool:
     return near and not any(start % CHUNK_SECONDS for start in chunks)
 
 
-def chunk_files(path: Path) -> dict[int, Path]:
+def chunk_files(path: Place) -> dict[int, Place]:
     """First second → file of a chunk folder, in order of time.
 
     Raises:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from lavila_fast.records import Narration
+from lavila_fast.remote.path import Place
 from lavila_fast.shown import OBEYED, spelt
 
 NOTHING = "…"
@@ -94,7 +95,7 @@ class Videos(Protocol):
         """Identity of its content (see `video.content`), if known."""
         ...
 
-    def path(self, video: str) -> Path:
+    def path(self, video: str) -> Place:
         """Where it lies."""
         ...
 
@@ -114,7 +115,7 @@ class Unknown:
         """See `Videos.id`."""
         return None
 
-    def path(self, video: str) -> Path:
+    def path(self, video: str) -> Place:
         """See `Videos.path`."""
         return Path(video)
 

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from lavila_fast.errors import LavilaError, VideoError
+from lavila_fast.remote.blocks import shared_blocks
+from lavila_fast.remote.faults import RemoteError
+from lavila_fast.remote.path import Place, RemotePath
 from lavila_fast.video import pulse
 from lavila_fast.video.children.limits import GIB, ChildLimits
 from lavila_fast.video.children.memory import Ring, anonymous
@@ -65,7 +67,7 @@ class Child:
         """Whether it runs."""
         return self._process.poll() is None
 
-    def ask(self, request: Message, path: Path) -> Iterator[Message]:
+    def ask(self, request: Message, path: Place) -> Iterator[Message]:
         """Its answers; the last one says that it is ``done``, or has the ``error`` that reading has ended with.
 
         Args:
@@ -83,7 +85,10 @@ class Child:
                 answer = self._next(path)
                 if "error" in answer or "done" in answer:
                     break
-                yield answer
+                if "block" in answer:
+                    self._give_block(answer, path)
+                else:
+                    yield answer
         except ValueError:
             self.kill()
             raise VideoError(path, "the decoder sent what makes no sense", _LEAVE_OUT) from None
@@ -93,6 +98,24 @@ class Child:
             raise self._too_large(path)
         self.idle = not answer.get("worn")
         yield answer
+
+    def _give_block(self, asked: Message, path: Place) -> None:
+        """Send a block of the video, or why it cannot be had; of no other file, whatever a child asks for.
+
+        Raises:
+            ValueError: it is out of its mind.
+        """
+        try:
+            number, chunk = int(asked["block"]), int(asked["chunk"])
+            if not isinstance(path, RemotePath) or number < 0 or not -1 <= chunk < len(path.chunks):
+                raise ValueError
+            data = shared_blocks().get(path if chunk < 0 else path.chunks[chunk], number)
+        except RemoteError as error:
+            self._wire.send({"what": error.what, "todo": error.todo})
+        except (KeyError, TypeError) as error:
+            raise ValueError from error
+        else:
+            self._wire.send({"bytes": len(data)}, data)
 
     def taken(self) -> None:
         """Tell it that a clip has been taken out of the ring."""
@@ -114,7 +137,7 @@ class Child:
         with contextlib.suppress(subprocess.TimeoutExpired):  # it is reaped when another one is started
             self._process.wait(_PATIENCE)
 
-    def _next(self, path: Path) -> Message:
+    def _next(self, path: Place) -> Message:
         """Its next message.
 
         Raises:
@@ -137,7 +160,7 @@ class Child:
             return self._next(path)
         return message
 
-    def _death(self, path: Path) -> LavilaError:
+    def _death(self, path: Place) -> LavilaError:
         """What its death is to be called."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_DYING)
@@ -162,6 +185,6 @@ class Child:
         lines = self._words.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
-    def _too_large(self, path: Path) -> VideoError:
+    def _too_large(self, path: Place) -> VideoError:
         most = f"{self._limits.memory / GIB:.3g} GB"
         return VideoError(path, f"needed more than {most} of memory", "leave it out, or allow more: --decode-memory")

@@ -17,17 +17,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.remote.faults import RemoteError
+from lavila_fast.remote.path import RemotePath
 from lavila_fast.video.children.child import Child
 from lavila_fast.video.children.limits import ChildLimits
 from lavila_fast.video.children.wire import Message, pack_facts, unpack_error, unpack_facts
 
 if TYPE_CHECKING:
     from lavila_fast.records import Clip
+    from lavila_fast.remote.path import Place
     from lavila_fast.video.reader import DecodedClip
     from lavila_fast.video.sources import VideoSource
     from lavila_fast.video.transforms import FrameTransform
@@ -40,6 +42,19 @@ def serves() -> bool:
     import resource  # unknown to Windows
 
     return resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def _require(path: Place) -> None:
+    """See that a file that lies elsewhere is there, which this process has to know.
+
+    Raises:
+        VideoError: it is not.
+    """
+    if isinstance(path, RemotePath):
+        try:
+            path.stat()
+        except RemoteError as error:
+            raise error.of(path) from error
 
 
 class Children:
@@ -87,13 +102,13 @@ class Children:
             child.end()
         self._starter.shutdown(wait=False)
 
-    def look(self, source: VideoSource, path: Path) -> None:
+    def look(self, source: VideoSource, path: Place) -> None:
         """Find out the facts of a file of a video; `source` has them then.
 
         Raises:
             VideoError: it cannot be opened.
         """
-        for _ in self._ask(source, {"file": str(path)}):
+        for _ in self._ask(source, {"file": path}):
             pass
 
     def read(
@@ -134,6 +149,7 @@ class Children:
 
     def _ask(self, source: VideoSource, request: Message) -> Iterator[tuple[Child, Message]]:
         """What a child answers about a video; its last words are heeded here."""
+        _require(source.path)
         told: dict[str, Any] = {each.name: getattr(source, each.name) for each in fields(source) if each.compare}
         whole = {**request, "source": told, "facts": pack_facts(source.infos)}
         with self._lend() as child:

@@ -18,6 +18,7 @@ from lavila_fast import errors
 from lavila_fast.errors import LavilaError, VideoError
 
 if TYPE_CHECKING:
+    from lavila_fast.remote.path import Place
     from lavila_fast.video.opening import VideoInfo
 
 DEBUG = "LAVILA_FAST_DEBUG"  # set: children may print
@@ -33,16 +34,16 @@ class Wire:
     def __init__(self, end: socket.socket) -> None:
         self._end, self._got = end, bytearray()
 
-    def send(self, message: Message) -> None:
-        """Send a message.
+    def send(self, message: Message, data: bytes = b"") -> None:
+        """Send a message, and bytes behind it that whoever gets it has to `take`.
 
         Raises:
             EOFError: the other end is gone.
         """
-        data = json.dumps(message, default=_plain, separators=(",", ":")).encode()
+        told = json.dumps(message, default=_plain, separators=(",", ":")).encode()
         try:
             self._end.settimeout(None)
-            self._end.sendall(len(data).to_bytes(_HEAD, "little") + data)
+            self._end.sendall(len(told).to_bytes(_HEAD, "little") + told + data)
         except OSError as error:
             raise EOFError from error
 
@@ -54,17 +55,35 @@ class Wire:
             ValueError: that is no message.
         """
         while (message := self._whole()) is None:
-            try:
-                self._end.settimeout(seconds)
-                piece = self._end.recv(_PIECE)
-            except TimeoutError:
+            if not self._hear(seconds):
                 return None
-            except OSError as error:
-                raise EOFError from error
-            if not piece:
-                raise EOFError
-            self._got += piece
         return message
+
+    def take(self, size: int) -> bytes:
+        """So many bytes that follow the last message.
+
+        Raises:
+            EOFError: the other end is gone.
+        """
+        while len(self._got) < size:
+            self._hear(None)
+        data = bytes(self._got[:size])
+        del self._got[:size]
+        return data
+
+    def _hear(self, seconds: float | None) -> bool:
+        """Wait for more; whether it has come within so many seconds."""
+        try:
+            self._end.settimeout(seconds)
+            piece = self._end.recv(_PIECE)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            raise EOFError from error
+        if not piece:
+            raise EOFError
+        self._got += piece
+        return True
 
     def hang_up(self) -> None:
         """End the talk: whoever waits at either end hears of it. Any thread may."""
@@ -92,6 +111,8 @@ def _plain(value: object) -> object:
     """Values that JSON does not know."""
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "told"):  # a file that lies elsewhere
+        return value.told()
     if isinstance(value, array):
         return value.tolist()
     if isinstance(value, frozenset):
@@ -120,12 +141,19 @@ def unpack_error(message: Message) -> Exception:
     return kind.__new__(kind, *told)  # a constructor would make another text of it
 
 
-def pack_facts(facts: dict[tuple[Path, int, int], VideoInfo]) -> list[Any]:
+def place_of(told: object) -> Place:
+    """A place that `_plain` has told."""
+    from lavila_fast.remote.path import RemotePath
+
+    return RemotePath.of(told) if isinstance(told, dict) else Path(str(told))
+
+
+def pack_facts(facts: dict[tuple[Place, int, int], VideoInfo]) -> list[Any]:
     """What is known of a video's files, as a part of a message."""
     return list(facts.items())
 
 
-def unpack_facts(told: list[Any]) -> dict[tuple[Path, int, int], VideoInfo]:
+def unpack_facts(told: list[Any]) -> dict[tuple[Place, int, int], VideoInfo]:
     """The same again."""
     from lavila_fast.video.clock.timeline import Repairs
     from lavila_fast.video.opening import VideoInfo
@@ -135,10 +163,10 @@ def unpack_facts(told: list[Any]) -> dict[tuple[Path, int, int], VideoInfo]:
     for (path, size, changed), info in told:
         shifts, denied = info["repairs"]["shifts"], info["repairs"]["denied"]
         own = {
-            "path": Path(info["path"]),
+            "path": place_of(info["path"]),
             "orientation": Orientation(*info["orientation"]),
             "entries": array("f", info["entries"]),
             "repairs": Repairs(tuple((int(at), int(ticks)) for at, ticks in shifts), frozenset(denied)),
         }
-        facts[Path(path), int(size), int(changed)] = VideoInfo(**{**info, **own})
+        facts[place_of(path), int(size), int(changed)] = VideoInfo(**{**info, **own})
     return facts

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lavila_fast.parent import end_with_parent
+from lavila_fast.remote.faults import RemoteError
+from lavila_fast.remote.path import RemotePath, ask_for_blocks
 from lavila_fast.video import pulse
 from lavila_fast.video.children.memory import PLACES, Ring
-from lavila_fast.video.children.wire import DEBUG, Message, Wire, pack_error, pack_facts, unpack_facts
+from lavila_fast.video.children.wire import DEBUG, Message, Wire, pack_error, pack_facts, place_of, unpack_facts
 
 if TYPE_CHECKING:
     from lavila_fast.video.sources import VideoSource
@@ -52,6 +54,8 @@ class _Worker:
         self._wire, self._ring, self._most, self._start = wire, ring, most, _most_addresses()
         self._read = reader.read_clips
         self._written = self._taken = self._largest = 0
+        self._source: VideoSource | None = None
+        ask_for_blocks(self._ask_for_block)
 
     def serve(self) -> None:
         """Answer requests.
@@ -69,13 +73,13 @@ class _Worker:
                 self._answer(request)
 
     def _answer(self, request: Message) -> None:
-        source = _source(request)
+        source = self._source = _source(request)
         self._bound(PLACES * request.get("place", 0))
         try:
             if "clips" in request:
                 self._clips(source, request)
             else:
-                source.info(Path(request["file"]))
+                source.info(place_of(request["file"]))
         except EOFError:
             raise
         except MemoryError:
@@ -112,6 +116,18 @@ class _Worker:
         """Until the parent has taken one more clip."""
         self._taken += bool(self._wire.receive())
 
+    def _ask_for_block(self, path: RemotePath, number: int) -> bytes:
+        """A block of the video, by way of the parent."""
+        assert self._source is not None
+        whole = self._source.path
+        chunk = -1 if path == whole or not isinstance(whole, RemotePath) else whole.chunks.index(path)
+        self._wire.send({"block": number, "chunk": chunk})
+        while "taken" in (answer := self._wire.receive() or {}):
+            self._taken += 1
+        if "bytes" not in answer:
+            raise RemoteError(str(answer.get("what")), str(answer.get("todo")))
+        return self._wire.take(int(answer["bytes"]))
+
     def _bound(self, ring: int) -> None:
         """Let native code have no more memory than what it may take."""
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -141,6 +157,6 @@ def _most_addresses() -> int:
 def _source(request: Message) -> VideoSource:
     from lavila_fast.video.sources import VideoSource
 
-    source = VideoSource(**{**request["source"], "path": Path(request["source"]["path"])})
+    source = VideoSource(**{**request["source"], "path": place_of(request["source"]["path"])})
     source.infos.update(unpack_facts(request["facts"]))
     return source

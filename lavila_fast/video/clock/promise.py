@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import av
 
+from lavila_fast.remote.path import Place
 from lavila_fast.video.disk import disk_error
 
 _SHORT = 1.0  # seconds that a file may lack of what its header promises
@@ -23,7 +23,19 @@ _ASF_FILE = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
 _FLV_SIZE = b"\x00\x08filesize\x00"  # a number of eight bytes follows
 
 
-def promise(path: Path, container: Any, reached: float, zero: float) -> float:
+class Reading(Protocol):
+    """A file that is open."""
+
+    def read(self, size: int, /) -> bytes:
+        """Bytes from here on."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a place."""
+        ...
+
+
+def promise(path: Place, container: Any, reached: float, zero: float) -> float:
     """Seconds on the clock that a file's header promises and the file, having been cut off, does not hold; else 0.
 
     Args:
@@ -49,7 +61,7 @@ def promise(path: Path, container: Any, reached: float, zero: float) -> float:
     return min(float(claim), (reached + _SHORT) * _GENEROUS * end / max(size, 1))
 
 
-def _end(path: Path, name: str) -> int | None:
+def _end(path: Place, name: str) -> int | None:
     """Bytes that a file of this format says it has, or None."""
     reader = next((reader for start, reader in _ENDS.items() if name.startswith(start)), None)
     if reader is None:
@@ -58,7 +70,7 @@ def _end(path: Path, name: str) -> int | None:
         return reader(file)
 
 
-def _riff(file: BinaryIO) -> int | None:
+def _riff(file: Reading) -> int | None:
     """Of AVI: one chunk, more of them where it is large."""
     at = 0
     while len(head := _at(file, at, 8)) == 8 and head[:4] == b"RIFF":
@@ -66,7 +78,7 @@ def _riff(file: BinaryIO) -> int | None:
     return at or None
 
 
-def _boxes(file: BinaryIO) -> int | None:
+def _boxes(file: Reading) -> int | None:
     """Of MP4: box after box."""
     at = 0
     while len(head := _at(file, at, 16)) >= 8:
@@ -78,7 +90,7 @@ def _boxes(file: BinaryIO) -> int | None:
     return at or None
 
 
-def _segment(file: BinaryIO) -> int | None:
+def _segment(file: Reading) -> int | None:
     head = file.read(4096)
     at = head.find(_SEGMENT)
     if at < 0 or at + 12 > len(head):
@@ -89,13 +101,13 @@ def _segment(file: BinaryIO) -> int | None:
     return None if length > 8 or size == (1 << 7 * length) - 1 else at + length + size
 
 
-def _asf(file: BinaryIO) -> int | None:
+def _asf(file: Reading) -> int | None:
     head = file.read(_HEAD)
     at = head.find(_ASF_FILE)
     return int.from_bytes(head[at + 40 : at + 48], "little") or None if at >= 0 else None
 
 
-def _flv(file: BinaryIO) -> int | None:
+def _flv(file: Reading) -> int | None:
     head = file.read(_HEAD)
     at = head.find(_FLV_SIZE)
     value = head[at + len(_FLV_SIZE) :][:8]
@@ -105,14 +117,14 @@ def _flv(file: BinaryIO) -> int | None:
     return int(size) if 0 < size < 1 << 60 else None
 
 
-def _at(file: BinaryIO, at: int, count: int) -> bytes:
+def _at(file: Reading, at: int, count: int) -> bytes:
     if at >= 1 << 62:
         return b""
     file.seek(at)
     return file.read(count)
 
 
-_ENDS: dict[str, Callable[[BinaryIO], int | None]] = {
+_ENDS: dict[str, Callable[[Reading], int | None]] = {
     "matroska": _segment,
     "avi": _riff,
     "mov,mp4": _boxes,

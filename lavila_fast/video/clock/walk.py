@@ -10,12 +10,12 @@ import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
 
 from lavila_fast.errors import VideoError
+from lavila_fast.remote.path import Place
 from lavila_fast.video.clock.promise import promise
 from lavila_fast.video.clock.timeline import SOUND, PacketTable, Repairs, Timeline
 from lavila_fast.video.disk import disk_error, trouble_of
@@ -72,7 +72,7 @@ def same_rate(one: float, other: float, seconds: float) -> bool:
     return abs(one - other) * seconds <= _ONE_FRAME
 
 
-def facts(path: Path, container: Any, stream: Any, most_pixels: int = MOST_PIXELS) -> VideoInfo:
+def facts(path: Place, container: Any, stream: Any, most_pixels: int = MOST_PIXELS) -> VideoInfo:
     """Facts that need no decoding: its orientation is not known yet, and width and height are the coded ones.
 
     Raises:
@@ -144,7 +144,7 @@ def _start(container: Any, stream: Any) -> float:
     return float(container.start_time / av.time_base)
 
 
-def _walk(path: Path, container: Any, stream: Any, most_pixels: int) -> _Found:
+def _walk(path: Place, container: Any, stream: Any, most_pixels: int) -> _Found:
     """Go over all packets of a file, in a container of its own."""
     tick, nominal = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
     table = PacketTable(tick, container.format.name.startswith(STORING), max(round(1 / (nominal * tick)), 1))
@@ -189,7 +189,7 @@ def _listed(container: Any, stream: Any, packets: int) -> float:
     return float((stream.duration or 0) * stream.time_base)
 
 
-def _numbered(path: Path, table: PacketTable, rates: list[float]) -> _Found:
+def _numbered(path: Place, table: PacketTable, rates: list[float]) -> _Found:
     """Of a file whose stamps no pictures could have: they are shown one after the other, at a rate that is usual.
 
     Raises:
@@ -203,7 +203,7 @@ def _numbered(path: Path, table: PacketTable, rates: list[float]) -> _Found:
     return _Found(0, round(frames / rate / table.tick), frames, rate, rate, 0.0, everything, stored=False)
 
 
-def _collect(path: Path, stream: Any, table: PacketTable, zero: float, most_pixels: int) -> tuple[float, bool]:
+def _collect(path: Place, stream: Any, table: PacketTable, zero: float, most_pixels: int) -> tuple[float, bool]:
     """Fill the table.
 
     Returns:
