@@ -98,6 +98,10 @@ class EmbeddedBeside:
             return []
         return next(iter(self.request.work.see(self.model, iter([replace(clip, clip=own)]), 1, True)))
 
+    def again(self, clip: DecodedClip) -> None:
+        """See `run.Beside`."""
+        next(iter(self.request.work.see(self.model, iter([clip]), 1, True)))
+
     def write(self, rows: list[Row], path: Path, decoded: int) -> None:
         """See `run.Beside`."""
         assert self._held is not None

@@ -101,6 +101,7 @@ class Decoders:
         self._stopped, self._size = False, room
         self._looked, self._waited = math.inf, 0.0
         self._threads: list[threading.Thread] = []
+        self._alive: set[int] = set()  # threads whose time is not in `cpu` yet
         self._workers = 0
 
     def __iter__(self) -> Iterator[DecodedClip | EndOfVideo]:
@@ -136,6 +137,8 @@ class Decoders:
         thread.start()
 
     def _guard(self, target: Callable[[], None]) -> None:
+        with self._state:
+            self._alive.add(threading.get_ident())
         try:
             with contextlib.suppress(_Stopped):
                 target()
@@ -145,7 +148,23 @@ class Decoders:
                 self._state.notify_all()
         finally:
             with self._state:
+                self._alive.discard(threading.get_ident())
                 self.cpu += time.thread_time()
+
+    def cpu_so_far(self) -> float:
+        """`cpu`, and what the threads have taken that go on, where the system tells (Linux does)."""
+        with self._state:  # a thread that is about to end waits here, so its clock is there
+            return self.cpu + sum(map(_clock, self._alive))
+
+    def children_cpu(self) -> float:
+        """Seconds of processor time of the children that have not ended."""
+        return self._children.cpu() if self._children else 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Clips that are decoded and wait for the model."""
+        with self._state:
+            return sum(len(stretch.ready) for video in self._active for stretch in video.stretches)
 
     def _wait(self) -> None:
         """Until something may have changed; called with the state held."""
@@ -299,3 +318,10 @@ class Decoders:
             what = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
             return f"{job.source.path}: {what}; please report this file, or leave it out", fault_code(error)
         return None
+
+
+def _clock(thread: int) -> float:
+    """Seconds of processor time of a thread that runs."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(thread))

@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from lavila_fast.archive.stages import Stages
 from lavila_fast.shown import shown
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} clips, {rate_noinv_fmt}{postfix}, {remaining} left"
@@ -19,12 +20,13 @@ class Progress:
     Attributes:
         clips: Narrated.
         video_seconds: Of video that those stand for.
+        stages: Where the run's time goes.
     """
 
     def __init__(self, quiet: bool, bar: bool) -> None:
         """`quiet` shows nothing but errors; without `bar` there are only lines."""
         self.clips, self.video_seconds, self._begun = 0, 0.0, time.monotonic()
-        self._quiet, self._said = quiet, self._begun
+        self._quiet, self._said, self.stages = quiet, self._begun, Stages()
         show = bar and not quiet and sys.stderr.isatty()
         self._bar = tqdm(bar_format=_BAR, unit=" clips", total=0, mininterval=0.5, file=sys.stderr) if show else None
 

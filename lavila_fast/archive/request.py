@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavila_fast.archive.alone import Alone
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
+from lavila_fast.archive.history import History
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
@@ -155,6 +157,7 @@ class Request:
         lengths = self.lengths(model)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         see = partial(self.work.see, model, batch=self.batch, frame_times=self.frame_times)
+        alone = Alone.of(self.work, model, self.batch, self.frame_times)
         if output.kind == "stream":
             stream = Stream(output, sys.stdout.buffer)
             try:
@@ -174,7 +177,10 @@ class Request:
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
             decoders = self._decoders(model, left, plan, children)
-            summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+            run = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed, alone)
+            with History.beside(journal.path, anew=self.overwrite or journal.new).keeping(model.fingerprint) as heard:
+                summary = run.go(heard)
+                heard(summary)
             if self.shard and summary.stopped is None:
                 write_marker(journal.path, self.shard.told(every))
             return summary

@@ -39,6 +39,7 @@ from lavila_fast.cli.parity import parity
 from lavila_fast.cli.plan import plan
 from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.rephrase import rephrase
+from lavila_fast.cli.report import report
 from lavila_fast.cli.search import search
 from lavila_fast.cli.status import status
 from lavila_fast.cli.streams import prepare, tell
@@ -82,6 +83,7 @@ def cli() -> None:
     lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
     lavila-fast status OUTPUT           what became of the videos of a run
+    lavila-fast report OUTPUT           what it cost, how fast it was, what failed and why
     lavila-fast index FILM... -o INDEX   make an archive searchable; search INDEX "a sentence" finds moments
     lavila-fast convert IN OUT          what a run has written, in another format
     lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
@@ -94,7 +96,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, index, search),
+    *(demo, doctor, plan, narrate, classify, embed, status, report, convert, merge, index, search),
     *(models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.machine import cpu_of
 from lavila_fast.video.children.child import Child
 from lavila_fast.video.children.limits import ChildLimits
 from lavila_fast.video.children.wire import Message, pack_facts, unpack_error, unpack_facts
@@ -86,6 +87,11 @@ class Children:
         for child in idle:
             child.end()
         self._starter.shutdown(wait=False)
+
+    def cpu(self) -> float:
+        """Seconds of processor time of the children that are there."""
+        with self._lock:
+            return sum(cpu_of(child.pid) for child in (*self._idle, *self._busy))
 
     def look(self, source: VideoSource, path: Path) -> None:
         """Find out the facts of a file of a video; `source` has them then.
