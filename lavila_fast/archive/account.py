@@ -1,4 +1,4 @@
-"""The account of an output, or of several: what there is, what failed and why, what it cost, and how well time was used.
+"""The account of an output, or of several: what there is, what failed and why, what it cost, how well time was used.
 
     account([found(OUT)], price=0.80)["cost_per_1000_hours"]
 
@@ -17,8 +17,8 @@ from typing import Any
 from lavila_fast.archive.history import ENDING, History, RunCost, added
 from lavila_fast.archive.stages import BESIDE, ENGINE
 from lavila_fast.archive.totals import totals
-from lavila_fast.archive.videos import ENDING as RECORDS
 from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, VideoRecord, find_records, read_records
+from lavila_fast.archive.videos import ENDING as RECORDS
 from lavila_fast.errors import InputError
 
 

@@ -35,6 +35,7 @@ from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.metrics import Metrics
     from lavila_fast.clip_model import ClipModel
     from lavila_fast.video.children.pool import Children
 
@@ -66,6 +67,7 @@ class Request:
         wishes: What to do again, and how closely to look at files.
         hushed: Nothing is said of failures whose lines begin like this.
         shard: The share of the videos that this run works on; None: all.
+        metrics: Who is told how far it is, at any time.
     """
 
     inputs: tuple[str, ...]
@@ -88,6 +90,7 @@ class Request:
     wishes: Wishes = field(default_factory=Wishes)
     hushed: tuple[str, ...] = ()
     shard: Shard | None = None
+    metrics: Metrics | None = None
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list."""
@@ -165,7 +168,10 @@ class Request:
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
                 left = replace(found, jobs=self._bounded(found.jobs, children))
                 decoders = self._decoders(model, left, plan, children)
-                return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
+                run = Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed)
+                if self.metrics:
+                    self.metrics.watch(self.work.kind.name, run)
+                return run.go()
             finally:
                 stream.release()
         every, found = found, self.shard.share(found) if self.shard else found
@@ -178,6 +184,8 @@ class Request:
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
             decoders = self._decoders(model, left, plan, children)
             run = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed, alone)
+            if self.metrics:
+                self.metrics.watch(self.work.kind.name, run)
             with History.beside(journal.path, anew=self.overwrite or journal.new).keeping(model.fingerprint) as heard:
                 summary = run.go(heard)
                 heard(summary)

@@ -223,8 +223,18 @@ class Run:
             cpu=own - self._own + others,
             decode_cpu=self._decoders.cpu_so_far() + others,
             stages=self._stages.spent(),
-            statuses=self._statuses + (self.books.statuses if self.books else Counter()),
+            statuses=Counter(dict(self._statuses)) + Counter(dict(self.books.statuses) if self.books else {}),
         )
+
+    @property
+    def planned(self) -> int:
+        """Clips that are to be done, as far as is known."""
+        return self._decoders.total
+
+    @property
+    def waiting(self) -> int:
+        """Clips that are decoded and wait for the model."""
+        return self._decoders.waiting
 
     def _ask_alone(self) -> None:
         """What the engine does alone, now that nothing decodes any more."""
@@ -270,7 +280,7 @@ class Run:
             if isinstance(event, EndOfVideo):
                 if event.failure:
                     self.summary.try_again |= event.code == DISK
-                    self._fail(event.failure)
+                    self._fail(event.failure, event)
                 self._ended[event.video] = event
                 self._stages.to(WRITING)
                 with self.signals():
@@ -314,6 +324,8 @@ class Run:
             ended = self._ended.pop(video)
             del self._in_flight[video]
             self._frames.pop(video, None)
+            told = {"video": video, "seconds": round(ended.seconds, 3), "error.type": ended.code}
+            self.progress.note(video, "lavila.video.ended", told)
             for name in self._close(ended):
                 self._write_out(name)
 
@@ -330,15 +342,16 @@ class Run:
             yield ended.video
         for twin in twins:
             if twin.failure:
-                self._fail(twin.failure)
+                self._fail(twin.failure, twin)
             yield twin.video
 
     def _write_out(self, video: str) -> None:
         if line := self.sink.finish(video):
             self._fail(line)
 
-    def _fail(self, line: str) -> None:
+    def _fail(self, line: str, ended: EndOfVideo | None = None) -> None:
         if line.startswith(self._hushed):
             return
         self.summary.failed.append(line)
-        self.progress.say(f"error: {line}")
+        told = {"video": ended.video, "error.type": ended.code, "stage": ended.stage} if ended else {}
+        self.progress.say(line, "ERROR", "lavila.video.failed", told)

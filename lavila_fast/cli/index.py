@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from lavila_fast.cli.choices import PATH, POSITIVE
+from lavila_fast.cli.run_options import telling
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.files import storage_error
 from lavila_fast.shown import many
 
-_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads")
+_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads", "metrics")
 _SECONDS = click.FloatRange(min=0.001)
 
 
@@ -29,6 +30,7 @@ _SECONDS = click.FloatRange(min=0.001)
 @click.option("--stride-seconds", type=_SECONDS, help="From one window's start to the next.  [default: its length]")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
+@telling
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_context

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lavila_fast import __version__
+from lavila_fast import __version__, log
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
 from lavila_fast.cli.convert import convert
@@ -113,14 +113,15 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line and give back its exit code."""
+    log.as_json(False)
     try:
         code = cli.main(args, prog_name="lavila-fast", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        told = io.StringIO()
-        error.show(told)
-        tell(told.getvalue().rstrip("\n"), err=True)
+        usage = io.StringIO()
+        error.show(usage)
+        tell(usage.getvalue().rstrip("\n"), err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -133,11 +134,12 @@ def run(args: Sequence[str] | None = None) -> int:
         _close_stdout()
         what = " ".join(str(error).split())
         if isinstance(error, LavilaError):
-            tell(f"error: {what}", err=True)
+            tell(what, err=True, severity="ERROR", event="lavila.error")
             return error.exit_code
         if isinstance(error, MemoryError):
             what = "out of memory; try a smaller --batch-size"
-        tell(f"error: unexpected {type(error).__name__}: {what}; LAVILA_FAST_DEBUG=1 shows where", err=True)
+        told = f"unexpected {type(error).__name__}: {what}; LAVILA_FAST_DEBUG=1 shows where"
+        tell(told, err=True, severity="ERROR", event="lavila.error")
         return 1
 
 
