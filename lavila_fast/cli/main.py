@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import click
 
 from lavila_fast import __version__, log
+from lavila_fast.cli.agents import mcp
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
 from lavila_fast.cli.convert import convert
@@ -96,7 +97,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, doctor, plan, narrate, classify, embed, status, report, convert, merge, index, search),
+    *(demo, doctor, plan, narrate, classify, embed, status, report, convert, merge, index, search, mcp),
     *(models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )

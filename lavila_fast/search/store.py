@@ -21,7 +21,7 @@ from lavila_fast.errors import InputError, MissingExtraError
 TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 200_000  # rows from which an index of vectors pays
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
-_COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame")
+_COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame", "date", "length")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,8 @@ class Window:
         text: What was said of it; "" if nothing.
         perplexity: Of the text.
         frame: Second of the frame that stands for it in pictures.
+        date: When the video was last changed, seconds since 1970; None: not known.
+        length: Seconds of the whole video; None: not known.
         vector: (E,), of unit length; None where it was not asked for.
     """
 
@@ -48,6 +50,8 @@ class Window:
     text: str = ""
     perplexity: float | None = None
     frame: float = 0.0
+    date: float | None = None
+    length: float | None = None
     vector: F32 | None = None
 
 
@@ -67,8 +71,10 @@ class Store:
 
     @staticmethod
     def there(folder: Path) -> bool:
-        """Whether there is a table."""
-        return (folder / _PLACE / f"{TABLE}.lance").is_dir()
+        """Whether there is a table that this version reads."""
+        if not (folder / _PLACE / f"{TABLE}.lance").is_dir():
+            return False
+        return {*_COLUMNS, "vector"} <= set(_connect(folder).open_table(TABLE).schema.names)
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Store:
@@ -76,7 +82,7 @@ class Store:
         import pyarrow
 
         text, number = pyarrow.string(), pyarrow.float64()
-        types = (text, text, text, number, number, text, number, number)
+        types = (text, text, text, number, number, text, number, number, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
         return cls(_connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite"), dim)
 
@@ -92,6 +98,8 @@ class Store:
             there = table.schema.field("vector").type.list_size
         except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
             raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
+        if not set(_COLUMNS) <= set(table.schema.names):
+            raise InputError(f"{folder}: was made by an earlier version; run lavila-fast index again with the same -o")
         if there != dim:
             raise InputError(f"{folder}: its vectors have {there} numbers, the model's {dim}; index again")
         return cls(table, dim)
@@ -155,6 +163,15 @@ class Store:
         where = f"video = {quoted(video)} AND start <= {second!r} AND end > {second!r}"
         rows = self._table.search().where(where).select(["vector"]).limit(1).to_list()
         return np.asarray(rows[0]["vector"], np.float32) if rows else None
+
+    def videos(self, part: str) -> list[tuple[str, str, float | None]]:
+        """Name, path and length of each video that has this in its name, in order of their names."""
+        found = self._table.search().where(f"contains(video, {quoted(part)})").select(["video", "path", "length"])
+        rows: dict[str, tuple[str, str, float | None]] = {}
+        for batch in found.to_batches(1 << 16):
+            for one in zip(*(batch.column(name).to_pylist() for name in ("video", "path", "length")), strict=True):
+                rows[one[0]] = one
+        return [rows[name] for name in sorted(rows)]
 
     def sample(self, count: int) -> F32:
         """Vectors of some windows, spread over the table, (N, E)."""
