@@ -145,11 +145,13 @@ class Store:
         else:  # more than that is not bounded in memory
             self._table.optimize(cleanup_older_than=_KEPT)
 
-    def nearest(self, vector: F32, limit: int, where: str | None = None) -> list[Hit]:
-        """Windows whose vectors are nearest; scores are cosines."""
+    def nearest(self, vector: F32, limit: int, where: str | None = None, exact: bool = False) -> list[Hit]:
+        """Windows whose vectors are nearest; scores are cosines. `exact` compares all, whatever the size."""
         found = self._table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
         found = found.distance_type("cosine")
-        if len(self) >= LARGE:
+        if exact:
+            found = found.bypass_vector_index()
+        elif len(self) >= LARGE:
             found = found.nprobes(64).refine_factor(20)
         return self._hits(found, limit, where, "_distance", lambda distance: 1.0 - distance)
 
