@@ -166,6 +166,7 @@ def measured(count: int, always_index: bool) -> dict[str, Any]:
         row["words"] = _worded(store)
         more = list(windows(1000, "more"))
         row["again"] = phase(partial(_add_and_settle, store, more))
+        row["compact"] = phase(store.compact)
         row["disk_mib"] = round(sum(one.stat().st_size for one in Path(folder).rglob("*") if one.is_file()) / 2**20, 1)
     return row
 

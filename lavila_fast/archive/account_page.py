@@ -43,7 +43,7 @@ def _facts(told: Mapping[str, Any]) -> str:
         "hours of video": f"{told['hours']:,.2f}, {_percent(told['coverage'])} of them covered",
         "clips": f"{told['clips']:,}, {told['damaged']:,} of them damaged",
         "runs": f"{told['runs']:,}, {told['unfinished']:,} of them not to an end",
-        "time": f"{told['seconds'] / 3600:,.2f} hours",
+        "time": f"{number(round(told['seconds'] / 3600, 4))} hours",
         "speed": _speed(told),
         "of the engine alone": _bare(told),
         "decoding": f"{_percent(told['decode_share_of_cpu'])} of CPU time",
@@ -70,8 +70,9 @@ def _bare(told: Mapping[str, Any]) -> str:
 
 
 def _plots(told: Mapping[str, Any]) -> list[str]:
+    stages = {name: share for name, share in told["stages"].items() if share}
     drawings = {
-        "stages": (_bars(told["stages"], "share of the main thread's time, %", 100), told["stages"]),
+        "stages": (_bars(stages, "share of the main thread's time, %", 100), stages),
         "runs": (_speeds(told["history"][-_RUNS:]), told["history"]),
         "coverage": (_histogram(told["coverage_counts"]), any(told["coverage_counts"])),
     }
@@ -102,6 +103,7 @@ def _speeds(runs: Sequence[Mapping[str, Any]]) -> Any:
         axes.bar(range(1, len(runs) + 1), speeds, color=colours, width=0.6)
         axes.set_title("× real time of each run (pale: not to its end)")
         axes.set_xticks(range(1, len(runs) + 1, max(len(runs) // 8, 1)))
+        axes.set_xlim(0.4, max(len(runs), 6) + 0.6)
 
     return draw
 
@@ -110,7 +112,8 @@ def _histogram(counts: Sequence[int]) -> Any:
     def draw(axes: Any) -> None:
         axes.bar([10 * n + 5 for n in range(len(counts))], counts, color=ACCENT, width=9)
         axes.set_title("videos by how much of them is covered, %")
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, 101)
+        axes.yaxis.get_major_locator().set_params(integer=True)
 
     return draw
 
@@ -150,7 +153,7 @@ def _run(run: Mapping[str, Any]) -> list[str]:
         f"{run['cpus']}",
         f"{run['clips']:,}",
         f"{run['failed']:,}",
-        f"{run['seconds'] / 3600:.2f}",
+        number(round(run["seconds"] / 3600, 3)),
         speed,
         bare,
     ]

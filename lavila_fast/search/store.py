@@ -7,6 +7,8 @@ store.nearest(vector, 50), store.worded("onion", 50)
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,8 @@ from lavila_fast.errors import InputError, MissingExtraError
 
 TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 200_000  # rows from which an index of vectors pays
+_OUTSIDE, _MOST_PIECES, _BLOCK = 0.05, 64, 1 << 14  # share of rows, files of a table, rows that are copied at once
+_NEW, _OLD = f"{TABLE}_new", f"{TABLE}_old"
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
 _COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame", "date", "length")
 
@@ -66,13 +70,14 @@ class Hit:
 class Store:
     """An open table."""
 
-    def __init__(self, table: Any, dim: int) -> None:
-        self._table, self.dim = table, dim
+    def __init__(self, table: Any, dim: int, folder: Path) -> None:
+        self._table, self.dim, self._folder = table, dim, folder
 
     @staticmethod
     def there(folder: Path) -> bool:
         """Whether there is a table that this version reads."""
-        if not (folder / _PLACE / f"{TABLE}.lance").is_dir():
+        _mend(folder)
+        if not _table_path(folder, TABLE).is_dir():
             return False
         return {*_COLUMNS, "vector"} <= set(_connect(folder).open_table(TABLE).schema.names)
 
@@ -84,7 +89,8 @@ class Store:
         text, number = pyarrow.string(), pyarrow.float64()
         types = (text, text, text, number, number, text, number, number, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
-        return cls(_connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite"), dim)
+        table = _connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite")
+        return cls(table, dim, folder)
 
     @classmethod
     def open(cls, folder: Path, dim: int) -> Store:
@@ -93,6 +99,7 @@ class Store:
         Raises:
             InputError: there is none, or of other vectors.
         """
+        _mend(folder)
         try:
             table = _connect(folder).open_table(TABLE)
             there = table.schema.field("vector").type.list_size
@@ -102,7 +109,7 @@ class Store:
             raise InputError(f"{folder}: was made by an earlier version; run lavila-fast index again with the same -o")
         if there != dim:
             raise InputError(f"{folder}: its vectors have {there} numbers, the model's {dim}; index again")
-        return cls(table, dim)
+        return cls(table, dim, folder)
 
     def __len__(self) -> int:
         """How many windows."""
@@ -133,17 +140,52 @@ class Store:
             self._table.delete(told)
 
     def settle(self) -> None:
-        """Make what speeds searches up, after rows were added; and of small tables forget what they were before."""
+        """Make what speeds searches up, after rows were added, and forget what the table was before.
+
+        Of large tables, indexes are made anew only when enough rows lie outside them, which are compared one by one.
+        """
         if not len(self):
             return
         from lancedb.index import FTS, IvfPq
 
-        self._table.create_index("text", config=FTS(with_position=False))
-        if len(self) >= LARGE:
+        large, words = len(self) >= LARGE, FTS(with_position=False)
+        if not large or self._outdated("text"):
+            self._table.create_index("text", config=words)
+        if not large:
+            self._table.optimize(cleanup_older_than=_KEPT)
+            return
+        pieces = self._table.stats()["fragment_stats"]["num_fragments"]
+        if pieces > _MOST_PIECES + 2 * len(self) // BATCH:
+            self.compact()
+            self._table.create_index("text", config=words)
+        if self._outdated("vector"):
             parts = next(one for one in range(max(self.dim // 4, 1), 0, -1) if self.dim % one == 0)
             self._table.create_index("vector", config=IvfPq(distance_type="cosine", num_sub_vectors=parts))
-        else:  # more than that is not bounded in memory
-            self._table.optimize(cleanup_older_than=_KEPT)
+
+    def _outdated(self, column: str) -> bool:
+        """Whether there is no index of this column, or too much lies outside it."""
+        name = next((one.name for one in self._table.list_indices() if one.columns == [column]), None)
+        known = self._table.index_stats(name) if name else None
+        return known is None or known.num_unindexed_rows > _OUTSIDE * len(self)
+
+    def compact(self) -> None:
+        """Write the rows of a table of many pieces into a new one, block by block, so that memory is bounded.
+
+        LanceDB's own way takes memory with the size of the table. Indexes are to be made again. Whoever is killed
+        meanwhile leaves the old table or the new one.
+        """
+        import pyarrow
+
+        connection, schema = _connect(self._folder), self._table.schema
+        blocks = (block.select(schema.names) for block in self._table.search().to_batches(_BLOCK))
+        reader = pyarrow.RecordBatchReader.from_batches(schema, blocks)
+        connection.create_table(_NEW, data=reader, schema=schema, mode="overwrite")
+        table, new, old = (_table_path(self._folder, name) for name in (TABLE, _NEW, _OLD))
+        shutil.rmtree(old, ignore_errors=True)
+        table.rename(old)
+        new.rename(table)
+        shutil.rmtree(old, ignore_errors=True)
+        self._table = _connect(self._folder).open_table(TABLE)
 
     def nearest(self, vector: F32, limit: int, where: str | None = None, exact: bool = False) -> list[Hit]:
         """Windows whose vectors are nearest; scores are cosines. `exact` compares all, whatever the size."""
@@ -191,6 +233,17 @@ class Store:
         return [Hit(Window(**{name: row[name] for name in _COLUMNS}), score(row[column])) for row in rows]
 
 
+def _table_path(folder: Path, name: str) -> Path:
+    return folder / _PLACE / f"{name}.lance"
+
+
+def _mend(folder: Path) -> None:
+    """Put a table back that somebody who compacted it has left under its other name."""
+    table, old = _table_path(folder, TABLE), _table_path(folder, _OLD)
+    if not table.exists() and old.is_dir():
+        old.rename(table)
+
+
 def quoted(text: str) -> str:
     """Text as SQL has it."""
     return "'" + text.replace("'", "''") + "'"
@@ -214,6 +267,7 @@ def require_search() -> None:
 
 
 def _connect(folder: Path) -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are of nothing that a user did
     require_search()
     import lancedb
 
