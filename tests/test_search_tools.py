@@ -91,6 +91,14 @@ def test_pictures_are_upright_and_nothing_else_is_a_picture(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("kitchen")
+def test_an_index_leaves_an_account_like_any_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", "ix", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["clips"], told["runs"], told["videos"]["done"]) == (12, 1, 1)
+    assert told["stages"]["beside"] > 0  # the dual encoder's
+
+
+@pytest.mark.usefixtures("kitchen")
 def test_by_date_and_length(capsys: pytest.CaptureFixture[str]) -> None:
     text = SHOWN[2]["text"]
     for words, there in {
@@ -224,3 +232,29 @@ def test_without_a_folder_nothing_is_cut(kitchen: Path, monkeypatch: pytest.Monk
         own.cut("film.mp4", 0, 2)
     with av.open(str(next((tmp_path / "cuts").iterdir()))) as clip:
         assert clip.streams.video
+
+
+# --- films whose events are known ------------------------------------------------------------------------------------
+
+
+def test_a_long_film_shows_what_it_says(tmp_path: Path) -> None:
+    from lavila_fast.bench.moments import different
+    from lavila_fast.kitchen.film import long_film
+
+    scenes = list(different(3, 5))
+    assert len({scene.action.sentence for scene in scenes}) == 3
+    shown = long_film(scenes, tmp_path / "film.mp4", [20, 31, 45], 64, 48, fps=10)
+    assert [(one.start, one.end) for one in shown] == [(0, 2), (2, 5.1), (5.1, 9.6)]
+    assert [one.text for one in shown] == [scene.action.sentence for scene in scenes]
+    assert probe(tmp_path / "film.mp4").frames == 96
+    once, again, other = read_frames(tmp_path / "film.mp4", [25, 45, 55]).astype(float)
+    assert abs(once - again).mean() < 4 < abs(once - other).mean()
+
+
+@pytest.mark.slow
+def test_moments_are_where_the_events_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavila_fast.bench import moments
+
+    monkeypatch.setattr(moments, "cache_dir", lambda: tmp_path)
+    (row,) = moments.measured(1, 40, (1.0,))
+    assert row["iou_at_least_half"] >= 0.9

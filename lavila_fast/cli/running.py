@@ -12,7 +12,6 @@ import click
 from click.core import ParameterSource
 
 from lavila_fast import log
-from lavila_fast.archive.metrics import serving
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
@@ -45,6 +44,8 @@ def perform(
         open_model: Opens the model, when inputs and output are known to make sense, and says the whole work.
         beside: What is to be embedded at the same time.
     """
+    from lavila_fast.archive.metrics import serving
+
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
     with serving(given["metrics"]) as served, _children(given) as children:
