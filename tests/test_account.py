@@ -76,7 +76,7 @@ def test_stages_add_up_to_the_run() -> None:
     summary, _ = narrate("v", output=OUT)
     assert sum(summary.stages.values()) == pytest.approx(summary.seconds, abs=0.05)
     assert summary.statuses == {"done": 2, "failed": 1}
-    assert summary.to_dict()["stages"].keys() == {"engine", "beside", "waiting", "writing"}
+    assert summary.to_dict()["stages"].keys() == {"engine", "beside", "waiting", "storing"}
 
 
 @pytest.mark.usefixtures("place")

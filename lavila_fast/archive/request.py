@@ -168,10 +168,7 @@ class Request:
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list))
                 left = replace(found, jobs=self._bounded(found.jobs, children))
                 decoders = self._decoders(model, left, plan, children)
-                run = Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed)
-                if self.metrics:
-                    self.metrics.watch(self.work.kind.name, run)
-                return run.go()
+                return self._watched(Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed)).go()
             finally:
                 stream.release()
         every, found = found, self.shard.share(found) if self.shard else found
@@ -184,14 +181,17 @@ class Request:
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard)
             decoders = self._decoders(model, left, plan, children)
             run = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed, alone)
-            if self.metrics:
-                self.metrics.watch(self.work.kind.name, run)
             with History.beside(journal.path, anew=self.overwrite or journal.new).keeping(model.fingerprint) as heard:
-                summary = run.go(heard)
+                summary = self._watched(run).go(heard)
                 heard(summary)
             if self.shard and summary.stopped is None:
                 write_marker(journal.path, self.shard.told(every))
             return summary
+
+    def _watched(self, run: Run) -> Run:
+        if self.metrics:
+            self.metrics.watch(self.work.kind.name, run)
+        return run
 
     def lengths(self, model: ClipModel) -> tuple[float, float]:
         """Of a window, and from one's start to the next."""

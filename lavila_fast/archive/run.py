@@ -25,7 +25,7 @@ from lavila_fast.archive.outputs import Output, Sink
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
-from lavila_fast.archive.stages import BESIDE, ENGINE, WAITING, WRITING
+from lavila_fast.archive.stages import BESIDE, ENGINE, STORING, WAITING
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.archive.videos import DONE, FAILED
 from lavila_fast.records import Row
@@ -255,14 +255,14 @@ class Run:
             # The first clip goes alone: somebody may be waiting to see whether this is of any use.
             self._stages.to(ENGINE)
             for rows in chain(self.see(islice(clips, 1)), self.see(clips)):
-                self._stages.to(WRITING)
+                self._stages.to(STORING)
                 with self.signals():
                     if self.books:
                         self.books.begin(rows[0], self._frames.get(rows[0].video, 0))
                     self.sink.write(rows)
                     self._count(rows[0])
                 self._stages.to(ENGINE)
-            self._stages.to(WRITING)
+            self._stages.to(STORING)
         except (Stopped, Exception):
             stop = self.signals.stopped
             if not stop:
@@ -282,7 +282,7 @@ class Run:
                     self.summary.try_again |= event.code == DISK
                     self._fail(event.failure, event)
                 self._ended[event.video] = event
-                self._stages.to(WRITING)
+                self._stages.to(STORING)
                 with self.signals():
                     self._finish(event.video)
                 self._stages.to(WAITING)

@@ -1,6 +1,6 @@
 """Where the time of a run's main thread goes: it is always in one stage, and a switch charges the one that ends.
 
-The main thread runs the model, waits for clips, and writes; what decodes does so beside it. So the shares add up to the
+The main thread runs the model, waits for clips, and stores rows; what decodes does so beside it. So the shares add up to the
 run, and the share of the model says how busy the engine was kept.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-STAGES = ENGINE, BESIDE, WAITING, WRITING = "engine", "beside", "waiting", "writing"
+STAGES = ENGINE, BESIDE, WAITING, STORING = "engine", "beside", "waiting", "storing"
 
 
 class Stages:
