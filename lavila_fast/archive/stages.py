@@ -1,7 +1,7 @@
 """Where the time of a run's main thread goes: it is always in one stage, and a switch charges the one that ends.
 
-The main thread runs the model, waits for clips, and stores rows; what decodes does so beside it. So the shares add up to the
-run, and the share of the model says how busy the engine was kept.
+The main thread runs the model, waits for clips, and stores rows; what decodes does so beside it. So the shares add up
+to the run, and the share of the model says how busy the engine was kept.
 """
 
 from __future__ import annotations
