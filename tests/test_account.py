@@ -44,29 +44,34 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("place")
 def test_three_runs_are_told_as_one() -> None:
-    done = [narrate(*inputs, output=OUT)[0] for inputs in (("v/a.mp4",), ("v/a.mp4", "v/b.mp4"), ("v",))]
-    assert [one.clips for one in done] == [2, 3, 0]
+    inputs = (("v/a.mp4",), ("v",), ("v", "c.mp4"))
+    write_video(Path("c.mp4"), 20, Fraction(10), start=500)
+    done = [narrate(*some, output=OUT)[0] for some in inputs]
+    assert [one.clips for one in done] == [2, 3, 1]
+    left = HISTORY.read_bytes()
+    assert narrate(*inputs[-1], output=OUT)[0].done_before == 6
+    assert HISTORY.read_bytes() == left  # nothing was to be done
     runs = History.read(HISTORY).runs
     assert [(one.clips, one.failed, one.ended, one.engine) for one in runs] == [
         (2, 0, DONE, Scribe.fingerprint),
-        (3, 0, DONE, Scribe.fingerprint),
-        (0, 1, DONE, Scribe.fingerprint),
+        (3, 1, DONE, Scribe.fingerprint),
+        (1, 1, DONE, Scribe.fingerprint),
     ]
     told = account([known(OUT)], price=3600.0)
-    assert told["videos"] == {"total": 3, "done": 2, "partial": 0, "failed": 1, "skipped": 0}
-    assert (told["clips"], told["runs"], told["coverage"]) == (5, 3, 1.0)
-    assert told["hours"] == pytest.approx(10 / 3600, abs=1e-4)
+    assert told["videos"] == {"total": 4, "done": 3, "partial": 0, "failed": 1, "skipped": 0}
+    assert (told["clips"], told["runs"], told["coverage"]) == (6, 3, 1.0)
+    assert told["hours"] == pytest.approx(12 / 3600, abs=1e-4)
     seconds = sum(one.seconds for one in done)
     assert told["seconds"] == pytest.approx(seconds, abs=0.01)
-    assert told["times_real_time"] == pytest.approx(10 / seconds, rel=0.02)
+    assert told["times_real_time"] == pytest.approx(12 / seconds, rel=0.02)
     assert told["cost"] == pytest.approx(seconds, abs=0.01)  # one a second
-    assert told["cost_per_1000_hours"] == pytest.approx(1000 * 3600 * seconds / 10, rel=0.02)
+    assert told["cost_per_1000_hours"] == pytest.approx(1000 * 3600 * seconds / 12, rel=0.02)
     assert told["reasons"]["not-a-video"]["videos"] == 1
     assert "v/bad.mp4: is not a video" in told["reasons"]["not-a-video"]["examples"][0]
     assert sum(told["stages"].values()) == pytest.approx(1.0, abs=1e-3)
     text = "\n".join(lines(told))
     assert "3 runs" in text
-    assert "3 videos: 2 done, 1 failed" in text
+    assert "4 videos: 3 done, 1 failed" in text
     narrate("v/a.mp4", output=OUT, overwrite=True)
     assert len(History.read(HISTORY).runs) == 1
 

@@ -163,20 +163,27 @@ class History:
 
     @contextlib.contextmanager
     def keeping(self, engine: str) -> Iterator[Callable[[Summary], None]]:
-        """Note a run of this engine as it goes on: the block is given what hears of it, and tells it the end, too."""
+        """Note a run of this engine as it goes on: the block is given what hears of it, and tells it the end, too.
+
+        A run that finds nothing to do changes nothing.
+        """
         began, last = now(), Summary(0, 0)
+
+        def told(ended: str) -> None:
+            if last.clips or last.copied or last.decoded or not self.runs:
+                self.note(cost_of(began, last, engine, ended))
 
         def heard(summary: Summary) -> None:
             nonlocal last
             last = summary
-            self.note(cost_of(began, summary, engine, GOES_ON))
+            told(GOES_ON)
 
         try:
             yield heard
         except BaseException:
-            self.note(cost_of(began, last, engine, BROKEN))
+            told(BROKEN)
             raise
-        self.note(cost_of(began, last, engine, DONE if last.stopped is None else STOPPED))
+        told(DONE if last.stopped is None else STOPPED)
 
     def _bound(self) -> None:
         while len(self.runs) > MOST:
