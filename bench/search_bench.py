@@ -4,7 +4,7 @@
 
 Vectors of 256 numbers in clusters, as windows of films are: a cluster for every 500, cosines of about 0.6 within one;
 queries lie as far from the windows as sentences do. Each size has a process of its own, so that its peak memory is its
-own. All vectors compared (`exact`) and the index of vectors (IVF-PQ, refined) are asked the same over the same table;
+own. All vectors compared (`exact`) and the index of vectors (IVF-SQ, refined) are asked the same over the same table;
 recall@10 is against NumPy's comparison of all. `again` is what it costs to add a film of 1,000 windows to the whole.
 The last line is one JSON object.
 """
@@ -33,6 +33,7 @@ from lavila_fast.search.store import BATCH, Store, Window
 
 COMMAND = "python -m lavila_fast.bench.search_bench"
 DIM, CLUSTER, QUERIES, SECONDS = 256, 500, 200, 2.0
+TAKEN = 200  # windows that a search looks at, to make moments of them
 _WITHIN, _AWAY = 0.8, 1.5  # noise of a window and of a query, as long as what it is added to is 1
 _WORDS = (
     *("picks", "puts", "cuts", "washes", "opens", "closes", "onion", "knife", "pan", "cup"),
@@ -94,11 +95,11 @@ def questions(count: int) -> tuple[F32, list[set[int]]]:
     return asked, [set(row) for row in best_place.tolist()]
 
 
-def _peak_mib() -> float:
-    """The most memory since `_forget`."""
+def _mib(name: str = "VmHWM") -> float:
+    """Memory of this process: the most since `_forget`, or ``VmRSS``, now."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
+        if line.startswith(f"{name}:"):
+            return round(int(line.split()[1]) / 1024, 1)
     return float("nan")
 
 
@@ -108,12 +109,13 @@ def _forget() -> None:
 
 
 def phase(work: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of a piece of work, of processor time too, and the most memory meanwhile."""
+    """Seconds of a piece of work, of processor time too, and memory before it and at most."""
     _forget()
+    before = _mib("VmRSS")
     began, cpu = time.perf_counter(), time.process_time()
     work()
     took, spent = time.perf_counter() - began, time.process_time() - cpu
-    return {"seconds": round(took, 3), "cpu_seconds": round(spent, 3), "peak_mib": round(_peak_mib(), 1)}
+    return {"seconds": round(took, 3), "cpu_seconds": round(spent, 3), "before_mib": before, "peak_mib": _mib()}
 
 
 def _fill(store: Store, rows: Iterator[Window]) -> None:
@@ -141,10 +143,10 @@ def asked(store: Store, queries: F32, right: Sequence[set[int]], exact: bool) ->
     """Percentiles of the milliseconds that an answer takes, warm, and how many of the right ten it holds."""
     times, shared = [], 0
     for query in queries[:20]:
-        store.nearest(query, 10, exact=exact)
+        store.nearest(query, TAKEN, exact=exact)
     for query, best in zip(queries, right, strict=True):
         began = time.perf_counter()
-        hits = store.nearest(query, 10, exact=exact)
+        hits = store.nearest(query, TAKEN, exact=exact)[:10]
         times.append(1000 * (time.perf_counter() - began))
         shared += len({_number(hit.window) for hit in hits} & best)
     p50, p99 = np.percentile(times, (50, 99))
@@ -155,18 +157,19 @@ def measured(count: int, always_index: bool) -> dict[str, Any]:
     """A row, in this process."""
     if always_index:
         store_module.LARGE = min(store_module.LARGE, count)
-    row: dict[str, Any] = {"windows": count, "dim": DIM, "start_mib": round(_peak_mib(), 1)}
+    row: dict[str, Any] = {"windows": count, "dim": DIM, "start_mib": _mib()}
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder), DIM)
         row["add"] = phase(lambda: _fill(store, windows(count)))
         row["settle"] = phase(store.settle)
+        row["compact"] = phase(store.compact)
+        store.settle()
         queries, right = questions(count)
         ways = {"exact": True, "index": False} if count >= store_module.LARGE else {"exact": True}
         row |= {name: asked(store, queries, right, exact) for name, exact in ways.items()}
         row["words"] = _worded(store)
         more = list(windows(1000, "more"))
         row["again"] = phase(partial(_add_and_settle, store, more))
-        row["compact"] = phase(store.compact)
         row["disk_mib"] = round(sum(one.stat().st_size for one in Path(folder).rglob("*") if one.is_file()) / 2**20, 1)
     return row
 

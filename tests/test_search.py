@@ -142,7 +142,7 @@ def test_a_large_table_finds_what_comparing_all_finds(tmp_path: Path, monkeypatc
     store.add(rows)
     monkeypatch.setattr("lavila_fast.search.store.LARGE", 1000)
     store.settle()
-    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfPq"}
+    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfSq"}
     halves = vectors.astype(np.float16).astype(np.float32)
     shared = []
     for query in vectors[:20] + 0.1 * random.standard_normal((20, 32)).astype(np.float32):
@@ -170,7 +170,7 @@ def test_a_large_table_of_many_pieces_is_compacted(tmp_path: Path, monkeypatch: 
     store.settle()
     assert store._table.stats()["fragment_stats"]["num_fragments"] < 30
     assert len(store) == 600
-    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfPq"}
+    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfSq"}
     assert [store.nearest(one, 1)[0].window.text for one in vectors[::100]] == [
         f"number {i}" for i in range(0, 600, 100)
     ]
