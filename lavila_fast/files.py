@@ -15,7 +15,6 @@ import json
 import os
 import re
 import secrets
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from lavila_fast.errors import LavilaError, StorageError
+from lavila_fast.log import say
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows' Python has no EDQUOT of old
 _NO_LOCKS = {errno.ENOLCK, errno.EINVAL, getattr(errno, "ENOTSUP", errno.EINVAL), errno.ENOSYS}
@@ -211,9 +211,7 @@ def _say_no_sync(why: str) -> None:
 
 def warn(line: str) -> None:
     """A line on standard error, if there is one that takes it."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+    say(line, "WARN")
 
 
 def sha256(path: Path) -> str:

@@ -54,6 +54,17 @@ def available_cpus(root: Path = Path("/")) -> int:
     return max(min([affinity, *quotas]), 1)
 
 
+def cpu_of(process: int, root: Path = Path("/")) -> float:
+    """Seconds of processor time that a process has taken until now; 0 where nobody tells, or it is gone.
+
+    Args:
+        process: Its number.
+        root: Holds ``proc``.
+    """
+    told = _read(root / "proc" / str(process) / "stat").rpartition(")")[2].split()  # its name may hold anything
+    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK") if len(told) > 12 else 0.0
+
+
 def thread_count(threads: int | None) -> int:
     """Threads of an engine: as many as asked for; None or 0 takes `available_cpus`.
 

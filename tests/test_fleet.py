@@ -83,6 +83,9 @@ class Here:
                 raise WorkerLost("a blow")
             yield answer
 
+    def cpu(self) -> float:
+        return 0.0
+
     def close(self) -> None:
         self._worker.close()
 

@@ -142,7 +142,7 @@ def test_a_large_table_finds_what_comparing_all_finds(tmp_path: Path, monkeypatc
     store.add(rows)
     monkeypatch.setattr("lavila_fast.search.store.LARGE", 1000)
     store.settle()
-    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfPq"}
+    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfSq"}
     halves = vectors.astype(np.float16).astype(np.float32)
     shared = []
     for query in vectors[:20] + 0.1 * random.standard_normal((20, 32)).astype(np.float32):
@@ -154,13 +154,44 @@ def test_a_large_table_finds_what_comparing_all_finds(tmp_path: Path, monkeypatc
     assert {hit.window.video for hit in store.nearest(vectors[0], 10, "video = '3.mp4'")} == {"3.mp4"}
 
 
+def test_a_large_table_of_many_pieces_is_compacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LARGE": 256, "BATCH": 64, "_MOST_PIECES": 2}.items():
+        monkeypatch.setattr(f"lavila_fast.search.store.{name}", value)
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((600, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = [
+        Window(f"{i % 7}.mp4", "x", "x", 2.0 * i, 2.0 * i + 2, f"number {i}", vector=v) for i, v in enumerate(vectors)
+    ]
+    store = Store.create(tmp_path, 32)
+    for at in range(0, 600, 20):
+        store.add(rows[at : at + 20])
+    assert store._table.stats()["fragment_stats"]["num_fragments"] == 30
+    store.settle()
+    assert store._table.stats()["fragment_stats"]["num_fragments"] < 30
+    assert len(store) == 600
+    assert {one.index_type for one in store._table.list_indices()} == {"FTS", "IvfSq"}
+    assert [store.nearest(one, 1)[0].window.text for one in vectors[::100]] == [
+        f"number {i}" for i in range(0, 600, 100)
+    ]
+    made = {one.name: one.created_at for one in store._table.list_indices()}
+    store.add(rows[:10])  # few: they are found without being in an index
+    store.settle()
+    assert {one.name: one.created_at for one in store._table.list_indices()} == made
+    assert len(store.nearest(vectors[3], 2)) == 2
+    table = tmp_path / "table" / "windows.lance"
+    table.rename(table.with_name("windows_old.lance"))  # as a kill between two names leaves it
+    assert Store.there(tmp_path)
+    assert len(Store.open(tmp_path, 32)) == 610
+
+
 def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, told in {
         (str(tmp_path), "x"): "holds no index",
         (str(kitchen / "ix"),): "say what to look for",
         (str(kitchen / "ix"), "x", "--like", "film.mp4@900"): "not in the index",
         (str(kitchen / "ix"), "x", "--like", "film.mp4"): "not in the index",
-        (str(kitchen / "ix"), "x", "--after", "nan"): "--after and --before: give seconds",
+        (str(kitchen / "ix"), "x", "--after", "nan"): "--after: give a number of seconds",
     }.items():
         assert run(["search", *words]) == 2, words
         assert told in capsys.readouterr().err

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lavila_fast.archive.alone import See
 from lavila_fast.archive.fleet.seen import Seen
 from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Files, Output
 from lavila_fast.archive.request import Request
-from lavila_fast.archive.run import See, Summary
+from lavila_fast.archive.run import Summary
 from lavila_fast.clip_model import ClipModel
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Row
@@ -109,6 +110,10 @@ class EmbeddedBeside:
     def one_by_one(self) -> Request:
         """How clips are embedded on their way."""
         return replace(self.request, batch=1, frame_times=True)
+
+    def again(self, clip: DecodedClip) -> None:
+        """See `run.Beside`."""
+        next(self._see(iter([clip])))
 
     def write(self, rows: list[Row], path: Place, decoded: int) -> None:
         """See `run.Beside`."""

@@ -7,6 +7,7 @@ several files with one content the first is narrated; the others, its twins, get
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -41,6 +42,7 @@ class Books:
     Attributes:
         copied: Clips whose rows were copied from a video of the same content.
         known: What writers may ask of videos.
+        statuses: Videos that were closed, by what became of them.
     """
 
     def __init__(self, journal: Journal, records: Records, known: Recognised, wishes: Wishes) -> None:
@@ -50,6 +52,7 @@ class Books:
         self._closed: dict[str, EndOfVideo] = {}
         self._lock = threading.Lock()
         self.copied, self.known = 0, KnownVideos(records.get)
+        self.statuses: Counter[str] = Counter()
 
     def jobs(self) -> list[Job]:
         """What is to be done, under the names that the videos have in the output.
@@ -167,11 +170,13 @@ class Books:
         if known and known.id and work.look.id is None:  # it cannot be read now; its rows stay, and what is known
             if known.status != DONE:
                 status = PARTIAL if count else FAILED
+                self.statuses[status] += 1
                 said = replace(known, status=status, code=ended.code, error=ended.failure, stage=ended.stage)
                 self._records.put(said)
             return
         mine = known if known and known.id == work.look.id else None
         status = (PARTIAL if count else FAILED) if ended.failure else (DONE if count else SKIPPED)
+        self.statuses[status] += 1
         seconds, seen = self._asked(work), work.extent
         if seen is None and mine is not None and mine.duration is not None:
             seen = Extent(mine.begin, mine.duration)

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from lavila_fast.archive.faults import fault_code
@@ -26,6 +25,7 @@ from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.stretches import EndOfVideo, SharedVideo, Stretch
 from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import Place
 from lavila_fast.video.reader import DecodedClip
 from lavila_fast.video.sources import Extent, VideoSource
 
@@ -54,6 +54,15 @@ class Plan(Protocol):
 
 class Helpers(Protocol):
     """Processes that read for these threads."""
+
+    @property
+    def only_decode(self) -> bool:
+        """Whether they do nothing else."""
+        ...
+
+    def cpu(self) -> float:
+        """Seconds of processor time of those that are there."""
+        ...
 
     def close(self) -> None:
         """End them; who still waits for one hears of it."""
@@ -107,6 +116,7 @@ class Decoders:
         self._stopped, self._size = False, room
         self._looked, self._waited = math.inf, 0.0
         self._threads: list[threading.Thread] = []
+        self._alive: set[int] = set()  # threads whose time is not in `cpu` yet
         self._workers = 0
 
     def __iter__(self) -> Iterator[DecodedClip | EndOfVideo]:
@@ -142,6 +152,8 @@ class Decoders:
         thread.start()
 
     def _guard(self, target: Callable[[], None]) -> None:
+        with self._state:
+            self._alive.add(threading.get_ident())
         try:
             with contextlib.suppress(_Stopped):
                 target()
@@ -151,7 +163,28 @@ class Decoders:
                 self._state.notify_all()
         finally:
             with self._state:
+                self._alive.discard(threading.get_ident())
                 self.cpu += time.thread_time()
+
+    def cpu_so_far(self) -> float:
+        """`cpu`, and what the threads have taken that go on, where the system tells (Linux does)."""
+        with self._state:  # a thread that is about to end waits here, so its clock is there
+            return self.cpu + sum(map(_clock, self._alive))
+
+    def children_cpu(self) -> float:
+        """Seconds of processor time of the children that have not ended."""
+        return self._helpers.cpu() if self._helpers else 0.0
+
+    @property
+    def tells_cpu(self) -> bool:
+        """Whether what others take for these threads is for decoding, and nothing else."""
+        return self._helpers is None or self._helpers.only_decode
+
+    @property
+    def waiting(self) -> int:
+        """Clips that are decoded and wait for the model."""
+        with self._state:
+            return sum(len(stretch.ready) for video in self._active for stretch in video.stretches)
 
     def _wait(self) -> None:
         """Until something may have changed; called with the state held."""
@@ -304,9 +337,16 @@ class Decoders:
         return None
 
 
-def what_failed(path: Path, error: Exception) -> tuple[str, str]:
+def what_failed(path: Place, error: Exception) -> tuple[str, str]:
     """A line and a word for what ended a video."""
     if isinstance(error, LavilaError):
         return str(error), fault_code(error)
     what = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
     return f"{path}: {what}; please report this file, or leave it out", fault_code(error)
+
+
+def _clock(thread: int) -> float:
+    """Seconds of processor time of a thread that runs."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(thread))

@@ -33,6 +33,9 @@ _ROOM, _MEMORY = 1 << 30, 2 << 30  # bytes below which a run may not get far
 _SECONDS = 0.5
 EXTRAS = {  # module → extra of our package, and what it is for
     "pyarrow": ("parquet", "tables of rows and vectors"),
+    "lancedb": ("search", "finding moments"),
+    "mcp": ("mcp", "an index for agents"),
+    "prometheus_client": ("metrics", "Prometheus"),
     "torch": ("torch", "checkpoints without a bundle, and evaluation"),
     "onnx": ("export", "export and parity"),
     "transformers": ("rephrase", "paraphrases"),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
+from lavila_fast import log
+from lavila_fast.archive.stages import Stages
 from lavila_fast.shown import shown
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} clips, {rate_noinv_fmt}{postfix}, {remaining} left"
@@ -19,12 +23,14 @@ class Progress:
     Attributes:
         clips: Narrated.
         video_seconds: Of video that those stand for.
+        stages: Where the run's time goes.
     """
 
     def __init__(self, quiet: bool, bar: bool) -> None:
         """`quiet` shows nothing but errors; without `bar` there are only lines."""
         self.clips, self.video_seconds, self._begun = 0, 0.0, time.monotonic()
-        self._quiet, self._said = quiet, self._begun
+        bar &= not log.is_json()
+        self._quiet, self._said, self.stages = quiet, self._begun, Stages()
         show = bar and not quiet and sys.stderr.isatty()
         self._bar = tqdm(bar_format=_BAR, unit=" clips", total=0, mininterval=0.5, file=sys.stderr) if show else None
 
@@ -49,16 +55,29 @@ class Progress:
         elif not self._quiet and time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             rate = self.clips / self.elapsed
-            left = tqdm.format_interval((total - self.clips) / rate)
-            self.say(f"{self.clips}/{total} clips, {rate:.2f} clips/s, {self.speed:.1f}x real time, {left} left")
+            seconds = (total - self.clips) / rate
+            left, speed = tqdm.format_interval(seconds), f"{self.speed:.1f}x real time"
+            known = {"clips": self.clips, "total": total, "clips_per_second": rate, "times_real_time": self.speed}
+            line = f"{self.clips}/{total} clips, {rate:.2f} clips/s, {speed}, {left} left"
+            self.say(line, event="lavila.run.progress", attributes={**known, "seconds_left": seconds})
 
-    def say(self, line: str) -> None:
-        """A line that does not disturb the bar."""
-        line = shown(line)
+    def say(
+        self,
+        line: str,
+        severity: str = "INFO",
+        event: str = log.MESSAGE,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A line that does not disturb the bar; see `log.say`."""
         if self._bar is None:
-            print(line, file=sys.stderr, flush=True)
+            log.say(line, severity, event, attributes)
         else:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(shown(f"error: {line}" if severity == "ERROR" else line), file=sys.stderr)
+
+    def note(self, line: str, event: str, attributes: Mapping[str, Any]) -> None:
+        """What only a log wants to know."""
+        if log.is_json() and not self._quiet:
+            log.say(line, "INFO", event, attributes)
 
     def close(self) -> None:
         """Leave the bar as it is."""

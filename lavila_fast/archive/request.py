@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavila_fast.archive.alone import Alone, See
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
 from lavila_fast.archive.downloads import Downloads
 from lavila_fast.archive.fleet.seen import STRETCH
+from lavila_fast.archive.history import History
 from lavila_fast.archive.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
 from lavila_fast.archive.journal import Journal
@@ -23,7 +25,7 @@ from lavila_fast.archive.places import require_none_read
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
-from lavila_fast.archive.run import Beside, Run, See, Summary
+from lavila_fast.archive.run import Beside, Run, Summary
 from lavila_fast.archive.shards import Shard, marker_of, write_marker
 from lavila_fast.archive.shots import ENDING, FRAMES, SMALL, Shots, describe_shots
 from lavila_fast.archive.still import Still, StillGate
@@ -33,6 +35,7 @@ from lavila_fast.errors import InputError
 from lavila_fast.machine import available_cpus
 from lavila_fast.records import Clip
 from lavila_fast.remote.path import RemotePath, place
+from lavila_fast.remote.urls import is_url
 from lavila_fast.shown import many
 from lavila_fast.video.names import HARDWARE
 from lavila_fast.video.nearby import in_words
@@ -42,6 +45,7 @@ from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
     from lavila_fast.archive.fleet.crew import Fleet
+    from lavila_fast.archive.metrics import Metrics
     from lavila_fast.clip_model import ClipModel
     from lavila_fast.video.children.pool import Children
 
@@ -78,6 +82,7 @@ class Request:
         reads: Files that are read besides videos and `clip_list`.
         manifest: Table that names the videos; `inputs` is their folder, or nothing.
         download: Bytes that films which lie elsewhere may take here, fetched whole; 0: they are read in ranges.
+        metrics: Who is told how far it is, at any time.
     """
 
     inputs: tuple[str, ...]
@@ -105,6 +110,7 @@ class Request:
     reads: tuple[Path, ...] = ()
     manifest: str | None = None
     download: int = 0
+    metrics: Metrics | None = None
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list, and that there is one list at most."""
@@ -144,7 +150,10 @@ class Request:
                 f"{asked}: of no use where {self.work.kind.name} are printed; leave it out, or give -o FILE"
             )
         lists = (self.clip_list,) if self.clip_list else ()
-        require_none_read(output, [*lists, *self.reads, *(job.source.path for job in found.jobs)])
+        tables = (Path(self.manifest),) if self.manifest and not is_url(self.manifest) else ()
+        videos = (job.source.path for job in found.jobs)
+        local = (path for path in videos if not isinstance(path, RemotePath))
+        require_none_read(output, [*lists, *tables, *self.reads, *local])
         output = output.with_frame_times() if self.frame_times else output
         output.writer()  # what is missing to write it is said before the first video
         return replace(output, safe=self.csv_safe)
@@ -191,6 +200,7 @@ class Request:
         lengths, downloads = self.lengths(model), Downloads(self.download)
         progress = Progress(self.quiet, bar=not (output.kind == "stream" and sys.stdout.isatty()))
         see: See = fleet.see if fleet else self.see(model)
+        alone = None if fleet else Alone.of(self.see, model, self.batch)
         if output.kind == "stream":
             stream = Stream(output, sys.stdout.buffer, {"still": self.still.settings} if self.still else {})
             try:
@@ -199,7 +209,7 @@ class Request:
                 plan = Windows(*lengths, stream, listed=bool(self.clip_list), shots=shots)
                 left = replace(found, jobs=self._bounded(found.jobs, children, downloads))
                 decoders = self._decoders(model, left, plan, children, downloads, fleet)
-                return Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed).go()
+                return self._watched(Run(see, left, stream, plan, progress, decoders, (), beside, self.hushed)).go()
             finally:
                 stream.release()
         every, found = found, self.shard.share(found) if self.shard else found
@@ -212,7 +222,10 @@ class Request:
             shots = self._shots(lengths[0], journal.path, children)
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard, shots)
             decoders = self._decoders(model, left, plan, children, downloads, fleet)
-            summary = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed).go()
+            run = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed, alone)
+            with History.beside(journal.path, anew=self.overwrite or journal.new).keeping(model.fingerprint) as heard:
+                summary = self._watched(run).go(heard)
+                heard(summary)
             if fleet and fleet.died:
                 how = ", ".join(sorted(set(fleet.died)))
                 self._note(
@@ -239,6 +252,11 @@ class Request:
             return look(source, pieces, FRAMES, SMALL)
 
         return Shots(clip_seconds, read, journal and journal.with_name(journal.name + ENDING))
+
+    def _watched(self, run: Run) -> Run:
+        if self.metrics:
+            self.metrics.watch(self.work.kind.name, run)
+        return run
 
     def lengths(self, model: ClipModel) -> tuple[float, float]:
         """Of a window, and from one's start to the next."""

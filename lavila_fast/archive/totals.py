@@ -11,17 +11,18 @@ from typing import Any
 
 from lavila_fast.archive.videos import SKIPPED, STATUSES, VideoRecord
 
-_WORST = 10  # videos that are named
+_WORST, _EXAMPLES = 10, 3  # videos that are named, and lines of each reason
 
 
 def totals(records: Sequence[VideoRecord]) -> dict[str, Any]:
-    """Counts, failures by reason (the first line of each), and the videos of which least is narrated."""
+    """Counts, failures by reason (the first lines of each), and the videos of which least is narrated."""
     counts = Counter(one.status for one in records)
     reasons: dict[str, dict[str, Any]] = {}
     for one in records:
         if one.error:
-            reason = reasons.setdefault(one.code or "unknown", {"videos": 0, "first": one.error})
+            reason = reasons.setdefault(one.code or "unknown", {"videos": 0, "first": one.error, "examples": []})
             reason["videos"] += 1
+            reason["examples"] += [one.error] * (len(reason["examples"]) < _EXAMPLES)
     known = [one for one in records if one.coverage is not None and one.status != SKIPPED]
     least = sorted((one for one in known if (one.coverage or 0.0) < 1), key=lambda one: one.coverage or 0.0)
     return {

@@ -119,7 +119,7 @@ def find_records(output: str) -> Path:
         raise InputError(f"{shown_url(output)}: give the folder where it was made, which the run has said, or a copy")
     path = Path(output)
     named = records_path(Path(os.path.realpath(path)))
-    in_folder = [path / f"{kind.name}{ENDING}" for kind in KINDS]
+    in_folder = [path / f"{kind.name}{journal}{ENDING}" for journal in ("", ".jsonl") for kind in KINDS]
     for one in (*in_folder, named, path):
         if one.name.endswith(ENDING) and one.is_file():
             return one

@@ -21,6 +21,7 @@ import click
 from lavila_fast.cli.choices import PATH
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
+from lavila_fast.remote.urls import is_url, shown_url
 from lavila_fast.shown import many
 
 if TYPE_CHECKING:
@@ -54,9 +55,11 @@ def dedup(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     for name in ("cosine", "share"):
         if given[name] is not None and given["features"] is None:
             raise InputError(f"--{name}: of no use without --features FILE; leave it out")
+    if elsewhere := next((word for word in inputs if is_url(word)), None):
+        raise InputError(f"{shown_url(elsewhere)}: duplicates are looked for among files here; fetch them first")
     inputs_found, found = find_videos(inputs), Found()
     found.failed += inputs_found.failed
-    firsts = exact(((job.source.name, job.source.path) for job in inputs_found.jobs), found)
+    firsts = exact(((job.source.name, Path(str(job.source.path))) for job in inputs_found.jobs), found)
     if given["features"]:
         likeness = Likeness(given["cosine"] or COSINE, given["share"] or SHARE)
         _near(given["features"], firsts, likeness, found)
@@ -90,7 +93,7 @@ def _near(features: Path, firsts: Sequence[Copy], likeness: Likeness, found: Fou
 
     @cache
     def name_of(name: str) -> str | None:
-        return by_path.get(os.path.realpath(known.path(name)))
+        return by_path.get(os.path.realpath(str(known.path(name))))
 
     near(firsts, Pictures.read(table, name_of), likeness, found)
     if firsts and found.unseen == len(firsts):

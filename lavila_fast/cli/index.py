@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lavila_fast.cli.choices import POSITIVE, Number
-from lavila_fast.cli.run_options import manifest, require_inputs
+from lavila_fast.cli.run_options import manifest, require_inputs, telling
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError
@@ -18,7 +18,7 @@ from lavila_fast.files import storage_error
 from lavila_fast.remote.urls import is_url, shown_url
 from lavila_fast.shown import many
 
-_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads", "manifest")
+_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads", "manifest", "metrics")
 _SECONDS = Number(min=0.001)
 
 
@@ -33,6 +33,7 @@ _SECONDS = Number(min=0.001)
 @click.option("--stride-seconds", type=_SECONDS, help="From one window's start to the next.  [default: its length]")
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
+@telling
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_context

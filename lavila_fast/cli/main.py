@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 
 import click
 
-from lavila_fast import __version__
+from lavila_fast import __version__, log
+from lavila_fast.cli.agents import mcp
 from lavila_fast.cli.bench import bench
 from lavila_fast.cli.classify import classify
 from lavila_fast.cli.convert import convert
@@ -40,6 +41,7 @@ from lavila_fast.cli.parity import parity
 from lavila_fast.cli.plan import plan
 from lavila_fast.cli.prepare import prepare_data
 from lavila_fast.cli.rephrase import rephrase
+from lavila_fast.cli.report import report
 from lavila_fast.cli.search import search
 from lavila_fast.cli.segments import segments
 from lavila_fast.cli.status import status
@@ -84,6 +86,7 @@ def cli() -> None:
     lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
     lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
     lavila-fast status OUTPUT           what became of the videos of a run
+    lavila-fast report OUTPUT           what it cost, how fast it was, what failed and why
     lavila-fast index FILM... -o INDEX   make an archive searchable; search INDEX "a sentence" finds moments
     lavila-fast convert IN OUT          what a run has written, in another format
     lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
@@ -98,7 +101,8 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(demo, doctor, plan, narrate, classify, embed, status, convert, merge, segments, dedup, index, search),
+    *(demo, doctor, plan, narrate, classify, embed, status, report, convert, merge, segments, dedup),
+    *(index, search, mcp),
     *(models, export, parity, bench, evaluate, engines),
     *(train, prepare_data, narrations, rephrase),
 )
@@ -115,14 +119,15 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line and give back its exit code."""
+    log.as_json(False)
     try:
         code = cli.main(args, prog_name="lavila-fast", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        told = io.StringIO()
-        error.show(told)
-        tell(told.getvalue().rstrip("\n"), err=True)
+        usage = io.StringIO()
+        error.show(usage)
+        tell(usage.getvalue().rstrip("\n"), err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -135,11 +140,12 @@ def run(args: Sequence[str] | None = None) -> int:
         _close_stdout()
         what = " ".join(str(error).split())
         if isinstance(error, LavilaError):
-            tell(f"error: {what}", err=True)
+            tell(what, err=True, severity="ERROR", event="lavila.error")
             return error.exit_code
         if isinstance(error, MemoryError):
             what = "out of memory; try a smaller --batch-size"
-        tell(f"error: unexpected {type(error).__name__}: {what}; LAVILA_FAST_DEBUG=1 shows where", err=True)
+        told = f"unexpected {type(error).__name__}: {what}; LAVILA_FAST_DEBUG=1 shows where"
+        tell(told, err=True, severity="ERROR", event="lavila.error")
         return 1
 
 

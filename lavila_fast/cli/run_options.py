@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from lavila_fast import log
 from lavila_fast.cli.choices import POSITIVE, LazyChoice, Number
 from lavila_fast.engines.choose import engine_help, precisions
 from lavila_fast.video.names import DECODERS
@@ -79,6 +80,29 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
     )
 
 
+def _log_json(context: click.Context, option: click.Parameter, on: bool) -> None:
+    if on:  # from here on, errors of the options that follow among them
+        log.as_json(True)
+
+
+telling = _all(
+    (
+        click.option(
+            "--metrics",
+            metavar="[HOST:]PORT",
+            help="Serve Prometheus metrics meanwhile, to this machine alone where no host is given.",
+        ),
+        click.option(
+            "--log-json",
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_log_json,
+            help="Standard error is a JSON object a line, for who collects logs.",
+        ),
+    )
+)
+"""Options of what is told while a command goes on."""
 machinery = _all(
     (
         click.option(
@@ -237,6 +261,7 @@ machinery = _all(
             help="From one copy of it to the next; the last is made at the end.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON at the end; rows go to a file."),
+        telling,
         click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only errors."),
     )
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lavila_fast import log
 from lavila_fast.cli.run_options import require_inputs
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import ENGINES
@@ -86,18 +87,23 @@ def _perform(
     workers: Workers,
 ) -> int:
     """`perform` with an output that is here, whose rows go to a URL in the end."""
+    from lavila_fast.archive.metrics import serving
+
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
-    with _children(given) as children:
+    with serving(given["metrics"]) as served, _children(given) as children:
         request = _request(inputs, given, work)
+        if served:
+            request = replace(request, metrics=served[0])
+            _say(request, f"metrics: {served[1]}")
         found = request.find()
         output = replace(request.choose_output(found), url=url)
         if beside:
             beside.choose(request, found, output)
         model, work = open_model()
         request, output = replace(request, work=work), replace(output, rows=work.kind)
-        if (note := getattr(model, "note", "")) and not request.quiet:
-            tell(f"{given['model']}: {note}", err=True)
+        if note := getattr(model, "note", ""):
+            _say(request, f"{given['model']}: {note}")
         if given["isolate"] and not model.can_isolate:
             raise InputError(_NOT_ISOLATED)
         pool = children if model.can_isolate else None
@@ -135,15 +141,23 @@ def _hire(
     return muster(workers, request, model, _limits(given) if children else None, children, also)
 
 
+def _say(request: Request, line: str) -> None:
+    if not request.quiet:
+        tell(line, err=True)
+
+
 def _tell(request: Request, done: Sequence[tuple[Summary, Output]]) -> int:
     """Say what one run or two have done, and give back the exit code."""
     first, output = done[0]
     if request.prints_summary:
         more = {run.rows.name: {**summary.to_dict(), "output": str(run)} for summary, run in done[1:]}
         click.echo(json.dumps({**first.to_dict(), "output": str(output), **more}))
-    elif not request.quiet:
-        lines = [first.costs(), *(summary.sentence(run) for summary, run in done)]
-        tell("\n".join(line for line in lines if line), err=True)
+    if not request.quiet and (log.is_json() or not request.prints_summary):
+        if costs := first.costs():
+            tell(costs, err=True)
+        for summary, run in done:
+            told = {**summary.to_dict(), "output": str(run)}
+            tell(summary.sentence(run), err=True, event="lavila.run.ended", **told)
     return next((summary.exit_code for summary, _ in done if summary.exit_code), 0)
 
 

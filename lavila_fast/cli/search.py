@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,17 @@ from lavila_fast.archive.formats.writer import clock
 from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
-from lavila_fast.shown import shown
+from lavila_fast.shown import many, shown
 
 if TYPE_CHECKING:
-    from lavila_fast.search.index import Found, Index, Query
+    from lavila_fast.arrays import F32
+    from lavila_fast.search.index import Index, Query
+    from lavila_fast.search.moments import Moment
+
+
+_DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+_SECONDS = Number(min=0)
+_USUAL, _IN_SUMMARY = 5, 50  # moments
 
 
 @click.command()
@@ -30,28 +38,66 @@ if TYPE_CHECKING:
     help="By pictures and words, by pictures, or by words of the sentences.",
 )
 @click.option("--like", metavar="VIDEO@SECOND", help="What looks like this moment of a video in the index.")
-@click.option("-n", "--limit", type=POSITIVE, default=5, show_default=True, help="Moments.")
+@click.option("--image", metavar="FILE", type=PATH, help="What looks like this picture.")
+@click.option("--clip", metavar="FILM@START-END", help="What looks like these seconds of a film.")
+@click.option("-n", "--limit", type=POSITIVE, help=f"Moments.  [default: {_USUAL}; {_IN_SUMMARY} with --summarize]")
 @click.option("--video", help="Only in videos whose names contain this.")
-@click.option("--after", type=Number(min=0), help="Only from this second of a video on.")
-@click.option("--before", type=Number(min=0), help="Only up to this second of a video.")
+@click.option("--after", type=_SECONDS, help="Only from this second of a video on.")
+@click.option("--before", type=_SECONDS, help="Only up to this second of a video.")
+@click.option("--since", type=_DATE, help="Only in videos last changed on this day or later.")
+@click.option("--until", type=_DATE, help="Only in videos last changed before this day.")
+@click.option("--longer", type=_SECONDS, help="Only in videos of at least so many seconds.")
+@click.option("--shorter", type=_SECONDS, help="Only in videos of at most so many seconds.")
 @click.option("--threshold", type=Number(), help="By how many spreads a match stands out.  [default: 4]")
 @click.option("--model", help="Where the index's dual encoder is now.  [default: where it was]")
 @click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Threads of the model.")
 @click.option("--save-top", type=POSITIVE, metavar="N", help="Cut the best N moments out of their videos, into -o.")
-@click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder for --save-top.")
+@click.option("--summarize", is_flag=True, help="All moments of one --video that answer, in the order of the film.")
+@click.option("--most-seconds", type=_SECONDS, help="Of --summarize: how long they may be together.")
+@click.option("-o", "--output", type=PATH, metavar="PATH", help="Folder for --save-top; .edl or .json for --summarize.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def search(index: Path, text: str, as_json: bool, **given: Any) -> None:
     """Find moments in INDEX that TEXT describes, such as "#C C cuts the onion".
 
     Exit code 1 if nothing stands out from the archive at large: the best there is is shown all the same, and said to be
     no confident match.
-    """
+
+    \b
+    Examples:
+      lavila-fast search archive.index "#C C cuts the onion" --save-top 3 -o clips/
+      lavila-fast search archive.index --image onion.jpg --since 2026-05-01
+      lavila-fast search archive.index --clip holiday.mp4@12-15
+      lavila-fast search archive.index --summarize "#C C cuts the onion" --video day1.mp4 -o onion.edl
+    """  # noqa: D301
     from lavila_fast.search.index import Index
 
+    _check(given)
+    opened = Index.open(index)
+    query = _query(opened, text, given)
+    if given["summarize"]:
+        sure = _summarize(opened, query, as_json, given)
+    else:
+        sure = _search(opened, query, as_json, given)
+    click.get_current_context().exit(int(not sure))
+
+
+def _check(given: dict[str, Any]) -> None:
+    if sum(given[name] is not None for name in ("like", "image", "clip")) > 1:
+        raise InputError("--like, --image and --clip: give one of them")
+    if given["mode"] == "text" and any(given[name] for name in ("like", "image", "clip")):
+        raise InputError("--mode text: looks at no pictures; leave it out")
+    if given["save_top"] and given["summarize"]:
+        raise InputError("--save-top and --summarize: give one of them")
     if given["save_top"] and not given["output"]:
         raise InputError("--save-top: give the folder for the clips by -o DIR")
-    opened = Index.open(index)
-    found = opened.search(_query(opened, text, given))
+    if given["summarize"] and given["output"] and given["output"].suffix.lower() not in (".edl", ".json"):
+        raise InputError(f"{given['output']}: --summarize writes a .edl or a .json; name it so")
+    if given["output"] and not (given["save_top"] or given["summarize"]):
+        raise InputError("-o: is for --save-top and --summarize; give one of them, or leave it out")
+
+
+def _search(opened: Index, query: Query, as_json: bool, given: dict[str, Any]) -> bool:
+    found = opened.search(query)
     if given["save_top"]:
         from lavila_fast.search.cut import save
 
@@ -61,35 +107,72 @@ def search(index: Path, text: str, as_json: bool, **given: Any) -> None:
         told = {"sure": found.sure, "stands_out": found.stands_out, "moments": [asdict(one) for one in found.moments]}
         click.echo(json.dumps(told))
     else:
-        tell("\n".join(map(shown, _lines(found))))
-    click.get_current_context().exit(int(not found.sure))
+        tell("\n".join(map(shown, _lines(found.moments, found.sure))))
+    return found.sure
+
+
+def _summarize(opened: Index, query: Query, as_json: bool, given: dict[str, Any]) -> bool:
+    from lavila_fast.files import write_json
+    from lavila_fast.search.summary import summarize, write_edl
+
+    found = summarize(opened, query, given["most_seconds"])
+    if output := given["output"]:
+        if output.suffix.lower() == ".edl":
+            write_edl(found, output)
+        else:
+            write_json(output, found.to_dict(), "give another -o")
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+    else:
+        tell("\n".join(map(shown, _lines(found.moments, found.sure or not found.moments))))
+        of = f" of {clock(found.length)[:-4]}" if found.length else ""
+        tell(f"{many(len(found.moments), 'moment')} of {found.video}, {found.seconds:.1f} s{of}", err=True)
+    return found.sure
 
 
 def _query(opened: Index, text: str, given: dict[str, Any]) -> Query:
     from lavila_fast.search.fusion import SURE
     from lavila_fast.search.index import Query
 
-    vector = None
-    if given["like"]:
-        video, _, second = given["like"].rpartition("@")
-        try:
-            vector = opened.store.vector_of(video, float(second))
-        except ValueError:
-            vector = None
-        if vector is None:
-            raise InputError(f"--like {given['like']}: not in the index; give VIDEO@SECOND as a search shows them")
-    elif given["mode"] != "text" and text.strip():
-        vector = opened.encoder(given["model"], given["threads"]).embed_text([text])[0]
-    kept = {name: given[name] for name in ("mode", "limit", "video", "after", "before")}
+    kept = {name: given[name] for name in ("mode", "video", "after", "before", "longer", "shorter")}
+    kept |= {name: given[name].timestamp() for name in ("since", "until") if given[name]}
+    limit = given["limit"] or (_IN_SUMMARY if given["summarize"] else _USUAL)
     threshold = SURE if given["threshold"] is None else given["threshold"]
-    return Query(text, vector, threshold=threshold, **kept)
+    return Query(text, _vector(opened, text, given), threshold=threshold, limit=limit, **kept)
 
 
-def _lines(found: Found) -> list[str]:
-    if not found.moments:
+def _vector(opened: Index, text: str, given: dict[str, Any]) -> F32 | None:
+    """What is looked for by looks."""
+    from lavila_fast.search.looks import looks_of_clip, looks_of_image, parse_clip
+
+    if given["like"]:
+        return _like(opened, given["like"])
+    if given["clip"]:
+        parse_clip(given["clip"])  # what makes no sense is said before the model is opened
+    if not (given["image"] or given["clip"] or (given["mode"] != "text" and text.strip())):
+        return None
+    encoder = opened.encoder(given["model"], given["threads"])
+    if given["image"]:
+        return looks_of_image(encoder, given["image"])
+    return looks_of_clip(encoder, given["clip"]) if given["clip"] else encoder.embed_text([text])[0]
+
+
+def _like(opened: Index, asked: str) -> F32:
+    video, _, second = asked.rpartition("@")
+    try:
+        vector = opened.store.vector_of(video, float(second))
+    except ValueError:
+        vector = None
+    if vector is None:
+        raise InputError(f"--like {asked}: not in the index; give VIDEO@SECOND as a search shows them")
+    return vector
+
+
+def _lines(moments: Sequence[Moment], sure: bool) -> list[str]:
+    if not moments:
         return ["nothing found"]
-    lines = [] if found.sure else ["no confident match; the nearest there is:"]
-    for moment in found.moments:
+    lines = [] if sure else ["no confident match; the nearest there is:"]
+    for moment in moments:
         times = f"{clock(moment.start)[:-2]} - {clock(moment.end)[:-2]}"
         lines.append(f"{moment.score:.3f}  {moment.video}  {times}  {moment.text}".rstrip())
     return lines

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from lavila_fast import log
 from lavila_fast.files import storage_error
 from lavila_fast.shown import shown_lines
 
@@ -58,6 +59,11 @@ def _wrapped(old: TextIO | None, raw: io.FileIO) -> TextIO:
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
 
 
-def tell(text: Any, err: bool = False) -> None:
-    """Print text for people, which may hold names and notes from elsewhere."""
-    click.echo(shown_lines(text), err=err)
+def tell(text: Any, err: bool = False, severity: str = "INFO", event: str = log.MESSAGE, **attributes: Any) -> None:
+    """Print text for people, which may hold names and notes from elsewhere; for the others see `log.say`."""
+    if err and log.is_json():
+        for line in str(text).split("\n"):
+            log.say(line, severity, event, attributes)
+        return
+    plain = f"error: {text}" if severity == "ERROR" else text
+    click.echo(shown_lines(plain), err=err)

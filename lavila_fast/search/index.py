@@ -29,6 +29,14 @@ from lavila_fast.search.moments import Moment, moments
 from lavila_fast.search.store import Store, quoted
 
 NARRATIONS, EMBEDDINGS, ABOUT = "narrations.jsonl", "features.jsonl", "index.json"
+_BOUNDS = {  # of a query, and what they ask of a row
+    "after": "start >=",
+    "before": "end <=",
+    "since": "date >=",
+    "until": "date <",
+    "longer": "length >=",
+    "shorter": "length <=",
+}
 MODES = ("hybrid", "vector", "text")
 _GROWS = 0.6  # a window belongs to a moment if it stands out that much of what its best one does
 _MOST = 10_000  # windows that are looked at
@@ -44,6 +52,9 @@ class Query:
         mode: ``vector``: what the picture shows; ``text``: words of the sentences; ``hybrid``: both.
         limit: Of moments.
         video: Only in videos whose names contain this.
+        only: Only in the video of this name.
+        since: Only in videos that were last changed at this time or later, seconds since 1970; `until`: before it.
+        longer: Only in videos of at least so many seconds; `shorter`: of at most.
         after: Only from this second of a video on; `before` likewise.
         threshold: By how many spreads a match has to stand out.
     """
@@ -53,6 +64,11 @@ class Query:
     mode: str = "hybrid"
     limit: int = 10
     video: str | None = None
+    only: str | None = None
+    since: float | None = None
+    until: float | None = None
+    longer: float | None = None
+    shorter: float | None = None
     after: float | None = None
     before: float | None = None
     threshold: float = SURE
@@ -62,10 +78,11 @@ class Query:
         told = []
         if self.video:
             told.append(f"contains(video, {quoted(self.video)})")
-        if self.after is not None:
-            told.append(f"start >= {float(self.after)!r}")
-        if self.before is not None:
-            told.append(f"end <= {float(self.before)!r}")
+        if self.only is not None:
+            told.append(f"video = {quoted(self.only)}")
+        for name, what in _BOUNDS.items():
+            if (value := getattr(self, name)) is not None:
+                told.append(f"{what} {float(value)!r}")
         return " AND ".join(told) or None
 
 
@@ -77,11 +94,13 @@ class Found:
         moments: The best first.
         sure: Whether the best one stands out from the archive at large; of words alone, whether anything was found.
         stands_out: By how many spreads it does; None where nothing was compared.
+        stands: The same of each moment that was compared, by video and the second that shows it.
     """
 
     moments: list[Moment]
     sure: bool
     stands_out: float | None = None
+    stands: dict[tuple[str, float], float] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -162,29 +181,31 @@ class Index:
         Raises:
             InputError: the query is empty, or of a mode that is none.
         """
-        if not all(math.isfinite(one) for one in (query.after or 0.0, query.before or 0.0)):
-            raise InputError("--after and --before: give seconds")
+        for name in _BOUNDS:
+            if not math.isfinite(getattr(query, name) or 0.0):
+                raise InputError(f"--{name}: give a number of seconds, or a date")
         if query.mode not in MODES:
             raise InputError(f"--mode {query.mode}: give one of {', '.join(MODES)}")
         if not query.text.strip() and query.vector is None:
             raise InputError("say what to look for: a sentence, or --like VIDEO@SECOND")
         most = min(max(20 * query.limit, 200), _MOST)
-        seen, stands_out = self._seen(query, most) if query.mode != "text" else ([], None)
+        seen, stands = self._seen(query, most) if query.mode != "text" else ([], {})
+        stands_out = stands[seen[0].video, seen[0].frame] if seen else None
         said = self._said(query, most) if query.mode != "vector" and query.text.strip() else []
         found = fuse(seen, said) if seen and said else seen or said
         sure = bool(said) if stands_out is None else stands_out >= query.threshold
-        return Found(found[: query.limit], sure, stands_out)
+        return Found(found[: query.limit], sure, stands_out, stands)
 
-    def _seen(self, query: Query, most: int) -> tuple[list[Moment], float | None]:
+    def _seen(self, query: Query, most: int) -> tuple[list[Moment], dict[tuple[str, float], float]]:
         vector = query.vector if query.vector is not None else self.encoder().embed_text([query.text])[0]
         hits = self.store.nearest(vector, most, query.where())
         if not hits:
-            return [], None
+            return [], {}
         background = Background.of(np.asarray(vector, np.float32), self.sample)
         grown = moments(background.scale(hits), most, _GROWS)
         cosines = {(hit.window.video, hit.window.frame): hit.score for hit in hits}
-        best = grown[0].score if grown else None
-        return [replace(one, score=cosines[one.video, one.frame]) for one in grown], best
+        stands = {(one.video, one.frame): one.score for one in grown}
+        return [replace(one, score=cosines[one.video, one.frame]) for one in grown], stands
 
     def _said(self, query: Query, most: int) -> list[Moment]:
         return moments(self.store.worded(query.text, most, query.where()), most, _GROWS)

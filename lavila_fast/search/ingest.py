@@ -85,6 +85,8 @@ def _windows(vectors: Part, texts: Part | None, name: str) -> Iterator[Window]:
             best.text if best else "",
             best.perplexity if best and best.perplexity == best.perplexity else None,
             row.frames[len(row.frames) // 2] if row.frames else (row.start + row.end) / 2,
+            record.mtime / 1e9 if record.mtime > 0 else None,
+            record.duration,
             row.embedding,
         )
 

@@ -7,6 +7,8 @@ store.nearest(vector, 50), store.worded("onion", 50)
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,9 +21,12 @@ from lavila_fast.arrays import F32
 from lavila_fast.errors import InputError, MissingExtraError
 
 TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
-LARGE = 200_000  # rows from which an index of vectors pays
+LARGE = 100_000  # rows from which an index of vectors pays
+_OUTSIDE, _MOST_PIECES, _BLOCK = 0.05, 64, 1 << 14  # share of rows, files of a table, rows that are copied at once
+_LIST, _PROBES, _REFINED = 4096, 64, 3  # rows of a list; lists that a query looks at; times as many to compare again
+_NEW, _OLD = f"{TABLE}_new", f"{TABLE}_old"
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
-_COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame")
+_COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame", "date", "length")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +42,8 @@ class Window:
         text: What was said of it; "" if nothing.
         perplexity: Of the text.
         frame: Second of the frame that stands for it in pictures.
+        date: When the video was last changed, seconds since 1970; None: not known.
+        length: Seconds of the whole video; None: not known.
         vector: (E,), of unit length; None where it was not asked for.
     """
 
@@ -48,6 +55,8 @@ class Window:
     text: str = ""
     perplexity: float | None = None
     frame: float = 0.0
+    date: float | None = None
+    length: float | None = None
     vector: F32 | None = None
 
 
@@ -62,13 +71,16 @@ class Hit:
 class Store:
     """An open table."""
 
-    def __init__(self, table: Any, dim: int) -> None:
-        self._table, self.dim = table, dim
+    def __init__(self, table: Any, dim: int, folder: Path) -> None:
+        self._table, self.dim, self._folder = table, dim, folder
 
     @staticmethod
     def there(folder: Path) -> bool:
-        """Whether there is a table."""
-        return (folder / _PLACE / f"{TABLE}.lance").is_dir()
+        """Whether there is a table that this version reads."""
+        _mend(folder)
+        if not _table_path(folder, TABLE).is_dir():
+            return False
+        return {*_COLUMNS, "vector"} <= set(_connect(folder).open_table(TABLE).schema.names)
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Store:
@@ -76,9 +88,10 @@ class Store:
         import pyarrow
 
         text, number = pyarrow.string(), pyarrow.float64()
-        types = (text, text, text, number, number, text, number, number)
+        types = (text, text, text, number, number, text, number, number, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
-        return cls(_connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite"), dim)
+        table = _connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite")
+        return cls(table, dim, folder)
 
     @classmethod
     def open(cls, folder: Path, dim: int) -> Store:
@@ -87,14 +100,17 @@ class Store:
         Raises:
             InputError: there is none, or of other vectors.
         """
+        _mend(folder)
         try:
             table = _connect(folder).open_table(TABLE)
             there = table.schema.field("vector").type.list_size
         except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
             raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
+        if not set(_COLUMNS) <= set(table.schema.names):
+            raise InputError(f"{folder}: was made by an earlier version; run lavila-fast index again with the same -o")
         if there != dim:
             raise InputError(f"{folder}: its vectors have {there} numbers, the model's {dim}; index again")
-        return cls(table, dim)
+        return cls(table, dim, folder)
 
     def __len__(self) -> int:
         """How many windows."""
@@ -125,24 +141,62 @@ class Store:
             self._table.delete(told)
 
     def settle(self) -> None:
-        """Make what speeds searches up, after rows were added; and of small tables forget what they were before."""
+        """Make what speeds searches up, after rows were added, and forget what the table was before.
+
+        Of large tables, indexes are made anew only when enough rows lie outside them, which are compared one by one.
+        """
         if not len(self):
             return
-        from lancedb.index import FTS, IvfPq
+        from lancedb.index import FTS, IvfSq
 
-        self._table.create_index("text", config=FTS(with_position=False))
-        if len(self) >= LARGE:
-            parts = next(one for one in range(max(self.dim // 4, 1), 0, -1) if self.dim % one == 0)
-            self._table.create_index("vector", config=IvfPq(distance_type="cosine", num_sub_vectors=parts))
-        else:  # more than that is not bounded in memory
+        large, words = len(self) >= LARGE, FTS(with_position=False)
+        if not large or self._outdated("text"):
+            self._table.create_index("text", config=words)
+        if not large:
             self._table.optimize(cleanup_older_than=_KEPT)
+            return
+        pieces = self._table.stats()["fragment_stats"]["num_fragments"]
+        if pieces > _MOST_PIECES + 2 * len(self) // BATCH:
+            self.compact()
+            self._table.create_index("text", config=words)
+        if self._outdated("vector"):
+            # Bytes, not products of codes: they are as exact as need be, and made a hundred times as fast.
+            how = {"num_partitions": max(len(self) // _LIST, 16), "max_iterations": 20, "sample_rate": 128}
+            self._table.create_index("vector", config=IvfSq(distance_type="cosine", **how))
 
-    def nearest(self, vector: F32, limit: int, where: str | None = None) -> list[Hit]:
-        """Windows whose vectors are nearest; scores are cosines."""
+    def _outdated(self, column: str) -> bool:
+        """Whether there is no index of this column, or too much lies outside it."""
+        name = next((one.name for one in self._table.list_indices() if one.columns == [column]), None)
+        known = self._table.index_stats(name) if name else None
+        return known is None or known.num_unindexed_rows > _OUTSIDE * len(self)
+
+    def compact(self) -> None:
+        """Write the rows of a table of many pieces into a new one, block by block, so that memory is bounded.
+
+        LanceDB's own way takes memory with the size of the table. Indexes are to be made again. Whoever is killed
+        meanwhile leaves the old table or the new one.
+        """
+        import pyarrow
+
+        connection, schema = _connect(self._folder), self._table.schema
+        blocks = (block.select(schema.names) for block in self._table.search().to_batches(_BLOCK))
+        reader = pyarrow.RecordBatchReader.from_batches(schema, blocks)
+        connection.create_table(_NEW, data=reader, schema=schema, mode="overwrite")
+        table, new, old = (_table_path(self._folder, name) for name in (TABLE, _NEW, _OLD))
+        shutil.rmtree(old, ignore_errors=True)
+        table.rename(old)
+        new.rename(table)
+        shutil.rmtree(old, ignore_errors=True)
+        self._table = _connect(self._folder).open_table(TABLE)
+
+    def nearest(self, vector: F32, limit: int, where: str | None = None, exact: bool = False) -> list[Hit]:
+        """Windows whose vectors are nearest; scores are cosines. `exact` compares all, whatever the size."""
         found = self._table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
         found = found.distance_type("cosine")
-        if len(self) >= LARGE:
-            found = found.nprobes(64).refine_factor(20)
+        if exact:
+            found = found.bypass_vector_index()
+        elif len(self) >= LARGE:
+            found = found.nprobes(_PROBES).refine_factor(_REFINED)
         return self._hits(found, limit, where, "_distance", lambda distance: 1.0 - distance)
 
     def worded(self, text: str, limit: int, where: str | None = None) -> list[Hit]:
@@ -155,6 +209,15 @@ class Store:
         where = f"video = {quoted(video)} AND start <= {second!r} AND end > {second!r}"
         rows = self._table.search().where(where).select(["vector"]).limit(1).to_list()
         return np.asarray(rows[0]["vector"], np.float32) if rows else None
+
+    def videos(self, part: str) -> list[tuple[str, str, float | None]]:
+        """Name, path and length of each video that has this in its name, in order of their names."""
+        found = self._table.search().where(f"contains(video, {quoted(part)})").select(["video", "path", "length"])
+        rows: dict[str, tuple[str, str, float | None]] = {}
+        for batch in found.to_batches(1 << 16):
+            for one in zip(*(batch.column(name).to_pylist() for name in ("video", "path", "length")), strict=True):
+                rows[one[0]] = one
+        return [rows[name] for name in sorted(rows)]
 
     def sample(self, count: int) -> F32:
         """Vectors of some windows, spread over the table, (N, E)."""
@@ -170,6 +233,17 @@ class Store:
             found = found.where(where, prefilter=True)
         rows = found.limit(limit).select([*_COLUMNS, column]).to_list()
         return [Hit(Window(**{name: row[name] for name in _COLUMNS}), score(row[column])) for row in rows]
+
+
+def _table_path(folder: Path, name: str) -> Path:
+    return folder / _PLACE / f"{name}.lance"
+
+
+def _mend(folder: Path) -> None:
+    """Put a table back that somebody who compacted it has left under its other name."""
+    table, old = _table_path(folder, TABLE), _table_path(folder, _OLD)
+    if not table.exists() and old.is_dir():
+        old.rename(table)
 
 
 def quoted(text: str) -> str:
@@ -195,6 +269,7 @@ def require_search() -> None:
 
 
 def _connect(folder: Path) -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are of nothing that a user did
     require_search()
     import lancedb
 

@@ -116,6 +116,10 @@ class RayLink:
         except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError) as error:
             raise WorkerLost(type(error).__name__, self._opened) from error
 
+    def cpu(self) -> float:
+        """See `Link`."""
+        return 0.0
+
     def close(self) -> None:
         """See `Link`."""
         with contextlib.suppress(Exception):  # Ray may be gone already

@@ -89,6 +89,17 @@ class Fleet:
                 raise unpack_error(one.error)
             yield list(one.rows)
 
+    @property
+    def only_decode(self) -> bool:
+        """See `decoding.Helpers`: workers do everything."""
+        return False
+
+    def cpu(self) -> float:
+        """Seconds of processor time of the workers of this machine."""
+        with self._lock:
+            links = [link for link in self._links if link is not None]
+        return sum(link.cpu() for link in links) + (self._children.cpu() if self._children else 0.0)
+
     def close(self) -> None:
         """End all workers."""
         with self._lock:

@@ -15,6 +15,7 @@ from typing import Any
 from lavila_fast.archive.fleet.seen import Answer, Ended, Task, WorkerLost
 from lavila_fast.archive.fleet.worker import Worker
 from lavila_fast.errors import LavilaError
+from lavila_fast.machine import cpu_of
 from lavila_fast.parent import end_with_parent
 from lavila_fast.records import Clip
 from lavila_fast.video.children.wire import pack_error, unpack_error
@@ -64,6 +65,10 @@ class LocalLink:
                 with self._lock:
                     del self._waiting[number]
                 return
+
+    def cpu(self) -> float:
+        """See `Link`."""
+        return cpu_of(self._process.pid or 0)
 
     def close(self) -> None:
         """See `Link`. One that ends by itself says what it has cost, and what its own processes have."""

@@ -88,6 +88,10 @@ class Link(Protocol):
         """
         ...
 
+    def cpu(self) -> float:
+        """Seconds of processor time that it has taken, of this machine."""
+        ...
+
     def close(self) -> None:
         """End the worker, at once."""
         ...

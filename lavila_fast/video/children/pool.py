@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lavila_fast.errors import LavilaError
+from lavila_fast.machine import cpu_of
 from lavila_fast.remote.faults import RemoteError
 from lavila_fast.remote.path import RemotePath
 from lavila_fast.video.children.child import Child
@@ -101,6 +102,16 @@ class Children:
         for child in idle:
             child.end()
         self._starter.shutdown(wait=False)
+
+    @property
+    def only_decode(self) -> bool:
+        """Whether they do nothing else."""
+        return True
+
+    def cpu(self) -> float:
+        """Seconds of processor time of the children that are there."""
+        with self._lock:
+            return sum(cpu_of(child.pid) for child in (*self._idle, *self._busy))
 
     def look(self, source: VideoSource, path: Place) -> None:
         """Find out the facts of a file of a video; `source` has them then.
