@@ -87,7 +87,7 @@ class Here:
         return 0.0
 
     def close(self) -> None:
-        self._worker.close()
+        """Who still waits for it hears of its end with its next answer, so it goes on."""
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -98,7 +98,7 @@ def test_rows_are_those_of_one_process(films: Path, one: bytes, size: int, tmp_p
     assert "broken.mp4: " in summary.failed[0]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [pytest.param(i, marks=[pytest.mark.slow] if i > 2 else []) for i in range(20)])
 def test_workers_that_die_again_and_again(films: Path, one: bytes, seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
     fleet = Fleet(lambda place: Here(task(), draw.randrange(1, 150)), 2, 2)
