@@ -70,10 +70,12 @@ def test_another_machine_goes_on_with_what_is_there(films: Path, proxy: Proxy) -
     narrate(films, output="here.jsonl")
     assert on_machine("a", films / "0.mp4") == (0, 5)
     there = objects(proxy.url)
-    ends = ("", ".run.json", ".videos.jsonl", ".files.jsonl")
-    assert {f"rows/out.jsonl{end}" for end in ends[:3]} <= there.keys() <= {f"rows/out.jsonl{end}" for end in ends}
+    ends = ("", ".run.json", ".videos.jsonl", ".report.json", ".files.jsonl")
+    assert {f"rows/out.jsonl{end}" for end in ends[:4]} <= there.keys() <= {f"rows/out.jsonl{end}" for end in ends}
     assert on_machine("b", films) == (5, 10)
     assert objects(proxy.url)["rows/out.jsonl"] == Path("here.jsonl").read_bytes()
+    account = json.loads(objects(proxy.url)["rows/out.jsonl.report.json"])
+    assert [one["clips"] for one in account["runs"]] == [5, 10]
     assert on_machine("a", films) == (15, 0)  # which had but the first film
     proxy.asked.clear()
     assert on_machine("b", films) == (15, 0)

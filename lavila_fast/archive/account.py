@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive.history import ENDING, History, RunCost, added
+from lavila_fast.archive.history import History, RunCost, added
+from lavila_fast.archive.journal import ACCOUNT
 from lavila_fast.archive.stages import BESIDE, ENGINE
 from lavila_fast.archive.totals import totals
 from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, VideoRecord, find_records, read_records
@@ -47,7 +48,7 @@ def known(output: str) -> Known:
 
 def history_of(records: Path) -> Path:
     """The history that lies beside records."""
-    return records.with_name(records.name.removesuffix(RECORDS) + ENDING)
+    return records.with_name(records.name.removesuffix(RECORDS) + ACCOUNT)
 
 
 def account(outputs: Sequence[Known], price: float | None = None) -> dict[str, Any]:

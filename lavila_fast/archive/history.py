@@ -20,13 +20,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive.journal import SUFFIX
+from lavila_fast.archive.journal import ACCOUNT, SUFFIX
 from lavila_fast.archive.run import Summary
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import write_json
 from lavila_fast.machine import available_cpus
 
-ENDING, SCHEMA, MOST = ".report.json", 1, 100
+SCHEMA, MOST = 1, 100
 _MOST_BYTES = 16 << 20
 GOES_ON, DONE, STOPPED, BROKEN = "goes on", "done", "stopped", "broken"
 
@@ -112,7 +112,7 @@ def now() -> str:
 
 def history_path(journal: Path) -> Path:
     """Where the history beside a journal is."""
-    return journal.with_name(journal.name.removesuffix(SUFFIX) + ENDING)
+    return journal.with_name(journal.name.removesuffix(SUFFIX) + ACCOUNT)
 
 
 @dataclass

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lavila_fast.archive.journal import SIDECAR, SUFFIX
+from lavila_fast.archive.journal import ACCOUNT, SIDECAR, SUFFIX
 from lavila_fast.archive.kinds import KINDS
 from lavila_fast.archive.listing import RemoteFolder, list_videos
+from lavila_fast.archive.shots import ENDING as CUTS
 from lavila_fast.archive.spans import Span, span_of
 from lavila_fast.archive.spool import is_pipe, spooled
 from lavila_fast.errors import InputError, LavilaError
@@ -148,7 +149,7 @@ def _walk(folder: Path, found: FoundInputs, left_out: _LeftOut) -> Iterator[Path
 def _is_output(word: str) -> bool:
     """`narrate videos/*` finds what an earlier run has written there; that is not meant."""
     ours = (suffix for kind in KINDS for suffix in kind.suffixes())
-    return word.endswith((*ours, SUFFIX, SIDECAR))
+    return word.endswith((*ours, SUFFIX, SIDECAR, ACCOUNT, CUTS))
 
 
 def _hidden_twin(source: VideoSource, other: VideoSource) -> str | None:

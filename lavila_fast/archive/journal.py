@@ -30,7 +30,7 @@ from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import locked, replacing, storage_error, sync, warn
 from lavila_fast.records import Clip, Row
 
-SUFFIX, SIDECAR = ".journal", ".run.json"
+SUFFIX, SIDECAR, ACCOUNT = ".journal", ".run.json", ".report.json"
 """Of a journal that is not the output itself, and of what lies beside each."""
 FSYNC_SECONDS = 5.0
 _OTHER_TEXT = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{")  # marks, UTF-16 and UTF-32

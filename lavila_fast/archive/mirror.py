@@ -23,9 +23,10 @@ from typing import Any
 
 import platformdirs
 
-from lavila_fast.archive.journal import SIDECAR, SUFFIX
+from lavila_fast.archive.journal import ACCOUNT, SIDECAR, SUFFIX
 from lavila_fast.archive.names import RECORD
 from lavila_fast.archive.shards import MARKER
+from lavila_fast.archive.shots import ENDING as CUTS
 from lavila_fast.archive.videos import ENDING
 from lavila_fast.errors import InputError, LavilaError, StorageError
 from lavila_fast.files import locked, new_file, storage_error, warn, write_json
@@ -37,7 +38,9 @@ from lavila_fast.remote.urls import WEB, joined, scheme_of, shown_url
 MINUTES = 10.0
 _FIRST_SECONDS = 20.0  # what is forbidden shows soon
 _STATE = ".uploaded.json"
-_ENDINGS = ["", ENDING, *(f"{base}{end}" for base in ("", SUFFIX) for end in (SIDECAR, RECORD, MARKER)), SUFFIX]
+_BESIDE = (SIDECAR, RECORD, MARKER, CUTS)
+_ENDINGS = ["", ENDING, ACCOUNT, *(f"{base}{end}" for base in ("", SUFFIX) for end in _BESIDE), SUFFIX]
+"""Of the files of an output that is one: what another machine needs to go on with it."""
 _PIECE = 1 << 20
 
 
@@ -177,7 +180,7 @@ class Mirror:
     def _is_mine(self, name: str) -> bool:
         if name.startswith("."):
             return False
-        return not self._name or name == self._name or name.startswith(f"{self._name}.")
+        return not self._name or name in {f"{self._name}{ending}" for ending in _ENDINGS}
 
     # --- what is there when a run begins
 

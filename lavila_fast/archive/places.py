@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lavila_fast.archive.history import history_path
 from lavila_fast.archive.index import index_path
 from lavila_fast.archive.journal import SIDECAR
 from lavila_fast.archive.names import RECORD
@@ -21,7 +22,7 @@ def written(output: Output) -> list[Path]:
         return []
     journal = Path(os.path.realpath(journal_path(output)))
     beside = [journal.with_name(journal.name + suffix) for suffix in (SIDECAR, RECORD)]
-    own = [journal, *beside, records_path(journal), marker_of(journal), index_path(journal)]
+    own = [journal, *beside, records_path(journal), marker_of(journal), index_path(journal), history_path(journal)]
     return own if output.kind == "folder" else [Path(os.path.realpath(output.path)), *own]
 
 
