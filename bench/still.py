@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lavila_fast.archive.still import THRESHOLD, motion
+from lavila_fast.bench.timing import machine
 from lavila_fast.errors import exit_with_line
 from lavila_fast.files import write_json
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource, expand_windows
 from lavila_fast.video.transforms import FrameTransform
 
+COMMAND = "python -m lavila_fast.bench.still FILM... --json bench/results/still.json"
 MODELS = {"64 px, 4 frames": (64, 4), "224 px, 4 frames": (224, 4), "336 px, 16 frames": (336, 16)}
 CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "H.264 crf 23": ("libx264", {"crf": "23"}),
@@ -114,7 +116,7 @@ def main(films: tuple[Path, ...], output: Path | None) -> None:
     """Measure motion in films, and in pictures of them that stand still."""
     with exit_with_line(), tempfile.TemporaryDirectory() as place:
         rows = [measured(film, Path(place)) for film in films]
-    told = {"threshold": THRESHOLD, "models": list(MODELS), "films": rows}
+    told = {"command": COMMAND, "machine": machine(), "threshold": THRESHOLD, "models": list(MODELS), "films": rows}
     if output:
         write_json(output, told)
     click.echo(json.dumps(told))

@@ -191,7 +191,7 @@ def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.
         (str(kitchen / "ix"),): "say what to look for",
         (str(kitchen / "ix"), "x", "--like", "film.mp4@900"): "not in the index",
         (str(kitchen / "ix"), "x", "--like", "film.mp4"): "not in the index",
-        (str(kitchen / "ix"), "x", "--after", "nan"): "--after: give a number of seconds",
+        (str(kitchen / "ix"), "x", "--after", "nan"): "nan is not a finite number",
     }.items():
         assert run(["search", *words]) == 2, words
         assert told in capsys.readouterr().err

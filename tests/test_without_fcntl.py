@@ -33,5 +33,5 @@ def test_narrating_without_fcntl(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert len({json.loads(line)["start"] for line in out.read_text().splitlines()}) == 12
     assert {path.name for path in tmp_path.iterdir()} <= {
-        *("out.jsonl", "out.jsonl.run.json", "out.jsonl.videos.jsonl", ".out.jsonl.lock")
+        *("out.jsonl", "out.jsonl.run.json", "out.jsonl.videos.jsonl", "out.jsonl.report.json", ".out.jsonl.lock")
     }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import PATH
+from lavila_fast.cli.choices import PATH, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.remote.urls import is_url, shown_url
@@ -27,7 +27,7 @@ from lavila_fast.shown import many
 if TYPE_CHECKING:
     from lavila_fast.archive.duplicates import Copy, Found, Group, Likeness, Passage
 
-_SHARE = click.FloatRange(0, 1, min_open=True)
+_SHARE = Number(0, 1, min_open=True)
 
 
 @click.command()

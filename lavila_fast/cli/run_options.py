@@ -242,7 +242,7 @@ machinery = _all(
         click.option(
             "--download",
             metavar="GB",
-            type=click.FloatRange(min=0),
+            type=Number(min=0),
             default=0.0,
             help="Fetch films that lie elsewhere whole, into a temporary folder of at most so much, instead of reading"
             " them in ranges.",
@@ -255,7 +255,7 @@ machinery = _all(
         ),
         click.option(
             "--upload-minutes",
-            type=click.FloatRange(min=0.01),
+            type=Number(min=0.01),
             default=10.0,
             show_default=True,
             help="From one copy of it to the next; the last is made at the end.",

@@ -15,13 +15,13 @@ from typing import Any
 import click
 
 from lavila_fast.archive.formats import offered
-from lavila_fast.cli.choices import PATH, LazyChoice
+from lavila_fast.cli.choices import PATH, LazyChoice, Number
 from lavila_fast.cli.convert import place_for
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.shown import many
 
-_SECONDS, _SHARE = click.FloatRange(min=0), click.FloatRange(0, 1)
+_SECONDS, _SHARE = Number(min=0), Number(0, 1)
 
 
 @click.command()

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,14 +75,20 @@ class LocalLink:
         """See `Link`. One that ends by itself says what it has cost, and what its own processes have."""
         with contextlib.suppress(OSError):
             self._pipe.send(None)
-        self._process.join(_PATIENCE)
-        self._process.kill()
-        self._process.join()
+        if self._code() is None:
+            self._process.kill()
+            self._code()
 
     def _how(self) -> str:
-        self._process.join(_PATIENCE)
-        code = self._process.exitcode or 0
+        code = self._code() or 0
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _code(self) -> int | None:
+        """How it ended; None: it has not, after a while. Whoever else asks at the same time may be told instead."""
+        deadline = time.monotonic() + _PATIENCE
+        while self._process.exitcode is None and time.monotonic() < deadline:
+            self._process.join(0.05)
+        return self._process.exitcode
 
     def _receive(self) -> None:
         """Hand answers to whoever asked, until the process is gone."""
