@@ -171,6 +171,16 @@ def test_a_cluster_of_damaged_stamps(count: int, b: int, ticks: int, length: int
     holds(timeline(bad), packets, range(at, at + length))
 
 
+@pytest.mark.parametrize("at", range(45, 70))
+@pytest.mark.parametrize("b", [1, 3])
+def test_what_comes_just_before_a_cluster_as_long_as_a_decoder_holds_pictures(b: int, at: int) -> None:
+    packets = film(120, b, 20 * SECOND)
+    bad = packets
+    for i in range(at, at + 16):
+        bad = harmed(bad, i, -30 * SECOND)
+    holds(timeline(bad), packets, range(at, at + 16))
+
+
 @given(COUNTS, ORDERS, st.lists(st.tuples(st.integers(0, 10_000), FAR), min_size=2, max_size=6))
 @settings(max_examples=50, deadline=None)
 def test_several_damaged_stamps(count: int, b: int, harm: list[tuple[int, int]]) -> None:

@@ -127,7 +127,7 @@ class Timeline:
         shift, denied = Judge(decode, step, table.tick, until).verdict()
         given = np.where(pts != _NONE, pts, decode) if table.stored else decode
         if table.stored:
-            denied |= _denied_by_order(given + shift, _believed(decode + shift, denied), step, table.tick)
+            denied |= _denied_by_order(given + shift, _believed(decode + shift, denied), denied, step, table.tick)
         times, first = given + shift, int(np.argmax(key)) if key.any() else 0
         usable = shown & ~denied & (np.arange(len(times)) >= first)
         if not denied[first] and table.stored:
@@ -179,10 +179,18 @@ def _believed(stamps: Ticks, denied: NDArray[np.bool_]) -> Ticks:
     return stamps if denied.all() else _risen(np.where(denied, _NONE, stamps), 0)
 
 
-def _denied_by_order(shown: Ticks, decoded: Ticks, step: int, tick: float) -> NDArray[np.bool_]:
-    """Presentation stamps that the decoding order rules out: before they are decoded, or far beyond what follows."""
+def _denied_by_order(
+    shown: Ticks, decoded: Ticks, denied: NDArray[np.bool_], step: int, tick: float
+) -> NDArray[np.bool_]:
+    """Presentation stamps that the decoding order rules out: before they are decoded, or far beyond what follows.
+
+    What follows are packets whose own stamps are not `denied`: others were given those of the one before.
+    """
     count, most = len(decoded), max(REORDERED * step, int(PAUSE / tick))
+    good = np.flatnonzero(~denied)
     later = np.minimum(np.arange(count) + REORDERED, count - 1)
+    if len(good):
+        later = np.maximum(later, good[np.minimum(np.searchsorted(good, later), len(good) - 1)])
     highest = np.maximum.accumulate(decoded)[later]
     tail = np.arange(count) + REORDERED >= count
     beyond = np.sort((shown - highest)[~tail])  # by how much it is shown after what follows it is decoded: by nothing,
