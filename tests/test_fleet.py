@@ -7,6 +7,8 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -223,6 +225,29 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with Path("b.mp4").open("ab") as file:
         file.write(b"another video")
     return tmp_path
+
+
+@pytest.mark.usefixtures("place")
+def test_windows_that_overlap() -> None:
+    """Many end where the video does, so that they may come in another order than they were asked for."""
+    words = "--stride-seconds", "0.25", "--still", "score"
+    assert narrated("--processes", "2", *words) == narrated("--threads", "1", *words)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are not sent to groups there")
+def test_ctrl_c_reaches_workers_and_is_left_to_the_run() -> None:
+    """At any time: also while they are started."""
+    words = ["a.mp4", "b.mp4", "-o", "out.jsonl", "--stride-seconds", "0.1", "--processes", "2"]
+    for seconds in (1.0, 2.5):
+        command = [sys.executable, "-m", "lavila_fast", "narrate", *words]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert "Traceback" not in told
+        assert "KeyboardInterrupt" not in told
+        assert process.returncode in (0, 130, -signal.SIGINT), told  # the last while the command is loaded
 
 
 def narrated(*words: str) -> tuple[bytes, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -57,7 +56,7 @@ class Fleet:
         Raises:
             ToldError: the video cannot be read on, or workers die of it.
         """
-        left, decoded, deaths = deque(clips), 0, 0
+        left, decoded, deaths = dict.fromkeys(clips), 0, 0
         source = replace(source, look=None)
         while left:
             begun = decoded
@@ -67,8 +66,7 @@ class Fleet:
                         if answer.failure:
                             raise ToldError(*answer.failure)
                         return
-                    while left.popleft() != answer.clip:  # those between cannot be read
-                        pass
+                    left.pop(answer.clip, None)
                     decoded, deaths = begun + answer.decoded, 0
                     yield replace(answer, decoded=decoded)
             except WorkerLost as lost:

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 from lavila_fast.archive.fleet.seen import Answer, Ended, Task, WorkerLost
@@ -22,6 +23,7 @@ from lavila_fast.records import Clip
 from lavila_fast.video.children.wire import pack_error, unpack_error
 from lavila_fast.video.sources import VideoSource
 
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _PATIENCE = 5.0  # seconds that a process has to end
 
 
@@ -33,7 +35,8 @@ class LocalLink:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, os.getpid(), task, dict(surroundings)))
-        self._process.start()
+        with _unheard():
+            self._process.start()
         theirs.close()
         self._lock, self._numbers = threading.Lock(), itertools.count()
         self._waiting: dict[int, queue.SimpleQueue[Answer | None]] = {}
@@ -107,10 +110,26 @@ class LocalLink:
                     one.put(None)
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """A process that is started meanwhile does not hear of Ctrl-C before it has said that it will not."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # else it is started with the process, and unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Any, parent: int, task: Task, surroundings: Mapping[str, str]) -> None:
     """The life of a process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends it to all; who started this one decides
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     end_with_parent(parent)
     os.environ.update(surroundings)  # before anything looks for devices
     lock = threading.Lock()
