@@ -165,6 +165,7 @@ def helped(work: Work, shares: Sequence[Sequence[int]], say: Callable[[str], Non
             while one.is_alive():
                 one.join(0.5)
                 tally.again()
+            tally.again()  # it may have ended before anybody looked
             if one.exitcode:
                 say(f"a process ended early ({_how(one.exitcode)}); what it has left is done here")
     finally:
