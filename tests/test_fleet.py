@@ -7,6 +7,7 @@ import pickle
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -225,6 +226,28 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with Path("b.mp4").open("ab") as file:
         file.write(b"another video")
     return tmp_path
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("place")
+def test_a_run_that_is_refused_ends_its_workers(capfd: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own: one that waits for workers would never end."""
+    assert run(["narrate", "a.mp4", "-q", "-o", "out.jsonl", "--threads", "1"]) == 0
+    words = ["narrate", "a.mp4", "-q", "-o", "out.jsonl", "--seed", "3", "--processes", "2"]
+    done = subprocess.run([sys.executable, "-m", "lavila_fast", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "was begun with seed 0" in done.stderr
+
+
+@pytest.mark.usefixtures("place")
+def test_workers_beside_metrics() -> None:
+    """What tells metrics stays with the run."""
+    pytest.importorskip("prometheus_client")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    assert narrated("--processes", "2", "--metrics", str(port)) == narrated("--threads", "1")
 
 
 @pytest.mark.usefixtures("place")

@@ -111,7 +111,8 @@ def _perform(
         if beside:
             return beside.run(request, model, given["model"], found, output, pool, hire)
         model, fleet = hire(request, model)
-        summary = request.run(model, given["model"], found, output, pool, fleet=fleet)
+        with fleet or contextlib.nullcontext():
+            summary = request.run(model, given["model"], found, output, pool, fleet=fleet)
     return _tell(request, [(summary, output)])
 
 
@@ -216,7 +217,8 @@ class Beside:
         beside = EmbeddedBeside(own, dual, self.model, found, features)
         with beside.opened():
             model, fleet = hire(request, model, (beside.one_by_one, dual))
-            summary = request.run(model, name, found, output, children, beside, fleet)
+            with fleet or contextlib.nullcontext():
+                summary = request.run(model, name, found, output, children, beside, fleet)
         if summary.stopped is not None:
             return _tell(request, [(summary, output)])
         return _tell(request, [(summary, output), (beside.finish(summary, children), features)])

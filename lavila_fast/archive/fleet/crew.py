@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lavila_fast.archive.faults import ToldError
@@ -98,8 +99,14 @@ class Fleet:
             links = [link for link in self._links if link is not None]
         return sum(link.cpu() for link in links) + (self._children.cpu() if self._children else 0.0)
 
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End all workers."""
+        """End all workers; once is enough, and again is no harm."""
         with self._lock:
             self._closed = True
             links, self._links = self._links, [None] * len(self._links)

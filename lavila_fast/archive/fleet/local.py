@@ -34,7 +34,9 @@ class LocalLink:
         """Start it; it opens its model meanwhile, in an environment with these variables more."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, os.getpid(), task, dict(surroundings)))
+        self._process = context.Process(
+            target=_serve, args=(theirs, os.getpid(), task, dict(surroundings)), daemon=True
+        )
         with _unheard():
             self._process.start()
         theirs.close()

@@ -113,10 +113,15 @@ def muster(
     if not places:
         return model, None
     readers = max(_READERS, available_cpus() // len(places) if workers.ray is None else workers.cpus)
-    second = (also[0], pickle.dumps(also[1])) if also else None
-    task = Task(request, pickle.dumps(model), limits, readers, second)
+    second = (_sent(also[0]), pickle.dumps(also[1])) if also else None
+    task = Task(_sent(request), pickle.dumps(model), limits, readers, second)
     start = _start_on_ray(workers, task, model.device) if workers.ray is not None else _start_here(task, places)
     return _without_engine(model), Fleet(start, len(places), readers, children)
+
+
+def _sent(request: Request) -> Request:
+    """A request as it goes to workers: without what only this process can tell."""
+    return replace(request, metrics=None)
 
 
 def _start_here(task: Task, places: list[dict[str, str]]) -> Callable[[int], Link]:
