@@ -18,6 +18,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lavila_fast.remote import faults, stores
+from lavila_fast.remote.blocks import shared_blocks
+
 KEY, SECRET = "AKIDOFTHETESTS", "secret-of-the-tests"
 BUCKET = "films"
 
@@ -188,6 +193,16 @@ def client(url: str) -> Any:
         aws_secret_access_key=SECRET,
         region_name="us-east-1",
     )
+
+
+def begin_anew(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No faults, nothing kept from the test before, and no long pauses, for a test that asks this proxy."""
+    proxy.faults = Faults()
+    for name, value in settings(proxy.url).items():
+        monkeypatch.setenv(name, value)
+    stores.store_of.cache_clear()
+    shared_blocks.cache_clear()
+    monkeypatch.setattr(faults, "_FIRST_WAIT", 0.01)
 
 
 def upload(url: str, key: str, data: bytes | Path) -> None:

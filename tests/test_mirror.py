@@ -24,8 +24,7 @@ from test_video_coded import write_video
 from lavila_fast.archive.mirror import Mirror
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.remote import faults, stores
-from lavila_fast.remote.blocks import shared_blocks
+from lavila_fast.remote import stores
 
 OUT = f"s3://{BUCKET}/rows/out.jsonl"
 
@@ -48,12 +47,7 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def fresh(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    proxy.faults = s3_here.Faults()
-    for name, value in s3_here.settings(proxy.url).items():
-        monkeypatch.setenv(name, value)
-    stores.store_of.cache_clear()
-    shared_blocks.cache_clear()
-    monkeypatch.setattr(faults, "_FIRST_WAIT", 0.01)
+    s3_here.begin_anew(proxy, monkeypatch)
     monkeypatch.chdir(tmp_path)
     s3_here.restore(proxy.url, {})
 

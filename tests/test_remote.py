@@ -30,7 +30,7 @@ from lavila_fast.archive.videos import read_records
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
 from lavila_fast.records import Clip
-from lavila_fast.remote import faults, stores
+from lavila_fast.remote import stores
 from lavila_fast.remote.blocks import BLOCK, Blocks, shared_blocks
 from lavila_fast.remote.faults import RemoteError, patiently, understood
 from lavila_fast.remote.path import RemotePath, place
@@ -80,12 +80,7 @@ def proxy(films: Path) -> Iterator[Proxy]:
 @pytest.fixture(autouse=True)
 def fresh(proxy: Proxy, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No faults, nothing kept from the test before, all films as they were; and no long pauses."""
-    proxy.faults = s3_here.Faults()
-    for name, value in s3_here.settings(proxy.url).items():
-        monkeypatch.setenv(name, value)
-    stores.store_of.cache_clear()
-    shared_blocks.cache_clear()
-    monkeypatch.setattr(faults, "_FIRST_WAIT", 0.01)
+    s3_here.begin_anew(proxy, monkeypatch)
     monkeypatch.chdir(tmp_path)
     s3_here.restore(proxy.url, {path.relative_to(films).as_posix(): path for path in films.rglob("*.mp4")})
     proxy.sent.clear()
