@@ -92,8 +92,8 @@ def overhead_section(
     own = whole - sum(watch.seconds.values())
     return {
         "what": f"a step of TSF-B and CLIP's text tower, {clips} clips, float32; mean of {steps}",
-        "step_s": round(whole / steps, 3),
-        **{f"{name}_s": round(took / steps, 3) for name, took in watch.seconds.items()},
-        "own_s": round(own / steps, 4),
+        "step_s": round(whole / steps, 6),
+        **{f"{name}_s": round(took / steps, 6) for name, took in watch.seconds.items()},
+        "own_s": round(own / steps, 6),
         "loop_overhead_percent": round(100 * own / whole, 2),
     }
