@@ -21,7 +21,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.archive.still import THRESHOLD, motion
+from lavila_fast.archive.windows.still import THRESHOLD, motion
 from lavila_fast.bench.timing import machine
 from lavila_fast.errors import exit_with_line
 from lavila_fast.files import write_json

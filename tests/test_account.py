@@ -14,12 +14,12 @@ import pytest
 from scribe import Scribe, narrate
 from test_video_coded import write_video
 
-from lavila_fast.archive import alone as alone_module
-from lavila_fast.archive import history as history_module
-from lavila_fast.archive.account import Known, account, known
-from lavila_fast.archive.alone import Alone
-from lavila_fast.archive.history import BROKEN, DONE, GOES_ON, History, RunCost, added
-from lavila_fast.archive.videos import VideoRecord
+from lavila_fast.archive.accounts import alone as alone_module
+from lavila_fast.archive.accounts import history as history_module
+from lavila_fast.archive.accounts.account import Known, account, known
+from lavila_fast.archive.accounts.alone import Alone
+from lavila_fast.archive.accounts.history import BROKEN, DONE, GOES_ON, History, RunCost, added
+from lavila_fast.archive.journals.videos import VideoRecord
 from lavila_fast.cli.main import run
 from lavila_fast.cli.report import lines
 from lavila_fast.errors import InputError

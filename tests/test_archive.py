@@ -23,12 +23,12 @@ from test_video_coded import write_video
 from lavila_fast.archive.decoding import Crew, Decoders
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.jsonl import JsonLines
-from lavila_fast.archive.identity import LISTED, Identity, describe_windows, difference
-from lavila_fast.archive.inputs import Job, find_clips, find_videos
-from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.journals.identity import LISTED, Identity, describe_windows, difference
+from lavila_fast.archive.journals.journal import Journal
+from lavila_fast.archive.journals.rows import parse_row
 from lavila_fast.archive.names import name_files
 from lavila_fast.archive.outputs import Output, choose_output
-from lavila_fast.archive.rows import parse_row
+from lavila_fast.archive.sources.inputs import Job, find_clips, find_videos
 from lavila_fast.archive.stretches import EndOfVideo
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.generate.options import Options

@@ -18,8 +18,8 @@ import pytest
 import tiny
 
 from lavila_fast import Classifier, DualEncoder
-from lavila_fast.archive import kinds
 from lavila_fast.archive.formats.labels import LabelLines
+from lavila_fast.archive.journals import kinds
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 from lavila_fast.kitchen.world import all_actions

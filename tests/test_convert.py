@@ -14,10 +14,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 
+from lavila_fast.archive.finished.tables import read_table
 from lavila_fast.archive.formats.jsonl import JsonLines
 from lavila_fast.archive.formats.labels import LabelLines
 from lavila_fast.archive.formats.markers import picture, timecode
-from lavila_fast.archive.tables import read_table
 from lavila_fast.cli.main import run
 from lavila_fast.records import ClipLabels, Narration
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from test_video_coded import write_video
 
-from lavila_fast.archive import nearest as blocks
+from lavila_fast.archive.finished import nearest as blocks
+from lavila_fast.archive.finished.nearest import nearest
 from lavila_fast.archive.formats.embeddings import EmbeddingLines
-from lavila_fast.archive.nearest import nearest
 from lavila_fast.cli.main import run
 from lavila_fast.records import ClipEmbedding
 

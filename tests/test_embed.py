@@ -23,8 +23,8 @@ from test_records import cut
 from lavila_fast import DualEncoder
 from lavila_fast.archive.beside import require_same_frames
 from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines
-from lavila_fast.archive.kinds import features
-from lavila_fast.archive.videos import read_records
+from lavila_fast.archive.journals.kinds import features
+from lavila_fast.archive.journals.videos import read_records
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 from lavila_fast.records import ClipEmbedding

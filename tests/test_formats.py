@@ -11,7 +11,7 @@ from test_video_coded import write_video
 
 from lavila_fast.archive.formats import FORMATS, Format, offered, suffixes
 from lavila_fast.archive.formats.writer import Writer, encode
-from lavila_fast.archive.inputs import find_videos
+from lavila_fast.archive.sources.inputs import find_videos
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 from lavila_fast.records import Narration

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lavila_fast.archive.formats import FORMATS
 from lavila_fast.archive.formats.writer import NOTHING
-from lavila_fast.archive.rows import parse_row
+from lavila_fast.archive.journals.rows import parse_row
 from lavila_fast.records import Narration
 from lavila_fast.shown import shown, shown_lines
 

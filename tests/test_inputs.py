@@ -12,7 +12,7 @@ import av
 import pytest
 from test_video_coded import write_video
 
-from lavila_fast.archive.inputs import FoundInputs, find_clips, find_videos
+from lavila_fast.archive.sources.inputs import FoundInputs, find_clips, find_videos
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.video.kinds import begins_like_video, is_video
 from lavila_fast.video.probe import open_video
@@ -200,7 +200,7 @@ def test_a_pipe_is_read_into_a_file() -> None:
 @pytest.mark.parametrize("word", ["-", "/dev/stdin"])
 def test_standard_input_is_read_and_the_file_removed(word: str, tmp_path: Path) -> None:
     code = (
-        "import sys; from lavila_fast.archive.inputs import find_videos;"
+        "import sys; from lavila_fast.archive.sources.inputs import find_videos;"
         "(job,) = find_videos(sys.argv[1:]).jobs;"
         "print(job.source.name, job.source.path, job.source.path.stat().st_size)"
     )
@@ -215,7 +215,7 @@ def test_standard_input_is_read_and_the_file_removed(word: str, tmp_path: Path) 
 
 
 def test_a_pipe_that_cannot_be_read_or_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys; from lavila_fast.archive.inputs import find_videos; find_videos(['-'])"
+    code = "import sys; from lavila_fast.archive.sources.inputs import find_videos; find_videos(['-'])"
     closed = subprocess.run(["sh", "-c", f'{sys.executable} -c "{code}" <&-'], capture_output=True, text=True)
     assert "InputError: -: cannot be read (bad file descriptor)" in closed.stderr
     full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); {code}"

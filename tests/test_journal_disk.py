@@ -20,11 +20,11 @@ import pytest
 from test_archive import CLIPS, RUN, fill, open_journal, sentences
 
 from lavila_fast import files
-from lavila_fast.archive import index, journal
 from lavila_fast.archive.formats.jsonl import JsonLines
-from lavila_fast.archive.journal import Journal
-from lavila_fast.archive.rows import parse_row
-from lavila_fast.archive.spans import Columns, Done, DoneClips, span_of
+from lavila_fast.archive.journals import index, journal
+from lavila_fast.archive.journals.journal import Journal
+from lavila_fast.archive.journals.rows import parse_row
+from lavila_fast.archive.journals.spans import Columns, Done, DoneClips, span_of
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.pretrained import ASSETS
 from lavila_fast.records import Clip, Narration
@@ -67,7 +67,7 @@ import errno, fcntl, sys, time
 def flock(*given): raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = flock
 from pathlib import Path
-from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.journals.journal import Journal
 Journal(Path(sys.argv[1]), {}, 1)
 print("held", flush=True)
 time.sleep(60)

@@ -10,10 +10,10 @@ import pytest
 from scribe import narrate, rows
 from test_video_coded import write_video
 
-from lavila_fast.archive import manifest as module
-from lavila_fast.archive.inputs import FoundInputs
-from lavila_fast.archive.manifest import find_manifest
-from lavila_fast.archive.videos import read_records
+from lavila_fast.archive.journals.videos import read_records
+from lavila_fast.archive.sources import manifest as module
+from lavila_fast.archive.sources.inputs import FoundInputs
+from lavila_fast.archive.sources.manifest import find_manifest
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 

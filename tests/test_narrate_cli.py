@@ -23,7 +23,7 @@ import pytest
 from test_video_coded import write_sound, write_video
 
 import lavila_fast
-from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.journals.journal import Journal
 from lavila_fast.cli.main import run
 from lavila_fast.cli.narrate import options_of
 from lavila_fast.engines.sampling import Warp

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lavila_fast.archive.narrations import VideoId, video_id
+from lavila_fast.archive.finished.narrations import VideoId, video_id
 from lavila_fast.cli.narrations import narrations
 from lavila_fast.errors import InputError
 from lavila_fast.train.datasets.ego4d import Ego4D, read_narrations

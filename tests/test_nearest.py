@@ -17,7 +17,7 @@ from scribe import narrate as scribe_narrate
 from test_economy import KINDS, WINDOWS, Counted, write, x264
 from variants import Film
 
-from lavila_fast.archive.identity import Identity, difference
+from lavila_fast.archive.journals.identity import Identity, difference
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.generate.options import Options

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.journals.journal import Journal
 from lavila_fast.archive.names import RECORD, name_files
 from lavila_fast.archive.outputs import Files, Output, open_journal
 from lavila_fast.errors import InputError, LavilaError, StorageError

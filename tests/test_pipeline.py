@@ -15,7 +15,7 @@ import tiny
 pytest.importorskip("torch")
 
 from lavila_fast import Clip, Narration, Narrator
-from lavila_fast.archive.identity import difference
+from lavila_fast.archive.journals.identity import difference
 from lavila_fast.archive.request import Request
 from lavila_fast.archive.work import Narrating
 from lavila_fast.engines.sampling import Warp

@@ -14,8 +14,8 @@ from test_video_coded import write_video
 
 from lavila_fast.archive import forecast as forecasts
 from lavila_fast.archive.forecast import Forecast, forecast
-from lavila_fast.archive.inputs import find_videos
 from lavila_fast.archive.request import Request
+from lavila_fast.archive.sources.inputs import find_videos
 from lavila_fast.archive.work import Narrating
 from lavila_fast.cli.main import run
 from lavila_fast.cli.plan import duration, size

@@ -20,9 +20,9 @@ from test_identity import fail_at, noisy
 from test_video_coded import write_video
 
 from lavila_fast.archive.faults import LASTING, fault_code
-from lavila_fast.archive.journal import Journal
+from lavila_fast.archive.journals.journal import Journal
+from lavila_fast.archive.journals.videos import Records, VideoRecord, find_records, parse_record, read_records
 from lavila_fast.archive.recognise import Wishes
-from lavila_fast.archive.videos import Records, VideoRecord, find_records, parse_record, read_records
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, StorageError, VideoError
 from lavila_fast.records import Narration
@@ -262,7 +262,7 @@ def test_a_full_disk_while_names_change_costs_nothing(place: Path, monkeypatch: 
         def full(path: Path, todo: str | None = None) -> Any:
             raise StorageError(f"{path}: cannot be written (no space left on device)")
 
-        patched.setattr("lavila_fast.archive.journal.replacing", full)
+        patched.setattr("lavila_fast.archive.journals.journal.replacing", full)
         with pytest.raises(StorageError, match="no space"):
             narrate("v", output=OUT)
     assert Path(OUT).read_bytes() == before

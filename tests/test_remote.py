@@ -24,9 +24,9 @@ from s3_here import BUCKET, SECRET, Proxy, client, upload
 from scribe import narrate, rows
 from test_video_coded import write_video
 
-from lavila_fast.archive.inputs import find_videos
-from lavila_fast.archive.shards import Shard
-from lavila_fast.archive.videos import read_records
+from lavila_fast.archive.journals.videos import read_records
+from lavila_fast.archive.sources.inputs import find_videos
+from lavila_fast.archive.sources.shards import Shard
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, MissingExtraError, VideoError
 from lavila_fast.records import Clip

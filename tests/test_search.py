@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("lancedb")
 
 from lavila_fast import DualEncoder
-from lavila_fast.archive.spans import span_of
+from lavila_fast.archive.journals.spans import span_of
 from lavila_fast.cli.main import run
 from lavila_fast.search.cut import cut
 from lavila_fast.search.fusion import Background, fuse

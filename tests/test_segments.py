@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lavila_fast.archive.finished.segments import Rules, confidence, segments, with_subject
+from lavila_fast.archive.finished.tables import read_table
 from lavila_fast.archive.formats.embeddings import EmbeddingLines
 from lavila_fast.archive.formats.jsonl import JsonLines
-from lavila_fast.archive.segments import Rules, confidence, segments, with_subject
-from lavila_fast.archive.tables import read_table
 from lavila_fast.cli.main import run
 from lavila_fast.records import ClipEmbedding, Narration
 

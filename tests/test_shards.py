@@ -13,13 +13,13 @@ import pytest
 from scribe import narrate, rows
 from test_video_coded import write_video
 
-from lavila_fast.archive.convert import videos_of
-from lavila_fast.archive.inputs import find_videos
-from lavila_fast.archive.merge import merge, read_part
+from lavila_fast.archive.finished.convert import videos_of
+from lavila_fast.archive.finished.merge import merge, read_part
+from lavila_fast.archive.journals.videos import read_records
 from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.recognise import Wishes
-from lavila_fast.archive.shards import Shard, marker_of
-from lavila_fast.archive.videos import read_records
+from lavila_fast.archive.sources.inputs import find_videos
+from lavila_fast.archive.sources.shards import Shard, marker_of
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 

@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from lavila_fast.archive import shots as module
-from lavila_fast.archive.merge import merge, read_part
+from lavila_fast.archive.finished.merge import merge, read_part
 from lavila_fast.archive.outputs import Output
-from lavila_fast.archive.shots import FRAMES, SMALL, Shots, divided, find_cuts
+from lavila_fast.archive.windows import shots as module
+from lavila_fast.archive.windows.shots import FRAMES, SMALL, Shots, divided, find_cuts
 from lavila_fast.cli.main import run
 from lavila_fast.video.reader import read_clips
 from lavila_fast.video.sources import VideoSource, extent

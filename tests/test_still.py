@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from lavila_fast.archive.merge import merge, read_part
+from lavila_fast.archive.finished.merge import merge, read_part
+from lavila_fast.archive.finished.tables import read_table
 from lavila_fast.archive.outputs import Output
-from lavila_fast.archive.still import THRESHOLD, Still, StillGate, motion
-from lavila_fast.archive.tables import read_table
+from lavila_fast.archive.windows.still import THRESHOLD, Still, StillGate, motion
 from lavila_fast.cli.main import run
 from lavila_fast.config import VisionConfig
 from lavila_fast.errors import InputError

@@ -22,7 +22,7 @@ from scribe import Scribe, narrate
 from test_video_coded import write_video
 
 from lavila_fast import log
-from lavila_fast.archive.metrics import Metrics, parse_address, serving
+from lavila_fast.archive.accounts.metrics import Metrics, parse_address, serving
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
 from lavila_fast.records import Narration

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from test_torch_gpu import WARPS, ahead, check, runtime, usual  # noqa: E402
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode  # noqa: E402
 
-from lavila_fast.archive.identity import difference  # noqa: E402
+from lavila_fast.archive.journals.identity import difference  # noqa: E402
 from lavila_fast.config import GPT2Config, NarratorConfig, VisionConfig  # noqa: E402
 from lavila_fast.engines.host.eager import TorchRuntime  # noqa: E402
 from lavila_fast.engines.sampling import Warp  # noqa: E402

@@ -16,7 +16,7 @@ sys.modules["fcntl"] = None
 del os.O_CLOEXEC
 import errno
 del errno.EDQUOT
-import lavila_fast, lavila_fast.narrator, lavila_fast.download, lavila_fast.archive.journal
+import lavila_fast, lavila_fast.narrator, lavila_fast.download, lavila_fast.archive.journals.journal
 from lavila_fast.cli.main import main
 main()
 """

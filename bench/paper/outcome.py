@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lavila_fast.archive.narrations import Counts, read_clips, video_id
+from lavila_fast.archive.finished.narrations import Counts, read_clips, video_id
 from lavila_fast.bench.paper.material import SECONDS, Material
 from lavila_fast.bench.paper.sizes import CONDITIONS, ROWS, TESTS
 from lavila_fast.bench.paper.steps import FIRST, journal_of, result_file

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila_fast.archive.videos import DONE, find_records, read_records
+from lavila_fast.archive.journals.videos import DONE, find_records, read_records
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.films import own_bytes, write_film
 from lavila_fast.bench.soak.kills import Meddle

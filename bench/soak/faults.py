@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lavila_fast.archive.faults import DISK
-from lavila_fast.archive.videos import DONE, find_records, read_records
+from lavila_fast.archive.journals.videos import DONE, find_records, read_records
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.kills import Meddle, make_films
 from lavila_fast.bench.soak.outputs import TWO, Contents, Setting, contents, lacks

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 
-from lavila_fast.archive.videos import find_records, read_records
+from lavila_fast.archive.journals.videos import find_records, read_records
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.damage import mutated
 from lavila_fast.bench.soak.films import KINDS, Kind, write_film

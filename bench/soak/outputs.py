@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavila_fast.archive.formats import FORMATS
+from lavila_fast.archive.journals.videos import DONE, ENDING, VideoRecord, parse_record
 from lavila_fast.archive.names import RECORD
-from lavila_fast.archive.videos import DONE, ENDING, VideoRecord, parse_record
 
 Contents = dict[str, bytes]
 """Name of a file in a folder → what it holds."""

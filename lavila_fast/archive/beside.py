@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from lavila_fast.archive.alone import See
+from lavila_fast.archive.accounts.alone import See
 from lavila_fast.archive.fleet.seen import Seen
-from lavila_fast.archive.inputs import FoundInputs
 from lavila_fast.archive.outputs import Files, Output
 from lavila_fast.archive.request import Request
 from lavila_fast.archive.run import Summary
+from lavila_fast.archive.sources.inputs import FoundInputs
 from lavila_fast.clip_model import ClipModel
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Row
@@ -30,7 +30,7 @@ from lavila_fast.video.reader import DecodedClip
 
 if TYPE_CHECKING:
     from lavila_fast.archive.books import Books
-    from lavila_fast.archive.journal import Journal
+    from lavila_fast.archive.journals.journal import Journal
     from lavila_fast.dual_encoder import DualEncoder
     from lavila_fast.video.children.pool import Children
 

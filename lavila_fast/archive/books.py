@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from lavila_fast.archive.faults import LASTING, MISSING, PASSING, TWIN
-from lavila_fast.archive.inputs import Job
-from lavila_fast.archive.journal import Journal
-from lavila_fast.archive.known import KnownVideos
+from lavila_fast.archive.journals.journal import Journal
+from lavila_fast.archive.journals.known import KnownVideos
+from lavila_fast.archive.journals.spans import span_of
+from lavila_fast.archive.journals.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
 from lavila_fast.archive.recognise import Look, Recognised, Wishes
-from lavila_fast.archive.spans import span_of
+from lavila_fast.archive.sources.inputs import Job
 from lavila_fast.archive.stretches import EndOfVideo
-from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord
 from lavila_fast.records import Row
 from lavila_fast.video.sources import Extent, VideoSource, extent
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Protocol
 
 from lavila_fast.archive.faults import fault_code
-from lavila_fast.archive.inputs import Job
+from lavila_fast.archive.sources.inputs import Job
 from lavila_fast.archive.stretches import EndOfVideo, SharedVideo, Stretch
 from lavila_fast.errors import LavilaError
 from lavila_fast.records import Clip

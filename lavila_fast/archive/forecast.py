@@ -18,10 +18,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.inputs import FoundInputs, Job
 from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.plan import windows_of
 from lavila_fast.archive.request import Request
+from lavila_fast.archive.sources.inputs import FoundInputs, Job
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
 from lavila_fast.remote.path import Place

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lavila_fast.archive.kinds import LABELS, Kind
+from lavila_fast.archive.journals.kinds import LABELS, Kind
 from lavila_fast.arrays import F32, F64
 from lavila_fast.errors import InputError, NotFiniteError
 from lavila_fast.records import ClipEmbedding, ClipLabels, ClipLogits, Row

@@ -23,11 +23,11 @@ from typing import Any
 
 import platformdirs
 
-from lavila_fast.archive.journal import ACCOUNT, SIDECAR, SUFFIX
+from lavila_fast.archive.journals.journal import ACCOUNT, SIDECAR, SUFFIX
+from lavila_fast.archive.journals.videos import ENDING
 from lavila_fast.archive.names import RECORD
-from lavila_fast.archive.shards import MARKER
-from lavila_fast.archive.shots import ENDING as CUTS
-from lavila_fast.archive.videos import ENDING
+from lavila_fast.archive.sources.shards import MARKER
+from lavila_fast.archive.windows.shots import ENDING as CUTS
 from lavila_fast.errors import InputError, LavilaError, StorageError
 from lavila_fast.files import locked, new_file, storage_error, warn, write_json
 from lavila_fast.remote.faults import FEW_TRIES, RemoteError, patiently

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import JSONL, TEXT, Writer
 from lavila_fast.archive.formats.writer import Unknown, Unskipped, Videos
-from lavila_fast.archive.journal import SUFFIX, Journal
-from lavila_fast.archive.kinds import NARRATIONS, Kind
+from lavila_fast.archive.journals.journal import SUFFIX, Journal
+from lavila_fast.archive.journals.kinds import NARRATIONS, Kind
 from lavila_fast.archive.names import OwnFiles
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import is_fatal, storage_error

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lavila_fast.archive.history import history_path
-from lavila_fast.archive.index import index_path
-from lavila_fast.archive.journal import SIDECAR
+from lavila_fast.archive.accounts.history import history_path
+from lavila_fast.archive.journals.index import index_path
+from lavila_fast.archive.journals.journal import SIDECAR
+from lavila_fast.archive.journals.videos import records_path
 from lavila_fast.archive.names import RECORD
 from lavila_fast.archive.outputs import Output, journal_path
-from lavila_fast.archive.shards import marker_of
-from lavila_fast.archive.videos import records_path
+from lavila_fast.archive.sources.shards import marker_of
 from lavila_fast.errors import InputError
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lavila_fast.archive.books import Books
-from lavila_fast.archive.inputs import Job
 from lavila_fast.archive.outputs import Sink
-from lavila_fast.archive.shards import Shard
-from lavila_fast.archive.shots import Shots
+from lavila_fast.archive.sources.inputs import Job
+from lavila_fast.archive.sources.shards import Shard
 from lavila_fast.archive.stretches import EndOfVideo
+from lavila_fast.archive.windows.shots import Shots
 from lavila_fast.errors import VideoError
 from lavila_fast.records import Clip, Row
 from lavila_fast.video.clips import window_count, windows

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lavila_fast import log
-from lavila_fast.archive.stages import Stages
+from lavila_fast.archive.accounts.stages import Stages
 from lavila_fast.shown import shown
 
 _BAR = "{percentage:3.0f}% |{bar:24}| {n_fmt}/{total_fmt} clips, {rate_noinv_fmt}{postfix}, {remaining} left"

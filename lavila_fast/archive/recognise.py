@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from lavila_fast.archive.faults import LASTING
-from lavila_fast.archive.inputs import FoundInputs, Job
-from lavila_fast.archive.journal import Journal
-from lavila_fast.archive.videos import DONE, Records, VideoRecord
+from lavila_fast.archive.journals.journal import Journal
+from lavila_fast.archive.journals.videos import DONE, Records, VideoRecord
+from lavila_fast.archive.sources.inputs import FoundInputs, Job
 from lavila_fast.errors import StorageError, VideoError
 from lavila_fast.remote.path import is_there, written
 from lavila_fast.video.content import Stamp, content_id, stamp_of

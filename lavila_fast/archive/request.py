@@ -10,26 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.alone import Alone, See
+from lavila_fast.archive.accounts.alone import Alone, See
+from lavila_fast.archive.accounts.history import History
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
-from lavila_fast.archive.downloads import Downloads
 from lavila_fast.archive.fleet.seen import STRETCH
-from lavila_fast.archive.history import History
-from lavila_fast.archive.identity import LISTED, Identity, describe_windows
-from lavila_fast.archive.inputs import FoundInputs, Job, find_clips, find_videos
-from lavila_fast.archive.journal import Journal
-from lavila_fast.archive.manifest import find_manifest
+from lavila_fast.archive.journals.identity import LISTED, Identity, describe_windows
+from lavila_fast.archive.journals.journal import Journal
+from lavila_fast.archive.journals.videos import Records, records_path
 from lavila_fast.archive.outputs import Files, Output, Stream, choose_output, open_journal
 from lavila_fast.archive.places import require_none_read
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.recognise import Recognised, Wishes, recognise
 from lavila_fast.archive.run import Beside, Run, Summary
-from lavila_fast.archive.shards import Shard, marker_of, write_marker
-from lavila_fast.archive.shots import ENDING, FRAMES, SMALL, Shots, describe_shots
-from lavila_fast.archive.still import Still, StillGate
-from lavila_fast.archive.videos import Records, records_path
+from lavila_fast.archive.sources.downloads import Downloads
+from lavila_fast.archive.sources.inputs import FoundInputs, Job, find_clips, find_videos
+from lavila_fast.archive.sources.manifest import find_manifest
+from lavila_fast.archive.sources.shards import Shard, marker_of, write_marker
+from lavila_fast.archive.windows.shots import ENDING, FRAMES, SMALL, Shots, describe_shots
+from lavila_fast.archive.windows.still import Still, StillGate
 from lavila_fast.archive.work import Work
 from lavila_fast.errors import InputError
 from lavila_fast.machine import available_cpus
@@ -44,8 +44,8 @@ from lavila_fast.video.reader import DecodedClip, read_clips
 from lavila_fast.video.sources import VideoSource
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.accounts.metrics import Metrics
     from lavila_fast.archive.fleet.crew import Fleet
-    from lavila_fast.archive.metrics import Metrics
     from lavila_fast.clip_model import ClipModel
     from lavila_fast.video.children.pool import Children
 

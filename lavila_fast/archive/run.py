@@ -16,17 +16,17 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Protocol
 
-from lavila_fast.archive.alone import Alone, Bare, See
+from lavila_fast.archive.accounts.alone import Alone, Bare, See
+from lavila_fast.archive.accounts.stages import BESIDE, ENGINE, STORING, WAITING
 from lavila_fast.archive.decoding import Decoders
 from lavila_fast.archive.faults import PASSING
-from lavila_fast.archive.inputs import FoundInputs
+from lavila_fast.archive.journals.videos import DONE, FAILED
 from lavila_fast.archive.outputs import Output, Sink
 from lavila_fast.archive.plan import Windows
 from lavila_fast.archive.progress import Progress
 from lavila_fast.archive.signals import DeferredSignals, Stopped
-from lavila_fast.archive.stages import BESIDE, ENGINE, STORING, WAITING
+from lavila_fast.archive.sources.inputs import FoundInputs
 from lavila_fast.archive.stretches import EndOfVideo
-from lavila_fast.archive.videos import DONE, FAILED
 from lavila_fast.records import Row
 from lavila_fast.remote.path import Place
 from lavila_fast.shown import many

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from lavila_fast.archive.faults import LASTING
-from lavila_fast.archive.inputs import Job
+from lavila_fast.archive.sources.inputs import Job
 from lavila_fast.records import Clip
 from lavila_fast.video.reader import DecodedClip
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lavila_fast.archive.kinds import NARRATIONS, Kind, features
+from lavila_fast.archive.journals.kinds import NARRATIONS, Kind, features
 from lavila_fast.errors import NotFiniteError
 from lavila_fast.generate.options import Options
 from lavila_fast.records import Row

@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 
 
 def _formats() -> tuple[str, ...]:
-    from lavila_fast.archive.kinds import LABELS
+    from lavila_fast.archive.journals.kinds import LABELS
 
     return LABELS.offered()
 

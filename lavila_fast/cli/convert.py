@@ -20,13 +20,13 @@ from lavila_fast.errors import InputError
 from lavila_fast.shown import many
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.finished.tables import Table
     from lavila_fast.archive.outputs import Output
-    from lavila_fast.archive.tables import Table
 
 
 def formats() -> list[str]:
     """Names of all formats of all rows."""
-    from lavila_fast.archive.kinds import KINDS
+    from lavila_fast.archive.journals.kinds import KINDS
 
     return sorted({name for kind in KINDS for name in kind.offered()})
 
@@ -56,8 +56,8 @@ def convert(
     with --part-mb, for parts. What lies beside IN about its videos (NAME.videos.jsonl) goes along: ids of their
     contents, lengths, and where they are, to ask them for their pictures a second.
     """
-    from lavila_fast.archive.convert import convert as write
-    from lavila_fast.archive.tables import read_table
+    from lavila_fast.archive.finished.convert import convert as write
+    from lavila_fast.archive.finished.tables import read_table
 
     table = read_table(source)
     place = place_for(table, output, format, frame_times, csv_safe)

@@ -25,7 +25,7 @@ from lavila_fast.remote.urls import is_url, shown_url
 from lavila_fast.shown import many
 
 if TYPE_CHECKING:
-    from lavila_fast.archive.duplicates import Copy, Found, Group, Likeness, Passage
+    from lavila_fast.archive.finished.duplicates import Copy, Found, Group, Likeness, Passage
 
 _SHARE = Number(0, 1, min_open=True)
 
@@ -45,8 +45,8 @@ def dedup(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
     Exact copies are found by a hash of every byte. With --features, near duplicates, too: the same film in another
     encoding, size or cut, and passages that two videos share. Model and windows decide how well that works.
     """
-    from lavila_fast.archive.duplicates import COSINE, SHARE, Found, Likeness, exact
-    from lavila_fast.archive.inputs import find_videos
+    from lavila_fast.archive.finished.duplicates import COSINE, SHARE, Found, Likeness, exact
+    from lavila_fast.archive.sources.inputs import find_videos
 
     if output.suffix.lower() not in (".jsonl", ".csv"):
         raise InputError(f"{output}: give a name that ends in .jsonl or .csv")
@@ -82,9 +82,9 @@ def dedup(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
 
 
 def _near(features: Path, firsts: Sequence[Copy], likeness: Likeness, found: Found) -> None:
-    from lavila_fast.archive.convert import videos_of
-    from lavila_fast.archive.duplicates import Pictures, near
-    from lavila_fast.archive.tables import read_table
+    from lavila_fast.archive.finished.convert import videos_of
+    from lavila_fast.archive.finished.duplicates import Pictures, near
+    from lavila_fast.archive.finished.tables import read_table
 
     table, known = read_table(features), videos_of(features)
     if table.kind.name != "features":
@@ -101,7 +101,7 @@ def _near(features: Path, firsts: Sequence[Copy], likeness: Likeness, found: Fou
 
 
 def _write(output: Path, found: Found) -> None:
-    from lavila_fast.archive.duplicates import members
+    from lavila_fast.archive.finished.duplicates import members
     from lavila_fast.files import replacing
 
     with replacing(output) as file:

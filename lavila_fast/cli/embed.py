@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _formats() -> tuple[str, ...]:
-    from lavila_fast.archive.kinds import features
+    from lavila_fast.archive.journals.kinds import features
 
     return features().offered()
 

@@ -35,8 +35,8 @@ def merge(
     Shares that are lacking, given twice, not through, or of other videos or settings are refused. The order of rows
     does not depend on how the work was divided. A run without --shard goes on with what is written here.
     """
-    from lavila_fast.archive.merge import merge as write
-    from lavila_fast.archive.merge import read_part
+    from lavila_fast.archive.finished.merge import merge as write
+    from lavila_fast.archive.finished.merge import read_part
     from lavila_fast.archive.outputs import choose_output
 
     read = [read_part(path) for path in parts]

@@ -41,8 +41,8 @@ def narrations(
     named by their ids: the name of a file without its folder and suffix, the folder of a chunk. Empty sentences are
     left out, and clips of which nothing is left.
     """
+    from lavila_fast.archive.finished.narrations import Counts, Filters, learnable, perplexity_of_surest, read_clips
     from lavila_fast.archive.formats.pkl import Pickle
-    from lavila_fast.archive.narrations import Counts, Filters, learnable, perplexity_of_surest, read_clips
     from lavila_fast.files import replacing
 
     if output.suffix.lower() not in (".pkl", ".pickle"):

@@ -102,7 +102,7 @@ def _real(path: Path) -> Path:
 
 def _sources(given: dict[str, Any], out: Path | None) -> tuple[list[Path], list[str]]:
     """Raw videos, and lines about folders that cannot be read."""
-    from lavila_fast.archive.inputs import find_videos
+    from lavila_fast.archive.sources.inputs import find_videos
 
     found = find_videos((str(given["data"]),))
     paths = [job.source.path for job in found.jobs if isinstance(job.source.path, Path)]

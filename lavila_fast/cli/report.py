@@ -29,11 +29,11 @@ def report(outputs: tuple[str, ...], price: float | None, html: Path | None, as_
     OUTPUT is what `narrate`, `classify` or `embed` was given as --output, or an INDEX; several, such as the shares of
     an archive, are told together. What is read lies beside it: records of videos, and OUTPUT.report.json.
     """
-    from lavila_fast.archive.account import account, known
+    from lavila_fast.archive.accounts.account import account, known
 
     told = account([known(output) for output in outputs], price)
     if html:
-        from lavila_fast.archive.account_page import render
+        from lavila_fast.archive.accounts.page import render
         from lavila_fast.files import write_text
 
         write_text(html, render(told), "give another --html")

@@ -22,11 +22,11 @@ from lavila_fast.remote.urls import is_url, local_of
 if TYPE_CHECKING:
     from lavila_fast.archive.fleet.crew import Fleet
     from lavila_fast.archive.fleet.muster import Workers
-    from lavila_fast.archive.inputs import FoundInputs
     from lavila_fast.archive.mirror import Mirror
     from lavila_fast.archive.outputs import Output
     from lavila_fast.archive.request import Request
     from lavila_fast.archive.run import Summary
+    from lavila_fast.archive.sources.inputs import FoundInputs
     from lavila_fast.archive.work import Work
     from lavila_fast.clip_model import ClipModel
     from lavila_fast.dual_encoder import DualEncoder
@@ -87,7 +87,7 @@ def _perform(
     workers: Workers,
 ) -> int:
     """`perform` with an output that is here, whose rows go to a URL in the end."""
-    from lavila_fast.archive.metrics import serving
+    from lavila_fast.archive.accounts.metrics import serving
 
     if engine := ENGINES.get(given["engine"]):  # said before videos are looked for
         engine.refuse_unused(given)
@@ -254,9 +254,9 @@ def _limits(given: dict[str, Any]) -> ChildLimits:
 def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Request:
     from lavila_fast.archive.recognise import Wishes
     from lavila_fast.archive.request import Request
-    from lavila_fast.archive.shards import Shard
-    from lavila_fast.archive.shots import require_shots
-    from lavila_fast.archive.still import Still
+    from lavila_fast.archive.sources.shards import Shard
+    from lavila_fast.archive.windows.shots import require_shots
+    from lavila_fast.archive.windows.still import Still
     from lavila_fast.video.nearby import seconds_of
 
     if given["windows"] == "shots":

@@ -59,9 +59,9 @@ def segments(source: Path, output: str, format: str | None, as_json: bool, **giv
     A segment lasts from its first window's begin to its last one's end, and has the surest sentence of all. IN is what
     `narrate` wrote, in any format that `convert` reads; PATH is in any that it writes.
     """
-    from lavila_fast.archive.convert import convert
-    from lavila_fast.archive.segments import Rules, Segmented
-    from lavila_fast.archive.tables import read_table
+    from lavila_fast.archive.finished.convert import convert
+    from lavila_fast.archive.finished.segments import Rules, Segmented
+    from lavila_fast.archive.finished.tables import read_table
 
     for name in ("cosine", "overlap"):
         if given[name] is not None and given["features"] is None:

@@ -27,8 +27,8 @@ def status(output: str, as_json: bool) -> None:
     OUTPUT is what `narrate`, `classify` or `embed` was given as --output; the records that are read lie beside it.
     Exit code 1 if any video failed or is not through.
     """
-    from lavila_fast.archive.totals import totals
-    from lavila_fast.archive.videos import STATUSES, find_records, read_records
+    from lavila_fast.archive.accounts.totals import totals
+    from lavila_fast.archive.journals.videos import STATUSES, find_records, read_records
 
     path = find_records(output)
     try:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lavila_fast.archive.identity import difference
-from lavila_fast.archive.merge import read_part
+from lavila_fast.archive.finished.merge import read_part
+from lavila_fast.archive.journals.identity import difference
 from lavila_fast.arrays import F32
 from lavila_fast.dual_encoder import DualEncoder
 from lavila_fast.errors import InputError

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavila_fast.archive.merge import Part, read_part
-from lavila_fast.archive.videos import VideoRecord
+from lavila_fast.archive.finished.merge import Part, read_part
+from lavila_fast.archive.journals.videos import VideoRecord
 from lavila_fast.records import ClipEmbedding, Narration
 from lavila_fast.search.store import BATCH, Store, Window
 

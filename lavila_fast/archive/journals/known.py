@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from lavila_fast.archive.videos import VideoRecord
+from lavila_fast.archive.journals.videos import VideoRecord
 from lavila_fast.errors import LavilaError
 from lavila_fast.remote.path import Place, place
 from lavila_fast.video.probe import open_file

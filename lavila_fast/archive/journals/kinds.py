@@ -15,7 +15,7 @@ from lavila_fast.archive.formats import FORMATS, JSONL, TEXT, Format, Writer, of
 from lavila_fast.archive.formats.embeddings import EmbeddingJournal, EmbeddingLines, Npz
 from lavila_fast.archive.formats.labels import LabelCsv, LabelLines, LabelText, SafeLabelCsv
 from lavila_fast.archive.formats.parquet import EmbeddingTable, LabelTable
-from lavila_fast.archive.rows import embedding_of, labels_of, narration_of, parse
+from lavila_fast.archive.journals.rows import embedding_of, labels_of, narration_of, parse
 from lavila_fast.records import Row
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive.journal import SUFFIX
-from lavila_fast.archive.kinds import KINDS
+from lavila_fast.archive.journals.journal import SUFFIX
+from lavila_fast.archive.journals.kinds import KINDS
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing, storage_error
 from lavila_fast.remote.urls import is_url, shown_url

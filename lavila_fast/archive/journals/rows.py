@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import numpy as np
 
 from lavila_fast.archive.formats.writer import EXTRAS
-from lavila_fast.archive.spans import span_of
+from lavila_fast.archive.journals.spans import span_of
 from lavila_fast.records import Clip, ClipEmbedding, ClipLabels, Narration, Row
 
 R = TypeVar("R")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive.inputs import FoundInputs, Job
+from lavila_fast.archive.sources.inputs import FoundInputs, Job
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.files import write_json
 from lavila_fast.records import Clip

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lavila_fast.archive.nearest import Matches, nearest
-from lavila_fast.archive.tables import Table
+from lavila_fast.archive.finished.nearest import Matches, nearest
+from lavila_fast.archive.finished.tables import Table
 from lavila_fast.arrays import F64, I64
 from lavila_fast.errors import VideoError
 from lavila_fast.video.content import content_id, stamp_of

@@ -21,11 +21,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive import index
-from lavila_fast.archive.identity import difference
-from lavila_fast.archive.kinds import NARRATIONS, Kind
-from lavila_fast.archive.rows import whole_clips
-from lavila_fast.archive.spans import Done, span_of
+from lavila_fast.archive.journals import index
+from lavila_fast.archive.journals.identity import difference
+from lavila_fast.archive.journals.kinds import NARRATIONS, Kind
+from lavila_fast.archive.journals.rows import whole_clips
+from lavila_fast.archive.journals.spans import Done, span_of
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import locked, replacing, storage_error, sync, warn
 from lavila_fast.records import Clip, Row

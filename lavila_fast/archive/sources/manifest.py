@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from lavila_fast.archive.inputs import FoundInputs, Job
-from lavila_fast.archive.listing import RemoteFolder, require
+from lavila_fast.archive.sources.inputs import FoundInputs, Job
+from lavila_fast.archive.sources.listing import RemoteFolder, require
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError
 from lavila_fast.remote.faults import RemoteError
 from lavila_fast.remote.path import Place, RemotePath, look_at_all, place, written

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from lavila_fast.archive.by_video import ByVideo, by_video
-from lavila_fast.archive.spans import Span, span_of
-from lavila_fast.archive.tables import Table
+from lavila_fast.archive.finished.by_video import ByVideo, by_video
+from lavila_fast.archive.finished.tables import Table
+from lavila_fast.archive.journals.spans import Span, span_of
 from lavila_fast.arrays import F32
 from lavila_fast.errors import InputError
 from lavila_fast.records import Clip, Narration, Row

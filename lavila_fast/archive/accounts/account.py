@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive.history import History, RunCost, added
-from lavila_fast.archive.journal import ACCOUNT
-from lavila_fast.archive.stages import BESIDE, ENGINE
-from lavila_fast.archive.totals import totals
-from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, VideoRecord, find_records, read_records
-from lavila_fast.archive.videos import ENDING as RECORDS
+from lavila_fast.archive.accounts.history import History, RunCost, added
+from lavila_fast.archive.accounts.stages import BESIDE, ENGINE
+from lavila_fast.archive.accounts.totals import totals
+from lavila_fast.archive.journals.journal import ACCOUNT
+from lavila_fast.archive.journals.videos import DONE, FAILED, PARTIAL, SKIPPED, VideoRecord, find_records, read_records
+from lavila_fast.archive.journals.videos import ENDING as RECORDS
 from lavila_fast.errors import InputError
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from lavila_fast.archive.spans import Columns, Done
+from lavila_fast.archive.journals.spans import Columns, Done
 from lavila_fast.errors import StorageError
 from lavila_fast.files import replacing
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lavila_fast.archive.videos import SKIPPED, STATUSES, VideoRecord
+from lavila_fast.archive.journals.videos import SKIPPED, STATUSES, VideoRecord
 
 _WORST, _EXAMPLES = 10, 3  # videos that are named, and lines of each reason
 

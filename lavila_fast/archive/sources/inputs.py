@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lavila_fast.archive.journal import ACCOUNT, SIDECAR, SUFFIX
-from lavila_fast.archive.kinds import KINDS
-from lavila_fast.archive.listing import RemoteFolder, list_videos
-from lavila_fast.archive.shots import ENDING as CUTS
-from lavila_fast.archive.spans import Span, span_of
-from lavila_fast.archive.spool import is_pipe, spooled
+from lavila_fast.archive.journals.journal import ACCOUNT, SIDECAR, SUFFIX
+from lavila_fast.archive.journals.kinds import KINDS
+from lavila_fast.archive.journals.spans import Span, span_of
+from lavila_fast.archive.sources.listing import RemoteFolder, list_videos
+from lavila_fast.archive.sources.spool import is_pipe, spooled
+from lavila_fast.archive.windows.shots import ENDING as CUTS
 from lavila_fast.errors import InputError, LavilaError
 from lavila_fast.records import Clip
 from lavila_fast.remote.path import RemotePath, look_at_all, written

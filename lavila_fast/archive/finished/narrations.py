@@ -14,7 +14,7 @@ from math import ceil, inf, isfinite
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from lavila_fast.archive.rows import parse_row
+from lavila_fast.archive.journals.rows import parse_row
 from lavila_fast.errors import InputError
 from lavila_fast.records import Narration
 from lavila_fast.video.kinds import has_video_suffix

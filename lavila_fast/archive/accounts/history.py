@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lavila_fast.archive.journal import ACCOUNT, SUFFIX
+from lavila_fast.archive.journals.journal import ACCOUNT, SUFFIX
 from lavila_fast.archive.run import Summary
 from lavila_fast.errors import InputError, StorageError
 from lavila_fast.files import write_json

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from lavila_fast.archive.by_video import by_video
+from lavila_fast.archive.finished.by_video import by_video
+from lavila_fast.archive.finished.tables import Table
 from lavila_fast.archive.formats.writer import Videos
-from lavila_fast.archive.known import KnownVideos
+from lavila_fast.archive.journals.known import KnownVideos
+from lavila_fast.archive.journals.videos import find_records, read_records
 from lavila_fast.archive.names import name_files
 from lavila_fast.archive.outputs import Output
-from lavila_fast.archive.tables import Table
-from lavila_fast.archive.videos import find_records, read_records
 from lavila_fast.errors import InputError
 from lavila_fast.files import replacing
 from lavila_fast.records import Row

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lavila_fast.archive.formats.parquet import METADATA, require_parquet
-from lavila_fast.archive.journal import SIDECAR
-from lavila_fast.archive.kinds import KINDS, Kind, features
+from lavila_fast.archive.journals.journal import SIDECAR
+from lavila_fast.archive.journals.kinds import KINDS, Kind, features
 from lavila_fast.errors import InputError
 from lavila_fast.records import Row
 from lavila_fast.video.lists import named_rows, seconds_in

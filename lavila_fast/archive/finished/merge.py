@@ -19,16 +19,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lavila_fast.archive import index
-from lavila_fast.archive.identity import difference
-from lavila_fast.archive.journal import SIDECAR, SUFFIX, Journal
-from lavila_fast.archive.kinds import KINDS, LABELS, NARRATIONS, Kind, features
-from lavila_fast.archive.known import KnownVideos
+from lavila_fast.archive.journals import index
+from lavila_fast.archive.journals.identity import difference
+from lavila_fast.archive.journals.journal import SIDECAR, SUFFIX, Journal
+from lavila_fast.archive.journals.kinds import KINDS, LABELS, NARRATIONS, Kind, features
+from lavila_fast.archive.journals.known import KnownVideos
+from lavila_fast.archive.journals.rows import whole_clips
+from lavila_fast.archive.journals.spans import Done, Span, span_of
+from lavila_fast.archive.journals.videos import (
+    DONE,
+    FAILED,
+    PARTIAL,
+    SKIPPED,
+    Records,
+    VideoRecord,
+    read_records,
+    records_path,
+)
 from lavila_fast.archive.outputs import Files, Output, journal_path, open_journal
-from lavila_fast.archive.rows import whole_clips
-from lavila_fast.archive.shards import Shard, marker_of
-from lavila_fast.archive.spans import Done, Span, span_of
-from lavila_fast.archive.videos import DONE, FAILED, PARTIAL, SKIPPED, Records, VideoRecord, read_records, records_path
+from lavila_fast.archive.sources.shards import Shard, marker_of
 from lavila_fast.errors import InputError
 from lavila_fast.records import Row
 

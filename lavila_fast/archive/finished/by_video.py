@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
 
-from lavila_fast.archive.kinds import Kind
+from lavila_fast.archive.journals.kinds import Kind
 from lavila_fast.files import storage_error
 from lavila_fast.records import Row
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lavila_fast.archive.videos import STATUSES
+from lavila_fast.archive.journals.videos import STATUSES
 from lavila_fast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
