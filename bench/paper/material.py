@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lavila_fast.bench.eval_nano import FPS, Row, annotate
 from lavila_fast.bench.paper.sizes import Size
-from lavila_fast.bench.paper.wordings import draws, otherwise, scene, still
+from lavila_fast.bench.paper.wordings import THINGS, draws, exam_scene, otherwise, scene, still
 from lavila_fast.files import write_bytes
 from lavila_fast.kitchen.film import Shown, film
 from lavila_fast.kitchen.scene import Scene, Split
@@ -80,17 +80,26 @@ class Material:
             self._film(self.test_scenes(split, number), self.test_film(split, number), SECONDS)
 
     def test_scenes(self, split: Split, number: int) -> list[Scene]:
-        """Of one of a test's films."""
-        count = self.size.test_clips
-        return [scene(_TESTS + number * count + i, split=split) for i in range(count)]
+        """Of one of a test's films: it shows one thing, whose verbs are all there is to tell apart; or any, of pairs.
+
+        Of a thing's unseen pairs there are one or two, too few to choose among.
+        """
+        first, things = _TESTS + number * self.size.test_clips, THINGS
+        if split != "unseen_pairs":
+            things = (THINGS[number % len(THINGS)],)
+        return [exam_scene(first + i, split, things) for i in range(self.size.test_clips)]
 
     def chunk(self, video: str) -> Path:
         """The only chunk of a video to learn from."""
         return self.chunks / f"{video}.mp4" / "0.mp4"
 
+    def test_films(self, split: Split) -> Path:
+        """Folder of a test's films, below a person's."""
+        return self.work / "tests" / split
+
     def test_film(self, split: Split, number: int) -> Path:
         """One of a test's films."""
-        return self.work / "tests" / split / "P01" / f"{_test_video(number)}.MP4"
+        return self.test_films(split) / "P01" / f"{_test_video(number)}.MP4"
 
     def annotate_test(self, name: str) -> None:
         """Annotation files of a test, those of EPIC-KITCHENS-100 and of EgoMCQ."""

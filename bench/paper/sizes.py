@@ -75,20 +75,20 @@ class Size:
 
     name: str = "full"
     seeds: tuple[int, ...] = (1, 2, 3)
-    videos: int = 4
+    videos: int = 16
     clips: int = 600
     stills: int = 1500
-    test_films: int = 4
-    test_clips: int = 125
+    test_films: int = 6
+    test_clips: int = 84
     tests: tuple[str, ...] = tuple(TESTS)
-    share: float = 0.25
+    share: float = 0.125
     samples: int = 5
-    surest: float = 0.5
+    surest: float = 0.25
     pseudo_temperature: float = 0.07
     rephraser: int = 1000
     image: Course = Course(800)
-    narrator: Course = Course(240)
-    dual: Course = Course(240)
+    narrator: Course = Course(700)
+    dual: Course = Course(600)
     save: int = 40
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,11 @@ def _films(material: Material) -> Iterator[Step]:
         film = material.chunk(f"v{video}")
         yield own(f"film_{video}", film, f"{size.clips} clips", size.clips * FRAMES * COSTS.picture)
     yield own("stills", material.data / "stills.pkl", f"{size.stills}", size.stills * STILL_FRAMES * COSTS.picture)
-    tested = f"{size.test_films} films of {size.test_clips} clips"
+    tested = f"{size.test_films} films of {size.test_clips} clips, a thing each"
     for split in dict.fromkeys(SPLITS[name] for name in size.tests):
         last = material.test_film(split, size.test_films - 1)
-        yield own(f"films_{split}", last, tested, size.test_films * size.test_clips * FRAMES * COSTS.picture)
+        step = own(f"films_{split}", last, tested, size.test_films * size.test_clips * FRAMES * COSTS.picture)
+        yield replace(step, clears=(material.test_films(split),))
     for name in size.tests:
         yield own(f"test_{name}", material.test(name) / "ego4d_val.pkl", tested)
     rephraser = material.work / "rephraser"

@@ -6,6 +6,7 @@ colour and hand, and a contrastive loss would learn nothing of verbs, which are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,10 @@ from lavila_fast.kitchen.scene import SPLITS, Scene, Split, make_scene
 from lavila_fast.kitchen.world import HANDS, HELD_OUT_PAIRS, VERBS, Action
 
 THINGS, COLOURS = ("cup", "plate", "knife", "bottle", "box", "banana"), ("red", "green", "white")
+ATTIRE: dict[str, tuple[str, str]] = {
+    thing: (COLOURS[i % len(COLOURS)], HANDS[i // len(COLOURS)]) for i, thing in enumerate(THINGS)
+}
+"""Thing → its colour in tests, and the hand that takes it: what counts for nothing there shall not differ."""
 _ACTIONS = 16  # stream of random numbers, the first of those for each split
 SYNONYMS: dict[str, tuple[str, str]] = {
     "pick_up": ("lifts", "raises"),
@@ -46,7 +51,16 @@ def actions(split: Split) -> list[Action]:
 
 def scene(number: int, split: Split = "train") -> Scene:
     """A scene of an action that is drawn for its number, with nothing else on the table."""
-    found = actions(split)
+    return _scene(number, split, actions(split))
+
+
+def exam_scene(number: int, split: Split, things: Sequence[str] = THINGS) -> Scene:
+    """A scene of a test: of some things, each in its `ATTIRE`."""
+    able = [one for one in actions(split) if one.obj in things and (one.colour, one.hand) == ATTIRE[one.obj]]
+    return _scene(number, split, able)
+
+
+def _scene(number: int, split: Split, found: Sequence[Action]) -> Scene:
     action = found[int(draws(number, _ACTIONS + SPLITS.index(split)).integers(len(found)))]
     return replace(make_scene(number, action, split), others=())
 
