@@ -71,7 +71,7 @@ def complete(
         ranges = calibrate(smoothed, video, state=part / f"{kind}-{state_key(smoothed, video)}.json")
         ranges.save(folder / f"{kind}_ranges.json")
         scheme = Scheme(scheme.precision, scheme.target, scheme.keep, ranges.amax())
-        told["ranges"] = "99.999 percentile"
+        told["ranges"] = "largest seen"
     if scheme.precision == "mixed" and (max_drop is not None or not scheme.keep):
         scheme = _spare(smoothed, scheme, video, BUDGET if max_drop is None else max_drop, folder, say)
     return smoothed, scheme, told | {"kept": sorted(scheme.keep)}

@@ -40,7 +40,7 @@ class Narration:
             distribution.
         damaged: Some of the clip's frames could not be read, and their neighbours stand in for them.
         frames: Second, on the video's clock, from which each frame that the model saw is shown; None if nobody asked.
-        motion: By how much the picture changes, see `archive.windows.still.motion`; None if nobody asked, or nobody can say.
+        motion: By how much the picture changes (`archive.windows.still.motion`); None if nobody asked, or can say.
         skipped: Why the model did not see the clip, ``still``; then the text is empty. None: it did.
         windows: Of a segment, how many windows it was made of; None: it is a window.
         unsure: Of a segment, that it is less sure than was asked for.

@@ -71,13 +71,13 @@ def test_smoothing_gets_back_what_outliers_cost(planted, way):
 
 
 def test_static_ranges_hold_rare_outliers():
-    """One value in 30,000 is 25 times the others: the range that is taken without being told must not cut it off."""
+    """One value in 300,000 is 25 times the others: the range that is taken without being told must not cut it off."""
     values = torch.ones(300_000)
-    values[::30_000] = 25.0
+    values[0] = 25.0
     ranges = Ranges(1, {"layer": Histogram()})
     ranges.layers["layer"].add(values)
     assert ranges.amax()["layer"] > 24
-    assert ranges.amax("percentile", 99.99)["layer"] < 2
+    assert ranges.amax("percentile")["layer"] < 2
 
 
 def test_neighbours_are_counted():
