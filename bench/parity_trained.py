@@ -26,7 +26,7 @@ import click
 import numpy as np
 import torch
 
-from lavila_fast.arrays import F32, F64
+from lavila_fast.arrays import F32
 from lavila_fast.bench.timing import machine
 from lavila_fast.bench.trained_tower import PACKAGE, find_weights, onnx_cls, read_tower
 from lavila_fast.bundle.manifest import open_bundle
@@ -36,7 +36,7 @@ from lavila_fast.evaluate.clips import FolderClips
 from lavila_fast.export.build import export_model
 from lavila_fast.export.options import ExportOptions
 from lavila_fast.export.parity.embeddings import shared
-from lavila_fast.export.quantize.calibrate import Histogram, Ranges, calibrate, calibration_clips
+from lavila_fast.export.quantize.calibrate import Ranges, calibrate, calibration_clips
 from lavila_fast.export.recipe import complete
 from lavila_fast.files import replacing, write_json
 from lavila_fast.models.classifier import Classifier
@@ -125,16 +125,11 @@ def outliers(ranges: Ranges) -> list[dict[str, Any]]:
     """How far what enters each layer goes beyond its root mean square, the farthest first."""
     found = []
     for name, one in ranges.layers.items():
-        rms = _rms(one)
+        rms = one.rms
         if rms:
             row = {"layer": name, "largest": one.largest, "rms": rms, "largest_by_rms": one.largest / rms}
             found.append({**row, "p99_99_by_rms": one.percentile(99.99) / rms})
     return sorted(found, key=lambda row: -float(row["largest_by_rms"]))
-
-
-def _rms(one: Histogram) -> float:
-    middles: F64 = (np.arange(len(one.counts)) + 0.5) * one.limit / len(one.counts)
-    return float(np.sqrt((middles**2 * one.counts).sum() / max(one.counts.sum(), 1)))
 
 
 def open_variant(setup: Setup, engine: str, smoothing: bool) -> Embed:

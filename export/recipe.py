@@ -1,8 +1,10 @@
 """How one model is to be quantized, from what the user asked for and what its clips say.
 
 INT8 with clips to measure on: scales migrate from activations into weights where that lowers the error (`smooth`),
-static targets get ranges, and ``mixed`` spares the most sensitive layers until the budget holds. Without clips, a CPU's
-INT8 needs none, as ranges are measured as they come; everything else says that it does.
+static targets get ranges, but layers whose inputs reach far beyond the usual stay in half precision, as one step for
+all of them would be too coarse (`OUTLYING`, docs/INT8.md), and ``mixed`` spares the most sensitive layers until the
+budget holds. Without clips, a CPU's INT8 needs none, as ranges are measured as they come; everything else says that it
+does.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from lavila_fast.quant.scheme import Scheme, layers
 
 SMOOTH_CLIPS, TRIED_CLIPS = 32, 32
 BUDGET = 0.5  # points
+OUTLYING = 30.0  # times the root mean square
 _LARGE = 50_000_000  # parameters: above, layers are tried a block at a time
 
 
@@ -61,7 +64,7 @@ def complete(
         if needs_clips(scheme.precision, scheme.target, scheme.keep):
             raise InputError(f"{scheme.precision} for {scheme.target} needs clips; give a folder: --calibration VIDEOS")
         return model, scheme, {}
-    kind = model.config.kind
+    kind, asked = model.config.kind, scheme.keep
     video = calibration_clips(clips, model.config)
     say(f"{kind}: smoothing, measured on {min(SMOOTH_CLIPS, len(video))} clips")
     smoothed, report = smooth(model, video[:SMOOTH_CLIPS], scheme.target)
@@ -70,9 +73,14 @@ def complete(
         say(f"{kind}: measuring ranges on {len(video)} clips")
         ranges = calibrate(smoothed, video, state=part / f"{kind}-{state_key(smoothed, video)}.json")
         ranges.save(folder / f"{kind}_ranges.json")
-        scheme = Scheme(scheme.precision, scheme.target, scheme.keep, ranges.amax())
+        outlying = ranges.outlying(OUTLYING)
+        if outlying:
+            say(
+                f"{kind}: {len(outlying)} layers stay in half precision, as their inputs reach {OUTLYING:g} × the usual"
+            )
+        scheme = Scheme(scheme.precision, scheme.target, scheme.keep | outlying, ranges.amax())
         told["ranges"] = "largest seen"
-    if scheme.precision == "mixed" and (max_drop is not None or not scheme.keep):
+    if scheme.precision == "mixed" and (max_drop is not None or not asked):
         scheme = _spare(smoothed, scheme, video, BUDGET if max_drop is None else max_drop, folder, say)
     return smoothed, scheme, told | {"kept": sorted(scheme.keep)}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from lavila_fast.bench import parity_trained, trained_tower  # noqa: E402
 from lavila_fast.bench.parity_trained import compare, gaps, outliers  # noqa: E402
 from lavila_fast.config import ClassifierConfig, VisionConfig  # noqa: E402
 from lavila_fast.errors import InputError  # noqa: E402
+from lavila_fast.export import recipe  # noqa: E402
 from lavila_fast.export.quantize.calibrate import Histogram, Ranges, calibrate  # noqa: E402
 from lavila_fast.export.quantize.smooth import fold, pairs, smooth  # noqa: E402
 from lavila_fast.models.classifier import Classifier  # noqa: E402
@@ -78,6 +82,30 @@ def test_static_ranges_hold_rare_outliers():
     ranges.layers["layer"].add(values)
     assert ranges.amax()["layer"] > 24
     assert ranges.amax("percentile")["layer"] < 2
+
+
+def test_a_layer_that_one_input_outgrows_stays_in_half(planted, tmp_path, monkeypatch):
+    """One hidden unit of one block answers a hundred times as loudly, to every twentieth token: no norm can smooth it."""
+    model = copy.deepcopy(planted[0])
+    video, layer = planted[1][:16], "visual.blocks.1.mlp.fc2"
+    mlp = model.visual.blocks[1].mlp
+    with torch.no_grad():
+        mlp.fc1.weight[7] *= 40
+        mlp.fc1.bias[7] -= 60
+    monkeypatch.setattr(recipe, "calibration_clips", lambda *_: video)
+    told = []
+    made, scheme, about = recipe.complete(
+        model, Scheme("int8", "tensorrt"), tmp_path, None, tmp_path, tmp_path, told.append
+    )
+    assert scheme.keep == {layer}
+    assert about["kept"] == [layer]
+    assert sum("1 layers stay in half" in line for line in told) == 1
+    lost = {
+        keep: 1
+        - compare(features(model, video), features(quantize(made, replace(scheme, keep=keep)), video))["cosine_mean"]
+        for keep in (frozenset(), scheme.keep)
+    }
+    assert lost[scheme.keep] < 0.8 * lost[frozenset()]
 
 
 def test_neighbours_are_counted():

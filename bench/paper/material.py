@@ -84,9 +84,8 @@ class Material:
 
         Of a thing's unseen pairs there are one or two, too few to choose among.
         """
-        first, things = _TESTS + number * self.size.test_clips, THINGS
-        if split != "unseen_pairs":
-            things = (THINGS[number % len(THINGS)],)
+        first, own = _TESTS + number * self.size.test_clips, THINGS[number % len(THINGS)]
+        things = THINGS if split == "unseen_pairs" else (own,)
         return [exam_scene(first + i, split, things) for i in range(self.size.test_clips)]
 
     def chunk(self, video: str) -> Path:

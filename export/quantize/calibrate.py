@@ -74,6 +74,12 @@ class Histogram:
         wanted = percent / 100 * below[-1]
         return min(float(np.interp(wanted, below, np.linspace(0, self.limit, BINS + 1))), self.largest)
 
+    @property
+    def rms(self) -> float:
+        """Root mean square of all values, each taken as the middle of its bin."""
+        middles = (np.arange(len(self.counts)) + 0.5) * self.limit / len(self.counts)
+        return float(np.sqrt((middles**2 * self.counts).sum() / max(self.counts.sum(), 1)))
+
 
 @dataclass
 class Ranges:
@@ -99,6 +105,10 @@ class Ranges:
         if method == "max":
             return {name: one.largest for name, one in self.layers.items()}
         return {name: one.percentile(percent) for name, one in self.layers.items()}
+
+    def outlying(self, times: float) -> frozenset[str]:
+        """Layers whose largest input is more than so many times the root mean square of all that enter it."""
+        return frozenset(name for name, one in self.layers.items() if one.largest > times * one.rms > 0)
 
     def save(self, path: Path) -> None:
         """Write to a JSON file, whole or not at all; its folder is made."""
