@@ -85,7 +85,7 @@ def test_static_ranges_hold_rare_outliers():
 
 
 def test_a_layer_that_one_input_outgrows_stays_in_half(planted, tmp_path, monkeypatch):
-    """One hidden unit of one block answers a hundred times as loudly, to every twentieth token: no norm can smooth it."""
+    """A hidden unit of one block answers a hundred times as loudly, if seldom: no norm can smooth it."""
     model = copy.deepcopy(planted[0])
     video, layer = planted[1][:16], "visual.blocks.1.mlp.fc2"
     mlp = model.visual.blocks[1].mlp
