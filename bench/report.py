@@ -22,7 +22,7 @@ from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-_PAGES = ("NANO", "PAPER", "TIME", "TRAINING", "EVALUATION")
+_PAGES = ("NANO", "PAPER", "TIME", "TRAINING", "EVALUATION", "INT8")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 NOT_YET = "Not measured yet."
 
@@ -244,6 +244,21 @@ def evaluation_table(result: dict[str, Any]) -> str:
     )
 
 
+def trained_table(result: dict[str, Any]) -> str:
+    """INT8 on trained weights beside float32, by engine, from ``parity_trained.json``."""
+    names = {"native": "native", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT's graph"}
+    rows = [
+        "| engine | smoothing | least cosine | mean cosine | kept | kept or as near |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        smoothed = "yes" if row["smoothing"] else "no"
+        cosines = f"{row['cosine_min']:.4f} | {row['cosine_mean']:.4f}"
+        kept = f"{100 * row['nearest_kept']:.0f}% | {100 * row['nearest_near']:.1f}%"
+        rows.append(f"| {names[row['engine']]} | {smoothed} | {cosines} | {kept} |")
+    return "\n".join([f"{result['frames']} frames at {result['side']} pixels, INT8 against float32:", "", *rows])
+
+
 def gpu_table() -> str:
     """Targets and what was reached, from the folder that ``make gpu`` wrote."""
     parts = {path.stem: json.loads(path.read_text()) for path in sorted((RESULTS / GPU).glob("*.json"))}
@@ -262,6 +277,7 @@ PAGE_BLOCKS = {
     "eval-nano": eval_nano_table,
     "evaluation": evaluation_table,
     "paper": paper_table,
+    "trained": trained_table,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -274,6 +290,7 @@ FILES = {
     "eval-nano": "eval_nano.json",
     "evaluation": "evaluation.json",
     "paper": "paper.json",
+    "trained": "parity_trained.json",
 }
 GPU = "h200"  # whose figures stand in the README
 

@@ -24,7 +24,7 @@ from lavila_fast.quant.scheme import Scheme, layers
 
 SMOOTH_CLIPS, TRIED_CLIPS = 32, 32
 BUDGET = 0.5  # points
-OUTLYING = 30.0  # times the root mean square
+OUTLYING = 24.0  # times the root mean square
 _LARGE = 50_000_000  # parameters: above, layers are tried a block at a time
 
 
