@@ -12,6 +12,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,61 @@ def test_an_index_that_does_not_fit_is_not_believed(tmp_path: Path, worth_it: No
     one = Journal(path, RUN, 1 if change == "samples" else 2)
     assert found == contents(one)
     one.close()
+
+
+def test_clips_lie_in_the_index_until_they_are_asked_for(tmp_path: Path, worth_it: None) -> None:
+    path = tmp_path / "out.jsonl"
+    fill(path)
+    plain = open_journal(path)
+    expected = contents(plain)
+    one = plain.done
+    plain.close()
+    assert [one.count(video) for video in one] == [len(one[video]) for video in one]
+    assert one.count("of no such name") == 0
+    index.index_path(path).write_bytes(b"")  # not replaced, as all of ours is: cut by somebody while it is held open
+    with pytest.raises(StorageError, match="another program has cut it"):
+        next(iter(one.values()))
+    fresh = open_journal(path)
+    assert contents(fresh) == expected
+    for video in expected:  # some in an old place, some in a new one
+        fresh.append([replace(row, video=video, start=50.0, end=52.0) for row in sentences(video, 0.0)])
+        fresh.done.settle()
+        assert fresh.done.count(video) == len(expected[video]) + 1
+        assert list(fresh.done) == list(expected)
+        assert [span for span, _ in fresh.done[video].in_order()][-1] == (50_000, 2000)
+    fresh.close()
+    fresh = open_journal(path)
+    assert {video: clips[:-1] for video, clips in contents(fresh).items()} == expected
+    fresh.close()
+
+
+def test_few_clips_more_are_read_again_sooner_than_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "WORTH", 4)
+    path = tmp_path / "out.jsonl"
+    one = open_journal(path)
+    for start in range(6):
+        one.append(sentences("v", 2.0 * start))
+    one.close()
+    before = index.index_path(path).read_bytes()
+    for start in range(6, 9):
+        one = open_journal(path)
+        one.append(sentences("v", 2.0 * start))
+        one.close()
+    assert len(open_and_close(path)["v"]) == 9
+    assert index.index_path(path).read_bytes() == before
+    one = open_journal(path)
+    for start in range(9, 11):
+        one.append(sentences("v", 2.0 * start))
+    one.close()
+    assert index.index_path(path).read_bytes() != before
+    assert len(open_and_close(path)["v"]) == 11
+
+
+def open_and_close(path: Path) -> dict[str, list[Any]]:
+    one = open_journal(path)
+    found = contents(one)
+    one.close()
+    return found
 
 
 def test_odd_clips_have_no_index_and_are_known(tmp_path: Path, worth_it: None) -> None:

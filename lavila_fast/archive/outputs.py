@@ -247,7 +247,7 @@ class Files:
 
     def count(self, video: str) -> int:
         """See `Sink`."""
-        return len(self.journal.done.get(video, ()))
+        return self.journal.done.count(video)
 
     def write(self, rows: list[Row]) -> None:
         """See `Sink`."""

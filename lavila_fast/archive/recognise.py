@@ -272,7 +272,7 @@ class _Recogniser:
             return not any(True for _ in self._journal.lacking(look.name, look.job.clips))
         if look.job.ranges:  # other stretches may have been wanted before; when they are counted it will show
             return False
-        return record.clips == len(self._journal.done.get(look.name, ()))
+        return record.clips == self._journal.done.count(look.name)
 
     def _retried(self, look: Look) -> bool:
         before = look.mine

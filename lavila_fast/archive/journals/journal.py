@@ -33,6 +33,7 @@ from lavila_fast.records import Clip, Row
 SUFFIX, SIDECAR, ACCOUNT = ".journal", ".run.json", ".report.json"
 """Of a journal that is not the output itself, and of what lies beside each."""
 FSYNC_SECONDS = 5.0
+_LARGE = 10  # times as many clips as make an index worth while, after which it is written anew
 _OTHER_TEXT = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{")  # marks, UTF-16 and UTF-32
 _AGAIN = "rows may be lost: leave it alone and run the same command again"
 _WAY_OUT = "give another --output, or --overwrite to begin anew"
@@ -134,8 +135,10 @@ class Journal:
             return
         if os.fstat(self._fd).st_size > self._size:
             os.ftruncate(self._fd, self._size)
-        self._indexed = known
-        if found > index.WORTH:
+        self._indexed, self._new = known, found
+        if found > index.WORTH * (
+            _LARGE if known else 1
+        ):  # a large one takes longer to write than rows to read
             self._save_index()
 
     def _save_index(self) -> None:
@@ -223,7 +226,7 @@ class Journal:
             if time.monotonic() - self._synced > FSYNC_SECONDS:
                 self.sync()
         self._new += self.done.add(rows[0].video, span_of(rows[0]), begin)
-        if self._new > 10 * index.WORTH:  # a run that is killed leaves the next one little to read
+        if self._new > _LARGE * index.WORTH:  # a run that is killed leaves the next one little to read
             self._save_index()
 
     def _check(self, own: os.stat_result) -> None:
@@ -267,7 +270,7 @@ class Journal:
             if not self._lost:
                 with storage_error(self.path):
                     self.sync()
-                if self._size != self._indexed:
+                if self._new > index.WORTH or not self._indexed:
                     self._save_index()
         finally:
             self._held.close()

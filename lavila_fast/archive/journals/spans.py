@@ -1,14 +1,16 @@
-"""Which clips of which video a journal holds and where their rows begin: 20 bytes a clip, whatever their number.
+"""Which clips of which video a journal holds and where their rows begin: at most 20 bytes a clip, however many.
 
 A clip is known by its start and length in milliseconds. `Done` keeps those found when the journal was opened as sorted
-columns, all videos one after the other, and what is added since in a small dictionary a video.
+columns, all videos one after the other, or leaves them in the file of an index until somebody asks for a video's; what
+is added since is in a small dictionary a video.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,12 @@ class Columns:
             np.array([offset for _, offset in ordered], np.uint64),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Columns]) -> Columns:
+        """Those of several videos, one after the other; at least one."""
+        starts, lengths, offsets = zip(*((part.start, part.length, part.offset) for part in parts), strict=True)
+        return cls(np.concatenate(starts), np.concatenate(lengths), np.concatenate(offsets))
+
     def __len__(self) -> int:
         """How many clips."""
         return len(self.start)
@@ -64,6 +72,14 @@ class Columns:
         start, length = np.append(self.start, other.start), np.append(self.length, other.length)
         order = np.lexsort((length, start))
         return Columns(start[order], length[order], np.append(self.offset, other.offset)[order])
+
+
+class Shelf(Protocol):
+    """Sorted clips of several videos, one after the other."""
+
+    def part(self, begin: int, stop: int) -> Columns:
+        """Some of them."""
+        ...
 
 
 def fits(span: Span) -> bool:
@@ -151,27 +167,32 @@ class Done(Mapping[str, DoneClips]):
     """The clips of all videos of a journal, by the video's name."""
 
     def __init__(self) -> None:
-        self._columns = Columns.of({})
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[Shelf, int, int]] = {}
         self._touched: dict[str, DoneClips] = {}
 
     @classmethod
-    def of_columns(cls, names: list[str], counts: list[int], columns: Columns) -> Done:
+    def of_columns(cls, names: Sequence[str], counts: Sequence[int], columns: Shelf) -> Done:
         """Of sorted columns that hold so many clips of each video."""
         done = cls()
-        done._take(names, counts, columns)
+        done._place(names, counts, columns)
         return done
 
-    def _take(self, names: list[str], counts: list[int], columns: Columns) -> None:
+    def _place(self, names: Sequence[str], counts: Sequence[int], columns: Shelf) -> None:
         stops = np.cumsum(counts, dtype=np.int64).tolist()
-        self._places = {name: (stop - count, stop) for name, count, stop in zip(names, counts, stops, strict=True)}
-        self._columns, self._touched = columns, {}
+        self._places |= {
+            name: (columns, stop - count, stop) for name, count, stop in zip(names, counts, stops, strict=True)
+        }
 
     def __getitem__(self, video: str) -> DoneClips:
         """The clips of one video."""
         if video in self._touched:
             return self._touched[video]
-        return DoneClips(self._columns.part(*self._places[video]))
+        columns, begin, stop = self._places[video]
+        return DoneClips(columns.part(begin, stop))
+
+    def __contains__(self, video: object) -> bool:
+        """Whether there are clips of a video."""
+        return video in self._touched or video in self._places
 
     def __iter__(self) -> Iterator[str]:
         """Names of the videos, in the order in which they were begun."""
@@ -182,25 +203,27 @@ class Done(Mapping[str, DoneClips]):
         """How many videos."""
         return len(self._places) + sum(name not in self._places for name in self._touched)
 
+    def count(self, video: str) -> int:
+        """How many clips of a video there are, wherever they are kept."""
+        if video in self._touched:
+            return len(self._touched[video])
+        _, begin, stop = self._places.get(video, (None, 0, 0))
+        return stop - begin
+
     def add(self, video: str, span: Span, offset: int) -> bool:
         """Take note of a clip, unless it is there already."""
         if video not in self._touched:
-            self._touched[video] = DoneClips(self._columns.part(*self._places.get(video, (0, 0))))
+            self._touched[video] = self[video] if video in self._places else DoneClips(Columns.of({}))
         return self._touched[video].add(span, offset)
 
-    def settle(self) -> None:
-        """Make columns of all that was added."""
-        if self._touched and (found := self.settled()):
-            self._take(*found)
+    @property
+    def odd(self) -> bool:
+        """Whether some clip fits no column."""
+        return any(clips.odd for clips in self._touched.values())
 
-    def settled(self) -> tuple[list[str], list[int], Columns] | None:
-        """What `of_columns` takes; None if some clip fits no column."""
-        if any(clips.odd for clips in self._touched.values()):
-            return None
-        names = list(self)
-        parts = [self[name].settle() for name in names]
-        if not parts:
-            return [], [], self._columns
-        starts, lengths, offsets = zip(*((part.start, part.length, part.offset) for part in parts), strict=True)
-        columns = Columns(np.concatenate(starts), np.concatenate(lengths), np.concatenate(offsets))
-        return names, [len(part) for part in parts], columns
+    def settle(self) -> None:
+        """Make columns of all that was added, unless some clip fits none."""
+        if self._touched and not self.odd:
+            parts = [clips.settle() for clips in self._touched.values()]
+            self._place(list(self._touched), [len(part) for part in parts], Columns.joined(parts))
+            self._touched = {}
