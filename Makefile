@@ -9,6 +9,7 @@
 # make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
 # make bench-train  the loader against the original's, the loop's own cost, memory over a long run (under 15 minutes)
 # make bench-eval  dual encoders, eval against the bare engine, the rephraser (under 15 minutes)
+# make bench-archive  planning 100,000 films, resuming 18 million windows, a film of ten hours, one pass for two models (an hour)
 # make eval-nano  how much of the shipped model INT8 keeps, by eval and eval compare (over an hour on two cores)
 # make soak   breaks runs on purpose for 20 minutes: kills, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
@@ -26,7 +27,7 @@ export DS_ACCELERATOR ?= cpu
 # Tests start hundreds of processes, and each would compile every module of ours again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-remote bench-nearest bench-train bench-eval eval-nano soak gpu paper nano nano-bundle parity parity-trained clean
+.PHONY: demo test slow check bench bench-engines bench-kernels bench-decode bench-remote bench-nearest bench-train bench-eval bench-archive eval-nano soak gpu paper nano nano-bundle parity parity-trained clean
 
 # An environment is made again only when the requirements change; the code itself is installed in place.
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
@@ -85,6 +86,10 @@ bench-train: $(DEV)/.made
 
 bench-eval: $(DEV)/.peers
 	$(DEV)/bin/python -m lavila_fast.bench.evaluation --output bench/results/evaluation.json $(ARGS)
+
+bench-archive: $(DEV)/.made
+	$(DEV)/bin/python -m lavila_fast.bench.archive --output bench/results/archive.json $(ARGS)
+	@$(DEV)/bin/python -m lavila_fast.bench.report
 
 eval-nano: $(DEV)/.made
 	$(DEV)/bin/python -m lavila_fast.bench.eval_nano --work runs/eval_nano --output bench/results/eval_nano.json $(ARGS)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 from statistics import median
@@ -24,8 +24,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import torch
 
+from lavila_fast.archive.beside import EmbeddedBeside
+from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.request import Request
-from lavila_fast.archive.work import Narrating
+from lavila_fast.archive.run import Summary
+from lavila_fast.archive.sources.inputs import FoundInputs
+from lavila_fast.archive.work import Embedding, Narrating
 from lavila_fast.bench.contestants import Contest
 from lavila_fast.bench.controlled import Controlled
 from lavila_fast.bench.engines import make_bundles, random_clip
@@ -34,7 +38,9 @@ from lavila_fast.bench.timing import cores, machine, stamp
 from lavila_fast.bench.uncached import random_narrator
 from lavila_fast.bundle.manifest import open_bundle
 from lavila_fast.download import cache_dir
+from lavila_fast.dual_encoder import DualEncoder
 from lavila_fast.engines.choose import open_runtime
+from lavila_fast.engines.protocol import NarratorRuntime
 from lavila_fast.errors import LavilaError
 from lavila_fast.files import write_json
 from lavila_fast.generate.options import Options
@@ -51,7 +57,12 @@ SIZES = ((SMALL, 96), (HALF, 48), (FULL, 48))  # pixels, seconds
 _START_SECONDS = 1.5  # which a child takes at most; the command starts it while the model loads
 
 
-def _bundle(threads: int) -> Path:
+def random_bundle(threads: int) -> Path:
+    """A narrator of TimeSformer-B and GPT-2 with random weights in INT8, made at the first call.
+
+    Raises:
+        LavilaError: it cannot be made here.
+    """
     folder = cache_dir() / "bench-narrator"
     folder.mkdir(parents=True, exist_ok=True)
     model = random_narrator()
@@ -63,7 +74,7 @@ def _bundle(threads: int) -> Path:
 
 
 @dataclass(frozen=True)
-class _Mute:
+class Mute:
     """The words of random weights, which nobody reads."""
 
     vocab_size: int
@@ -73,35 +84,69 @@ class _Mute:
         return ""
 
 
-def _opened(bundle: Path, threads: int, tokens: int) -> Narrator:
-    runtime = open_runtime(open_bundle(bundle, verify=False), "native", threads)
-    words = cast("Tokenizer", _Mute(runtime.config.text.vocab))
+def opened_narrator(runtime: NarratorRuntime, tokens: int) -> Narrator:
+    """A narrator whose every sentence has so many tokens, and whose words nobody reads."""
+    words = cast("Tokenizer", Mute(runtime.config.text.vocab))
     return Narrator(Controlled(runtime, repeat(tokens)), words, fingerprint="0" * 16 + ", native")
 
 
-def _timed(work: Callable[[], Any]) -> tuple[float, float]:
+def random_narrator_of(threads: int, tokens: int) -> Narrator:
+    """TimeSformer-B and GPT-2 in INT8 on the native engine, with random weights."""
+    return opened_narrator(open_runtime(open_bundle(random_bundle(threads), verify=False), "native", threads), tokens)
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
     """Seconds, and seconds of this process's processor time."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _run(narrator: Narrator, path: Path, clips: int, workers: int | None) -> float:
-    """Seconds of a run into a file."""
+def run_seconds(
+    narrator: Narrator, path: Path, clips: int, workers: int | None, dual: DualEncoder | None = None
+) -> float:
+    """Seconds of a run into a file; with `dual`, clips are embedded in the same pass, into another.
+
+    Raises:
+        LavilaError: it has not made so many clips.
+    """
     with tempfile.TemporaryDirectory() as folder, Children() as children:
-        options, output = Options(), str(Path(folder) / "out.jsonl")
+        work = Narrating(Options())
         request = Request(
-            (str(path),), Narrating(options), output=output, clip_seconds=CLIP_SECONDS, quiet=True, workers=workers
+            (str(path),),
+            work,
+            output=str(Path(folder) / "out.jsonl"),
+            clip_seconds=CLIP_SECONDS,
+            quiet=True,
+            workers=workers,
         )
         children.start()
         time.sleep(_START_SECONDS)
         began = time.perf_counter()
         found = request.find()
-        summary = request.run(narrator, "random", found, request.choose_output(found), children)
+        output = request.choose_output(found)
+        if dual is None:
+            done = [request.run(narrator, "random", found, output, children)]
+        else:
+            done = _embedded(request, narrator, dual, found, output, children)
         seconds = time.perf_counter() - began
-    if summary.clips != clips:
-        raise LavilaError(f"{summary.clips} of {clips} clips were narrated: {summary.failed}")
+    for summary in done:
+        if summary.clips != clips:
+            raise LavilaError(f"{summary.clips} of {clips} clips were done: {summary.failed}")
     return seconds
+
+
+def _embedded(
+    request: Request, narrator: Narrator, dual: DualEncoder, found: FoundInputs, output: Output, children: Children
+) -> list[Summary]:
+    """Both runs of `narrate --embed`."""
+    assert output.path is not None
+    path = output.path.with_name("features.npz")
+    own = replace(request, work=Embedding.of(dual), output=str(path), frame_times=True)
+    beside = EmbeddedBeside(own, dual, "random", found, own.choose_output(found))
+    with beside.opened():
+        summary = request.run(narrator, "random", found, output, children, beside)
+    return [summary, beside.finish(summary, children)]
 
 
 def measured_run(narrator: Narrator, path: Path, name: str, repeats: int) -> dict[str, Any]:
@@ -112,10 +157,10 @@ def measured_run(narrator: Narrator, path: Path, name: str, repeats: int) -> dic
     options = Options()
     pieces: dict[str, list[Any]] = {"engine": [], "decoding": [], "run": [], "one_decoder": []}
     for _ in range(repeats + 1):
-        pieces["engine"].append(_timed(lambda: list(narrator.narrate_clips(iter(frames), options, BATCH))))
-        pieces["decoding"].append(_timed(lambda: list(narrator.read(source, clips))))
-        pieces["run"].append(_run(narrator, path, len(clips), None))
-        pieces["one_decoder"].append(_run(narrator, path, len(clips), 1))
+        pieces["engine"].append(timed(lambda: list(narrator.narrate_clips(iter(frames), options, BATCH))))
+        pieces["decoding"].append(timed(lambda: list(narrator.read(source, clips))))
+        pieces["run"].append(run_seconds(narrator, path, len(clips), None))
+        pieces["one_decoder"].append(run_seconds(narrator, path, len(clips), 1))
     each = 1000 / len(clips)
     kept = {piece: times[1:] for piece, times in pieces.items()}  # the first one warms up
     engine, engine_cpu = (median(times) * each for times in zip(*kept["engine"], strict=True))
@@ -155,7 +200,7 @@ def end_to_end_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def measure_runs(repeats: int, tokens: int = TOKENS) -> list[dict[str, Any]]:
     """A row a size."""
     torch.set_num_threads(cores())
-    narrator = _opened(_bundle(cores()), cores(), tokens)
+    narrator = random_narrator_of(cores(), tokens)
     rows = []
     for size, seconds in SIZES:
         name = f"{size[1]}p"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lavila_fast.bench.at_scale.figures import archive_table
 from lavila_fast.bench.gpu.page import target_table
 from lavila_fast.bench.paper.outcome import paper_table
 from lavila_fast.engines.choose import engine_table
@@ -22,7 +23,7 @@ from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-_PAGES = ("NANO", "PAPER", "TIME", "TRAINING", "EVALUATION", "INT8")
+_PAGES = ("NANO", "PAPER", "TIME", "TRAINING", "EVALUATION", "INT8", "ARCHIVES")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 NOT_YET = "Not measured yet."
 
@@ -278,6 +279,7 @@ PAGE_BLOCKS = {
     "evaluation": evaluation_table,
     "paper": paper_table,
     "trained": trained_table,
+    "archive": archive_table,
 }
 FILES = {
     "narrate": "narrate.json",
@@ -291,6 +293,7 @@ FILES = {
     "evaluation": "evaluation.json",
     "paper": "paper.json",
     "trained": "parity_trained.json",
+    "archive": "archive.json",
 }
 GPU = "h200"  # whose figures stand in the README
 

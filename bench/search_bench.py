@@ -184,7 +184,12 @@ def _worded(store: Store) -> dict[str, float]:
     return {"p50_ms": round(float(np.median(times)), 2), "most_ms": round(max(times), 2)}
 
 
-def _child(count: int, always_index: bool) -> dict[str, Any]:
+def measured_apart(count: int, always_index: bool) -> dict[str, Any]:
+    """A row, in a process of its own.
+
+    Raises:
+        LavilaError: it failed.
+    """
     words = [sys.executable, "-m", "lavila_fast.bench.search_bench", "--own", str(count)]
     told = subprocess.run([*words, *(["--always-index"] if always_index else [])], capture_output=True, text=True)
     if told.returncode:
@@ -217,7 +222,7 @@ def main(output: Path | None, sizes: tuple[int, ...], always_index: bool, own: i
         return
     rows = []
     for count in sizes:
-        rows.append(_child(count, always_index))
+        rows.append(measured_apart(count, always_index))
         click.echo(json.dumps(rows[-1]))
     command = " ".join([COMMAND, *sys.argv[1:]])
     result: dict[str, Any] = {"command": command, "machine": machine(), "rows": rows}

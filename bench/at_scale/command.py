@@ -76,10 +76,11 @@ def run_command(words: Sequence[str], until_decode: bool = False, timeout: float
 def descendants(process: int) -> Iterator[int]:
     """Processes that a process has started, and those that they have (Linux)."""
     parents = dict(_parents())
-    for one, parent in parents.items():
-        while parent not in (process, 0, None):
-            parent = parents.get(parent)
-        if parent == process:
+    for one in parents:
+        above = parents[one]
+        while above != process and above in parents:
+            above = parents[above]
+        if above == process:
             yield one
 
 

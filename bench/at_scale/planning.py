@@ -1,4 +1,4 @@
-"""What it costs to look at an archive of very many films before anything is narrated: `plan`, and a run's own beginning."""
+"""What it takes to look at very many films before anything is narrated: `plan`, and a run's own beginning."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ class PlanningCase:
 TOY = PlanningCase(films=120, repeats=1, try_seconds=0.2)
 
 
-def planning_section(case: PlanningCase | None = None) -> dict[str, Any]:
+def planning_section(case: PlanningCase) -> dict[str, Any]:
     """Seconds and memory of `plan`, and of a new run until its first clip would be decoded."""
-    case = case or PlanningCase()
     with tempfile.TemporaryDirectory() as name:
         films = Path(name) / "films"
         little_films(films, case.films)

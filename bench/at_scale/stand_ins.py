@@ -7,7 +7,6 @@ under another name.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lavila_fast.archive.formats.writer import json_line
 from lavila_fast.archive.journals import index
 from lavila_fast.archive.journals.journal import SIDECAR
 from lavila_fast.archive.journals.kinds import NARRATIONS
@@ -27,10 +28,15 @@ from lavila_fast.records import Narration
 from lavila_fast.video.content import content_id, stamp_of
 
 LITTLE = CodedFilm("little", "little", "libx264", "mp4", (96, 72), {"g": "30", "bf": "0", "crf": "40"})
-UNSAVED = 10 * index.WORTH  # clips that a killed run's index may lack
+UNSAVED = 10 * index.WORTH  # clips that a killed run's index may lack, and of a short run a tenth
 _FREE = struct.Struct(">I4sQ")  # a box that players pass over, with a number in it
 _PLACE = "\0"  # where a name is to stand; no file's name has it
 _EACH_FOLDER = 1000
+
+
+def _told(name: str) -> bytes:
+    """A name as it stands in a row, without quotes."""
+    return json_line({"": name})[len('{"": "') : -len('"}\n')]
 
 
 def little_films(folder: Path, count: int, seconds: int = 2) -> list[Path]:
@@ -83,16 +89,15 @@ class LongRun:
         writer = NARRATIONS.journal(compact=False)
         blocks = [writer.clip(rows) for rows in sentences(_PLACE, self.windows, self.seconds)]
         name_of = [str(path) for path in self.films]
-        mark = json.dumps(_PLACE)[1:-1].encode()
-        whole, grown = b"".join(blocks), [len(json.dumps(name)) - 2 - len(mark) for name in name_of]
+        mark, whole = _told(_PLACE), b"".join(blocks)
         with output.open("wb") as file:
             for name in name_of[:-1]:
-                file.write(whole.replace(mark, json.dumps(name)[1:-1].encode()))
+                file.write(whole.replace(mark, _told(name)))
             for rows in sentences(name_of[-1], self.begun, self.seconds):
                 file.write(writer.clip(rows))
         self._write_records(output)
         if indexed:
-            self._save_index(output, np.array([len(block) for block in blocks], np.uint64), grown)
+            self._save_index(output, np.array([len(block) for block in blocks], np.uint64))
         return self.windows * (len(self.films) - 1) + self.begun
 
     def _write_records(self, output: Path) -> None:
@@ -119,16 +124,18 @@ class LongRun:
         records.replace((), rows)
         records.close()
 
-    def _save_index(self, output: Path, lengths: np.ndarray, grown: Sequence[int]) -> None:
+    def _save_index(self, output: Path, lengths: NDArray[np.uint64]) -> None:
         """As of a run that was killed just before it would have saved the next one."""
-        covered = len(self.films) - 1 - min(UNSAVED // self.windows, len(self.films) - 1)
+        done = len(self.films) - 1
+        covered = done - min(UNSAVED // self.windows, -(-done // 10))
         spans = np.array([span_of(rows[0]) for rows in sentences("", self.windows, self.seconds)], np.int64)
-        ends = np.cumsum(lengths[None, :] + np.array(grown[:covered], np.uint64)[:, None], dtype=np.uint64)
+        grown = [len(_told(str(path))) - len(_told(_PLACE)) for path in self.films[:covered]]
+        ends = np.cumsum(lengths[None, :] + np.array(grown, np.uint64)[:, None], dtype=np.uint64)
         offsets = np.concatenate([np.zeros(1, np.uint64), ends[:-1]]) if covered else ends
         starts, spanned = (np.tile(spans[:, at], covered) for at in (0, 1))
-        done = Done.of_columns(
+        told = Done.of_columns(
             [str(path) for path in self.films[:covered]],
             [self.windows] * covered,
             Columns(starts, spanned.astype(np.uint32), offsets),
         )
-        index.save(output, int(ends[-1]) if covered else 0, 1, done)
+        index.save(output, int(ends[-1]) if covered else 0, 1, told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from lavila_fast.archive.faults import LASTING, MISSING, PASSING, TWIN
 from lavila_fast.archive.journals.journal import Journal
@@ -23,7 +23,7 @@ from lavila_fast.records import Row
 from lavila_fast.video.sources import Extent, VideoSource, extent
 
 
-@dataclass
+@dataclass(slots=True)
 class _Work:
     """A video of this run."""
 
@@ -33,7 +33,14 @@ class _Work:
     frames: int = 0
     clips: int = 0
     damaged: int = 0
-    twins: list[str] = field(default_factory=list)
+    twins: tuple[str, ...] = ()
+
+
+def _known_as(job: Job, name: str, content: str) -> Job:
+    """A video under the name that it has in the output, with its identity as far as it is known."""
+    if (job.source.name, job.source.content) == (name, content):  # as nearly all of a new archive
+        return job
+    return replace(job, source=replace(job.source, name=name, content=content))
 
 
 class Books:
@@ -59,10 +66,7 @@ class Books:
 
         Those that a disk did not give come last: a twin of one may lie on a better disk.
         """
-        jobs = [
-            replace(work.look.job, source=replace(work.look.job.source, name=name, content=work.look.id or ""))
-            for name, work in self._work.items()
-        ]
+        jobs = [_known_as(work.look.job, name, work.look.id or "") for name, work in self._work.items()]
         return sorted(jobs, key=lambda job: self._code(job) in PASSING)
 
     def _code(self, job: Job) -> str | None:
@@ -140,7 +144,7 @@ class Books:
         assert ended.twin_of is not None
         if ended.twin_of in self._closed:
             return self._copy(self._closed[ended.twin_of], ended.video)
-        self._work[ended.twin_of].twins.append(ended.video)
+        self._work[ended.twin_of].twins += (ended.video,)
         return None
 
     def _copy(self, ended: EndOfVideo, twin: str) -> EndOfVideo:

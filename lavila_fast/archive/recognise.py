@@ -39,7 +39,7 @@ class Wishes:
     retry_damaged: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Look:
     """A video asked for, and what its file is."""
 

@@ -176,7 +176,8 @@ class Run:
         asked at the end what the engine does alone.
         """
         self._hushed, self._alone, self._stages = hushed, alone, progress.stages
-        self._beside, self._paths = beside, {job.source.name: job.source.path for job in found.jobs}
+        self._beside = beside
+        self._paths = {job.source.name: job.source.path for job in found.jobs} if beside else {}
         self.see, self.sink, self.plan, self.progress = see, sink, plan, progress
         self.books = plan.books
         before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))

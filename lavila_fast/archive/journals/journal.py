@@ -136,9 +136,7 @@ class Journal:
         if os.fstat(self._fd).st_size > self._size:
             os.ftruncate(self._fd, self._size)
         self._indexed, self._new = known, found
-        if found > index.WORTH * (
-            _LARGE if known else 1
-        ):  # a large one takes longer to write than rows to read
+        if found > index.WORTH * (_LARGE if known else 1):  # a large one takes longer to write than rows to read
             self._save_index()
 
     def _save_index(self) -> None:

@@ -29,7 +29,7 @@ from lavila_fast.video.lists import read_list
 from lavila_fast.video.sources import Extent, VideoSource, is_chunk_folder, locate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """A video and what is wanted of it.
 
@@ -192,8 +192,21 @@ def _sources(word: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[Vide
         yield from _remote_sources(word, found, left_out)
         return
     for path in _expand(word, found, left_out):
-        name = str(path).encode("utf-8", "backslashreplace").decode()  # a name may be in any encoding
-        yield VideoSource(name, path)
+        yield VideoSource(_name_of(path), path)
+
+
+def _name_of(path: Path) -> str:
+    """A path as text; a name may be in any encoding, and what UTF-8 has no room for is spelt out."""
+    name = str(path)  # which the path keeps: no copy of it, for there may be many
+    return name if _is_utf8(name) else name.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remote_sources(url: str, found: FoundInputs, left_out: _LeftOut) -> Iterator[VideoSource]:
