@@ -300,6 +300,17 @@ def test_a_killed_run_leaves_an_index(tmp_path: Path, worth_it: None) -> None:
     one.close()
 
 
+def test_what_a_long_run_remembers_is_settled_now_and_then(tmp_path: Path, worth_it: None) -> None:
+    one = open_journal(tmp_path / "out.jsonl")
+    for film in range(40):
+        for start in range(3):
+            one.append(sentences(f"v{film}", 2.0 * start))
+        assert sum(len(clips.added) for clips in one.done._touched.values()) <= 10 * index.WORTH + 1
+    assert [len(clips) for clips in one.done.values()] == [3] * 40
+    assert list(one.done) == [f"v{film}" for film in range(40)]
+    one.close()
+
+
 @pytest.mark.parametrize("change", ["bytes", "shorter", "index torn", "index of another", "index flipped", "samples"])
 def test_an_index_that_does_not_fit_is_not_believed(tmp_path: Path, worth_it: None, change: str) -> None:
     path, beside = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.index"

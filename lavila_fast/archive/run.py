@@ -177,7 +177,7 @@ class Run:
         """
         self._hushed, self._alone, self._stages = hushed, alone, progress.stages
         self._beside = beside
-        self._paths = {job.source.name: job.source.path for job in found.jobs} if beside else {}
+        self._paths = {job.source.name: job.source.path for job in found.jobs} if beside is not None else {}
         self.see, self.sink, self.plan, self.progress = see, sink, plan, progress
         self.books = plan.books
         before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))

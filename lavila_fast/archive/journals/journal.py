@@ -140,6 +140,7 @@ class Journal:
             self._save_index()
 
     def _save_index(self) -> None:
+        self.done.settle()  # what was added takes ten times the room until then
         index.save(self.path, self._size, self.samples, self.done)
         self._indexed, self._new = self._size, 0
 

@@ -185,8 +185,9 @@ class Done(Mapping[str, DoneClips]):
 
     def __getitem__(self, video: str) -> DoneClips:
         """The clips of one video."""
-        if video in self._touched:
-            return self._touched[video]
+        touched = self._touched.get(video)  # another thread may settle now
+        if touched is not None:
+            return touched
         columns, begin, stop = self._places[video]
         return DoneClips(columns.part(begin, stop))
 
@@ -205,8 +206,9 @@ class Done(Mapping[str, DoneClips]):
 
     def count(self, video: str) -> int:
         """How many clips of a video there are, wherever they are kept."""
-        if video in self._touched:
-            return len(self._touched[video])
+        touched = self._touched.get(video)
+        if touched is not None:
+            return len(touched)
         _, begin, stop = self._places.get(video, (None, 0, 0))
         return stop - begin
 
