@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -121,7 +122,6 @@ def _tell(place: Path) -> None:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def main(place: Path, until_decode: bool, words: tuple[str, ...]) -> None:
     """Run the command WORDS in this process, and write to PLACE what it took."""
-    from lavila_fast.cli.main import run
 
     def stop(*given: Any, **named: Any) -> NoReturn:
         _tell(place)
@@ -129,10 +129,13 @@ def main(place: Path, until_decode: bool, words: tuple[str, ...]) -> None:
 
     if until_decode:
         ClipModel.read = stop  # type: ignore[method-assign,assignment]
-    code = run(list(words))
-    if code or until_decode:
-        sys.exit(code)
-    _tell(place)
+    sys.argv[1:] = words
+    try:
+        runpy.run_module("lavila_fast", run_name="__main__")
+    except SystemExit as end:
+        if not (end.code or until_decode):
+            _tell(place)
+        raise
 
 
 if __name__ == "__main__":
