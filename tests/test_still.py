@@ -250,3 +250,21 @@ def test_options_that_do_not_fit_are_refused() -> None:
     for mode in ("off", "score"):
         with pytest.raises(InputError, match="no use without --still skip"):
             Still.parse(mode, 2.0)
+
+
+@pytest.mark.usefixtures("place")
+def test_an_index_leaves_still_windows_out_and_is_done_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lancedb")
+    from lavila_fast.search.index import Index
+
+    words = ["index", "film.mp4", "-o", "ix", "--threads", "1", "-q", "--json"]
+    for added in (6, 0):  # the second time there is nothing to do
+        assert run([*words, "--still", "skip"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told == {"added": added, "videos": added // 6, "dropped": 0, "still": 3, "windows": 6, "index": "ix"}
+    begins = Index.open(Path("ix")).store._table.to_arrow()["start"].to_pylist()
+    assert sorted(begins) == [2.0 * i for i in range(9) if 2.0 * i not in FROZEN]
+    assert run(words) == 2
+    assert "skip under 2" in capsys.readouterr().err
+    assert run([*words, "--still-threshold", "3"]) == 2
+    assert "no use without --still skip" in capsys.readouterr().err

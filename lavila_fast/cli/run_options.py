@@ -103,6 +103,25 @@ telling = _all(
     )
 )
 """Options of what is told while a command goes on."""
+stillness = _all(
+    (
+        click.option(
+            "--still",
+            type=click.Choice(("skip", "score", "off")),
+            default="off",
+            show_default=True,
+            help="Windows in which nothing moves: skip spares the model them, and their rows say so; score only writes"
+            " how much moves.",
+        ),
+        click.option(
+            "--still-threshold",
+            type=float,
+            metavar="LEVELS",
+            help="With --still skip: motion under which a window is still, in levels of 255.  [default: 2]",
+        ),
+    )
+)
+"""Options of what is done about windows in which nothing moves."""
 machinery = _all(
     (
         click.option(
@@ -136,20 +155,7 @@ machinery = _all(
             help="shots: windows do not run over cuts; a shot is divided into equal ones of about a clip's length."
             " Videos are decoded once more for it.",
         ),
-        click.option(
-            "--still",
-            type=click.Choice(("skip", "score", "off")),
-            default="off",
-            show_default=True,
-            help="Windows in which nothing moves: skip spares the model them, and their rows say so; score only writes"
-            " how much moves.",
-        ),
-        click.option(
-            "--still-threshold",
-            type=float,
-            metavar="LEVELS",
-            help="With --still skip: motion under which a window is still, in levels of 255.  [default: 2]",
-        ),
+        stillness,
         click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]"),
         click.option(
             "--workers",

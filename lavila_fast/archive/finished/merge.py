@@ -74,6 +74,20 @@ class Part:
         found = [self.kind.parse(self._file.readline()) for _ in range(self.samples)]
         return [row for row in found if row is not None]
 
+    def skipped(self, video: str) -> int:
+        """How many of a video's clips the model has not seen."""
+        if video not in self.done:
+            return 0
+        return sum(self._is_skipped(offset) for _, offset in self.done[video].in_order())
+
+    def _is_skipped(self, offset: int) -> bool:
+        self._file.seek(offset)
+        line = self._file.readline()
+        if b'"skipped"' not in line:  # as nearly all: what they hold is of no use here
+            return False
+        row = self.kind.parse(line)
+        return row is not None and row.skipped is not None
+
     @cached_property
     def _file(self) -> BinaryIO:
         return self.path.open("rb")
