@@ -65,6 +65,7 @@ class Summary:
         stages: Seconds of the main thread in each of `stages.STAGES`.
         bare: What the engine does alone, if it was asked.
         statuses: Videos that were closed, by what became of them.
+        segments: That were written beside the output, of all its windows; None: nobody asked.
     """
 
     videos: int
@@ -85,6 +86,7 @@ class Summary:
     stages: dict[str, float] = field(default_factory=dict)
     bare: Bare | None = None
     statuses: Counter[str] = field(default_factory=Counter)
+    segments: int | None = None
 
     @property
     def of_bare(self) -> float | None:
@@ -110,6 +112,7 @@ class Summary:
             "damaged": self.damaged,
             "still": self.skipped,
             "copied": self.copied,
+            "segments": self.segments,
             "failed": self.failed,
             "stopped": self.stopped is not None,
             "seconds": round(self.seconds, 3),
@@ -145,7 +148,8 @@ class Summary:
         if self.stopped is not None:
             again = "" if output.kind == "stream" else "; run the same command again to go on"
             return f"stopped: {many(self.clips, 'clip')} written to {output}{again}"
-        return f"done: {counts}: {output}"
+        joined = "" if self.segments is None else f"; {many(self.segments, 'segment')}: {output.segments}"
+        return f"done: {counts}: {output}{joined}"
 
 
 def _cpu() -> tuple[float, float]:

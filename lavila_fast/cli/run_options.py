@@ -122,6 +122,22 @@ stillness = _all(
     )
 )
 """Options of what is done about windows in which nothing moves."""
+joining = _all(
+    (
+        click.option(
+            "--subject",
+            type=click.Choice(("keep", "strip", "c")),
+            default="keep",
+            show_default=True,
+            help="Of segments. strip: without #C and #O; c: who wears the camera is always called #C C.",
+        ),
+        click.option(
+            "--min-confidence", type=Number(0, 1), help="Mark segments whose words have a lower mean probability."
+        ),
+        click.option("--drop-unsure", is_flag=True, help="With --min-confidence: leave them out."),
+    )
+)
+"""Options of what is written of segments."""
 machinery = _all(
     (
         click.option(

@@ -32,6 +32,8 @@ from lavila_fast.records import Clip, Row
 
 SUFFIX, SIDECAR, ACCOUNT = ".journal", ".run.json", ".report.json"
 """Of a journal that is not the output itself, and of what lies beside each."""
+SEGMENTS = ".segments"
+"""Before the suffix of a file of segments beside an output."""
 FSYNC_SECONDS = 5.0
 _OTHER_TEXT = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{")  # marks, UTF-16 and UTF-32
 _AGAIN = "rows may be lost: leave it alone and run the same command again"
