@@ -268,3 +268,17 @@ def test_an_index_leaves_still_windows_out_and_is_done_with_them(capsys: pytest.
     assert "skip under 2" in capsys.readouterr().err
     assert run([*words, "--still-threshold", "3"]) == 2
     assert "no use without --still skip" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("place")
+def test_a_plan_says_what_skipping_would_spare(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "film.mp4", "--seconds", "0.2", "--threads", "1"]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    tried = [2.0 * i for i in range(told["tried"])]  # neighbours; of nine windows, eight at most
+    assert told["still_share"] == sum(start in FROZEN for start in tried) / len(tried) > 0
+    assert told["still_seconds"] > 0
+    assert narrate("-o", "n.jsonl") == 0
+    assert told["row_bytes"] == pytest.approx(Path("n.jsonl").stat().st_size, rel=0.1)
+    assert run([*words, "--clip-seconds", "6"]) == 0
+    assert "with --still skip: " in capsys.readouterr().out
