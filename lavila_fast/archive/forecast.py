@@ -186,6 +186,7 @@ def _try(
             if not done.clips:
                 break
             rows = list(_rows(output, request))
+            request = replace(request, hushed=(*request.hushed, *done.failed))  # each is said once
             told.tried, told.clips_per_second = done.clips, done.clips / done.seconds
             told.decode_share = min(done.decode_cpu / done.cpu, 1.0) if done.cpu else 0.0
             told.seconds = told.windows / told.clips_per_second

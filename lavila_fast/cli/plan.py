@@ -58,7 +58,8 @@ def plan(inputs: tuple[str, ...], as_json: bool, **given: Any) -> None:
     told = forecast(found, request, narrator, given["model"], try_seconds=given["seconds"])
     cost = _cost(told, given["price"])
     if as_json:
-        click.echo(json.dumps({**told.to_dict(), "engine": narrator.fingerprint.partition(", ")[2], "cost": cost}))
+        more = {"engine": narrator.fingerprint.partition(", ")[2], "cost": None if cost is None else round(cost, 2)}
+        click.echo(json.dumps({**told.to_dict(), **more, "cost_per_1000_hours": _per_thousand(told, cost)}))
     else:
         tell("\n".join(map(shown, _lines(told, cost, Path(given["model"]).name))))
     click.get_current_context().exit(int(bool(told.unreadable)))
@@ -66,7 +67,12 @@ def plan(inputs: tuple[str, ...], as_json: bool, **given: Any) -> None:
 
 def _cost(told: Forecast, price: float | None) -> float | None:
     """Of the whole."""
-    return None if price is None or told.seconds is None else round(told.seconds / 3600 * price, 2)
+    return None if price is None or told.seconds is None else told.seconds / 3600 * price
+
+
+def _per_thousand(told: Forecast, cost: float | None) -> float | None:
+    """Cost of 1,000 hours of such video."""
+    return None if cost is None or not told.hours else round(cost / told.hours * 1000, 2)
 
 
 def _lines(told: Forecast, cost: float | None, model: str) -> list[str]:
@@ -86,8 +92,8 @@ def _lines(told: Forecast, cost: float | None, model: str) -> list[str]:
             _still(told),
         ]
     if cost is not None:
-        per = f", {cost / told.hours * 1000:,.2f} per 1,000 hours" if told.hours else ""
-        lines.append(f"cost: {cost:,.2f}{per}")
+        per = _per_thousand(told, cost)
+        lines.append(f"cost: {cost:,.2f}" + ("" if per is None else f", {per:,.2f} per 1,000 hours of video"))
     if told.unreadable:
         lines += [f"cannot be read: {told.unreadable}", *(f"  {line}" for line in told.lines)]
     return lines
