@@ -224,14 +224,15 @@ class Request:
         every, found = found, self.shard.share(found) if self.shard else found
         with self.opened(model, name, found, output) as (journal, books, known):
             marker_of(journal.path).unlink(missing_ok=True)
-            left = FoundInputs(self._bounded(books.jobs(), children, downloads), [*found.failed, *known.failed])
+            left = FoundInputs(self._bounded(books.jobs(), children, downloads), found.failed)
             names = [*known.finished, *(job.source.name for job in left.jobs)]
             sink = self._files(output, journal, names, books)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             shots = self._shots(lengths[0], journal.path, children)
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard, shots)
             decoders = self._decoders(model, left, plan, children, downloads, fleet)
-            run = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed, alone)
+            more = beside, self.hushed, alone, known.failed
+            run = Run(see, left, sink, plan, progress, decoders, known.finished, *more)
             with History.beside(journal.path, anew=self.overwrite or journal.new).keeping(model.fingerprint) as heard:
                 summary = self._watched(run).go(heard)
                 heard(summary)

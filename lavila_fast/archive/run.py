@@ -173,9 +173,11 @@ class Run:
         beside: Beside | None = None,
         hushed: tuple[str, ...] = (),
         alone: Alone | None = None,
+        failed_before: Sequence[str] = (),
     ) -> None:
         """`see` makes rows of clips; `finished` names videos of which nothing is to be done, besides those `found`.
 
+        Of `finished` some failed before; `failed_before` are lines about these.
         `beside` sees all clips, too; of failures whose lines begin like one of `hushed` nothing is said. `alone` is
         asked at the end what the engine does alone.
         """
@@ -186,12 +188,12 @@ class Run:
         before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))
         self.summary = Summary(len(found.jobs) + len(found.failed) + len(finished), before)
         self.signals = DeferredSignals()
-        self._early, self._finished = found.failed, finished
+        self._early, self._finished = [*found.failed, *failed_before], finished
         self._decoders = decoders
         self._in_flight: Counter[str] = Counter()
         self._frames: dict[str, int] = {}
         self._ended: dict[str, EndOfVideo] = {}
-        self._statuses = Counter({FAILED: len(found.failed)})
+        self._statuses = Counter({FAILED: len(self._early)})
         self._heard: Heard | None = None
         self._told = time.monotonic()
         self._own, self._others = _cpu()
