@@ -23,9 +23,10 @@ from lavila_fast.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-_PAGES = ("NANO", "PAPER", "TIME", "TRAINING", "EVALUATION", "INT8", "ARCHIVES")
+_PAGES = ("NANO", "ARCHIVES", "PAPER", "TIME", "TRAINING", "EVALUATION", "INT8")
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in _PAGES))
 NOT_YET = "Not measured yet."
+WINDOW_SECONDS = 2.0  # of a narrator's windows, as the benchmarks cut them
 
 
 def narrate_table(result: dict[str, Any]) -> str:
@@ -133,6 +134,45 @@ def _engines_note(result: dict[str, Any]) -> str:
             )
     parts.append("Uncached steps are timed at five prefixes and interpolated; all pieces took turns in one run.")
     return " ".join(parts) + " Tables with every row: `bench/results/engines.md`."
+
+
+def _machine_hours(clip_s: float) -> float:
+    """For 1,000 hours of video, in windows of `WINDOW_SECONDS` that lie side by side."""
+    return 1000 * clip_s / WINDOW_SECONDS
+
+
+def archive_cost_table(result: dict[str, Any]) -> str:
+    """Machine-hours of whole runs for 1,000 hours of video, from ``end_to_end.json``."""
+    rows = [
+        f"TSF-B + GPT-2, INT8, random weights, a sentence of {result['tokens']} tokens each {WINDOW_SECONDS:g} s; "
+        f"{result['machine']['cpu']} ({', '.join(result['machine']['isa']).upper()}):",
+        "",
+        "| film | s a window | × real time | of the engine alone | machine-hours for 1,000 hours |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        clip_s = row["run_ms"] / 1000
+        cells = f"{clip_s:.2f} | {WINDOW_SECONDS / clip_s:.1f} | {row['of_bare_engine']:.0%}"
+        rows.append(f"| {row['film']} | {cells} | {_machine_hours(clip_s):,.0f} |")
+    return "\n".join(rows)
+
+
+def engine_cost_table(result: dict[str, Any]) -> str:
+    """Machine-hours of engines alone for 1,000 hours of video, from ``engines.json``."""
+    kinds = ", ".join(flag.upper().replace("_", "-") for flag in result["machine"]["isa"] if "int8" in flag)
+    rows = [
+        f"{result['what']}, 12 tokens on average, a window each {WINDOW_SECONDS:g} s; {result['machine']['cpu']}"
+        f" ({kinds or 'no INT8 instructions'}):",
+        "",
+        "| | s a window | × real time | machine-hours for 1,000 hours |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, said in ENGINE_LABELS.items():
+        if found := _fastest_narration(result["narration"], name, "12"):
+            clip_s = found["clip_s"]
+            cells = f"{clip_s:.2f} | {WINDOW_SECONDS / clip_s:.1f} | {_machine_hours(clip_s):,.0f}"
+            rows.append(f"| {said} | {cells} |")
+    return "\n".join(rows)
 
 
 def preprocess_table(result: dict[str, Any]) -> str:
@@ -271,6 +311,8 @@ PAGE_BLOCKS = {
     "narrate": narrate_table,
     "nano": nano_table,
     "engines": engines_table,
+    "archive-cost": archive_cost_table,
+    "engine-cost": engine_cost_table,
     "preprocess": preprocess_table,
     "nearest": nearest_table,
     "training": training_table,
@@ -285,6 +327,8 @@ FILES = {
     "narrate": "narrate.json",
     "nano": "nano_quality.json",
     "engines": "engines.json",
+    "archive-cost": "end_to_end.json",
+    "engine-cost": "engines.json",
     "preprocess": "kernels.json",
     "nearest": "nearest.json",
     "training": "training.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -44,6 +45,31 @@ def pytest_runtest_makereport():
 def pytest_make_collect_report():  # `importorskip` at a module's level
     outcome = yield
     fail_if_forbidden(outcome.get_result())
+
+
+@pytest.fixture(scope="session")
+def kitchen_film(tmp_path_factory):
+    """A film of 24 s, last changed on the first of May 2026."""
+    film = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets" / "kitchen.mp4"
+
+    def make(folder):
+        shutil.copy(film, folder / "film.mp4")
+        os.utime(folder / "film.mp4", (1777593600 + 43200,) * 2)
+
+    return made_once(tmp_path_factory, "film", make) / "film.mp4"
+
+
+@pytest.fixture(scope="session")
+def kitchen_index(tmp_path_factory, kitchen_film):
+    """A folder with ix, the index of `kitchen_film`, one for all workers. Not to be altered: copy it first."""
+    from lavila_fast.cli.main import run
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(kitchen_film.parent)
+            assert run(["index", "film.mp4", "-o", str(folder / "ix"), "--threads", "1", "-q"]) == 0
+
+    return made_once(tmp_path_factory, "index", make)
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,12 @@ def test_a_long_history_is_bounded_and_keeps_its_sums(tmp_path: Path, monkeypatc
     assert whole.stages == {"engine": 4.5}
     assert runs[0].began == "0"
     assert runs[0].runs == 5
+    for number in range(9, 12):
+        history.note(RunCost(f"{number}", GOES_ON, clips=1))
+    for number in range(12, 18):
+        history.note(RunCost(f"{number}", DONE))
+    assert sum(one.unfinished for one in History.read(history.path).runs) == 3
+    assert History.read(history.path).runs[0].ended == DONE
 
 
 def test_what_is_no_account_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from s3_here import BUCKET, Proxy, client, objects
 from scribe import narrate, rows
 from test_video_coded import write_video
 
+from lavila_fast.archive.finished.segments import Rules
 from lavila_fast.archive.mirror import Mirror
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError, StorageError
@@ -52,22 +53,23 @@ def fresh(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     s3_here.restore(proxy.url, {})
 
 
-def on_machine(name: str, *inputs: Path, out: str = OUT, overwrite: bool = False) -> tuple[int, int]:
+def on_machine(name: str, *inputs: Path, out: str = OUT, overwrite: bool = False, **how: Any) -> tuple[int, int]:
     """A run there: clips that were done before, and clips written."""
     with Mirror(out, Path(name), overwrite=overwrite) as mirror:
-        summary, scribe = narrate(*inputs, output=mirror.local, overwrite=overwrite)
+        summary, scribe = narrate(*inputs, output=mirror.local, overwrite=overwrite, **how)
     assert summary.exit_code == 0
     return summary.done_before, scribe.written
 
 
 def test_another_machine_goes_on_with_what_is_there(films: Path, proxy: Proxy) -> None:
-    narrate(films, output="here.jsonl")
-    assert on_machine("a", films / "0.mp4") == (0, 5)
+    narrate(films, output="here.jsonl", merge=Rules())
+    assert on_machine("a", films / "0.mp4", merge=Rules()) == (0, 5)
     there = objects(proxy.url)
-    ends = ("", ".run.json", ".videos.jsonl", ".report.json", ".files.jsonl")
-    assert {f"rows/out.jsonl{end}" for end in ends[:4]} <= there.keys() <= {f"rows/out.jsonl{end}" for end in ends}
-    assert on_machine("b", films) == (5, 10)
-    assert objects(proxy.url)["rows/out.jsonl"] == Path("here.jsonl").read_bytes()
+    ends = ("", ".run.json", ".videos.jsonl", ".report.json", ".segments.jsonl", ".files.jsonl")
+    assert {f"rows/out.jsonl{end}" for end in ends[:5]} <= there.keys() <= {f"rows/out.jsonl{end}" for end in ends}
+    assert on_machine("b", films, merge=Rules()) == (5, 10)
+    for end in ("", ".segments.jsonl"):
+        assert objects(proxy.url)[f"rows/out.jsonl{end}"] == Path(f"here.jsonl{end}").read_bytes()
     account = json.loads(objects(proxy.url)["rows/out.jsonl.report.json"])
     assert [one["clips"] for one in account["runs"]] == [5, 10]
     assert on_machine("a", films) == (15, 0)  # which had but the first film

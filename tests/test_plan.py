@@ -68,6 +68,7 @@ def test_what_cannot_be_read_is_told(films: Path, tmp_path: Path, capsys: pytest
     assert (told["videos"], told["unreadable"]) == (13, 1)
     assert "bad.mp4" in told["lines"][0]
     assert told["cost"] == round(told["seconds"] / 1000, 2)
+    assert told["cost_per_1000_hours"] == pytest.approx(told["seconds"] / told["hours"], abs=0.01)
     assert run(["plan", str(tmp_path / "v"), "--seconds", "0.2", "--threads", "1"]) == 1
     assert "cannot be read: 1\n" in capsys.readouterr().out
     assert run(["plan", str(tmp_path / "v" / "bad.mp4")]) == 2

@@ -419,6 +419,9 @@ def test_records_of_an_output_that_was_deleted_say_nothing(place: Path) -> None:
     again, scribe = narrate("v", output=OUT)
     assert scribe.written == 9
     assert "as before" not in again.failed[0]
+    last, _ = narrate("v", output=OUT)
+    assert "as before" in last.failed[0]
+    assert last.videos == again.videos == len(list(Path("v").iterdir()))  # what failed before is counted once
 
 
 # --- records ---------------------------------------------------------------------------------------------------------

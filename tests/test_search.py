@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,9 @@ SHOWN = [json.loads(line) for line in (ASSETS / "kitchen.jsonl").read_text("utf-
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("search")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        shutil.copy(ASSETS / "kitchen.mp4", "film.mp4")
-        assert run(["index", "film.mp4", "-o", "ix", "--threads", "1", "-q"]) == 0
-    return folder
+def kitchen(kitchen_index: Path) -> Path:
+    """A folder with an index that nobody writes to."""
+    return kitchen_index
 
 
 @pytest.fixture
@@ -93,7 +88,7 @@ def test_an_index_grows_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:
         told: dict[str, Any] = json.loads(capsys.readouterr().out)
         return told
 
-    assert update("film.mp4") == {"added": 0, "videos": 0, "dropped": 0, "windows": 12, "index": "ix"}
+    assert update("film.mp4") == {"added": 0, "videos": 0, "dropped": 0, "still": 0, "windows": 12, "index": "ix"}
     shutil.copy("film.mp4", "twin.mp4")
     assert update("film.mp4", "twin.mp4")["windows"] == 24
     store = Store.open(Path("ix"), 128)
@@ -108,7 +103,14 @@ def test_an_index_grows_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(Store.open(Path("lost"), 128)) == 24
     assert run(["index", "film.mp4", "-o", "film.mp4"]) == 1
     assert "give the folder of an index" in capsys.readouterr().err
-    assert update("film.mp4", "twin.mp4") == {"added": 12, "videos": 1, "dropped": 1, "windows": 24, "index": "ix"}
+    assert update("film.mp4", "twin.mp4") == {
+        "added": 12,
+        "videos": 1,
+        "dropped": 1,
+        "still": 0,
+        "windows": 24,
+        "index": "ix",
+    }
 
 
 @pytest.mark.usefixtures("place")
@@ -128,6 +130,12 @@ def test_moments_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     Path("film.mp4").unlink()
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1", "-o", "more"]) == 1
     assert "film.mp4: does not exist" in capsys.readouterr().err
+
+
+def test_a_new_table_is_made_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # where there is none, and in place of one
+        assert len(Store.create(tmp_path, 8)) == 0
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_large_table_finds_what_comparing_all_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

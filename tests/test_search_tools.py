@@ -35,14 +35,13 @@ SHOWN = [json.loads(line) for line in (ASSETS / "kitchen.jsonl").read_text("utf-
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a film of 24 s, last changed on the first of May 2026, and its index."""
+def kitchen(kitchen_film: Path, kitchen_index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of one's own with a film of 24 s, last changed on the first of May 2026, and its index."""
     folder = tmp_path_factory.mktemp("tools")
+    shutil.copytree(kitchen_index / "ix", folder / "ix")
+    shutil.copy2(kitchen_film, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        shutil.copy(ASSETS / "kitchen.mp4", "film.mp4")
-        os.utime("film.mp4", (1777593600 + 43200,) * 2)
-        assert run(["index", "film.mp4", "-o", "ix", "--threads", "1", "-q"]) == 0
         yield folder
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scribe import Scribe, narrate
+from test_video_coded import write_video
 
 from lavila_fast.archive.finished.segments import Rules, confidence, segments, with_subject
 from lavila_fast.archive.finished.tables import read_table
@@ -182,3 +188,93 @@ def test_what_makes_no_sense_is_one_line(words: list[str], line: str, capsys: py
     (said,) = capsys.readouterr().err.splitlines()
     assert line in said
     assert not Path("s.jsonl").exists()
+
+
+# --- beside a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    write_video(folder / "a.mp4", 24, Fraction(2))
+    write_video(folder / "b.mp4", 16, Fraction(2), start=1000)
+    return folder
+
+
+@pytest.fixture
+def films(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Films of 12 and 8 seconds; what a narrator says changes every four."""
+
+    def says_little(self: Scribe, *given: Any, **named: Any) -> Iterator[list[Narration]]:
+        for rows in whole(self, *given, **named):
+            yield [replace(row, text=f"#C C does {row.start // 4:g}", logprob=-0.1 - row.start / 10) for row in rows]
+
+    whole = Scribe.narrate_clips
+    monkeypatch.setattr(Scribe, "narrate_clips", says_little)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(made, "v")
+    return tmp_path
+
+
+def extents(path: str) -> list[tuple[str, float, float, int]]:
+    return [(row["video"], row["start"], row["end"], row["windows"]) for row in lines(path)]
+
+
+@pytest.mark.usefixtures("films")
+@pytest.mark.parametrize("name", ["n.jsonl", "n.csv", "n.parquet"])
+def test_a_run_writes_the_segments_that_the_command_makes_of_it(name: str) -> None:
+    suffix = Path(name).suffix
+    first, _ = narrate("v/a.mp4", output=name, merge=Rules())
+    second, _ = narrate("v", output=name, merge=Rules())  # which goes on, and writes them anew
+    assert (first.segments, second.segments) == (3, 5)
+    assert run(["segments", name, "-o", f"s{suffix}"]) == 0
+    assert Path(f"{name}.segments{suffix}").read_bytes() == Path(f"s{suffix}").read_bytes()
+    if suffix == ".jsonl":
+        begins = [("v/a.mp4", 0), ("v/a.mp4", 4), ("v/a.mp4", 8), ("v/b.mp4", 0), ("v/b.mp4", 4)]
+        assert extents(f"{name}.segments.jsonl") == [(video, begin, begin + 4, 2) for video, begin in begins]
+        narrate("v", output=name, merge=Rules(least=0.5, drop=True))  # nothing to narrate: other segments all the same
+        assert [one[1] for one in extents(f"{name}.segments.jsonl")] == [0, 4, 0, 4]  # 8 is unsure: exp(-0.9) = 0.41
+
+
+@pytest.mark.usefixtures("films")
+def test_in_a_folder_each_video_has_its_segments_beside_its_rows() -> None:
+    Path("out").mkdir()
+    Path("out/b.segments.srt").write_text("somebody's own")
+    narrate("v", output="out/", format="srt", merge=Rules())
+    assert Path("out/a.srt").read_text().count(" --> ") == 6
+    assert Path("out/a.segments.srt").read_text().count(" --> ") == 3
+    assert Path("out/b.segments.srt").read_text() == "somebody's own"
+    (own,) = [one for one in Path("out").glob("*.segments.srt") if one.name not in ("a.segments.srt", "b.segments.srt")]
+    assert own.read_text().count(" --> ") == 2
+    assert run(["segments", "out/narrations.journal", "-o", "again/", "--format", "srt"]) == 0
+    assert Path("again/a.srt").read_bytes() == Path("out/a.segments.srt").read_bytes()
+
+
+@pytest.mark.usefixtures("films")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["v/a.mp4", "--merge"], "give -o FILE"),
+        (["v", "-o", "n.jsonl", "--merge", "--shard", "1/2"], "join these by lavila-fast merge"),
+        (["v", "-o", "n.jsonl", "--min-confidence", "0.5"], "give --merge, too"),
+        (["v", "-o", "n.jsonl", "--subject", "strip"], "give --merge, too"),
+        (["v", "-o", "n.jsonl", "--merge", "--drop-unsure"], "--min-confidence"),
+        (["v", "-o", "theirs.jsonl", "--merge"], "was not written by this command"),
+    ],
+)
+def test_where_no_segments_can_be_is_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("theirs.jsonl.segments.jsonl").write_text("somebody's own")
+    assert run(["narrate", *words, "--threads", "1", "--no-isolate", "-q"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert line in said
+    assert Path("theirs.jsonl.segments.jsonl").read_text() == "somebody's own"
+    assert not Path("n.jsonl").exists()
+
+
+@pytest.mark.usefixtures("films")
+def test_the_last_line_of_a_run_says_where_its_segments_are(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["narrate", "v/b.mp4", "-o", "n.csv", "--merge", "--subject", "strip", "--threads", "1", "--no-isolate"]
+    assert run(words) == 0
+    told = len(list(read_table(Path("n.csv.segments.csv")).rows()))
+    assert f"0 failed: n.csv; {told} segment" in capsys.readouterr().err.splitlines()[-1]
+    assert not any(row.text.startswith("#C") for row in read_table(Path("n.csv.segments.csv")).rows())  # type: ignore[union-attr]

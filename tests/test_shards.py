@@ -13,6 +13,7 @@ import pytest
 from scribe import narrate, rows
 from test_video_coded import write_video
 
+from lavila_fast.archive.accounts.account import account, known
 from lavila_fast.archive.finished.convert import videos_of
 from lavila_fast.archive.finished.merge import merge, read_part
 from lavila_fast.archive.journals.videos import read_records
@@ -107,6 +108,37 @@ def test_a_bad_file_is_one_share_s(capsys: pytest.CaptureFixture[str]) -> None:
     joined(paths)
     assert rows("all.jsonl") == sorted(rows("one.jsonl"))
     assert read_records(Path("all.jsonl.videos.jsonl"))["v/bad.mp4"].status == "failed"
+
+
+@pytest.mark.usefixtures("place")
+def test_the_accounts_of_shares_go_along(capsys: pytest.CaptureFixture[str]) -> None:
+    def of(*outputs: str) -> dict[str, object]:
+        return {**account([known(one) for one in outputs], price=3.6), "outputs": None}
+
+    Path("v/bad.mp4").write_bytes(b"no film")
+    paths = shares(2)
+    write_video(Path("v/more.mp4"), 40, Fraction(10), start=9000)
+    shares(2)  # which go on
+    names = [str(path) for path in paths]
+    begun = json.loads(Path("s1.jsonl.report.json").read_text())
+    begun["runs"][0]["ended"] = "goes on"  # as kill -9 leaves it
+    Path("s1.jsonl.report.json").write_text(json.dumps(begun))
+    joined(paths)
+    whole, apart = of("all.jsonl"), of(*names)
+    assert (whole["runs"], whole["unfinished"]) == (3, 1)
+    history = [sorted(json.dumps(run) for run in one.pop("history")) for one in (whole, apart)]  # type: ignore[attr-defined]
+    assert history[0] == history[1]
+    assert whole == apart
+    write_video(Path("v/last.mp4"), 40, Fraction(10), start=19000)
+    narrate("v", output="all.jsonl")  # a run without shares, which goes on with it
+    assert of("all.jsonl")["runs"] == 4
+    Path("s2.jsonl.report.json").unlink()
+    assert run(["merge", *names, "-o", "some.csv"]) == 0
+    assert "; 1 part without an account" in capsys.readouterr().err
+    Path("s2.jsonl.report.json").write_text("no account")
+    assert run(["merge", *names, "-o", "none.csv"]) == 2
+    assert "s2.jsonl.report.json: holds no account of runs; remove it" in capsys.readouterr().err
+    assert not list(Path().glob("none.csv*"))
 
 
 @pytest.mark.usefixtures("place")

@@ -250,3 +250,35 @@ def test_options_that_do_not_fit_are_refused() -> None:
     for mode in ("off", "score"):
         with pytest.raises(InputError, match="no use without --still skip"):
             Still.parse(mode, 2.0)
+
+
+@pytest.mark.usefixtures("place")
+def test_an_index_leaves_still_windows_out_and_is_done_with_them(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lancedb")
+    from lavila_fast.search.index import Index
+
+    words = ["index", "film.mp4", "-o", "ix", "--threads", "1", "-q", "--json"]
+    for added in (6, 0):  # the second time there is nothing to do
+        assert run([*words, "--still", "skip"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told == {"added": added, "videos": added // 6, "dropped": 0, "still": 3, "windows": 6, "index": "ix"}
+    begins = Index.open(Path("ix")).store._table.to_arrow()["start"].to_pylist()
+    assert sorted(begins) == [2.0 * i for i in range(9) if 2.0 * i not in FROZEN]
+    assert run(words) == 2
+    assert "skip under 2" in capsys.readouterr().err
+    assert run([*words, "--still-threshold", "3"]) == 2
+    assert "no use without --still skip" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("place")
+def test_a_plan_says_what_skipping_would_spare(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "film.mp4", "--seconds", "0.2", "--threads", "1"]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    tried = [2.0 * i for i in range(told["tried"])]  # neighbours; of nine windows, eight at most
+    assert told["still_share"] == sum(start in FROZEN for start in tried) / len(tried) > 0
+    assert told["still_seconds"] > 0
+    assert narrate("-o", "n.jsonl") == 0
+    assert told["row_bytes"] == pytest.approx(Path("n.jsonl").stat().st_size, rel=0.1)
+    assert run([*words, "--clip-seconds", "6"]) == 0
+    assert "with --still skip: " in capsys.readouterr().out

@@ -22,8 +22,9 @@ from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.plan import windows_of
 from lavila_fast.archive.request import Request
 from lavila_fast.archive.sources.inputs import FoundInputs, Job
+from lavila_fast.archive.windows.still import Still
 from lavila_fast.errors import InputError, VideoError
-from lavila_fast.records import Clip
+from lavila_fast.records import Clip, Row
 from lavila_fast.remote.path import Place
 from lavila_fast.video.clips import window_count
 from lavila_fast.video.content import stamp_of
@@ -50,6 +51,8 @@ class Forecast:
         decode_share: Of processor time, for reading and decoding.
         seconds: That the whole takes.
         row_bytes: That its rows take.
+        still_share: Of the windows tried, in how many nothing moves; None: nobody asked, or none could be tried.
+        still_seconds: That the whole takes if such windows are skipped; None likewise.
         unreadable: Videos of those looked at that cannot be read, and those of which not even the size can.
         lines: The first of these.
     """
@@ -65,6 +68,8 @@ class Forecast:
     decode_share: float = 0.0
     seconds: float | None = None
     row_bytes: int | None = None
+    still_share: float | None = None
+    still_seconds: float | None = None
     unreadable: int = 0
     lines: list[str] = field(default_factory=list)
 
@@ -98,7 +103,7 @@ def forecast(
 
     Args:
         found: Its videos.
-        request: How they are to be narrated.
+        request: How they are to be narrated; with a `still` that scores, it is told what skipping would spare.
         model: That is to do it.
         name: What people call the model.
         look_seconds: For opening files; at least one is.
@@ -180,14 +185,41 @@ def _try(
             done = request.run(model, name, FoundInputs(jobs), place)
             if not done.clips:
                 break
+            rows = list(_rows(output, request))
+            request = replace(request, hushed=(*request.hushed, *done.failed))  # each is said once
             told.tried, told.clips_per_second = done.clips, done.clips / done.seconds
             told.decode_share = min(done.decode_cpu / done.cpu, 1.0) if done.cpu else 0.0
             told.seconds = told.windows / told.clips_per_second
-            told.row_bytes = round(output.stat().st_size / (done.clips + done.copied) * told.windows)
+            told.row_bytes = round(_size(rows, request) / (done.clips + done.copied) * told.windows)
             every = sum(len(job.clips or ()) for job in jobs)
             if done.seconds > seconds / 2 or every < count or time.monotonic() - began > seconds:
                 break
             count *= 2
+        if told.tried and request.still:
+            _try_still(request, model, name, told, jobs, rows, Path(folder))
+
+
+def _rows(output: Path, request: Request) -> Iterator[Row]:
+    with output.open("rb") as file:
+        yield from (row for line in file if (row := request.work.kind.parse(line)) is not None)
+
+
+def _size(rows: Sequence[Row], request: Request) -> int:
+    """Bytes of rows as they are where nobody asks how much moves."""
+    lines = request.work.kind.journal(compact=False)
+    return sum(len(lines.clip([replace(row, motion=None)])) for row in rows)
+
+
+def _try_still(
+    request: Request, model: ClipModel, name: str, told: Forecast, jobs: list[Job], rows: Sequence[Row], folder: Path
+) -> None:
+    """See in how many of these windows nothing moves, and if in some, how long they take without them."""
+    skips = Still(skips=True)
+    told.still_share, told.still_seconds = sum(skips.refuses(row.motion) for row in rows) / len(rows), told.seconds
+    if told.still_share:
+        place = Output("jsonl", "file", folder / "still.jsonl", rows=request.work.kind)
+        done = replace(request, still=skips).run(model, name, FoundInputs(jobs), place)
+        told.still_seconds = told.windows * done.seconds / done.clips if done.clips else None
 
 
 def _some(known: Sequence[_Known], count: int, clip: float, stride: float) -> Iterator[Job]:

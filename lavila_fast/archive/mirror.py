@@ -23,7 +23,8 @@ from typing import Any
 
 import platformdirs
 
-from lavila_fast.archive.journals.journal import ACCOUNT, SIDECAR, SUFFIX
+from lavila_fast.archive.formats import suffixes
+from lavila_fast.archive.journals.journal import ACCOUNT, SEGMENTS, SIDECAR, SUFFIX
 from lavila_fast.archive.journals.videos import ENDING
 from lavila_fast.archive.names import RECORD
 from lavila_fast.archive.sources.shards import MARKER
@@ -39,7 +40,8 @@ MINUTES = 10.0
 _FIRST_SECONDS = 20.0  # what is forbidden shows soon
 _STATE = ".uploaded.json"
 _BESIDE = (SIDECAR, RECORD, MARKER, CUTS)
-_ENDINGS = ["", ENDING, ACCOUNT, *(f"{base}{end}" for base in ("", SUFFIX) for end in _BESIDE), SUFFIX]
+_SEGMENTS = [f"{SEGMENTS}{suffix}" for suffix in suffixes()]
+_ENDINGS = ["", ENDING, ACCOUNT, *(f"{base}{end}" for base in ("", SUFFIX) for end in _BESIDE), SUFFIX, *_SEGMENTS]
 """Of the files of an output that is one: what another machine needs to go on with it."""
 _PIECE = 1 << 20
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import JSONL, TEXT, Writer
 from lavila_fast.archive.formats.writer import Unknown, Unskipped, Videos
-from lavila_fast.archive.journals.journal import SUFFIX, Journal
+from lavila_fast.archive.journals.journal import SEGMENTS, SUFFIX, Journal
 from lavila_fast.archive.journals.kinds import NARRATIONS, Kind
 from lavila_fast.archive.names import OwnFiles
 from lavila_fast.errors import InputError, StorageError
@@ -68,6 +68,12 @@ class Output:
         if self.frame_times:
             writer.add_frame_times()
         return Unskipped(writer) if row.unskipped else writer
+
+    @property
+    def segments(self) -> str:
+        """Where segments go beside it, for messages."""
+        ending = f"{SEGMENTS}{self.rows.formats[self.format].suffix}"
+        return f"{str(self).rstrip('/')}/*{ending}" if self.kind == "folder" else f"{self}{ending}"
 
     def __str__(self) -> str:
         """For messages."""
@@ -206,6 +212,13 @@ def journal_path(output: Output) -> Path:
     return output.path if output.format == JSONL else output.path.with_name(output.path.name + SUFFIX)
 
 
+def segments_path(output: Output) -> Path | None:
+    """Where segments go beside an output that is one file; None for those of a folder, a file a video."""
+    if output.kind != "file" or output.path is None:
+        return None
+    return output.path.with_name(f"{output.path.name}{SEGMENTS}{output.rows.formats[output.format].suffix}")
+
+
 def open_journal(output: Output, run: Mapping[str, Any], samples: int, overwrite: bool) -> Journal:
     """The journal of an output in files, see `journal_path`; errors as for `Journal`."""
     path = journal_path(output)
@@ -256,20 +269,29 @@ class Files:
     def finish(self, video: str) -> str | None:
         """See `Sink`: write the video's own file, unless it is there as it should be."""
         if video in self._each and self.journal.done.get(video):
-            whole = io.BytesIO()
-            self._output.writer(self.journal.run, self._known).write(self.journal.rows(video), whole)
-            try:
-                self._own.write(self._each[video], whole.getvalue())
-            except StorageError as error:
-                if is_fatal(error):
-                    raise
-                return str(error)
+            writer = self._output.writer(self.journal.run, self._known)
+            return self._write_own(self._each[video], writer, self.journal.rows(video))
         return None
 
+    def _write_own(self, path: Path, writer: Writer, clips: Iterable[list[Row]]) -> str | None:
+        """Write the file of a video; gives a line if it cannot be."""
+        whole = io.BytesIO()
+        writer.write(clips, whole)
+        try:
+            self._own.write(path, whole.getvalue())
+        except StorageError as error:
+            if is_fatal(error):
+                raise
+            return str(error)
+        return None
+
+    def _order(self) -> Iterable[str]:
+        """All videos, those of earlier runs first."""
+        return dict.fromkeys([*self.journal.done, *self._videos])
+
     def close(self) -> None:
-        """See `Sink`: write the file of all videos, those of earlier runs first."""
+        """See `Sink`: write the file of all videos."""
         if self._all:
-            order = dict.fromkeys([*self.journal.done, *self._videos])
             with self._own.replacing(self._all) as file:
-                rows = (rows for video in order for rows in self.journal.rows(video))
+                rows = (rows for video in self._order() for rows in self.journal.rows(video))
                 self._output.writer(self.journal.run, self._known).write(rows, file)

@@ -11,7 +11,7 @@ from lavila_fast.archive.journals.index import index_path
 from lavila_fast.archive.journals.journal import SIDECAR
 from lavila_fast.archive.journals.videos import records_path
 from lavila_fast.archive.names import RECORD
-from lavila_fast.archive.outputs import Output, journal_path
+from lavila_fast.archive.outputs import Output, journal_path, segments_path
 from lavila_fast.archive.sources.shards import marker_of
 from lavila_fast.errors import InputError
 
@@ -23,7 +23,9 @@ def written(output: Output) -> list[Path]:
     journal = Path(os.path.realpath(journal_path(output)))
     beside = [journal.with_name(journal.name + suffix) for suffix in (SIDECAR, RECORD)]
     own = [journal, *beside, records_path(journal), marker_of(journal), index_path(journal), history_path(journal)]
-    return own if output.kind == "folder" else [Path(os.path.realpath(output.path)), *own]
+    if (segments := segments_path(output)) is None:
+        return own
+    return [Path(os.path.realpath(output.path)), Path(os.path.realpath(segments)), *own]
 
 
 def require_none_read(output: Output, reads: Iterable[Path]) -> None:

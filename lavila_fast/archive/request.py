@@ -14,6 +14,8 @@ from lavila_fast.archive.accounts.alone import Alone, See
 from lavila_fast.archive.accounts.history import History
 from lavila_fast.archive.books import Books
 from lavila_fast.archive.decoding import Crew, Decoders
+from lavila_fast.archive.finished.joined import JoinedFiles
+from lavila_fast.archive.finished.segments import Rules
 from lavila_fast.archive.fleet.seen import STRETCH
 from lavila_fast.archive.journals.identity import LISTED, Identity, describe_windows
 from lavila_fast.archive.journals.journal import Journal
@@ -83,6 +85,7 @@ class Request:
         manifest: Table that names the videos; `inputs` is their folder, or nothing.
         download: Bytes that films which lie elsewhere may take here, fetched whole; 0: they are read in ranges.
         metrics: Who is told how far it is, at any time.
+        merge: How windows that say the same become one, in files beside the output; None: there are none.
     """
 
     inputs: tuple[str, ...]
@@ -111,6 +114,7 @@ class Request:
     manifest: str | None = None
     download: int = 0
     metrics: Metrics | None = None
+    merge: Rules | None = None
 
     def __post_init__(self) -> None:
         """Check that windows are not asked for together with a list, and that there is one list at most."""
@@ -122,6 +126,9 @@ class Request:
         if self.shots and (self.clip_list or self.stride_seconds):
             name = "--clips" if self.clip_list else "--stride-seconds"
             raise InputError(f"--windows shots: windows follow the cuts, one after the other; leave {name} out")
+        if self.merge and self.shard:
+            what = "windows that say the same may be of two shares"
+            raise InputError(f"--merge: {what}; join these by lavila-fast merge, and then run lavila-fast segments")
 
     def find(self) -> FoundInputs:
         """The videos and their clips; those of other shards, too.
@@ -142,6 +149,8 @@ class Request:
         output = self._off_standard(self._choose_output(found))
         if self.csv_safe and output.rows.formats[output.format].safe is None:
             raise InputError(f"--csv-safe: of no use to {output.format}; leave it out, or give --format csv")
+        if output.kind == "stream" and self.merge:
+            raise InputError("--merge: segments go beside the rows of a file or folder; give -o FILE")
         if output.kind == "stream" and self.shard:
             raise InputError(f"--shard {self.shard}: a share goes to a file of its own; give -o FILE")
         if output.kind == "stream" and (self.overwrite or self.wishes != Wishes()):
@@ -215,17 +224,20 @@ class Request:
         every, found = found, self.shard.share(found) if self.shard else found
         with self.opened(model, name, found, output) as (journal, books, known):
             marker_of(journal.path).unlink(missing_ok=True)
-            left = FoundInputs(self._bounded(books.jobs(), children, downloads), [*found.failed, *known.failed])
+            left = FoundInputs(self._bounded(books.jobs(), children, downloads), found.failed)
             names = [*known.finished, *(job.source.name for job in left.jobs)]
-            sink = Files(output, journal, names, self.overwrite, books.known)
+            sink = self._files(output, journal, names, books)
             self._note(progress, [*found.notes, *known.notes, *sink.notes])
             shots = self._shots(lengths[0], journal.path, children)
             plan = Windows(*lengths, sink, bool(self.clip_list), books, self.shard, shots)
             decoders = self._decoders(model, left, plan, children, downloads, fleet)
-            run = Run(see, left, sink, plan, progress, decoders, known.finished, beside, self.hushed, alone)
+            more = beside, self.hushed, alone, known.failed
+            run = Run(see, left, sink, plan, progress, decoders, known.finished, *more)
             with History.beside(journal.path, anew=self.overwrite or journal.new).keeping(model.fingerprint) as heard:
                 summary = self._watched(run).go(heard)
                 heard(summary)
+            if isinstance(sink, JoinedFiles):
+                summary.segments = sink.joined
             if fleet and fleet.died:
                 how = ", ".join(sorted(set(fleet.died)))
                 self._note(
@@ -234,6 +246,11 @@ class Request:
             if self.shard and summary.stopped is None:
                 write_marker(journal.path, self.shard.told(every))
             return summary
+
+    def _files(self, output: Output, journal: Journal, names: Sequence[str], books: Books) -> Files:
+        if self.merge is None:
+            return Files(output, journal, names, self.overwrite, books.known)
+        return JoinedFiles(output, journal, names, self.merge, self.overwrite, books.known)
 
     def see(self, model: ClipModel) -> See:
         """What makes rows of clips."""

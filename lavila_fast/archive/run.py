@@ -65,6 +65,7 @@ class Summary:
         stages: Seconds of the main thread in each of `stages.STAGES`.
         bare: What the engine does alone, if it was asked.
         statuses: Videos that were closed, by what became of them.
+        segments: That were written beside the output, of all its windows; None: nobody asked.
     """
 
     videos: int
@@ -85,6 +86,7 @@ class Summary:
     stages: dict[str, float] = field(default_factory=dict)
     bare: Bare | None = None
     statuses: Counter[str] = field(default_factory=Counter)
+    segments: int | None = None
 
     @property
     def of_bare(self) -> float | None:
@@ -110,6 +112,7 @@ class Summary:
             "damaged": self.damaged,
             "still": self.skipped,
             "copied": self.copied,
+            "segments": self.segments,
             "failed": self.failed,
             "stopped": self.stopped is not None,
             "seconds": round(self.seconds, 3),
@@ -145,7 +148,8 @@ class Summary:
         if self.stopped is not None:
             again = "" if output.kind == "stream" else "; run the same command again to go on"
             return f"stopped: {many(self.clips, 'clip')} written to {output}{again}"
-        return f"done: {counts}: {output}"
+        joined = "" if self.segments is None else f"; {many(self.segments, 'segment')}: {output.segments}"
+        return f"done: {counts}: {output}{joined}"
 
 
 def _cpu() -> tuple[float, float]:
@@ -169,9 +173,11 @@ class Run:
         beside: Beside | None = None,
         hushed: tuple[str, ...] = (),
         alone: Alone | None = None,
+        failed_before: Sequence[str] = (),
     ) -> None:
         """`see` makes rows of clips; `finished` names videos of which nothing is to be done, besides those `found`.
 
+        Of `finished` some failed before; `failed_before` are lines about these.
         `beside` sees all clips, too; of failures whose lines begin like one of `hushed` nothing is said. `alone` is
         asked at the end what the engine does alone.
         """
@@ -183,12 +189,12 @@ class Run:
         before = sum(sink.count(name) for name in (*finished, *(job.source.name for job in found.jobs)))
         self.summary = Summary(len(found.jobs) + len(found.failed) + len(finished), before)
         self.signals = DeferredSignals()
-        self._early, self._finished = found.failed, finished
+        self._early, self._finished = [*found.failed, *failed_before], finished
         self._decoders = decoders
         self._in_flight: Counter[str] = Counter()
         self._frames: dict[str, int] = {}
         self._ended: dict[str, EndOfVideo] = {}
-        self._statuses = Counter({FAILED: len(found.failed)})
+        self._statuses = Counter({FAILED: len(self._early)})
         self._heard: Heard | None = None
         self._told = time.monotonic()
         self._own, self._others = _cpu()

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lavila_fast.cli.choices import POSITIVE, Number
-from lavila_fast.cli.run_options import manifest, require_inputs, telling
+from lavila_fast.cli.run_options import manifest, require_inputs, stillness, telling
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError
@@ -18,7 +18,7 @@ from lavila_fast.files import storage_error
 from lavila_fast.remote.urls import is_url, shown_url
 from lavila_fast.shown import many
 
-_PASSED = ("clip_seconds", "stride_seconds", "engine", "threads", "manifest", "metrics")
+_PASSED = ("clip_seconds", "stride_seconds", "still", "still_threshold", "engine", "threads", "manifest", "metrics")
 _SECONDS = Number(min=0.001)
 
 
@@ -31,6 +31,7 @@ _SECONDS = Number(min=0.001)
 @manifest
 @click.option("--clip-seconds", type=_SECONDS, help="Length of a window.  [default: the model's]")
 @click.option("--stride-seconds", type=_SECONDS, help="From one window's start to the next.  [default: its length]")
+@stillness
 @click.option("--engine", default="auto", show_default=True, help=engine_help())
 @click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]")
 @telling
@@ -42,7 +43,7 @@ def index(context: click.Context, /, inputs: tuple[str, ...], into: str, as_json
 
     Videos are decoded once for narrator and dual encoder. INDEX holds the run's outputs (narrations.jsonl,
     features.jsonl) and a LanceDB table of both; run the same command again to add what is new. An index is of one
-    model.
+    model. With --still skip, windows in which nothing moves are not in it.
     """
     from lavila_fast.cli.embed import embed
     from lavila_fast.cli.narrate import narrate
@@ -75,7 +76,8 @@ def index(context: click.Context, /, inputs: tuple[str, ...], into: str, as_json
         click.echo(json.dumps({**asdict(told), "windows": len(opened.store), "index": str(output)}))
     elif not given["quiet"]:
         windows = many(len(opened.store), "window")
-        tell(f"{output}: {windows}, {told.added:,} of them new, of {many(told.videos, 'video')}", err=True)
+        still = f"; left out: {many(told.still, 'still one')}" if told.still else ""
+        tell(f"{output}: {windows}, {told.added:,} of them new, of {many(told.videos, 'video')}{still}", err=True)
     context.exit(code)
 
 

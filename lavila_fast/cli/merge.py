@@ -33,7 +33,8 @@ def merge(
     """Join PARTs, outputs of runs with --shard, as one run would have written them.
 
     Shares that are lacking, given twice, not through, or of other videos or settings are refused. The order of rows
-    does not depend on how the work was divided. A run without --shard goes on with what is written here.
+    does not depend on how the work was divided. A run without --shard goes on with what is written here. Accounts of
+    their runs go along, so that `report` tells of all of them.
     """
     from lavila_fast.archive.finished.merge import merge as write
     from lavila_fast.archive.finished.merge import read_part
@@ -51,4 +52,5 @@ def merge(
         return
     failed = f", {done.failed} failed" if done.failed else ""
     told = f"{many(done.clips, 'clip')} of {many(done.videos, 'video')} out of {many(done.parts, 'part')}{failed}"
-    tell(f"{output}: {told}", err=True)
+    untold = f"; {many(done.untold, 'part')} without an account" if done.untold else ""
+    tell(f"{output}: {told}{untold}", err=True)

@@ -9,12 +9,14 @@ import click
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import POSITIVE
 from lavila_fast.cli.embed import open_dual
-from lavila_fast.cli.run_options import machinery, places
+from lavila_fast.cli.run_options import joining, machinery, places
 from lavila_fast.cli.running import Beside, perform
+from lavila_fast.cli.segments import rules_of
 from lavila_fast.engines.choose import ENGINES
 from lavila_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from lavila_fast.archive.finished.segments import Rules
     from lavila_fast.generate.options import Options
     from lavila_fast.narrator import Narrator
 
@@ -43,6 +45,13 @@ if TYPE_CHECKING:
     help="Embed the clips, too, in the same pass: a .parquet, .npz or .jsonl as of `lavila-fast embed`.",
 )
 @click.option("--embed-model", metavar="NAME", help="The dual encoder for it.  [default: the one in --model]")
+@click.option(
+    "--merge",
+    is_flag=True,
+    help="Write segments beside the output, too, as `lavila-fast segments` does: neighbouring windows that say the same"
+    " are one.",
+)
+@joining
 @machinery
 def narrate(inputs: tuple[str, ...], **given: Any) -> None:
     """Narrate videos: files, folders (with all below them), patterns in quotes, folders of 300-second chunks.
@@ -72,7 +81,7 @@ def narrate(inputs: tuple[str, ...], **given: Any) -> None:
 def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
     from lavila_fast.archive.work import Narrating
 
-    work = Narrating(options_of(given))
+    work, given = Narrating(options_of(given)), {**given, "rules": _rules(given)}
 
     def open_model() -> tuple[Narrator, Narrating]:
         from lavila_fast.narrator import Narrator
@@ -82,6 +91,17 @@ def _narrate(inputs: tuple[str, ...], given: dict[str, Any]) -> int:
         return Narrator.from_pretrained(given["model"], **how, **shape), work
 
     return perform(inputs, given, work, open_model, _beside(given))
+
+
+def _rules(given: dict[str, Any]) -> Rules | None:
+    """How segments are made, if any are asked for."""
+    if given["merge"]:
+        return rules_of(given)
+    given = {**given, "subject": None if given["subject"] == "keep" else given["subject"]}
+    for name in ("subject", "min_confidence", "drop_unsure"):
+        if given[name] not in (None, False):
+            raise InputError(f"--{name.replace('_', '-')}: is about segments; give --merge, too, or leave it out")
+    return None
 
 
 def _beside(given: dict[str, Any]) -> Beside | None:

@@ -103,6 +103,41 @@ telling = _all(
     )
 )
 """Options of what is told while a command goes on."""
+stillness = _all(
+    (
+        click.option(
+            "--still",
+            type=click.Choice(("skip", "score", "off")),
+            default="off",
+            show_default=True,
+            help="Windows in which nothing moves: skip spares the model them, and their rows say so; score only writes"
+            " how much moves.",
+        ),
+        click.option(
+            "--still-threshold",
+            type=float,
+            metavar="LEVELS",
+            help="With --still skip: motion under which a window is still, in levels of 255.  [default: 2]",
+        ),
+    )
+)
+"""Options of what is done about windows in which nothing moves."""
+joining = _all(
+    (
+        click.option(
+            "--subject",
+            type=click.Choice(("keep", "strip", "c")),
+            default="keep",
+            show_default=True,
+            help="Of segments. strip: without #C and #O; c: who wears the camera is always called #C C.",
+        ),
+        click.option(
+            "--min-confidence", type=Number(0, 1), help="Mark segments whose words have a lower mean probability."
+        ),
+        click.option("--drop-unsure", is_flag=True, help="With --min-confidence: leave them out."),
+    )
+)
+"""Options of what is written of segments."""
 machinery = _all(
     (
         click.option(
@@ -136,20 +171,7 @@ machinery = _all(
             help="shots: windows do not run over cuts; a shot is divided into equal ones of about a clip's length."
             " Videos are decoded once more for it.",
         ),
-        click.option(
-            "--still",
-            type=click.Choice(("skip", "score", "off")),
-            default="off",
-            show_default=True,
-            help="Windows in which nothing moves: skip spares the model them, and their rows say so; score only writes"
-            " how much moves.",
-        ),
-        click.option(
-            "--still-threshold",
-            type=float,
-            metavar="LEVELS",
-            help="With --still skip: motion under which a window is still, in levels of 255.  [default: 2]",
-        ),
+        stillness,
         click.option("--threads", type=POSITIVE, help="Threads of the model.  [default: all cores]"),
         click.option(
             "--workers",

@@ -189,6 +189,7 @@ class Beside:
         from lavila_fast.archive.work import Embedding
 
         own = replace(request, work=Embedding(), output=self.output, format=None, frame_times=True, csv_safe=False)
+        own = replace(own, merge=None)
         output = replace(own, prints_summary=False).choose_output(found)
         if output.kind == "stream":
             raise InputError(f"--embed {self.output}: embeddings beside narrations go to a file; name a .parquet")
@@ -288,5 +289,6 @@ def _request(inputs: tuple[str, ...], given: dict[str, Any], work: Work) -> Requ
         still=Still.parse(given["still"], given["still_threshold"]),
         shard=Shard.parse(given["shard"]) if given["shard"] else None,
         reads=tuple(given.get("label_files", ())),
+        merge=given.get("rules"),
         **{name: given[name] for name in same},
     )

@@ -10,18 +10,36 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lavila_fast.archive.formats import offered
 from lavila_fast.cli.choices import PATH, LazyChoice, Number
 from lavila_fast.cli.convert import place_for
+from lavila_fast.cli.run_options import joining
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
 from lavila_fast.shown import many
 
+if TYPE_CHECKING:
+    from lavila_fast.archive.finished.segments import Rules
+
 _SECONDS, _SHARE = Number(min=0), Number(0, 1)
+
+
+def rules_of(given: dict[str, Any]) -> Rules:
+    """When windows become one, from the command line's values; those that it does not have are the usual ones.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
+    from lavila_fast.archive.finished.segments import Rules
+
+    if given["drop_unsure"] and given["min_confidence"] is None:
+        raise InputError("--drop-unsure: say under which confidence, by --min-confidence")
+    own = {name: given[name] for name in ("gap", "bridge", "cosine", "overlap") if given.get(name) is not None}
+    return Rules(**own, subject=given["subject"], least=given["min_confidence"], drop=given["drop_unsure"])
 
 
 @click.command()
@@ -39,15 +57,7 @@ _SECONDS, _SHARE = Number(min=0), Number(0, 1)
 @click.option(
     "--bridge", type=_SECONDS, default=10.0, show_default=True, help="Seconds of still windows that may, too."
 )
-@click.option(
-    "--subject",
-    type=click.Choice(("keep", "strip", "c")),
-    default="keep",
-    show_default=True,
-    help="strip: sentences without #C and #O; c: who wears the camera is always called #C C.",
-)
-@click.option("--min-confidence", type=_SHARE, help="Mark segments whose words have a lower mean probability.")
-@click.option("--drop-unsure", is_flag=True, help="With --min-confidence: leave them out.")
+@joining
 @click.option("--csv-safe", is_flag=True, help="No cell of a CSV shall be a formula.")
 @click.option("--overwrite", is_flag=True, help="Files of that name may go.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
@@ -60,17 +70,13 @@ def segments(source: Path, output: str, format: str | None, as_json: bool, **giv
     `narrate` wrote, in any format that `convert` reads; PATH is in any that it writes.
     """
     from lavila_fast.archive.finished.convert import convert
-    from lavila_fast.archive.finished.segments import Rules, Segmented
+    from lavila_fast.archive.finished.segments import Segmented
     from lavila_fast.archive.finished.tables import read_table
 
     for name in ("cosine", "overlap"):
         if given[name] is not None and given["features"] is None:
             raise InputError(f"--{name}: of no use without --features FILE; leave it out")
-    if given["drop_unsure"] and given["min_confidence"] is None:
-        raise InputError("--drop-unsure: say under which confidence, by --min-confidence")
-    own = {name: given[name] for name in ("cosine", "overlap") if given[name] is not None}
-    plain = given["gap"], given["bridge"]
-    rules = Rules(*plain, **own, subject=given["subject"], least=given["min_confidence"], drop=given["drop_unsure"])
+    rules = rules_of(given)
     features = read_table(given["features"]) if given["features"] else None
     table = Segmented.of(read_table(source), rules, features)
     place = place_for(table, output, format, False, given["csv_safe"])

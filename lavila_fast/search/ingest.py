@@ -23,11 +23,13 @@ class Ingested:
     Attributes:
         added: Windows put in, of `videos`.
         dropped: Videos taken out, those put in again among them.
+        still: Windows that are not in it, for nothing moves in them: of all videos.
     """
 
     added: int = 0
     videos: int = 0
     dropped: int = 0
+    still: int = 0
 
 
 def ingest(store: Store, embeddings: Path, narrations: Path | None) -> Ingested:
@@ -39,9 +41,12 @@ def ingest(store: Store, embeddings: Path, narrations: Path | None) -> Ingested:
         narrations: What `narrate -o` was given; None: windows have no sentences.
     """
     vectors, texts = read_part(embeddings), read_part(narrations) if narrations else None
-    wanted = {(_id(one), name): len(vectors.done.get(name, ())) for name, one in vectors.records.items()}
-    wanted = {key: count for key, count in wanted.items() if count}
     there, told = store.counts(), Ingested()
+    wanted = {(_id(one), name): len(vectors.done.get(name, ())) for name, one in vectors.records.items()}
+    for key in [key for key, count in wanted.items() if "still" in vectors.run and there.get(key, 0) != count]:
+        still = vectors.skipped(key[1])
+        wanted[key], told.still = wanted[key] - still, told.still + still
+    wanted = {key: count for key, count in wanted.items() if count}
     stale = [key for key, count in there.items() if wanted.get(key) != count]
     store.drop(stale)
     told.dropped = len(stale)

@@ -90,8 +90,8 @@ class Store:
         text, number = pyarrow.string(), pyarrow.float64()
         types = (text, text, text, number, number, text, number, number, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
-        table = _connect(folder).create_table(TABLE, schema=pyarrow.schema(columns), mode="overwrite")
-        return cls(table, dim, folder)
+        schema, mode = pyarrow.schema(columns), _mode(folder, TABLE)
+        return cls(_connect(folder).create_table(TABLE, schema=schema, mode=mode), dim, folder)
 
     @classmethod
     def open(cls, folder: Path, dim: int) -> Store:
@@ -181,7 +181,7 @@ class Store:
         connection, schema = _connect(self._folder), self._table.schema
         blocks = (block.select(schema.names) for block in self._table.search().to_batches(_BLOCK))
         reader = pyarrow.RecordBatchReader.from_batches(schema, blocks)
-        connection.create_table(_NEW, data=reader, schema=schema, mode="overwrite")
+        connection.create_table(_NEW, data=reader, schema=schema, mode=_mode(self._folder, _NEW))
         table, new, old = (_table_path(self._folder, name) for name in (TABLE, _NEW, _OLD))
         shutil.rmtree(old, ignore_errors=True)
         table.rename(old)
@@ -239,6 +239,11 @@ def _table_path(folder: Path, name: str) -> Path:
     return folder / _PLACE / f"{name}.lance"
 
 
+def _mode(folder: Path, name: str) -> str:
+    """How to make a table in place of any: LanceDB warns where there is nothing to overwrite."""
+    return "overwrite" if _table_path(folder, name).exists() else "create"
+
+
 def _mend(folder: Path) -> None:
     """Put a table back that somebody who compacted it has left under its other name."""
     table, old = _table_path(folder, TABLE), _table_path(folder, _OLD)
@@ -262,6 +267,7 @@ def require_search() -> None:
     Raises:
         MissingExtraError: there cannot.
     """
+    os.environ.setdefault("LANCEDB_LOG", "error")  # read when it is imported; its warnings are of nothing a user did
     try:
         import lancedb  # noqa: F401
     except ImportError as error:
@@ -269,7 +275,6 @@ def require_search() -> None:
 
 
 def _connect(folder: Path) -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are of nothing that a user did
     require_search()
     import lancedb
 

@@ -215,8 +215,8 @@ def locate(video: str, root: str | Path | None = None) -> VideoSource:
         raise denied(path) from None
     except (OSError, ValueError) as error:
         what = getattr(error, "strerror", None) or str(error)
-        raise VideoError(path, f"cannot be looked for ({what.lower()})", "check the clip list") from error
-    raise VideoError(path, "does not exist", "check the clip list and the folder of the videos")
+        raise VideoError(path, f"cannot be looked for ({what.lower()})", "check the list that names it") from error
+    raise VideoError(path, "does not exist", "check the list that names it, and the folder of the videos")
 
 
 @dataclass(frozen=True, slots=True)

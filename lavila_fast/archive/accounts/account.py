@@ -75,7 +75,7 @@ def account(outputs: Sequence[Known], price: float | None = None) -> dict[str, A
         "reasons": told["reasons"],
         "worst": told["worst"],
         "runs": whole.runs,
-        "unfinished": sum(one.ended not in ("done", "stopped") for one in runs),
+        "unfinished": sum(one.unfinished for one in runs),
         "seconds": round(whole.seconds, 3),
         "clips_per_second": _ratio(whole.clips, whole.seconds),
         "times_real_time": _ratio(whole.video_seconds, whole.seconds),

@@ -45,6 +45,7 @@ class RunCost:
         bare_seconds: That the engine alone would have taken for `bare_clips`, at the speed measured at a run's end.
         bare_clips: Clips of runs at whose end it was measured; they took `bare_of` seconds.
         encode_share: Of the engine's time, for seeing clips, as it was measured then.
+        cut: Of several runs, how many of those before the last did not come to their end.
     """
 
     began: str
@@ -67,9 +68,16 @@ class RunCost:
     bare_seconds: float = 0.0
     bare_of: float = 0.0
     encode_share: float | None = None
+    cut: int = 0
+
+    @property
+    def unfinished(self) -> int:
+        """How many of these runs did not come to their end, and were not stopped either."""
+        return self.cut + (self.runs > 0 and self.ended not in (DONE, STOPPED))
 
     def add(self, other: RunCost) -> None:
         """Take another run's figures in; of what cannot be added the later counts."""
+        self.cut = self.unfinished + other.cut
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name, seconds in other.stages.items():
@@ -155,11 +163,17 @@ class History:
             self.runs[-1] = run
         else:
             self.runs.append(run)
-            self._bound()
-        try:
-            write_json(self.path, {"schema": SCHEMA, "runs": [dataclasses.asdict(one) for one in self.runs]})
-        except StorageError:
-            return
+        with contextlib.suppress(StorageError):
+            self.save()
+
+    def save(self) -> None:
+        """Write all entries, not more than `MOST`.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        self._bound()
+        write_json(self.path, {"schema": SCHEMA, "runs": [dataclasses.asdict(one) for one in self.runs]})
 
     @contextlib.contextmanager
     def keeping(self, engine: str) -> Iterator[Callable[[Summary], None]]:
@@ -186,10 +200,17 @@ class History:
         told(DONE if last.stopped is None else STOPPED)
 
     def _bound(self) -> None:
-        while len(self.runs) > MOST:
-            first, second, *rest = self.runs
-            first.add(second)
-            self.runs = [first, *rest]
+        if (more := len(self.runs) - MOST) > 0:
+            first = dataclasses.replace(self.runs[0], stages=dict(self.runs[0].stages))
+            for one in self.runs[1 : 1 + more]:
+                first.add(one)
+            self.runs = [first, *self.runs[1 + more :]]
+
+
+def joined(histories: Sequence[History], path: Path) -> History:
+    """The runs of several outputs, in order of their beginnings, as those of one."""
+    runs = sorted((run for one in histories for run in one.runs), key=lambda run: run.began)
+    return History(path, runs)
 
 
 def added(runs: Sequence[RunCost]) -> RunCost:

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lavila_fast.archive.accounts.history import History, history_path, joined
 from lavila_fast.archive.journals import index
 from lavila_fast.archive.journals.identity import difference
 from lavila_fast.archive.journals.journal import SIDECAR, SUFFIX, Journal
@@ -74,6 +75,20 @@ class Part:
         found = [self.kind.parse(self._file.readline()) for _ in range(self.samples)]
         return [row for row in found if row is not None]
 
+    def skipped(self, video: str) -> int:
+        """How many of a video's clips the model has not seen."""
+        if video not in self.done:
+            return 0
+        return sum(self._is_skipped(offset) for _, offset in self.done[video].in_order())
+
+    def _is_skipped(self, offset: int) -> bool:
+        self._file.seek(offset)
+        line = self._file.readline()
+        if b'"skipped"' not in line:  # as nearly all: what they hold is of no use here
+            return False
+        row = self.kind.parse(line)
+        return row is not None and row.skipped is not None
+
     @cached_property
     def _file(self) -> BinaryIO:
         return self.path.open("rb")
@@ -86,12 +101,16 @@ class Merged:
     Attributes:
         parts: From which `clips` of `videos` came.
         failed: Videos that failed.
+        runs: Of all parts, whose accounts are beside the output now.
+        untold: Parts without an account.
     """
 
     parts: int
     videos: int = 0
     clips: int = 0
     failed: int = 0
+    runs: int = 0
+    untold: int = 0
 
 
 def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: bool = False) -> Merged:
@@ -104,7 +123,8 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
         gaps: Shares may be lacking, and those that are there need not be through.
 
     Raises:
-        InputError: the parts do not make a whole, overlap, or are not of the same inputs and settings.
+        InputError: the parts do not make a whole, overlap, or are not of the same inputs and settings, or the account
+            of one cannot be read.
         StorageError: it cannot be written.
     """
     _check(parts, gaps)
@@ -114,6 +134,7 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
     first = parts[0]
     kind = replace(output, rows=first.kind)
     _keep_parts(parts, kind)
+    accounts = [History.read(history_path(part.path)) for part in parts]
     with closing(open_journal(kind, first.run, first.samples, overwrite)) as journal:
         if journal.begun:
             raise InputError(f"{output.path}: holds rows already; give another --output, or --overwrite it")
@@ -126,7 +147,18 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
                 told.clips, told.failed = told.clips + record.clips, told.failed + (record.error is not None)
                 sink.finish(name)
             sink.close()
+        told.runs, told.untold = _write_account(accounts, history_path(journal.path))
     return told
+
+
+def _write_account(accounts: Sequence[History], path: Path) -> tuple[int, int]:
+    """Put the runs of all parts beside the output; gives how many they are, and how many parts tell of none."""
+    whole = joined(accounts, path)
+    if whole.runs:
+        whole.save()
+    else:
+        path.unlink(missing_ok=True)  # of what was overwritten
+    return sum(run.runs for run in whole.runs), sum(not one.runs for one in accounts)
 
 
 def _keep_parts(parts: Sequence[Part], output: Output) -> None:

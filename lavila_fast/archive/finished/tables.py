@@ -93,6 +93,8 @@ def read_table(path: Path) -> Table:
         raise InputError(f"{path}: rows are read from {', '.join(_READERS)}; give the file that a run wrote")
     try:
         return reader(path)
+    except FileNotFoundError as error:  # pyarrow's says more than anybody needs
+        raise InputError(f"{path}: does not exist; check the path") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 

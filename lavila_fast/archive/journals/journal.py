@@ -32,6 +32,8 @@ from lavila_fast.records import Clip, Row
 
 SUFFIX, SIDECAR, ACCOUNT = ".journal", ".run.json", ".report.json"
 """Of a journal that is not the output itself, and of what lies beside each."""
+SEGMENTS = ".segments"
+"""Before the suffix of a file of segments beside an output."""
 FSYNC_SECONDS = 5.0
 _LARGE = 10  # times as many clips as make an index worth while, after which it is written anew
 _OTHER_TEXT = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{")  # marks, UTF-16 and UTF-32
