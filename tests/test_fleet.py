@@ -76,6 +76,8 @@ def one(films: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 class Here:
     """A worker in this process, which is lost after so many answers."""
 
+    place = 0
+
     def __init__(self, task: Task, answers: float = float("inf")) -> None:
         self._worker, self._left, self._lock = Worker(task), answers, threading.Lock()
 
@@ -86,6 +88,9 @@ class Here:
             if self._left < 0:
                 raise WorkerLost("a blow")
             yield answer
+
+    def begun(self) -> bool:
+        return True
 
     def cpu(self) -> float:
         return 0.0
@@ -336,9 +341,39 @@ def test_a_ray_node_that_goes(films: Path, one: bytes, two_nodes: Any, tmp_path:
     assert out.read_bytes() == one
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_for_which_a_cluster_has_no_room(films: Path, one: bytes, two_nodes: Any, tmp_path: Path) -> None:
+    """Nothing is asked of them, so the others do everything."""
+    cluster, out = Cluster(two_nodes.address, cpus=1, gpus=0), tmp_path / "out.jsonl"
+    narrate(films, str(out), Fleet(lambda place: cluster.start(task()), 7, 1))
+    assert out.read_bytes() == one
+
+
+def test_a_worker_that_has_not_begun_is_asked_nothing(films: Path, one: bytes, tmp_path: Path) -> None:
+    class Late(Here):
+        """Of the second place, for which there never is room."""
+
+        def begun(self) -> bool:
+            return self.place != 1
+
+        def ask(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[Answer]:
+            assert self.place != 1
+            return super().ask(source, clips)
+
+    def start(place: int) -> Link:
+        late = Late(task())
+        late.place = place
+        return late
+
+    narrate(films, f"{tmp_path}/out.jsonl", Fleet(start, 3, 2))
+    assert (tmp_path / "out.jsonl").read_bytes() == one
+
+
 @pytest.fixture
-def two_nodes() -> Iterator[Any]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of two nodes with two processors each, on this machine."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine they would hardly begin
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Nodes
 
@@ -368,18 +403,21 @@ class Killer:
         self._thread.join()
 
     def _kill(self) -> None:
-        seen = 0
+        seen, opening = 0, False
         while len(self.killed) < self._most and not self._over.wait(self._draw.random() * 0.5):
             size = self._out.stat().st_size if self._out.is_file() else 0
-            workers = self._workers()
+            workers = [one for one in self._workers() if not (opening and one[2])]
             if size > seen and workers:
-                node, number = self._draw.choice(workers)
+                node, number, opening = self._draw.choice(workers)
                 os.kill(number, signal.SIGKILL)
                 self.killed.append(node)
                 seen = size
 
-    def _workers(self) -> list[tuple[int, int]]:
-        """Node and process of each worker that is alive."""
+    def _workers(self) -> list[tuple[int, int, bool]]:
+        """Node and process of each worker that is alive, and whether it is opening its model.
+
+        Three of those in a row would be the model's fault.
+        """
         homes = {
             process.process.pid: number
             for number, node in enumerate(self._nodes.list_all_nodes())
@@ -393,7 +431,7 @@ class Killer:
                 continue
             parent = int(stat.rpartition(")")[2].split()[1])
             if name.startswith(b"ray::") and b"_Actor" in name and parent in homes:
-                found.append((homes[parent], int(path.name)))
+                found.append((homes[parent], int(path.name), b"__init__" in name))
         return sorted(found)
 
 

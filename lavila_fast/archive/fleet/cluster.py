@@ -96,6 +96,7 @@ class RayLink:
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self._actor, self._opened = ray, actor, False
+        self._begun, self._first = False, actor.__ray_ready__.remote()
 
     def ask(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[Answer]:
         """See `Link`.
@@ -115,6 +116,15 @@ class RayLink:
             raise WorkerLost(f"{type(error.cause).__name__}: {error.cause}", self._opened) from error
         except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError) as error:
             raise WorkerLost(type(error).__name__, self._opened) from error
+
+    def begun(self) -> bool:
+        """See `Link`; also whether it is gone again."""
+        if not self._begun and self._ray.wait([self._first], timeout=0)[0]:
+            with contextlib.suppress(self._ray.exceptions.RayError):  # it is gone, which whoever asks is told
+                self._ray.get(self._first)
+                self._opened = True
+            self._begun = True
+        return self._begun
 
     def cpu(self) -> float:
         """See `Link`."""
