@@ -374,6 +374,7 @@ def test_a_worker_that_has_not_begun_is_asked_nothing(films: Path, one: bytes, t
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of two nodes with two processors each, on this machine."""
     monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine they would hardly begin
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where `Slow` is
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Nodes
 

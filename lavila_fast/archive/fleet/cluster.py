@@ -115,7 +115,7 @@ class RayLink:
                 raise error.cause from error
             raise WorkerLost(f"{type(error.cause).__name__}: {error.cause}", self._opened) from error
         except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError) as error:
-            raise WorkerLost(type(error).__name__, self._opened) from error
+            raise WorkerLost(_how(error), self._opened) from error
 
     def begun(self) -> bool:
         """See `Link`; also whether it is gone again."""
@@ -134,3 +134,9 @@ class RayLink:
         """See `Link`."""
         with contextlib.suppress(Exception):  # Ray may be gone already
             self._ray.kill(self._actor, no_restart=True)
+
+
+def _how(error: Exception) -> str:
+    """How an actor ended: of one that could not be made, such as where a package is lacking, by what it said last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines and "creation task" in lines[0] else type(error).__name__
