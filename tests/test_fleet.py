@@ -309,7 +309,7 @@ def test_two_ray_nodes_whose_workers_are_killed(films: Path, one: bytes, two_nod
     kills, deaths, nodes = 0, 0, set[int]()
     for seed in range(20):
         fleet, out = Fleet(lambda place: cluster.start(task(Slow(pause=0.05))), 3, 2), tmp_path / f"{seed}.jsonl"
-        killer = Killer(two_nodes, out, random.Random(seed), most=min(4, 20 - kills))
+        killer = Killer(two_nodes, out, random.Random(seed), len(one) // 6, most=min(4, 20 - kills))
         with killer:
             narrate(films, str(out), fleet)
         assert out.read_bytes() == one
@@ -388,10 +388,13 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 class Killer:
-    """Kills workers of a cluster, one after the other, each after the output has grown; `killed` are their nodes."""
+    """Kills workers of a cluster, one after the other; `killed` are their nodes.
 
-    def __init__(self, nodes: Any, out: Path, draw: random.Random, most: int) -> None:
-        self._nodes, self._out, self._draw, self._most = nodes, out, draw, most
+    Each after the output has grown by so many bytes: three deaths without an answer between would be a clip's fault.
+    """
+
+    def __init__(self, nodes: Any, out: Path, draw: random.Random, growth: int, most: int) -> None:
+        self._nodes, self._out, self._draw, self._growth, self._most = nodes, out, draw, growth, most
         self._over, self._thread = threading.Event(), threading.Thread(target=self._kill)
         self.killed: list[int] = []
 
@@ -404,11 +407,11 @@ class Killer:
         self._thread.join()
 
     def _kill(self) -> None:
-        seen, opening = 0, False
+        seen, opening = -self._growth, False
         while len(self.killed) < self._most and not self._over.wait(self._draw.random() * 0.5):
             size = self._out.stat().st_size if self._out.is_file() else 0
             workers = [one for one in self._workers() if not (opening and one[2])]
-            if size > seen and workers:
+            if size > seen + self._growth and workers:
                 node, number, opening = self._draw.choice(workers)
                 os.kill(number, signal.SIGKILL)
                 self.killed.append(node)
