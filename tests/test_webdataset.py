@@ -96,6 +96,7 @@ def test_a_sample_is_a_sentence_with_its_clip() -> None:
     assert (pictures[: last - first] == read_frames(Path("films/b.mp4"), range(first, last))).all()
 
 
+@pytest.mark.slow  # it loads torch
 @pytest.mark.usefixtures("place")
 def test_the_webdataset_package_reads_them() -> None:
     package = pytest.importorskip("webdataset")
