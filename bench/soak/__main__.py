@@ -91,7 +91,7 @@ def soak(counts: dict[str, int], minutes: float, first: int = 0, alone: bool = F
 
 
 @click.command()
-@click.option("--minutes", default=35.0, show_default=True, help="No case begins after so many.")
+@click.option("--minutes", default=40.0, show_default=True, help="No case begins after so many.")
 @click.option("--kills", default=300, show_default=True, help="Signals that end a run.")
 @click.option("--formats", default=20, show_default=True, help="kill -9 of each format, spread over ways to run.")
 @click.option("--faults", default=150, show_default=True, help="Runs whose disk fails.")

@@ -156,6 +156,8 @@ class Formats:
     def run(self) -> None:
         """All cases."""
         each(self.plan, self.tally, self._case, lambda begun: begun < len(self.targets))
+        if not self.plan.alone:
+            self.tally.add(cases_for_which_there_was_no_time=len(self.targets) - self.tally.counts["cases"])
 
     def _case(self, case: int) -> None:
         number = case % len(self.targets)
