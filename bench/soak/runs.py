@@ -23,7 +23,9 @@ _HOME = str(Path(errors.__file__).resolve().parents[1])
 _OURS = re.compile(re.escape(f"{_HOME}/lavila_fast/") + "(?!__init__|__main__)")
 _MARK = "LAVILA_SOAK_RUN"
 _LONGEST = 180.0  # seconds; all of these runs are short, on a busy machine too
-_GONE = 5.0  # seconds until the processes of a killed run are gone
+_GONE = (
+    20.0  # seconds until the processes of a killed run are gone: those just started hear of it once they have loaded
+)
 _BLINK = 0.05
 _SETTLED = 20.0  # seconds that a file of another program may lie in shared memory without being held
 SHARED = Path("/dev/shm")  # noqa: S108 - looked at, nothing is put there
