@@ -22,6 +22,7 @@ import pytest
 from scribe import Scribe
 from test_video_coded import write_video
 
+from lavila_fast.archive.fleet.cluster import Cluster
 from lavila_fast.archive.fleet.crew import Fleet
 from lavila_fast.archive.fleet.local import LocalLink
 from lavila_fast.archive.fleet.muster import Workers
@@ -75,6 +76,8 @@ def one(films: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 class Here:
     """A worker in this process, which is lost after so many answers."""
 
+    place = 0
+
     def __init__(self, task: Task, answers: float = float("inf")) -> None:
         self._worker, self._left, self._lock = Worker(task), answers, threading.Lock()
 
@@ -85,6 +88,9 @@ class Here:
             if self._left < 0:
                 raise WorkerLost("a blow")
             yield answer
+
+    def begun(self) -> bool:
+        return True
 
     def cpu(self) -> float:
         return 0.0
@@ -140,9 +146,11 @@ def test_processes_of_which_one_is_killed(films: Path, one: bytes, tmp_path: Pat
 class Slow(Scribe):
     """It takes its time, so that it can be killed at work."""
 
+    pause: float = 0.01
+
     def narrate_clips(self, decoded: Any, *args: Any, **how: Any) -> Iterator[Any]:
         for rows in super().narrate_clips(decoded, *args, **how):
-            time.sleep(0.01)
+            time.sleep(self.pause)
             yield rows
 
 
@@ -291,6 +299,144 @@ def test_on_the_command_line_with_embeddings_beside() -> None:
 def test_on_a_ray_cluster() -> None:
     pytest.importorskip("ray")
     assert narrated("--processes", "2", "--ray", "local") == narrated("--threads", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_ray_nodes_whose_workers_are_killed(films: Path, one: bytes, two_nodes: Any, tmp_path: Path) -> None:
+    """Twenty times kill -9 at random moments, of workers on either node; what is written is what one process writes."""
+    cluster = Cluster(two_nodes.address, cpus=1, gpus=0)
+    kills, deaths, nodes = 0, 0, set[int]()
+    for seed in range(20):
+        fleet, out = Fleet(lambda place: cluster.start(task(Slow(pause=0.05))), 3, 2), tmp_path / f"{seed}.jsonl"
+        killer = Killer(two_nodes, out, random.Random(seed), len(one) // 6, most=min(4, 20 - kills))
+        with killer:
+            narrate(films, str(out), fleet)
+        assert out.read_bytes() == one
+        kills, deaths = kills + len(killer.killed), deaths + len(fleet.died)
+        nodes |= set(killer.killed)
+        if kills == 20:
+            break
+    assert kills == 20
+    assert deaths > 10  # one that comes when a worker has answered all is not noticed
+    assert len(nodes) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_ray_node_that_goes(films: Path, one: bytes, two_nodes: Any, tmp_path: Path) -> None:
+    cluster, out = Cluster(two_nodes.address, cpus=1, gpus=0), tmp_path / "out.jsonl"
+    other = two_nodes.list_all_nodes()[1]
+
+    def remove() -> None:
+        while not (out.is_file() and out.stat().st_size):
+            time.sleep(0.01)
+        two_nodes.remove_node(other, allow_graceful=False)
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    fleet = Fleet(lambda place: cluster.start(task(Slow(pause=0.05))), 2, 2)
+    narrate(films, str(out), fleet)
+    remover.join()
+    assert out.read_bytes() == one
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_for_which_a_cluster_has_no_room(films: Path, one: bytes, two_nodes: Any, tmp_path: Path) -> None:
+    """Nothing is asked of them, so the others do everything."""
+    cluster, out = Cluster(two_nodes.address, cpus=1, gpus=0), tmp_path / "out.jsonl"
+    narrate(films, str(out), Fleet(lambda place: cluster.start(task()), 7, 1))
+    assert out.read_bytes() == one
+
+
+def test_a_worker_that_has_not_begun_is_asked_nothing(films: Path, one: bytes, tmp_path: Path) -> None:
+    class Late(Here):
+        """Of the second place, for which there never is room."""
+
+        def begun(self) -> bool:
+            return self.place != 1
+
+        def ask(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[Answer]:
+            assert self.place != 1
+            return super().ask(source, clips)
+
+    def start(place: int) -> Link:
+        late = Late(task())
+        late.place = place
+        return late
+
+    narrate(films, f"{tmp_path}/out.jsonl", Fleet(start, 3, 2))
+    assert (tmp_path / "out.jsonl").read_bytes() == one
+
+
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with two processors each, on this machine."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # on a busy machine they would hardly begin
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where `Slow` is
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        nodes.add_node(num_cpus=2)
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+class Killer:
+    """Kills workers of a cluster, one after the other; `killed` are their nodes.
+
+    Each after the output has grown by so many bytes: three deaths without an answer between would be a clip's fault.
+    """
+
+    def __init__(self, nodes: Any, out: Path, draw: random.Random, growth: int, most: int) -> None:
+        self._nodes, self._out, self._draw, self._growth, self._most = nodes, out, draw, growth, most
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._kill)
+        self.killed: list[int] = []
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _kill(self) -> None:
+        seen, opening = -self._growth, False
+        while len(self.killed) < self._most and not self._over.wait(self._draw.random() * 0.5):
+            size = self._out.stat().st_size if self._out.is_file() else 0
+            workers = [one for one in self._workers() if not (opening and one[2])]
+            if size > seen + self._growth and workers:
+                node, number, opening = self._draw.choice(workers)
+                os.kill(number, signal.SIGKILL)
+                self.killed.append(node)
+                seen = size
+
+    def _workers(self) -> list[tuple[int, int, bool]]:
+        """Node and process of each worker that is alive, and whether it is opening its model.
+
+        Three of those in a row would be the model's fault.
+        """
+        homes = {
+            process.process.pid: number
+            for number, node in enumerate(self._nodes.list_all_nodes())
+            for process in node.all_processes["raylet"]
+        }
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                name, stat = (path / "cmdline").read_bytes(), (path / "stat").read_text()
+            except OSError:
+                continue
+            parent = int(stat.rpartition(")")[2].split()[1])
+            if name.startswith(b"ray::") and b"_Actor" in name and parent in homes:
+                found.append((homes[parent], int(path.name), b"__init__" in name))
+        return sorted(found)
 
 
 @pytest.mark.parametrize(

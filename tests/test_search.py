@@ -15,11 +15,11 @@ pytest.importorskip("lancedb")
 from lavila_fast import DualEncoder
 from lavila_fast.archive.journals.spans import span_of
 from lavila_fast.cli.main import run
-from lavila_fast.search.cut import cut
 from lavila_fast.search.fusion import Background, fuse
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.moments import Moment, moments
 from lavila_fast.search.store import Hit, Store, Window, quoted
+from lavila_fast.video.cut import cut
 from lavila_fast.video.probe import probe
 from lavila_fast.video.reader import read_frames
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,15 @@ from pathlib import Path
 import pytest
 from faults import ROOT
 
+from lavila_fast.archive.formats import FORMATS
+from lavila_fast.archive.journals import kinds
 from lavila_fast.bench.soak import mutants, runs
 from lavila_fast.bench.soak.bad_codecs import BadCodecs
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.damage import mutated
 from lavila_fast.bench.soak.faults import Fault, Faults, Shim, compiled
 from lavila_fast.bench.soak.films import KINDS
+from lavila_fast.bench.soak.formats import TARGETS, WAYS, Formats, Target, kills_of
 from lavila_fast.bench.soak.kills import Kills
 from lavila_fast.bench.soak.mutants import Mutants
 from lavila_fast.bench.soak.outputs import SETTINGS, Setting, lacks
@@ -81,6 +85,41 @@ def test_files_left_over_missing_or_undone_are_told(tmp_path: Path) -> None:
 def test_every_format_is_among_the_settings() -> None:
     markers = {"edl", "fcpxml", "lerobot"}
     assert {one.format for one in SETTINGS} == {"jsonl", "csv", "srt", "vtt", "pkl", "parquet", *markers}
+
+
+def test_every_format_is_killed_in_every_way() -> None:
+    for kind in kinds.KINDS:
+        for name in kind.offered():
+            assert {one.way for one in TARGETS if (one.command, one.format) == (kind.command, name)} == set(WAYS)
+    assert {one.format for one in TARGETS if one.command == "convert"} == {
+        *(name for name, row in FORMATS.items() if row.offered),
+        "webdataset",
+    }
+    for count in (1, 3, 20):
+        kills = Counter[str]()
+        for number, target in enumerate(TARGETS):
+            kills[target.name] += kills_of(number, count)
+        assert set(kills.values()) == {count}
+    assert {TARGETS[i].way for i in range(len(TARGETS)) if kills_of(i, 1)} == set(WAYS)
+
+
+def test_tables_are_compared_by_rows(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def written(values: list[int], **how: object) -> bytes:
+        parquet.write_table(pyarrow.table({"x": values}), tmp_path / "out.parquet", **how)
+        return (tmp_path / "out.parquet").read_bytes()
+
+    expected = {"out.parquet": written([1, 2, 3])}
+    assert written([1, 2, 3], row_group_size=1) != expected["out.parquet"]
+    assert lacks(expected, tmp_path, JSONL) == []
+    written([1, 3, 2])
+    assert lacks(expected, tmp_path, JSONL) == ["out.parquet: 3 rows, not those 3"]
+    parquet.write_table(pyarrow.table({"y": [1, 2, 3]}), tmp_path / "out.parquet")
+    assert lacks(expected, tmp_path, JSONL) == ["out.parquet: other columns or settings"]
+    (tmp_path / "out.parquet").write_bytes(b"PAR1")
+    (told,) = lacks(expected, tmp_path, JSONL)
+    assert told.startswith("out.parquet: cannot be read (")
 
 
 def test_a_case_that_raises_is_a_violation_and_the_others_go_on(tmp_path: Path) -> None:
@@ -199,6 +238,21 @@ def test_kills_find_an_output_that_is_cut_behind_its_back(tmp_path: Path) -> Non
     told = [line.partition("locks: ")[2] for line in tally.violations]
     assert told == [".out.jsonl.part is left over", "out.jsonl: 2 rows lost"]
     assert tally.counts["kills"] == 1
+
+
+@pytest.mark.slow
+def test_formats_find_a_shard_that_is_no_longer_whole(tmp_path: Path) -> None:
+    def meddle(folder: Path) -> None:
+        shard = folder / "out" / "narrations-000000.tar"
+        shard.write_bytes(shard.read_bytes()[:-512])
+
+    tally = Tally("formats")
+    words = "--part-mb", "1", "--media", "none"
+    Formats(Plan(tmp_path, 2), tally, meddle, (Target("convert", "webdataset", "out/", words),)).run()
+    assert tally.violations
+    told = "formats --case 0: convert_webdataset_none, alone: out/narrations-000000.tar: 1 rows "
+    assert all(line.startswith(told) for line in tally.violations)
+    assert tally.counts["kills"] >= 1
 
 
 @pytest.mark.slow

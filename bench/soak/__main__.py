@@ -4,10 +4,10 @@
     python -m lavila_fast.bench.soak --quick              # a little of everything, under a minute
     python -m lavila_fast.bench.soak --only kills --case 17  # one case again, as a violation names it
 
-Runs are killed at random moments, their disk fails, their codecs crash and hang, and their films are damaged (a file a
-scenario, beside this one). Cases are numbered, and a number draws the same each time, but for the moments at which the
-system lets a run do something. What must not be is a violation: it is told, and the exit code is 1. The last line is
-one JSON object.
+Runs are killed at random moments, in every format, their disk fails, their codecs crash and hang, and their films are
+damaged (a file a scenario, beside this one). Cases are numbered, and a number draws the same each time, but for the
+moments at which the system lets a run do something. What must not be is a violation: it is told, and the exit code
+is 1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import click
 from lavila_fast.bench.soak.bad_codecs import BadCodecs
 from lavila_fast.bench.soak.cases import Plan, Tally
 from lavila_fast.bench.soak.faults import Faults
+from lavila_fast.bench.soak.formats import Formats
 from lavila_fast.bench.soak.kills import Kills
 from lavila_fast.bench.soak.mutants import Mutants
 from lavila_fast.bench.timing import machine, stamp
@@ -54,11 +55,12 @@ class Row:
 
 SCENARIOS = {
     "kills": Row(Kills, 0.45),
+    "formats": Row(Formats, 0.75),
     "faults": Row(Faults, 0.35),
     "codecs": Row(BadCodecs, 0.12),
     "mutants": Row(Mutants, 0.08),
 }
-QUICK = {"kills": 3, "faults": 2, "codecs": 1, "mutants": 40}
+QUICK = {"kills": 3, "formats": 1, "faults": 2, "codecs": 1, "mutants": 40}
 
 
 def soak(counts: dict[str, int], minutes: float, first: int = 0, alone: bool = False, jobs: int = 1) -> dict[str, Any]:
@@ -89,8 +91,9 @@ def soak(counts: dict[str, int], minutes: float, first: int = 0, alone: bool = F
 
 
 @click.command()
-@click.option("--minutes", default=20.0, show_default=True, help="No case begins after so many.")
+@click.option("--minutes", default=40.0, show_default=True, help="No case begins after so many.")
 @click.option("--kills", default=300, show_default=True, help="Signals that end a run.")
+@click.option("--formats", default=20, show_default=True, help="kill -9 of each format, spread over ways to run.")
 @click.option("--faults", default=150, show_default=True, help="Runs whose disk fails.")
 @click.option("--codecs", default=16, show_default=True, help="Runs among whose films some break their decoder.")
 @click.option("--mutants", default=2000, show_default=True, help="Damaged films.")

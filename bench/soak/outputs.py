@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavila_fast.archive.formats import FORMATS
+from lavila_fast.archive.journals.journal import ACCOUNT
 from lavila_fast.archive.journals.videos import DONE, ENDING, VideoRecord, parse_record
 from lavila_fast.archive.names import RECORD
 
@@ -69,7 +70,8 @@ def contents(folder: Path) -> Contents:
 def lacks(expected: Contents, folder: Path, setting: Setting) -> list[str]:
     """What is wrong with the files of a run that has ended well, a line each.
 
-    Records of videos hold times, so only what they say of the videos is compared; those of names need only be there.
+    Records of videos hold times, so only what they say of the videos is compared; those of names and what runs have
+    cost need only be there.
     """
     found = contents(folder)
     wrong = [f"{name} is left over" for name in sorted(found.keys() - expected.keys())]
@@ -78,7 +80,9 @@ def lacks(expected: Contents, folder: Path, setting: Setting) -> list[str]:
             wrong.append(f"{name} is missing")
         elif name.endswith(ENDING):
             wrong += _undone(_records(content), _records(found[name]))
-        elif not name.endswith(RECORD):
+        elif name.endswith(".parquet"):
+            wrong += [f"{name}: {told}" for told in _of_tables(content, found[name])]
+        elif not name.endswith((RECORD, ACCOUNT)):
             wrong += [f"{name}: {told}" for told in _differences(content, found[name], _ordered(name, setting))]
     return wrong
 
@@ -97,6 +101,23 @@ def _differences(expected: bytes, found: bytes, in_order: bool) -> list[str]:
     wrong += [f"{doubled} rows doubled"] if doubled else []
     wrong += [f"{more.total() - doubled} rows that are none"] if more.total() > doubled else []
     return wrong or (["another order"] if in_order else [])
+
+
+def _of_tables(expected: bytes, found: bytes) -> list[str]:
+    """As `_differences`, of Parquet's rows and metadata."""
+    if expected == found:
+        return []
+    from pyarrow import ArrowException, BufferReader
+    from pyarrow.parquet import read_table
+
+    try:
+        before, now = (read_table(BufferReader(one)) for one in (expected, found))
+    except ArrowException as error:
+        return [f"cannot be read ({error})"]
+    same = before.schema.equals(now.schema, check_metadata=True)
+    if same and before.equals(now):
+        return []
+    return ["other columns or settings"] if not same else [f"{now.num_rows} rows, not those {before.num_rows}"]
 
 
 def _records(content: bytes) -> dict[str, VideoRecord]:

@@ -1,4 +1,4 @@
-"""Runs of ``lavila-fast narrate`` as processes: started, ended, and what they leave behind."""
+"""Runs of ``lavila-fast narrate``, and of other commands, as processes: started, ended, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from pathlib import Path
 
 from lavila_fast import errors
 
-_NARRATE = [sys.executable, "-m", "lavila_fast", "narrate", "--threads", "1", "--temperature", "0", "--quiet"]
+OURS = (sys.executable, "-m", "lavila_fast")
+_NARRATE = [*OURS, "narrate", "--threads", "1", "--temperature", "0", "--quiet"]
 _HOME = str(Path(errors.__file__).resolve().parents[1])
 _OURS = re.compile(re.escape(f"{_HOME}/lavila_fast/") + "(?!__init__|__main__)")
 _MARK = "LAVILA_SOAK_RUN"
 _LONGEST = 180.0  # seconds; all of these runs are short, on a busy machine too
-_GONE = 5.0  # seconds until the processes of a killed run are gone
+_GONE = (
+    20.0  # seconds until the processes of a killed run are gone: those just started hear of it once they have loaded
+)
 _BLINK = 0.05
 _SETTLED = 20.0  # seconds that a file of another program may lie in shared memory without being held
 SHARED = Path("/dev/shm")  # noqa: S108 - looked at, nothing is put there
@@ -64,15 +67,24 @@ class Ended:
 class Running:
     """A run that has been started."""
 
-    def __init__(self, folder: Path, words: Sequence[object], env: Mapping[str, str] | None = None) -> None:
-        """Start it in a folder, which is made; its temporary files go to ``FOLDER.tmp``."""
+    def __init__(
+        self,
+        folder: Path,
+        words: Sequence[object],
+        env: Mapping[str, str] | None = None,
+        program: Sequence[str] | None = None,
+    ) -> None:
+        """Start it in a folder, which is made; its temporary files go to ``FOLDER.tmp``.
+
+        The words are of `program`, or of narrating without chance.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(folder.name + ".tmp")
         temporary.mkdir(exist_ok=True)
         self._mark, self._told = secrets.token_hex(8), tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `end`
         given = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         given |= {_MARK: self._mark, "TMPDIR": str(temporary), "PYTHONPATH": _paths(given.get("PYTHONPATH", ""))}
-        command = [*_NARRATE, *map(str, words)]
+        command = [*(program or _NARRATE), *map(str, words)]
         self.process = subprocess.Popen(
             command, cwd=folder, env=given, stdout=subprocess.DEVNULL, stderr=self._told, start_new_session=True
         )

@@ -181,6 +181,13 @@ class OwnFiles:
         with storage_error(self._folder):
             return {name for name in names if not self._is_foreign(self._folder / name)}
 
+    def ours(self, suffix: str) -> tuple[list[Path], list[Path]]:
+        """Files that are there with this suffix and were written by us: those of single videos, and others."""
+        names = {name for (_, end), name in self._names.items() if end == suffix}
+        others = {name for name in self._digests if name.endswith(suffix)} - names
+        each, rest = (sorted(self._folder / name for name in some) for some in (names, others))
+        return [path for path in each if path.exists()], [path for path in rest if path.exists()]
+
     def refused(self, path: Path) -> str | None:
         """Why a file may not be written, or None; one that is there from a version that noted nothing is adopted."""
         with storage_error(path):
@@ -217,28 +224,33 @@ class OwnFiles:
             file.write(content)
 
     @contextlib.contextmanager
-    def replacing(self, path: Path) -> Iterator[BinaryIO]:
+    def replacing(self, path: Path) -> Iterator[Digested]:
         """A new file for the place of one of ours; see `files.replacing`. Errors as for `write`."""
         if refused := self.refused(path):
             raise StorageError(refused)
         with replacing(path) as file:
-            digest = _Digest(file)
+            digest = Digested(file)
             yield digest
             told = digest.digest.hexdigest()
             if told not in self._digests.get(path.name, ()):
                 self._note([{"file": path.name, "sha256": told}])
 
 
-class _Digest(io.BufferedIOBase, BinaryIO):
+class Digested(io.BufferedIOBase, BinaryIO):
     """Hands on what is written to it, and digests it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest = file, hashlib.sha256()
+        self._file, self.digest, self._size = file, hashlib.sha256(), 0
 
     def write(self, data: Any) -> int:
         """See `io.BufferedIOBase`."""
         self.digest.update(data)
+        self._size += memoryview(data).nbytes
         return self._file.write(data)
+
+    def tell(self) -> int:
+        """See `io.BufferedIOBase`."""
+        return self._size
 
 
 def _rows(record: Path) -> Iterator[dict[str, Any]]:

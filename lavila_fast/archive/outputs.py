@@ -1,7 +1,8 @@
 """Where narrations go: printed, one file for all videos, or one file a video in a folder.
 
 A JSONL file is its own journal (see `journal`). Everything else is written from a journal that lies beside it, each
-file whole or not at all: one file for all videos at the end of a run, one file a video as soon as its video is through.
+file whole or not at all: one file for all videos at the end of a run, or parts of a size; one file a video as soon as
+its video is through.
 Journals stay, so that a later run with more videos goes on from there.
 """
 
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import JSONL, TEXT, Writer
+from lavila_fast.archive.formats.parts import part_name, write_part
 from lavila_fast.archive.formats.writer import Unknown, Unskipped, Videos
 from lavila_fast.archive.journals.journal import SEGMENTS, SUFFIX, Journal
 from lavila_fast.archive.journals.kinds import NARRATIONS, Kind
 from lavila_fast.archive.names import OwnFiles
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.files import is_fatal, storage_error
+from lavila_fast.files import is_fatal, sha256, storage_error
 from lavila_fast.records import Clip, Row
 from lavila_fast.remote.urls import is_url, shown_url
 
@@ -38,6 +40,7 @@ class Output:
         frame_times: With the times of frames.
         rows: What kind of rows they are.
         url: Where they go in the end, as it is shown, if that is elsewhere.
+        part_bytes: In a folder: parts of about so many bytes instead of a file a video.
     """
 
     format: str
@@ -47,6 +50,7 @@ class Output:
     frame_times: bool = False
     rows: Kind = NARRATIONS
     url: str | None = None
+    part_bytes: int | None = None
 
     def with_frame_times(self) -> Output:
         """The same, with the times of frames.
@@ -58,6 +62,19 @@ class Output:
             able = " or ".join(name for name, row in self.rows.formats.items() if row.frame_times)
             raise InputError(f"--frame-times: {self.format} has no room for them; give --format {able}")
         return replace(self, frame_times=True)
+
+    def in_parts(self, size: int) -> Output:
+        """The same in parts of about so many bytes.
+
+        Raises:
+            InputError: it is no folder, or the format has no parts.
+        """
+        if self.kind != "folder":
+            raise InputError(f"--part-mb: parts go into a folder; give a name that ends with a /, not {self}")
+        if not self.rows.formats[self.format].parts:
+            able = " or ".join(name for name, row in self.rows.formats.items() if row.parts)
+            raise InputError(f"--part-mb: {self.format} has no parts; give --format {able}")
+        return replace(self, part_bytes=size)
 
     def writer(self, run: Mapping[str, Any] | None = None, videos: Videos | None = None) -> Writer:
         """A writer for a new file of rows that a run with these settings made of videos that somebody knows."""
@@ -239,7 +256,7 @@ class Files:
         """Find names for the files, and see that they may be written; `known` tells about the videos.
 
         Raises:
-            InputError: the file of all videos is somebody else's.
+            InputError: the file of all videos is somebody else's, or a part; or the folder holds rows otherwise.
             StorageError: as for `OwnFiles`.
         """
         assert output.path is not None
@@ -250,9 +267,36 @@ class Files:
         self._own = OwnFiles(journal.path, folder, overwrite, journal.done.keys())
         self.notes: Sequence[str] = self._own.notes
         if output.kind == "folder":
+            self._require_one_manner()
+        if output.kind == "folder" and not output.part_bytes:
             self._each = self._own.name(videos, output.rows.formats[output.format].suffix)
         elif self._all and (told := self._own.claim(self._all)):
             raise InputError(f"{told}, or --overwrite it")
+
+    def _require_one_manner(self) -> None:
+        """See that rows are not in a folder twice, in parts and in files of single videos."""
+        each, parts = self._own.ours(self._suffix)
+        if self._output.part_bytes:
+            for path in self._parts_there():
+                if told := self._own.refused(path):
+                    raise InputError(f"{told}, or --overwrite it")
+        elif self._output.rows.formats[self._output.format].parts:
+            each = [path for path in parts if path in self._parts_there()]
+        else:
+            return
+        if each:
+            held, way = (
+                ("a file a video", "leave --part-mb out") if self._output.part_bytes else ("parts", "give --part-mb")
+            )
+            raise InputError(f"{self._output}: holds {held} already, such as {each[0].name}; {way}, or another folder")
+
+    def _parts_there(self) -> list[Path]:
+        assert self._output.path is not None
+        return sorted(self._output.path.glob(part_name(0, self._suffix).replace("00000", "[0-9]" * 5)))
+
+    @property
+    def _suffix(self) -> str:
+        return self._output.rows.formats[self._output.format].suffix
 
     def lacking(self, video: str, clips: Iterable[Clip]) -> Iterator[Clip]:
         """See `Sink`."""
@@ -290,8 +334,30 @@ class Files:
         return dict.fromkeys([*self.journal.done, *self._videos])
 
     def close(self) -> None:
-        """See `Sink`: write the file of all videos."""
+        """See `Sink`: write the file of all videos or the parts, those of earlier runs first."""
+        rows = (rows for video in self._order() for rows in self.journal.rows(video))
         if self._all:
             with self._own.replacing(self._all) as file:
-                rows = (rows for video in self._order() for rows in self.journal.rows(video))
                 self._output.writer(self.journal.run, self._known).write(rows, file)
+        elif self._output.part_bytes:
+            self._write_parts(rows, self._output.part_bytes)
+
+    def _write_parts(self, clips: Iterator[list[Row]], size: int) -> None:
+        """Write parts; from the first on that changes, later ones of earlier runs go, for rows may have moved."""
+        assert self._output.path is not None
+        count = 0
+        for first in clips:
+            path = self._output.path / part_name(count, self._suffix)
+            count += 1
+            with self._own.replacing(path) as file:
+                write_part(self._output.writer(self.journal.run, self._known), first, clips, file, size)
+                if not (path.is_file() and sha256(path) == file.digest.hexdigest()):
+                    self._remove_from(count)
+        self._remove_from(count)
+
+    def _remove_from(self, count: int) -> None:
+        """Remove parts from a number on, the last first."""
+        for path in self._parts_there()[count:][::-1]:
+            if self._own.refused(path) is None:
+                with storage_error(path):
+                    path.unlink()

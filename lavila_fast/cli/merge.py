@@ -24,11 +24,18 @@ from lavila_fast.shown import many
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, metavar="PATH", help="A file for all videos, or a folder.")
 @click.option("--format", type=LazyChoice(formats), help="Default: as in PATH.")
+@click.option("--part-mb", type=click.IntRange(1), help="In a folder: parts of about so many MB, not a file a video.")
 @click.option("--allow-gaps", is_flag=True, help="Write what is there, though shares are lacking or not through.")
 @click.option("--overwrite", is_flag=True, help="What PATH holds may go.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def merge(
-    parts: tuple[Path, ...], output: str, format: str | None, allow_gaps: bool, overwrite: bool, as_json: bool
+    parts: tuple[Path, ...],
+    output: str,
+    format: str | None,
+    part_mb: int | None,
+    allow_gaps: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Join PARTs, outputs of runs with --shard, as one run would have written them.
 
@@ -46,6 +53,7 @@ def merge(
     place = choose_output(output, format, videos, False, kind)
     if place.kind == "stream":
         raise InputError(f"{output}: give a file or a folder")
+    place = place.in_parts(part_mb << 20) if part_mb else place
     done = write(read, place, overwrite, allow_gaps)
     if as_json:
         click.echo(json.dumps({**asdict(done), "output": output}))

@@ -63,6 +63,12 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
                 help="A file for all videos, a folder for one file a video, a URL of either, or -.",
             ),
             click.option("--format", "format", type=LazyChoice(formats), help="Default: as in PATH."),
+            click.option(
+                "--part-mb",
+                type=POSITIVE,
+                metavar="MB",
+                help="In a folder: parts of about so many megabytes, written at the end, instead of a file a video.",
+            ),
             click.option("--csv-safe", is_flag=True, help="For spreadsheets: no cell of a CSV is a formula."),
             click.option("--clip-seconds", type=_SECONDS, help="Length of a clip.  [default: the model's]"),
             click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -98,8 +99,10 @@ def _perform(
             _say(request, f"metrics: {served[1]}")
         found = request.find()
         output = replace(request.choose_output(found), url=url)
-        if beside:
-            beside.choose(request, found, output)
+        size = given["part_mb"] << 20 if given["part_mb"] else None
+        in_folder = beside is not None and beside.choose(request, found, output, size)
+        if size and (output.kind == "folder" or not in_folder):
+            output = output.in_parts(size)
         model, work = open_model()
         request, output = replace(request, work=work), replace(output, rows=work.kind)
         if note := getattr(model, "note", ""):
@@ -179,8 +182,8 @@ class Beside:
     url: str | None = None
     _chosen: tuple[Request, Output] | None = None
 
-    def choose(self, request: Request, found: FoundInputs, first: Output) -> None:
-        """See that the output makes sense, before models are opened, beside the `first` one.
+    def choose(self, request: Request, found: FoundInputs, first: Output, part_bytes: int | None) -> bool:
+        """See that the output makes sense, before models are opened, beside the `first` one; says if it is a folder.
 
         Raises:
             InputError: it does not.
@@ -194,7 +197,12 @@ class Beside:
         if output.kind == "stream":
             raise InputError(f"--embed {self.output}: embeddings beside narrations go to a file; name a .parquet")
         require_apart(output, first, f"--embed {self.output}")
+        if output.kind == "folder" and part_bytes:
+            output = output.in_parts(part_bytes)
+            if first.kind == "folder" and os.path.realpath(str(first.path)) == os.path.realpath(str(output.path)):
+                raise InputError(f"--embed {self.output}: parts of two kinds in one folder; give another folder")
         self._chosen = own, replace(output, url=self.url)
+        return output.kind == "folder"
 
     def run(
         self,

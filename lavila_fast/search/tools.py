@@ -20,9 +20,10 @@ from typing import Any
 
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError
 from lavila_fast.files import storage_error
-from lavila_fast.search.cut import cut as cut_out
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.summary import summarize
+from lavila_fast.video.cut import cut as cut_out
+from lavila_fast.video.cut import ending_of
 
 MOST_MOMENTS, MOST_WORDS = 50, 1000  # of an answer; characters of a query
 MOST_CLIPS, MOST_SECONDS = 100, 300.0  # clips that a server cuts, and of each
@@ -162,7 +163,7 @@ def _told(moment: Any) -> dict[str, Any]:
 
 def _name(video: str, start: float, end: float, source: Path) -> str:
     """Of a clip's file: nothing of it is an agent's to choose but the stretch."""
-    ending = source.suffix.lower() if source.suffix.lower() in (".mkv", ".webm", ".mov") else ".mp4"
+    ending = ending_of(source)
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(video).stem[:60]) or "clip"
     digest = hashlib.sha256(video.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{stem}-{digest}_{start:.1f}-{end:.1f}{ending}"

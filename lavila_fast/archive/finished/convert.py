@@ -7,14 +7,13 @@ Every file is written whole or not at all.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 from lavila_fast.archive.finished.by_video import by_video
 from lavila_fast.archive.finished.tables import Table
+from lavila_fast.archive.formats.parts import part_name, write_part
 from lavila_fast.archive.formats.writer import Videos
 from lavila_fast.archive.journals.known import KnownVideos
 from lavila_fast.archive.journals.videos import find_records, read_records
@@ -60,7 +59,8 @@ def convert(table: Table, output: Output, part_bytes: int | None = None, overwri
         overwrite: Files that are there may go.
 
     Raises:
-        InputError: a file is there, or the rows of several videos are for a format that takes one.
+        InputError: a file is there, or the rows of several videos are for a format that takes one, or parts of a format
+            that has none.
         StorageError: something cannot be written.
     """
     output, videos, done = replace(output, rows=table.kind), videos_of(table.path), Converted()
@@ -72,7 +72,7 @@ def convert(table: Table, output: Output, part_bytes: int | None = None, overwri
         _write(output.path, clips, output, table, videos, overwrite)
         done.files = 1
     elif part_bytes:
-        done.files = _write_parts(clips, output, table, videos, part_bytes, overwrite)
+        done.files = _write_parts(clips, output.in_parts(part_bytes), table, videos, part_bytes, overwrite)
     else:
         done.files = _write_each(clips, output, table, videos, overwrite)
     done.torn = table.torn
@@ -115,19 +115,12 @@ def _write_parts(
         raise InputError(f"{output.path}: holds parts already; give another folder, or --overwrite them")
     count = 0
     for first in clips:
-        path = output.path / f"part-{count:05}{suffix}"
-        with replacing(path) as file:
-            some = itertools.chain([first], _until(clips, file, part_bytes))
-            output.writer(table.run, videos).write(some, file)
+        with replacing(output.path / part_name(count, suffix)) as file:
+            write_part(output.writer(table.run, videos), first, clips, file, part_bytes)
         count += 1
     for path in sorted(output.path.glob(f"part-*{suffix}"))[count:]:  # of more parts, earlier
         path.unlink()
     return count
-
-
-def _until(clips: Iterator[list[Row]], file: BinaryIO, size: int) -> Iterator[list[Row]]:
-    while file.tell() < size and (rows := next(clips, None)) is not None:
-        yield rows
 
 
 def _write_each(clips: Iterable[list[Row]], output: Output, table: Table, videos: Videos, overwrite: bool) -> int:

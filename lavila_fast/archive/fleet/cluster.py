@@ -96,6 +96,7 @@ class RayLink:
 
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self._actor, self._opened = ray, actor, False
+        self._begun, self._first = False, actor.__ray_ready__.remote()
 
     def ask(self, source: VideoSource, clips: Sequence[Clip]) -> Iterator[Answer]:
         """See `Link`.
@@ -114,7 +115,16 @@ class RayLink:
                 raise error.cause from error
             raise WorkerLost(f"{type(error.cause).__name__}: {error.cause}", self._opened) from error
         except (errors.RayActorError, errors.ObjectLostError, errors.WorkerCrashedError) as error:
-            raise WorkerLost(type(error).__name__, self._opened) from error
+            raise WorkerLost(_how(error), self._opened) from error
+
+    def begun(self) -> bool:
+        """See `Link`; also whether it is gone again."""
+        if not self._begun and self._ray.wait([self._first], timeout=0)[0]:
+            with contextlib.suppress(self._ray.exceptions.RayError):  # it is gone, which whoever asks is told
+                self._ray.get(self._first)
+                self._opened = True
+            self._begun = True
+        return self._begun
 
     def cpu(self) -> float:
         """See `Link`."""
@@ -124,3 +134,9 @@ class RayLink:
         """See `Link`."""
         with contextlib.suppress(Exception):  # Ray may be gone already
             self._ray.kill(self._actor, no_restart=True)
+
+
+def _how(error: Exception) -> str:
+    """How an actor ended: of one that could not be made, such as where a package is lacking, by what it said last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines and "creation task" in lines[0] else type(error).__name__

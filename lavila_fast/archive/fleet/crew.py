@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from lavila_fast.archive.faults import ToldError
 from lavila_fast.archive.fleet.seen import NO_FRAMES, Answer, Ended, Link, Seen, WorkerLost
 from lavila_fast.errors import LavilaError
+from lavila_fast.files import warn
 from lavila_fast.records import Clip, Row
 from lavila_fast.video.children.wire import pack_error, unpack_error
 from lavila_fast.video.reader import DecodedClip
@@ -21,6 +23,7 @@ from lavila_fast.video.sources import VideoSource
 if TYPE_CHECKING:
     from lavila_fast.video.children.pool import Children
 
+_BLINK, _LONG = 0.05, 60.0  # seconds from one look for a worker that has begun to the next, and until that is said
 _TRIES = 3  # workers that may die over a clip, or in a row while opening the model
 
 
@@ -123,17 +126,13 @@ class Fleet:
         Raises:
             WorkerLost: it is gone, and the next who needs one in its place starts it.
         """
-        with self._lock:
-            place = min(range(len(self._asked)), key=self._asked.__getitem__)
-            self._asked[place] += 1
-        link: Link | None = None
+        place, link = self._take()
         try:
-            link = self._link(place)
             for answer in link.ask(source, clips):
                 self._unopened = 0
                 yield answer
         except WorkerLost as lost:
-            if link is None or not self._mourn(place, link, lost):
+            if not self._mourn(place, link, lost):
                 raise
             what = f"{_TRIES} workers ended one after the other while they opened the model, the last by {lost.how}"
             yield Seen(
@@ -144,6 +143,29 @@ class Fleet:
         finally:
             with self._lock:
                 self._asked[place] -= 1
+
+    def _take(self) -> tuple[int, Link]:
+        """The worker with least to do of those that have begun, and its place; waits for one.
+
+        What is asked of one that a cluster has no room for would wait for as long, while others have nothing to do.
+
+        Raises:
+            WorkerLost: all are sent away.
+        """
+        since, said = time.monotonic(), False
+        while True:
+            with self._lock:
+                places = [place for place, link in enumerate(self._links) if link is None or link.begun()]
+                place = min(places, key=self._asked.__getitem__, default=None)
+            link = None if place is None else self._link(place)
+            if place is not None and link is not None and link.begun():
+                with self._lock:
+                    self._asked[place] += 1
+                return place, link
+            if time.monotonic() - since > _LONG and not said:
+                said = True
+                warn("no worker has begun yet: the cluster may have no room for one; see `ray status`")
+            time.sleep(_BLINK)
 
     def _link(self, place: int) -> Link:
         with self._lock:

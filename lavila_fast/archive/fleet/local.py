@@ -72,6 +72,10 @@ class LocalLink:
                     del self._waiting[number]
                 return
 
+    def begun(self) -> bool:
+        """See `Link`."""
+        return True
+
     def cpu(self) -> float:
         """See `Link`."""
         return cpu_of(self._process.pid or 0)

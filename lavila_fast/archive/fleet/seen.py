@@ -88,6 +88,10 @@ class Link(Protocol):
         """
         ...
 
+    def begun(self) -> bool:
+        """Whether there is such a worker, which may still be opening its model; a cluster may have no room for it."""
+        ...
+
     def cpu(self) -> float:
         """Seconds of processor time that it has taken, of this machine."""
         ...

@@ -41,6 +41,7 @@ class Format:
         safe: The writer whose cells no spreadsheet takes for a formula, where such a thing can happen.
         frame_times: It can say when the frames that the model saw are shown.
         unskipped: It has no room for windows that were skipped: they are left out.
+        parts: Rows of many videos may be divided among files of a size, each of which is written as it goes.
     """
 
     writer: type[Writer]
@@ -51,15 +52,16 @@ class Format:
     safe: type[Writer] | None = None
     frame_times: bool = False
     unskipped: bool = False
+    parts: bool = False
 
 
 FORMATS: dict[str, Format] = {
-    JSONL: Format(JsonLines, ".jsonl", printable=True, frame_times=True),
-    "csv": Format(Csv, ".csv", printable=True, safe=SafeCsv, frame_times=True),
+    JSONL: Format(JsonLines, ".jsonl", printable=True, frame_times=True, parts=True),
+    "csv": Format(Csv, ".csv", printable=True, safe=SafeCsv, frame_times=True, parts=True),
     "srt": Format(SubRip, ".srt", one_video=True, unskipped=True),
     "vtt": Format(WebVtt, ".vtt", one_video=True, unskipped=True),
     "pkl": Format(Pickle, ".pkl", unskipped=True),
-    "parquet": Format(NarrationTable, ".parquet", frame_times=True),
+    "parquet": Format(NarrationTable, ".parquet", frame_times=True, parts=True),
     "fcpxml": Format(Fcpxml, ".fcpxml", unskipped=True),
     "edl": Format(Edl, ".edl", one_video=True, unskipped=True),
     "lerobot": Format(Subtasks, ".lerobot.jsonl", unskipped=True),

@@ -61,17 +61,17 @@ LABELS = Kind(
     "labels",
     "classify",
     {
-        JSONL: Format(LabelLines, ".jsonl", printable=True, frame_times=True),
-        "csv": Format(LabelCsv, ".csv", printable=True, safe=SafeLabelCsv, frame_times=True),
-        "parquet": Format(LabelTable, ".parquet", frame_times=True),
+        JSONL: Format(LabelLines, ".jsonl", printable=True, frame_times=True, parts=True),
+        "csv": Format(LabelCsv, ".csv", printable=True, safe=SafeLabelCsv, frame_times=True, parts=True),
+        "parquet": Format(LabelTable, ".parquet", frame_times=True, parts=True),
         TEXT: Format(LabelText, "", printable=True, offered=False),
     },
     labels_of,
 )
 _EMBEDDINGS = {
-    "parquet": Format(EmbeddingTable, ".parquet", frame_times=True),
+    "parquet": Format(EmbeddingTable, ".parquet", frame_times=True, parts=True),
     "npz": Format(Npz, ".npz", frame_times=True),
-    JSONL: Format(EmbeddingLines, ".jsonl", printable=True, frame_times=True),
+    JSONL: Format(EmbeddingLines, ".jsonl", printable=True, frame_times=True, parts=True),
 }
 
 
