@@ -256,6 +256,7 @@ def test_in_a_folder_each_video_has_its_segments_beside_its_rows() -> None:
     [
         (["v/a.mp4", "--merge"], "give -o FILE"),
         (["v", "-o", "n.jsonl", "--merge", "--shard", "1/2"], "join these by lavila-fast merge"),
+        (["v", "-o", "n/", "--format", "parquet", "--part-mb", "1", "--merge"], "segments on the parts"),
         (["v", "-o", "n.jsonl", "--min-confidence", "0.5"], "give --merge, too"),
         (["v", "-o", "n.jsonl", "--subject", "strip"], "give --merge, too"),
         (["v", "-o", "n.jsonl", "--merge", "--drop-unsure"], "--min-confidence"),

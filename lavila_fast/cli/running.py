@@ -102,6 +102,8 @@ def _perform(
         size = given["part_mb"] << 20 if given["part_mb"] else None
         in_folder = beside is not None and beside.choose(request, found, output, size)
         if size and (output.kind == "folder" or not in_folder):
+            if request.merge:
+                raise InputError("--merge: segments are a file a video, or one; run lavila-fast segments on the parts")
             output = output.in_parts(size)
         model, work = open_model()
         request, output = replace(request, work=work), replace(output, rows=work.kind)
