@@ -112,10 +112,8 @@ class Shards:
 
     def _begun(self, index: Path) -> list[dict[str, Any]]:
         """The lines of an index, after its head, that earlier runs have written."""
-        settings, shards = (
-            self._settings(),
-            sorted(path for path in self.folder.iterdir() if _SHARD.fullmatch(path.name)),
-        )
+        settings = self._settings()
+        shards = sorted(path for path in self.folder.iterdir() if _SHARD.fullmatch(path.name))
         if index.exists() and not self.overwrite:
             head, *lines = [*_lines(index), dict[str, Any]()]
             if head != settings:
