@@ -184,6 +184,8 @@ def test_tables_and_numbers_of_fine_tuned_checkpoints_are_set_aside(tmp_path, mo
     module = types.ModuleType("pandas.core.frame")
     table = type("DataFrame", (), {"__module__": module.__name__, "__init__": lambda self: setattr(self, "x", [1])})
     module.DataFrame = table
+    for name in [name for name in sys.modules if name.split(".")[0] == "pandas"]:  # of other tests
+        monkeypatch.delitem(sys.modules, name)
     with monkeypatch.context() as patch:
         for name in ("pandas", "pandas.core"):
             patch.setitem(sys.modules, name, types.ModuleType(name))

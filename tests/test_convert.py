@@ -228,7 +228,7 @@ def test_bad_inputs_are_a_line_each(folder: Path, capsys: pytest.CaptureFixture[
         "list.csv": "these are no rows of a run",
         "bad.pkl": "2 sentences, but 1 perplexities",
         "film.srt": "rows are read from",
-        "gone.jsonl": "cannot be read",
+        "gone.jsonl": "does not exist",
     }.items():
         assert told in refused(capsys, name, "out.jsonl"), name
         assert not Path("out.jsonl").exists()

@@ -166,18 +166,11 @@ class Mutants:
 
     def _look(self) -> None:
         """See what the children have taken."""
-        for child in _children():
+        for child in self._children.pids():
             peak = _resident("VmHWM", str(child))
             self.tally.see(child_mib=peak / 2**20)
             if peak > _START + _LIMITS.memory:
                 self.tally.blame(self.plan.first, f"a child has taken {peak >> 20} MiB")
-
-
-def _children() -> list[int]:
-    found = []
-    for folder in Path("/proc/self/task").iterdir():
-        found += [int(word) for word in (folder / "children").read_text().split()]
-    return found
 
 
 def _resident(what: str, process: str) -> int:

@@ -111,7 +111,15 @@ class Children:
     def cpu(self) -> float:
         """Seconds of processor time of the children that are there."""
         with self._lock:
-            return sum(cpu_of(child.pid) for child in (*self._idle, *self._busy))
+            return sum(map(cpu_of, self._pids()))
+
+    def pids(self) -> list[int]:
+        """The processes that are there."""
+        with self._lock:
+            return self._pids()
+
+    def _pids(self) -> list[int]:
+        return [child.pid for child in (*self._idle, *self._busy)]
 
     def look(self, source: VideoSource, path: Place) -> None:
         """Find out the facts of a file of a video; `source` has them then.
