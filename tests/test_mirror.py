@@ -80,6 +80,24 @@ def test_another_machine_goes_on_with_what_is_there(films: Path, proxy: Proxy) -
     assert objects(proxy.url)["rows/out.jsonl"] == Path("here.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_run_has_removed_is_removed_there_too(overwrite: bool, proxy: Proxy) -> None:
+    """Fewer parts than before: the last one's rows stand in others now."""
+    out = f"s3://{BUCKET}/rows/"
+    with Mirror(out, Path("a")) as mirror:
+        for number in range(3):
+            Path(mirror.local, f"part-0000{number}.jsonl").write_text(f"{number}\n")
+    names = {"rows/part-00000.jsonl", "rows/part-00001.jsonl", "rows/theirs.txt"}
+    assert objects(proxy.url).keys() == {*names, "rows/part-00002.jsonl"} - {"rows/theirs.txt"}
+    with Mirror(out, Path("a"), overwrite=overwrite) as mirror:
+        for number in range(2):
+            Path(mirror.local, f"part-0000{number}.jsonl").write_text(f"new {number}\n")
+        Path(mirror.local, "part-00002.jsonl").unlink(missing_ok=True)
+        client(proxy.url).put_object(Bucket=BUCKET, Key="rows/theirs.txt", Body=b"theirs")
+    assert objects(proxy.url).keys() == names
+    assert objects(proxy.url)["rows/part-00001.jsonl"] == b"new 1\n"
+
+
 @pytest.mark.parametrize("status", [403, 507, 400])
 def test_what_cannot_be_written_there_is_kept_here(status: int, films: Path, proxy: Proxy) -> None:
     proxy.faults.read_only = status

@@ -123,6 +123,8 @@ class Mirror:
         """
         self._end.set()
         try:
+            if kind is None:
+                self._remove_gone()
             self.upload()
         except StorageError as trouble:
             if kind is None:
@@ -139,19 +141,40 @@ class Mirror:
                 if here != known.here:
                     self._put(path, known, here)
 
+    def _remove_gone(self) -> None:
+        """Take away what was put or fetched, and is no longer here: parts that a run has made fewer of.
+
+        Before others are put, so that whoever reads meanwhile may lack rows and never has one twice.
+        """
+        with self._lock:
+            gone = self._known.keys() - {path.name for path in self._files()}
+            for name in sorted(gone, reverse=True):
+                url, tag = joined(self._base, name), self._known.pop(name).tag
+                with self._told(url, "removed"):
+                    there = patiently(lambda url=url: self._look(url), FEW_TRIES)  # type: ignore[misc]
+                    if there is not None and _tag(there) == tag:
+                        patiently(lambda url=url: self._store.remove(url), FEW_TRIES)  # type: ignore[misc]
+                self._write_state()
+
+    @contextlib.contextmanager
+    def _told(self, url: str, done: str) -> Iterator[None]:
+        """What goes wrong at a URL is said, and where the rows are meanwhile."""
+        try:
+            yield
+        except (RemoteError, LavilaError) as error:
+            what, todo = getattr(error, "what", str(error)), getattr(error, "todo", "see above")
+            kept = f"the rows are in {self.folder}, and the same command copies them"
+            raise StorageError(f"{shown_url(url)}: cannot be {done}: {what}; {todo}; {kept}") from error
+
     def _put(self, path: Path, known: _Put, here: tuple[int, int]) -> None:
         url = joined(self._base, path.name)
-        try:
+        with self._told(url, "written"):
             there = patiently(lambda: self._look(url), FEW_TRIES)
             if there is not None and _tag(there) != known.tag and not self._overwrite:
                 raise RemoteError("another run has written it", "give each run an output of its own")
             known.putting = here[0]
             self._write_state()
             told = patiently(lambda: self._store.put(path, url))
-        except (RemoteError, LavilaError) as error:
-            what, todo = getattr(error, "what", str(error)), getattr(error, "todo", "see above")
-            kept = f"the rows are in {self.folder}, and the same command copies them"
-            raise StorageError(f"{shown_url(url)}: cannot be written: {what}; {todo}; {kept}") from error
         self._known[path.name] = _Put(_tag(told), here)
         self._write_state()
 
@@ -190,7 +213,7 @@ class Mirror:
         if self._overwrite:
             for path in self._files():
                 path.unlink()
-            self._known = {}
+            self._known = {name: _Put(one.tag) for name, one in self._known.items()}
             return
         there = dict(self._there())
         changed = {name for name, seen in there.items() if not self._is_known(name, seen)}

@@ -64,6 +64,10 @@ class Store(Protocol):
         """Write a file there, whole or not at all."""
         ...
 
+    def remove(self, url: str) -> None:
+        """Take a file away."""
+        ...
+
 
 @cache
 def store_of(url_scheme: str) -> Store:
@@ -142,6 +146,10 @@ class WebStore:
     def put(self, path: Path, url: str) -> Seen:
         """See `Store`."""
         raise RemoteError("nothing can be written to a web server", "give a place such as s3://BUCKET/NAME, or a file")
+
+    def remove(self, url: str) -> None:
+        """See `Store`."""
+        raise RemoteError("nothing can be removed from a web server", "leave it")
 
     def _get(self, url: str, headers: dict[str, str]) -> Any:
         parts = urlsplit(url)
@@ -229,6 +237,10 @@ class FsspecStore:
         seen = self.look(url)
         assert seen is not None
         return seen
+
+    def remove(self, url: str) -> None:
+        """See `Store`."""
+        self._files.rm_file(url)
 
 
 class S3Store(FsspecStore):
