@@ -27,7 +27,7 @@ from lavila_fast.bench.at_scale.long_film import LongCase, long_film_section
 from lavila_fast.bench.at_scale.passes import PassCase, end_to_end_section, one_pass_section
 from lavila_fast.bench.at_scale.planning import PlanningCase, planning_section
 from lavila_fast.bench.at_scale.resuming import ResumeCase, resume_section
-from lavila_fast.bench.sections import Sections, earlier_sections, measure_sections
+from lavila_fast.bench.sections import FromFile, earlier_sections, measure_sections, sections_beside
 from lavila_fast.bench.timing import machine, stamp
 
 C = TypeVar("C")
@@ -100,22 +100,11 @@ SECTIONS: dict[str, Callable[[Ask], dict[str, Any]]] = {
     "search": search_section,
     "moments": moments_section,
 }
-_FILES: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+_FILES: dict[str, FromFile] = {
     "objects": ("remote.json", flat_objects),
     "search": ("search.json", flat_search),
     "moments": ("moments.json", flat_moments),
 }
-
-
-def left_by_others(output: Path | None) -> Sections:
-    """Sections that are benchmarks of their own, from the files that those have left beside the output."""
-    found = {}
-    for name, (file, flat) in _FILES.items():
-        path = output.with_name(file) if output else None
-        if path is not None and path.is_file():
-            told = json.loads(path.read_text())
-            found[name] = {**flat(told), "command": told["command"], "machine": told["machine"]}
-    return found
 
 
 @click.command()
@@ -125,7 +114,7 @@ def left_by_others(output: Path | None) -> Sections:
 @click.option("--repeats", type=click.IntRange(min=1), help="Of which the median counts.  [default: a section's own]")
 def main(output: Path | None, only: str | None, toy: bool, repeats: int | None) -> None:
     """Measure what large archives ask for."""
-    others, earlier = left_by_others(output), earlier_sections(output)
+    others, earlier = sections_beside(output, _FILES), earlier_sections(output)
     own = {name: told for name, told in earlier.items() if told["command"].startswith(COMMAND_ARCHIVE)}
     known = {**others, **own}
     names = only or ",".join(name for name in SECTIONS if name not in others)

@@ -19,7 +19,7 @@ import click
 from lavila_fast.bench.dual import measure
 from lavila_fast.bench.eval_engine import eval_section
 from lavila_fast.bench.rephrase import measured
-from lavila_fast.bench.sections import Sections, earlier_sections, measure_sections
+from lavila_fast.bench.sections import FromFile, Sections, earlier_sections, measure_sections, sections_beside
 from lavila_fast.bench.timing import machine, stamp
 
 COMMAND_EVALUATION = "python -m lavila_fast.bench.evaluation"
@@ -52,7 +52,7 @@ SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "eval": eval_section,
     "rephrase": rephrase_section,
 }
-_FILES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+_FILES: dict[str, FromFile] = {
     "dual": ("dual.json", flat_dual),
     "rephrase": ("rephrase.json", dict),
 }
@@ -60,12 +60,7 @@ _FILES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
 
 def known_sections(output: Path | None) -> Sections:
     """Sections of an earlier time: those of the file, else of the files beside it."""
-    found = earlier_sections(output)
-    for name, (file, flat) in _FILES.items():
-        path = output.with_name(file) if output else None
-        if name not in found and path is not None and path.is_file():
-            found[name] = flat(json.loads(path.read_text()))
-    return found
+    return {**sections_beside(output, _FILES), **earlier_sections(output)}
 
 
 def headline(sections: Sections) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from lavila_fast.bench.timing import machine
 from lavila_fast.files import write_json
 
 Sections = dict[str, dict[str, Any]]
+FromFile = tuple[str, Callable[[Any], dict[str, Any]]]
+"""The file that a benchmark of its own leaves, and what makes a section of it."""
 
 
 def earlier_sections(output: Path | None) -> Sections:
@@ -22,6 +24,17 @@ def earlier_sections(output: Path | None) -> Sections:
     if output is None or not output.is_file():
         return {}
     found: Sections = json.loads(output.read_text())["sections"]
+    return found
+
+
+def sections_beside(output: Path | None, files: Mapping[str, FromFile]) -> Sections:
+    """Sections that are benchmarks of their own, from the files that those have left beside an output."""
+    found = {}
+    for name, (file, flat) in files.items():
+        path = output.with_name(file) if output else None
+        if path is not None and path.is_file():
+            told = json.loads(path.read_text())
+            found[name] = {**flat(told), **{key: told[key] for key in ("command", "machine") if key in told}}
     return found
 
 

@@ -80,22 +80,37 @@ def test_another_machine_goes_on_with_what_is_there(films: Path, proxy: Proxy) -
     assert objects(proxy.url)["rows/out.jsonl"] == Path("here.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_what_a_run_has_removed_is_removed_there_too(overwrite: bool, proxy: Proxy) -> None:
-    """Fewer parts than before: the last one's rows stand in others now."""
-    out = f"s3://{BUCKET}/rows/"
-    with Mirror(out, Path("a")) as mirror:
-        for number in range(3):
-            Path(mirror.local, f"part-0000{number}.jsonl").write_text(f"{number}\n")
-    names = {"rows/part-00000.jsonl", "rows/part-00001.jsonl", "rows/theirs.txt"}
-    assert objects(proxy.url).keys() == {*names, "rows/part-00002.jsonl"} - {"rows/theirs.txt"}
-    with Mirror(out, Path("a"), overwrite=overwrite) as mirror:
-        for number in range(2):
-            Path(mirror.local, f"part-0000{number}.jsonl").write_text(f"new {number}\n")
-        Path(mirror.local, "part-00002.jsonl").unlink(missing_ok=True)
-        client(proxy.url).put_object(Bucket=BUCKET, Key="rows/theirs.txt", Body=b"theirs")
-    assert objects(proxy.url).keys() == names
-    assert objects(proxy.url)["rows/part-00001.jsonl"] == b"new 1\n"
+def fill(work: str, texts: dict[str, str], overwrite: bool = False) -> None:
+    """What a run does that leaves just these files in a folder."""
+    with Mirror(f"s3://{BUCKET}/rows/", Path(work), overwrite=overwrite) as mirror:
+        folder = Path(mirror.local)
+        for path in folder.glob("part-*"):
+            path.unlink()
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(("machine", "overwrite"), [("a", False), ("b", False), ("a", True), ("b", True)])
+def test_parts_that_a_run_has_fewer_of_go_there_too(machine: str, overwrite: bool, proxy: Proxy) -> None:
+    """The last one's rows stand in others now; what is not a part is somebody else's."""
+    fill("a", {f"part-0000{number}.jsonl": f"{number}\n" for number in range(3)})
+    client(proxy.url).put_object(Bucket=BUCKET, Key="rows/theirs.txt", Body=b"theirs")
+    fill(machine, {f"part-0000{number}.jsonl": f"new {number}\n" for number in range(2)}, overwrite)
+    assert objects(proxy.url) == {
+        "rows/part-00000.jsonl": b"new 0\n",
+        "rows/part-00001.jsonl": b"new 1\n",
+        "rows/theirs.txt": b"theirs",
+    }
+
+
+def test_files_that_somebody_tidied_away_here_are_fetched_and_not_removed_there(films: Path, proxy: Proxy) -> None:
+    assert on_machine("a", films) == (0, 15)
+    there = objects(proxy.url)
+    for path in next(Path("a").glob("out.jsonl~*")).glob("out.jsonl*"):
+        path.unlink()
+    assert on_machine("a", films) == (15, 0)
+    assert objects(proxy.url)["rows/out.jsonl"] == there["rows/out.jsonl"]
+    assert objects(proxy.url).keys() == there.keys()
 
 
 @pytest.mark.parametrize("status", [403, 507, 400])

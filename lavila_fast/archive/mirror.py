@@ -24,6 +24,7 @@ from typing import Any
 import platformdirs
 
 from lavila_fast.archive.formats import suffixes
+from lavila_fast.archive.formats.parts import is_part
 from lavila_fast.archive.journals.journal import ACCOUNT, SEGMENTS, SIDECAR, SUFFIX
 from lavila_fast.archive.journals.videos import ENDING
 from lavila_fast.archive.names import RECORD
@@ -210,24 +211,32 @@ class Mirror:
     # --- what is there when a run begins
 
     def _fetch(self) -> None:
-        if self._overwrite:
+        if self._overwrite:  # also of what another machine has put there, parts go that are not made again
             for path in self._files():
                 path.unlink()
-            self._known = {name: _Put(one.tag) for name, one in self._known.items()}
+            parts = {} if self._name else {name: _Put(_tag(seen)) for name, seen in self._there() if is_part(name)}
+            self._known = {name: _Put(one.tag) for name, one in self._known.items()} | parts
             return
         there = dict(self._there())
         changed = {name for name, seen in there.items() if not self._is_known(name, seen)}
         if not changed:
+            for name in there.keys() - {path.name for path in self._files()}:  # somebody has tidied up here
+                self._take(name, there[name])
+            self._write_state()
             return
         if any(_stamp(path) != self._known.get(path.name, _Put()).here for path in self._files()):
             what = f"another run has written it since this machine did, whose own rows are in {self.folder}"
             raise InputError(f"{self.shown}: {what}; move that folder away to go on with those there, or --overwrite")
         for path in self._files():
             path.unlink()
+        self._known = {}
         for name, seen in there.items():
-            self._fetch_file(name, seen)
-        self._known = {name: _Put(_tag(seen), _stamp(self.folder / name)) for name, seen in there.items()}
+            self._take(name, seen)
         self._write_state()
+
+    def _take(self, name: str, seen: Seen) -> None:
+        self._fetch_file(name, seen)
+        self._known[name] = _Put(_tag(seen), _stamp(self.folder / name))
 
     def _is_known(self, name: str, seen: Seen) -> bool:
         """Whether a file there is the one that was put or fetched last, or the one that was being put then."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from lavila_fast.archive.formats import JSONL, TEXT, Writer
-from lavila_fast.archive.formats.parts import part_name, write_part
+from lavila_fast.archive.formats.parts import part_name, parts_in, write_part
 from lavila_fast.archive.formats.writer import Unknown, Unskipped, Videos
 from lavila_fast.archive.journals.journal import SEGMENTS, SUFFIX, Journal
 from lavila_fast.archive.journals.kinds import NARRATIONS, Kind
@@ -292,7 +292,7 @@ class Files:
 
     def _parts_there(self) -> list[Path]:
         assert self._output.path is not None
-        return sorted(self._output.path.glob(part_name(0, self._suffix).replace("00000", "[0-9]" * 5)))
+        return parts_in(self._output.path, self._suffix)
 
     @property
     def _suffix(self) -> str:

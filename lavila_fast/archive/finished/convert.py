@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lavila_fast.archive.finished.by_video import by_video
 from lavila_fast.archive.finished.tables import Table
-from lavila_fast.archive.formats.parts import part_name, write_part
+from lavila_fast.archive.formats.parts import part_name, parts_in, write_part
 from lavila_fast.archive.formats.writer import Videos
 from lavila_fast.archive.journals.known import KnownVideos
 from lavila_fast.archive.journals.videos import find_records, read_records
@@ -111,14 +111,14 @@ def _write_parts(
 ) -> int:
     assert output.path is not None
     suffix = output.rows.formats[output.format].suffix
-    if not overwrite and any(output.path.glob(f"part-*{suffix}")):
+    if not overwrite and parts_in(output.path, suffix):
         raise InputError(f"{output.path}: holds parts already; give another folder, or --overwrite them")
     count = 0
     for first in clips:
         with replacing(output.path / part_name(count, suffix)) as file:
             write_part(output.writer(table.run, videos), first, clips, file, part_bytes)
         count += 1
-    for path in sorted(output.path.glob(f"part-*{suffix}"))[count:]:  # of more parts, earlier
+    for path in parts_in(output.path, suffix)[count:]:  # of more parts, earlier
         path.unlink()
     return count
 
