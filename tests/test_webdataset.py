@@ -187,7 +187,8 @@ def test_videos_that_are_not_there_are_a_line_each(capsys: pytest.CaptureFixture
         (["w/", "--format", "webdataset", "--csv-safe"], "--frame-times and --csv-safe: of no use"),
         (["there/", "--format", "webdataset"], "there/narrations-000000.tar: is there already"),
         (["begun/", "--format", "webdataset", "--part-mb", "3"], "begun: holds shards of other rows"),
-        (["n.jsonl", "--format", "webdataset"], "n.jsonl: is a file"),
+        (["n.jsonl", "--format", "webdataset"], "n.jsonl: shards go into a folder"),
+        (["w.tar", "--format", "webdataset"], "w.tar: shards go into a folder"),
         (["s3://b/w/", "--format", "webdataset"], "s3://b/w/: shards are written here"),
     ],
 )

@@ -138,8 +138,8 @@ def _write_shards(table: Table, output: str, media: Media, part_mb: int | None, 
         raise InputError(f"--format {FORMAT}: not for {table.kind.name}; give one of {', '.join(table.kind.offered())}")
     if is_url(output):
         raise InputError(f"{shown_url(output)}: shards are written here; give a folder, and copy it")
-    if Path(output).is_file():
-        raise InputError(f"{output}: is a file; give a folder for the shards")
+    if Path(output).is_file() or (Path(output).suffix == ".tar" and not output.endswith("/")):
+        raise InputError(f"{output}: shards go into a folder; give a name that ends with a /")
     size = (part_mb or SHARD_MB) << 20
     done = Shards(table, Path(output), media, videos_of(table.path), size, overwrite).write()
     for line in done.failed:
