@@ -19,7 +19,14 @@ import click
 from lavila_fast.bench.dual import measure
 from lavila_fast.bench.eval_engine import eval_section
 from lavila_fast.bench.rephrase import measured
-from lavila_fast.bench.sections import FromFile, Sections, earlier_sections, measure_sections, sections_beside
+from lavila_fast.bench.sections import (
+    PREPARED_FILES,
+    FromFile,
+    Sections,
+    earlier_sections,
+    measure_sections,
+    sections_beside,
+)
 from lavila_fast.bench.timing import machine, stamp
 
 COMMAND_EVALUATION = "python -m lavila_fast.bench.evaluation"
@@ -27,6 +34,7 @@ HEADLINES = {  # key of the last line → section
     "embed_int8_vs_openvino_int8": "dual",
     "text_sentences_per_s": "dual",
     "eval_vs_bare_engine": "eval",
+    f"{PREPARED_FILES}eval_vs_bare_engine": "eval",
     "rephrase_speedup": "rephrase",
 }
 

@@ -14,6 +14,7 @@ import click
 from lavila_fast.bench.timing import machine
 from lavila_fast.files import write_json
 
+PREPARED_FILES = "prepared_"  # what figures begin with that are of films as `prepare` codes them
 Sections = dict[str, dict[str, Any]]
 FromFile = tuple[str, Callable[[Any], dict[str, Any]]]
 """The file that a benchmark of its own leaves, and what makes a section of it."""

@@ -212,13 +212,14 @@ def test_what_makes_no_sense_is_one_line(proxy: Proxy, capfd: pytest.CaptureFixt
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "long.mp4", 480, Fraction(2))  # 120 windows
+    film = write_video(tmp_path / "long.mp4", 480, Fraction(2))
+    settings = ["--temperature", "0.7", "--threads", "1", "--stride-seconds", "0.2"]  # 1,191 windows: many seconds
     s3_here.upload(proxy.url, "in/long.mp4", film)
     url = f"s3://{BUCKET}/in/long.mp4"
 
     def command(work: str) -> list[str]:
-        out = ["-o", OUT, "--work", work, "--upload-minutes", "0.02", "--temperature", "0.7", "--threads", "1"]
-        return [sys.executable, "-m", "lavila_fast", "narrate", url, *out]
+        out = ["-o", OUT, "--work", work, "--upload-minutes", "0.02"]
+        return [sys.executable, "-m", "lavila_fast", "narrate", url, *out, *settings]
 
     def rows_there() -> int:
         return len(objects(proxy.url).get("rows/out.jsonl", b"").splitlines())
@@ -240,8 +241,8 @@ def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_
     assert done.returncode == 0, done.stderr
     before = int(done.stderr.partition("clips (")[2].partition(" done before")[0])
     assert before >= 2
-    assert run(["narrate", str(film), "-o", "here.jsonl", "--temperature", "0.7", "--threads", "1"]) == 0
+    assert run(["narrate", str(film), "-o", "here.jsonl", *settings]) == 0
     there = [json.loads(line) for line in objects(proxy.url)["rows/out.jsonl"].splitlines()]
     here = [json.loads(line) for line in Path("here.jsonl").read_text("utf-8").splitlines()]
-    assert len(there) == 120
+    assert len(there) == 1191
     assert [{**one, "video": ""} for one in there] == [{**one, "video": ""} for one in here]
