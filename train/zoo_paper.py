@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from lavila_fast.train.optimisers import Optimisation
 from lavila_fast.train.recipe import Choice, Recipe
+from lavila_fast.train.regularisation import Regularisation
 from lavila_fast.train.starts import Start
 
 PAPER_DUAL = Recipe(
@@ -54,10 +55,11 @@ PAPER_NARRATOR = replace(
     name="paper_narrator",
     model="MINI_NARRATOR",
     task=Choice("caption"),
-    about="a narrator on the video tower of runs/paper_dual, which goes on learning",
+    about="a narrator on the video tower of runs/paper_dual, which stays as it is",
     starts=(Start("dual_encoder", "runs/paper_dual"),),
     scratch=True,
-    freeze=(),
+    freeze=("video",),
+    regularisation=Regularisation(dropout=0.1),
 )
 
 PAPER = (PAPER_IMAGE, PAPER_DUAL, PAPER_NARRATOR, PAPER_DUAL_ALL)

@@ -83,11 +83,11 @@ class Size:
     tests: tuple[str, ...] = tuple(TESTS)
     share: float = 0.125
     samples: int = 5
-    surest: float = 0.25
+    surest: float = 0.1
     pseudo_temperature: float = 0.07
     rephraser: int = 1000
     image: Course = Course(800)
-    narrator: Course = Course(700)
+    narrator: Course = Course(1000)
     dual: Course = Course(600)
     save: int = 40
 
