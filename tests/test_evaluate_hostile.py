@@ -83,6 +83,21 @@ BAD = [
     ("ek100_mir", "Ego4D", "egomcq.json", only(b"{}"), "EPIC_100_retrieval_test.csv: no such file; --data is to be"),
     ("egtea", "EGTEA", "test_split1.txt", only(b""), "its annotations hold no clips"),
     ("egtea", "EGTEA", "action_idx.txt", utf16, "not UTF-8 text"),
+    (
+        "egtea",
+        "EGTEA",
+        "action_idx.txt",
+        replaced("tomato 1", "tomato 3"),
+        "line 2: 3 is the number of an action above",
+    ),
+    (
+        "egtea",
+        "EGTEA",
+        "test_split1.txt",
+        replaced(" 3 1 2", f" {'9' * 5000} 1 2"),
+        "line 1: not a clip and the number",
+    ),
+    ("charades_ego", "CharadesEgo", CLASSES, replaced("c001", "c000"), "line 2: c000 is the code of a class above"),
     ("charades_ego", "CharadesEgo", CHARADES, utf16, "not UTF-8 text"),
     ("charades_ego", "CharadesEgo", CHARADES, first_line, "its annotations hold no clips"),
     ("charades_ego", "CharadesEgo", CHARADES, replaced("c002 1.0", "c999 1.0"), "line 2: c999 is no class of"),
@@ -91,6 +106,16 @@ BAD = [
     ("ego_mcq", "Ego4D", "egomcq.json", replaced('"v0"', '"../v0"'), "not five timed clips"),
     ("ego_mcq", "Ego4D", "egomcq.json", replaced('"clip_start": 0.0', '"clip_start": 1e300'), "not five timed clips"),
     ("ego_mcq", "Ego4D", "egomcq.json", replaced('"clip_start": 0.0', '"clip_start": NaN'), "not five timed clips"),
+    (
+        "ego_mcq",
+        "Ego4D",
+        "egomcq.json",
+        replaced('"clip_start": 0.0', f'"clip_start": {"9" * 400}'),
+        "not as EgoMCQ has",
+    ),
+    ("ego_mcq", "Ego4D", "egomcq.json", replaced('"answer": 0', '"answer": 1e999'), "not as EgoMCQ has it"),
+    ("ego_mcq", "Ego4D", "egomcq.json", replaced('"answer": 0', '"answer": 2.7'), "2.7 is no whole number"),
+    ("ego_mcq", "Ego4D", "egomcq.json", replaced('"wash cup"', "null"), "a sentence is no NoneType"),
     ("ego_mcq", "Ego4D", "egomcq.json", only(b"[" * 100_000), "not JSON"),
     ("narration", "Ego4D", "ego4d_val.pkl", only(pickle.dumps({"a": 1})), "holds a dict, not a list"),
     ("narration", "Ego4D", "ego4d_val.pkl", only(pickle.dumps([])), "holds no narrations"),
@@ -138,6 +163,47 @@ def test_a_clip_of_the_same_name_is_another_one(tmp_path: Path) -> None:
     exam = open_ek100_mir(DataFolder(root), PROTOCOLS["ek100_mir"]["zero-shot"])
     assert exam.ids[-1] == "P01_01_0#2"
     assert len(set(exam.ids)) == 7
+
+
+def test_nouns_that_are_truth_values(tmp_path: Path) -> None:
+    root = miniatures.ek100(tmp_path / "EK100", relevancy=False)
+    path = root / TEST
+    path.write_text(path.read_text().replace("[2]", "[true]"))
+    with pytest.raises(InputError, match="line 2: verb_class and all_noun_classes are not numbers"):
+        open_benchmark("ek100_mir", root)
+
+
+def test_blank_lines_and_byte_order_marks_count_for_nothing(place: Path, tmp_path: Path) -> None:
+    before = {}
+    for name, folder, files in (
+        ("egtea", "EGTEA", ("action_idx.txt", "test_split1.txt")),
+        ("charades_ego", "CharadesEgo", (CLASSES,)),
+        ("ego_mcq", "Ego4D", ("egomcq.json",)),
+    ):
+        before = vars(open_benchmark(name, place / folder))
+        shutil.copytree(place / folder, tmp_path / folder)
+        for file in files:
+            path = tmp_path / folder / file
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n") + b"\n")
+        after = vars(open_benchmark(name, tmp_path / folder))
+        for one in ("ids", "names", "queries"):
+            assert before.get(one) == after.get(one)
+        for one in ("labels", "shown", "answers"):
+            assert np.array_equal(before.get(one), after.get(one))
+
+
+def test_a_sentence_that_stands_there_twice_has_a_name_of_its_own(place: Path, tmp_path: Path) -> None:
+    """Else results would pair its second row with the first one's."""
+    root = miniatures.ek100(tmp_path / "EK100", relevancy=False)
+    path = root / SENTENCES
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    assert open_benchmark("ek100_mir", root).sentence_ids[-2:] == ("P02_03_2", "P02_03_2#2")
+
+
+def open_benchmark(name: str, root: Path) -> Any:
+    from lavila_fast.exams.benchmarks import find_benchmark
+
+    return find_benchmark(name).open(DataFolder(root), PROTOCOLS[name]["zero-shot"])
 
 
 def test_nothing_left_to_ask(place: Path) -> None:

@@ -264,6 +264,9 @@ SEGMENTS = {
     "long": (HEAD.encode() + b"a" * (csv.field_size_limit() + 1), "no CSV in UTF-8"),
     "short": (HEAD.encode() + b"a,P01\n", "line 2: ends before its video_id"),
     "nan": (HEAD.encode() + b"a,P01,P01_01,0:0:nan,0:0:1,a,0,0\n", "line 2: times nan"),
+    "nan after": (HEAD.encode() + b"a,P01,P01_01,0:0:0,0:0:nan,a,0,0\n", "line 2: times 0 and nan"),
+    "before all": (HEAD.encode() + b"a,P01,P01_01,0:0:-3,0:0:1,a,0,0\n", "line 2: times -3 and 1"),
+    "without beginning": (HEAD.encode() + b"a,P01,P01_01,0:0:0,0:0:-inf,a,0,0\n", "line 2: times 0 and -inf"),
     "above": (HEAD.encode() + b"a,..,P01_01,0:0:0,0:0:1,a,0,0\n", "line 2: .*leads out"),
 }
 
@@ -283,6 +286,7 @@ CHARADES = {
     "short": ("x\n", "line 2: ends too early"),
     "above": ("../x,c000 0 1,3\n", "line 2: .*names no video"),
     "nan": ("x,c000 0 1,nan\n", "line 2: length 'nan'"),
+    "no time": ("x,c000 0 1,0\n", "line 2: length '0'"),
     "blank": ('x," ; ",zz\n', "line 2: length 'zz'"),
 }
 

@@ -58,7 +58,7 @@ def open_ek100_mir(folder: DataFolder, protocol: Protocol) -> Exam:
         library,
         folder.facts,
         sentences=tuple(segments[row].narration for row in rows),
-        sentence_ids=tuple(name for name, _ in sentences),
+        sentence_ids=unique(name for name, _ in sentences),
         relevancy=_relevancy(folder, rows),
     )
 

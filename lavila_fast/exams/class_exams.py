@@ -15,6 +15,7 @@ from lavila_fast.arrays import F64, I64
 from lavila_fast.errors import InputError
 from lavila_fast.evaluate import metrics
 from lavila_fast.exams import scores
+from lavila_fast.exams.data_folder import unique
 from lavila_fast.exams.exam import Exam, Seen, Tables
 from lavila_fast.exams.protocols import Protocol
 
@@ -109,5 +110,9 @@ class Several(Exam):
         vectors = class_vectors(self.names, protocol.template, seen)
         found = scores.join_views(scores.class_cosines(seen.values, vectors), protocol.join, protocol.softmax)
         ap = scores.average_precisions(found, self.shown)
-        told = {"id": [name for name, *_ in self.names], "videos": self.shown.sum(axis=0).astype(np.int64), "ap": ap}
+        told = {
+            "id": unique(name for name, *_ in self.names),
+            "videos": self.shown.sum(axis=0).astype(np.int64),
+            "ap": ap,
+        }
         return {"classes": told}

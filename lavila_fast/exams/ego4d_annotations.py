@@ -83,7 +83,7 @@ def _read_questions(path: Path) -> list[_Question]:
     if path.stat().st_size > _LARGEST_JSON:
         raise InputError(f"{path}: larger than 1 GiB, so not EgoMCQ's questions")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); fetch egomcq.json again") from error
     if not isinstance(told, dict) or not told:
@@ -97,14 +97,29 @@ def _question(name: str, value: Any, path: Path) -> _Question:
         clips = tuple(
             Narrated(str(one["video_uid"]), float(one["clip_start"]), float(one["clip_end"]), ("",)) for one in options
         )
-        question = _Question(name, str(value["query"]["clip_text"]), clips, int(value["answer"]), int(value["types"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: question {name}: no {error} as EgoMCQ has it") from error
+        question = _Question(
+            name, _said(value["query"]["clip_text"]), clips, *map(_whole, (value["answer"], value["types"]))
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: question {name}: not as EgoMCQ has it ({error!r}); fetch the file again") from error
     good = all(max(abs(one.start), abs(one.end)) <= MOST_SECONDS for one in clips)  # nor NaN
     good = good and not any(leads_out(one.video) for one in clips)
     if len(clips) != 5 or not 0 <= question.answer < 5 or question.kind not in (1, 2) or not good:
         raise InputError(f"{path}: question {name}: not five timed clips, an answer of 0 to 4 and a type of 1 or 2")
     return question
+
+
+def _said(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a sentence is no {type(value).__name__}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    """A number that says which; `int` would make one of any."""
+    if int(value) != float(value):
+        raise ValueError(f"{value} is no whole number")
+    return int(value)
 
 
 def chunk_seconds(library: Library, videos: Sequence[str]) -> int:

@@ -58,7 +58,7 @@ def _classes(path: Path) -> tuple[np.ndarray, list[frozenset[int]]]:
 def _row(row: Mapping[str, str], where: str) -> tuple[int, frozenset[int]]:
     try:
         nouns = json.loads(row["all_noun_classes"])
-        if not isinstance(nouns, list) or not all(isinstance(one, int) and 0 <= one < 1 << 16 for one in nouns):
+        if not isinstance(nouns, list) or not all(type(one) is int and 0 <= one < 1 << 16 for one in nouns):
             raise ValueError("no list of numbers")
         return int(row["verb_class"]), frozenset(nouns)
     except (ValueError, TypeError, RecursionError) as error:

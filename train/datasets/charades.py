@@ -19,6 +19,7 @@ from lavila_fast.train.datasets.samples import (
     Place,
     Sample,
     choose_frames,
+    filled_lines,
     leads_out,
     lines_of,
 )
@@ -38,15 +39,18 @@ def read_classes(path: Path) -> Classes:
     """Of ``Charades_v1_classes.txt``.
 
     Raises:
-        InputError: a line has no code.
+        InputError: a line has no code, or one that another line has.
         OSError: as the system gives it.
     """
-    codes, names = {}, []
-    for number, line in enumerate(lines_of(path)):
+    codes: dict[str, int] = {}
+    names: list[str] = []
+    for number, line in filled_lines(path):
         code, _, name = line.partition(" ")
         if not name:
-            raise InputError(f"{path}: line {number + 1}: not a code and the name of a class")
-        codes[code] = number
+            raise InputError(f"{path}: line {number}: not a code and the name of a class")
+        if code in codes:
+            raise InputError(f"{path}: line {number}: {code} is the code of a class above; fetch the file again")
+        codes[code] = len(names)
         names.append(name.partition(",")[0].strip())
     return Classes(codes, tuple(names))
 
@@ -87,10 +91,10 @@ def _video(row: Mapping[str, Any], classes: Classes, where: str) -> Labelled:
         shown[classes.codes[code]] = 1.0
     try:
         seconds = float(row["length"])
-        if not 0 <= seconds <= MOST_SECONDS:  # nor NaN
+        if not 0 < seconds <= MOST_SECONDS:  # nor NaN
             raise ValueError
     except ValueError:
-        raise InputError(f"{where}: length {row['length']!r} is not seconds") from None
+        raise InputError(f"{where}: length {row['length']!r} is not the seconds that a video lasts") from None
     return Labelled(f"{row['id']}.mp4", tuple(shown), seconds)
 
 

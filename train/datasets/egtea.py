@@ -19,10 +19,12 @@ from lavila_fast.train.datasets.samples import (
     Opened,
     Place,
     Sample,
+    filled_lines,
     leads_out,
-    lines_of,
 )
 from lavila_fast.train.datasets.windows import window_frames
+
+_MOST_DIGITS = 9
 
 
 class Trimmed(NamedTuple):
@@ -36,15 +38,20 @@ def read_classes(path: Path) -> tuple[dict[int, int], tuple[str, ...]]:
     """Of ``action_idx.txt``: number of an action → its class, and the classes' names, small, with blanks.
 
     Raises:
-        InputError: a line does not end with a number.
+        InputError: a line does not end with a number, or with one that another line has.
         OSError: as the system gives it.
     """
-    numbers, names = {}, []
-    for line, text in enumerate(lines_of(path)):
+    numbers: dict[int, int] = {}
+    names: list[str] = []
+    for line, text in filled_lines(path):
         name, _, number = text.rpartition(" ")
-        if not number.strip().isdecimal():
-            raise InputError(f"{path}: line {line + 1}: does not end with the number of an action")
-        numbers[int(number)] = line
+        if not _is_number(number):
+            raise InputError(f"{path}: line {line}: does not end with the number of an action")
+        if int(number) in numbers:
+            raise InputError(
+                f"{path}: line {line}: {int(number)} is the number of an action above; fetch the file again"
+            )
+        numbers[int(number)] = len(names)
         names.append(name.strip().lower().replace("_", " "))
     return numbers, tuple(names)
 
@@ -57,11 +64,9 @@ def read_split(path: Path, classes: dict[int, int]) -> list[Trimmed]:
         OSError: as the system gives it.
     """
     found = []
-    for number, line in enumerate(lines_of(path), 1):
+    for number, line in filled_lines(path):
         parts = line.split()
-        if not parts:
-            continue
-        if len(parts) < 2 or not parts[1].isdecimal() or int(parts[1]) not in classes:
+        if len(parts) < 2 or not _is_number(parts[1]) or int(parts[1]) not in classes:
             raise InputError(f"{path}: line {number}: not a clip and the number of an action of action_idx.txt")
         name = parts[0]
         if leads_out(name):
@@ -69,6 +74,11 @@ def read_split(path: Path, classes: dict[int, int]) -> list[Trimmed]:
         session = "-".join(name.split("-")[:3])
         found.append(Trimmed(f"{session}/{name}.mp4", classes[int(parts[1])]))
     return found
+
+
+def _is_number(text: str) -> bool:
+    """Whether it stands for an action: digits, and not more than Python converts."""
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 @dataclass(frozen=True)

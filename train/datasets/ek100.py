@@ -88,7 +88,7 @@ def _segment(row: Mapping[str, str], where: str) -> Segment:
     file = f"{row['participant_id']}/{row['video_id']}.MP4"
     if leads_out(file):
         raise InputError(f"{where}: {file[:80]!r} leads out of the data's folder")
-    if not 0 <= max(start, stop) <= MOST_SECONDS:  # nor NaN
+    if not all(0 <= one <= MOST_SECONDS for one in (start, stop)):  # nor NaN
         raise InputError(f"{where}: times {start:g} and {stop:g} are not seconds of a video")
     return Segment(row["narration_id"], file, start, stop, row["narration"], verb, noun)
 

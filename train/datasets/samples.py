@@ -7,7 +7,7 @@ the item's own decides, so that an item is the same whoever asks for it and howe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import MappingProxyType
@@ -200,6 +200,11 @@ def lines_of(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; fetch the file again") from None
+
+
+def filled_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Its lines that are not blank, without blanks at their ends, and the number of each; errors as for `lines_of`."""
+    return ((number, line.strip()) for number, line in enumerate(lines_of(path), 1) if line.strip())
 
 
 def leads_out(name: str) -> bool:
