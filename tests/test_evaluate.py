@@ -357,6 +357,17 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return read
 
 
+def test_what_is_left_out_of_narrations_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavila_fast.exams import sentence_exams
+
+    monkeypatch.setattr(sentence_exams, "find_tables", lambda: None)
+    root, path = miniatures.ego4d(place / "Ego4Dtold"), miniatures.narrator(place / "teller.safetensors")
+    said: list[str] = []
+    options = Options(features=place / "told", changes={"every": 3})
+    evaluate("narration", ModelChoice(str(path)), root, options, said.append)
+    assert [line for line in said if line.startswith("METEOR is left out")]
+
+
 def test_a_run_goes_on_and_another_template_needs_no_video(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, features = counting(monkeypatch), place / "resumed"
     monkeypatch.setattr("lavila_fast.exams.answers.PART", 2)

@@ -116,7 +116,14 @@ BAD = [
     ("egtea", "EGTEA", "test_split1.txt", "-F1-F2 3", "-F1-F2 9", "line 1: not a clip and the number of an action"),
     ("egtea", "EGTEA", "action_idx.txt", "Open fridge 3", "Open fridge", "line 1: does not end with the number"),
     ("ego_mcq", "Ego4D", "egomcq.json", '"types": 1', '"types": 7', "question 0: not five timed clips"),
-    ("ego_mcq", "Ego4D", "egomcq.json", '"clip_start"', '"begin"', "question 0: no 'clip_start' as EgoMCQ has it"),
+    (
+        "ego_mcq",
+        "Ego4D",
+        "egomcq.json",
+        '"clip_start"',
+        '"begin"',
+        "question 0: not as EgoMCQ has it (KeyError('clip_start'))",
+    ),
     ("ego_mcq", "Ego4D", "egomcq.json", "{", "", "not JSON"),
 ]
 
@@ -216,6 +223,15 @@ def test_compare_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"format": 9}')
     for path, why in (("c.json", "not a result of `lavila-fast eval` (format 9"), ("d.json", "cannot be read")):
         assert why in invoke("compare", tmp_path / "a.json", tmp_path / path)[2]
+
+
+def test_files_whose_names_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    for name in ("ek100_cls_fp32", "ek100_cls_int8", "other"):
+        classified([0, 1], [0, 1], frames=4).write(tmp_path / f"{name}.json")
+    first, second, other = (tmp_path / f"{name}.json" for name in ("ek100_cls_fp32", "ek100_cls_int8", "other"))
+    heads = invoke("compare", first, second, "--draws", 100)[1].splitlines()[1].split()
+    assert heads[:3] == ["first", "second", "change"]
+    assert invoke("compare", first, other, "--draws", 100)[1].splitlines()[1].split()[:2] == ["ek100_cl", "other"]
 
 
 def test_help_names_the_benchmarks() -> None:

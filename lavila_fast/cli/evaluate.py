@@ -186,7 +186,10 @@ def compare_results(first: Path, second: Path, draws: int, as_json: bool) -> Non
         click.echo(json.dumps(plain(found.to_dict())))
         return
     rows = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.rows.items())
-    heads = f"{'':32}{first.stem[:8]:>9}{second.stem[:8]:>9}{'change':>9}  95% interval"
+    names = [path.stem for path in (first, second)]
+    if names[0][:8] == names[1][:8]:
+        names = ["first", "second"]
+    heads = f"{'':32}{names[0][:8]:>9}{names[1][:8]:>9}{'change':>9}  95% interval"
     tell("\n".join([f"{found.benchmark}: {rows} in both", *found.notes, heads, *map(str, found.differences)]))
 
 

@@ -73,7 +73,10 @@ def evaluate(name: str, choice: ModelChoice, data: Path, options: Options, say: 
     missing = _examined(store, exam, model, protocol, choice, about, options, say)
     kept = _without(exam, missing)
     seen = Seen(store.take(kept.ids), model.heads, getattr(model, "text", None))
+    before = len(kept.facts.notes)
     tables = kept.tables(protocol, seen)
+    for line in kept.facts.notes[before:]:  # of what was left out
+        say(line)
     return _result(name, model, protocol, kept, tables, missing, options, begun)
 
 
