@@ -134,3 +134,19 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.csv: annotation files are pickles"):
         CliRunner().invoke(narrations, [str(path), "-o", str(tmp_path / "x.csv")], catch_exceptions=False)
     assert not list(tmp_path.glob("*.pkl"))
+
+
+def test_a_byte_order_mark_costs_no_row(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    path = journal(tmp_path / "marked.jsonl", ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    args = [str(path), "-o", str(tmp_path / "marked.pkl"), "--json"]
+    counted = json.loads(CliRunner().invoke(narrations, args, catch_exceptions=False).output)
+    assert {**counted, "output": ""} == {**run(), "output": ""}
+
+
+def test_what_is_read_is_not_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "narrations.pkl"
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is what is read; give another -o"):
+        CliRunner().invoke(narrations, [str(path), "-o", str(path)], catch_exceptions=False)
+    assert path.read_text() == "{}"

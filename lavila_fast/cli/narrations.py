@@ -47,6 +47,8 @@ def narrations(
 
     if output.suffix.lower() not in (".pkl", ".pickle"):
         raise InputError(f"{output}: annotation files are pickles; give -o a name that ends in .pkl")
+    if source.exists() and output.exists() and output.samefile(source):
+        raise InputError(f"{output}: is what is read; give another -o")
     counts, most = Counts(), max_perplexity
     if surest is not None:
         limit = perplexity_of_surest(read_clips(source, Counts()), surest)

@@ -8,6 +8,7 @@ that was narrated as a file, ``UID.mp4/300.mp4``, is a piece of the video UID fr
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from math import ceil, inf, isfinite
@@ -76,8 +77,8 @@ def read_clips(path: Path, counts: Counts) -> Iterator[list[Narration]]:
     clip: list[Narration] = []
     try:
         with path.open("rb") as file:
-            for line in file:
-                row = parse_row(line)
+            for number, line in enumerate(file):
+                row = parse_row(line if number else line.removeprefix(codecs.BOM_UTF8))  # editors leave one
                 if row is None:
                     counts.torn += bool(line.strip())
                     continue
