@@ -162,6 +162,83 @@ def test_a_server_that_is_busy_is_asked_again(arguments: list[str], stub: Stub) 
     assert json.loads(run([*arguments, "--limit", "1"]).stdout)["kept"] == 2
 
 
+def test_a_server_that_stays_busy_is_not_called_dead(arguments: list[str], stub: Stub) -> None:
+    stub.answer = lambda body: (429, {})
+    with pytest.raises(ServerError, match=r"no answer \(it says 429 Too Many Requests\); wait, or lower --workers"):
+        run([*arguments, "--limit", "1"])
+
+
+def test_ctrl_c_does_not_wait_for_a_slow_server(arguments: list[str], stub: Stub) -> None:
+    answered = threading.Event()
+    stub.answer = lambda body: ((answered.wait(60) and 200) or 500, {})
+    command = [sys.executable, "-m", "lavila_fast", "rephrase", *arguments]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not stub.asked and time.monotonic() < deadline and child.poll() is None:
+        threading.Event().wait(0.01)
+    child.send_signal(signal.SIGINT)
+    try:
+        assert child.wait(30) == 130
+    finally:
+        answered.set()
+        child.kill()
+
+
+def test_what_had_no_answer_is_asked_again(arguments: list[str], stub: Stub) -> None:
+    answered = stub.answer
+    stub.answer = lambda body: (200, {"choices": [{"message": {"content": ""}}]})
+    run([*arguments, "--limit", "1"])
+    stub.answer = answered
+    told = json.loads(run([*arguments, "--limit", "1"]).stdout)
+    assert (told["known"], told["kept"]) == (0, 2)
+
+
+def test_columns_of_parquet_are_all_that_rows_have(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = "#C C lifts the cup"
+    stub.answer = lambda body: (200, {"choices": [{"message": {"content": "The person raises the cup \ud800."}}]})
+    arguments[2] = str(tmp_path / "out.parquet")
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ({"text": text}, {"text": text, "x": 1}))
+    )
+    run(arguments)
+    rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["x"] for row in rows] == [None, 1]
+    assert rows[0]["paraphrases"] == ["#C C raises the cup ?"]
+    for odd in ("a", 1 << 70, "\ud800"):
+        rows = [{"text": text, "x": one} for one in (1, odd)] if odd != "\ud800" else [{"text": text, "x": odd}]
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(InputError, match=r"column x: its values make no column of Parquet .*; write \.jsonl"):
+            run(arguments)
+
+
+def test_jsonl_is_json_whatever_is_read(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "#C C lifts the cup", "start": NaN, "x": [Infinity]}\n')
+    run(arguments)
+    assert "NaN" not in (tmp_path / "out.jsonl").read_text()
+    assert rows_of(tmp_path / "out.jsonl")[0]["x"] == [None]
+    (tmp_path / "in.jsonl").write_text('{"video": "v", "start": 0, "end": NaN, "text": "#C C lifts the cup"}\n')
+    arguments[2] = str(tmp_path / "out.pkl")
+    with pytest.raises(InputError, match="end nan make no row of a pickle"):
+        run(arguments)
+
+
+def test_no_column_is_lost_for_its_name(arguments: list[str], tmp_path: Path) -> None:
+    arguments[0], arguments[2] = str(tmp_path / "in.csv"), str(tmp_path / "out.csv")
+    (tmp_path / "in.csv").write_text("text,note,note,paraphrase_1,paraphrase_9\n#C C lifts the cup,a,b,old,old\n")
+    run([*arguments, "--top-k", "1"])
+    written = (tmp_path / "out.csv").read_text()
+    assert written == "text,note,note_2,paraphrase_1\n#C C lifts the cup,a,b,#C C raises the cup\n"
+    for column, output in (("paraphrases", "out.jsonl"), ("paraphrase_1", "out.csv")):
+        arguments[2] = str(tmp_path / output)
+        with pytest.raises(InputError, match=f"--column {column}: paraphrases are written to it"):
+            run([*arguments, "--column", column])
+
+
+def test_more_rows_than_can_be_counted(arguments: list[str]) -> None:
+    assert "larger than anything" in run([*arguments, "--limit", "9" * 30], code=2).output
+
+
 def test_nobody_is_there(arguments: list[str]) -> None:
     arguments[arguments.index("--server") + 1] = "http://127.0.0.1:9/v1"
     with pytest.raises(

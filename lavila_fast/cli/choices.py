@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,23 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
-POSITIVE = click.IntRange(min=1)
+
+
+class _Positive(click.IntRange):
+    """From 1 to what a computer counts to; `click` says only the first in its help."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A whole number in the range, or a usage error."""
+        found = super().convert(value, param, ctx)
+        if found > sys.maxsize:
+            self.fail(f"{found} is larger than anything can be counted.", param, ctx)
+        return found
+
+
+POSITIVE = _Positive()
 
 
 class Number(click.FloatRange):

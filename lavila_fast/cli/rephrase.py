@@ -52,7 +52,9 @@ def _precisions() -> tuple[str, ...]:
 @click.option("--prompt", type=PATH, help="With --server: a file of what to ask; {} stands for the sentence.")
 @click.option("--temperature", type=Number(0), default=0.7, show_default=True, help="With --server.")
 @click.option("--key-env", default="OPENAI_API_KEY", show_default=True, help="Environment variable of its key.")
-@click.option("--workers", type=POSITIVE, default=8, show_default=True, help="With --server: requests at a time.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="With --server: requests at a time."
+)
 @click.option("--column", default="text", show_default=True, help="Of the sentences, in JSONL, CSV and Parquet.")
 @click.option("--limit", type=POSITIVE, help="Only the first rows of IN.")
 @click.option("--no-source", is_flag=True, help="Leave the sentences themselves out of a pickle.")
@@ -70,8 +72,8 @@ def rephrase(source: Path, output: Path, **given: Any) -> None:
     from lavila_fast.rephrase.outputs import check_output
     from lavila_fast.rephrase.run import Job, rephrase
 
-    check_output(output)
     job = Job(source, output, given["column"].strip().lower(), given["top_k"], given["limit"], not given["no_source"])
+    check_output(output, job.column)
     if not source.is_file():
         raise InputError(f"{source}: no such file; give narrations as .jsonl, .csv, .parquet or .pkl")
     if output.exists() and output.samefile(source):

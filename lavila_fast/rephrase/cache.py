@@ -71,8 +71,8 @@ class Cache:
         return found
 
     def missing(self, sentences: Iterable[str]) -> list[str]:
-        """Those of which nothing is known yet."""
-        return [one for one in sentences if self.get(one) is None]
+        """Those of which nothing is known yet; a model that said nothing at all is asked again."""
+        return [one for one in sentences if not self.get(one)]
 
     def put(self, sentences: Sequence[str], found: Sequence[Sequence[str]]) -> None:
         """Keep candidates, all of a batch or none.

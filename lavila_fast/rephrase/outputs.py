@@ -12,7 +12,9 @@ import csv
 import io
 import itertools
 import json
+import math
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,6 +24,7 @@ from lavila_fast.files import replacing
 from lavila_fast.rephrase.sources import PICKLES, Row
 
 COLUMN = "paraphrases"
+_NUMBERED = re.compile(r"paraphrase_[0-9]+")
 
 
 class Rephrased(NamedTuple):
@@ -57,15 +60,21 @@ class Kind(NamedTuple):
     source: bool
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, column: str = "text") -> None:
     """See that a file can be written, before hours of work.
 
+    Args:
+        path: The file.
+        column: That is read.
+
     Raises:
-        InputError: its suffix says no format.
+        InputError: its suffix says no format, or what is read would be written over.
         MissingExtraError: it takes pyarrow, which is missing.
     """
     if path.suffix.lower() not in _WRITERS:
         raise InputError(f"{path}: give -o a name that ends in one of {', '.join(_WRITERS)}")
+    if (column == COLUMN and path.suffix.lower() not in PICKLES) or _NUMBERED.fullmatch(column):
+        raise InputError(f"--column {column}: paraphrases are written to it, so give it another name in the file first")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
 
@@ -83,16 +92,27 @@ def write_rephrased(path: Path, rows: Iterable[Rephrased], kind: Kind) -> None:
 
 def _jsonl(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
     for one in rows:
-        file.write(json.dumps({**one.row.fields, COLUMN: one.flat}, default=str).encode() + b"\n")
+        told = _without_nan({**one.row.fields, COLUMN: one.flat})
+        file.write(json.dumps(told, default=str, allow_nan=False).encode() + b"\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """With null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
     text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*kind.names, *(f"paraphrase_{number + 1}" for number in range(kind.top))])
+    names = [name for name in kind.names if not _NUMBERED.fullmatch(name)]  # those of an earlier run
+    writer.writerow([*names, *(f"paraphrase_{number + 1}" for number in range(kind.top))])
     for one in rows:
         found = one.flat[: kind.top]
-        values = (one.row.fields.get(name) for name in kind.names)
+        values = (one.row.fields.get(name) for name in names)
         writer.writerow([*map(_cell, values), *found, *[""] * (kind.top - len(found))])
     text.detach()
 
@@ -124,8 +144,24 @@ def _pyarrow() -> Any:
 def _parquet(rows: Iterable[Rephrased], kind: Kind, file: BinaryIO) -> None:
     import pyarrow.parquet
 
-    table = pyarrow.Table.from_pylist([{**one.row.fields, COLUMN: one.flat} for one in rows])
-    pyarrow.parquet.write_table(table, file)
+    names, found = [name for name in kind.names if name != COLUMN], list(rows)
+    columns = {name: _column(name, [one.row.fields.get(name) for one in found]) for name in names}
+    columns[COLUMN] = _column(COLUMN, [one.flat for one in found], pyarrow.list_(pyarrow.string()))
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+
+
+def _column(name: str, values: list[Any], kind: Any = None) -> Any:
+    """A column of a type, or whichever its values have.
+
+    Raises:
+        InputError: they have several, or none that Parquet knows.
+    """
+    pyarrow = _pyarrow()
+    try:
+        return pyarrow.array(values, kind)
+    except (pyarrow.ArrowException, OverflowError, UnicodeError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"column {name}: its values make no column of Parquet ({why}); write .jsonl") from error
 
 
 _WRITERS: dict[str, Callable[[Iterable[Rephrased], Kind, BinaryIO], None]] = {

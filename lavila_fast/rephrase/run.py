@@ -105,7 +105,7 @@ def rephrase(
     Raises:
         LavilaError: the input, the model or the output fails; what the model has said so far stays in the cache.
     """
-    check_output(job.output)
+    check_output(job.output, job.column)
     counts, names = Counts(), dict[str, None]()
     sentences = _sentences(job, counts, names)
     todo = cache.missing(sentences)

@@ -8,16 +8,18 @@ A key is read from an environment variable and goes into one header; it stands i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -127,11 +129,7 @@ class Server:
         Raises:
             ServerError: it cannot be reached, refuses, or answers something else.
         """
-        pool = ThreadPoolExecutor(self.workers)
-        try:
-            return list(pool.map(self._candidates, sentences))
-        finally:
-            pool.shutdown(cancel_futures=True)  # nobody waits for the others where one has failed
+        return _side_by_side(self._candidates, sentences, self.workers)
 
     def _candidates(self, sentence: str) -> list[str]:
         body = {
@@ -146,7 +144,8 @@ class Server:
                 return candidates_in(self._post(body))
             except _BROKEN_LINE as error:
                 if attempt == ATTEMPTS - 1:
-                    raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); see that it runs") from error
+                    todo = "wait, or lower --workers" if isinstance(error, _BusyError) else "see that it runs"
+                    raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); {todo}") from error
                 time.sleep(self.pause * 2**attempt)
             except requests.RequestException as error:
                 raise ServerError(f"{self.ask.url}: cannot be asked ({_why(error)}); check --server") from error
@@ -161,7 +160,7 @@ class Server:
         # A redirect would carry sentences, and perhaps the key, elsewhere.
         with requests.post(url, json=body, timeout=self.timeout, **how) as answer:
             if answer.status_code in _BUSY or answer.status_code >= 500:
-                raise requests.ConnectionError(f"it says {answer.status_code} {answer.reason}")
+                raise _BusyError(f"it says {answer.status_code} {answer.reason}")
             if answer.status_code != 200:
                 told = f"{self.ask.url}: the server says {answer.status_code} {shown(answer.reason)}"
                 raise ServerError(f"{told}; check --server, --model and the key")
@@ -169,6 +168,45 @@ class Server:
         if len(content) > MOST_BYTES:
             raise ServerError(f"{self.ask.url}: an answer of more than {MOST_BYTES >> 20} MiB; check --model")
         return json.loads(content)
+
+
+class _BusyError(requests.ConnectionError):
+    """It is there, and does not answer now."""
+
+
+def _side_by_side(ask: Callable[[str], list[str]], sentences: Sequence[str], workers: int) -> list[list[str]]:
+    """Answers in the order of sentences; the first error ends it.
+
+    Threads are daemons, which a pool's are not: who is stopped, or has failed, does not wait for a slow server.
+    """
+    todo: SimpleQueue[tuple[int, str]] = SimpleQueue()
+    done: SimpleQueue[tuple[int, list[str] | BaseException]] = SimpleQueue()
+    for pair in enumerate(sentences):
+        todo.put(pair)
+
+    def work() -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                number, sentence = todo.get_nowait()
+                try:
+                    done.put((number, ask(sentence)))
+                except BaseException as error:  # whatever it is, who waits is told
+                    done.put((number, error))
+
+    for _ in range(min(workers, len(sentences))):
+        threading.Thread(target=work, daemon=True).start()
+    found: dict[int, list[str]] = {}
+    try:
+        while len(found) < len(sentences):
+            number, answer = done.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            found[number] = answer
+    finally:
+        with contextlib.suppress(Empty):
+            while True:
+                todo.get_nowait()
+    return [found[number] for number in range(len(sentences))]
 
 
 def candidates_in(answer: Any) -> list[str]:
@@ -182,7 +220,8 @@ def candidates_in(answer: Any) -> list[str]:
         content = choice["message"]["content"]
         if content is not None and not isinstance(content, str):
             raise ValueError("content is no text")
-        lines = (_LISTED.sub("", line).strip().strip('"“”') for line in (content or "").splitlines())
+        text = (content or "").encode("utf-8", "replace").decode("utf-8")  # halves of characters no file can hold
+        lines = (_LISTED.sub("", line).strip().strip('"“”') for line in text.splitlines())
         found += [line for line in lines if line]
     return found
 

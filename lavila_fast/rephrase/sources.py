@@ -6,6 +6,7 @@ for row in read_narrated(Path("narrations.jsonl")): row.texts
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from lavila_fast.errors import InputError, MissingExtraError
 from lavila_fast.video.lists import NamedRow, field_of, named_rows, seconds_in
 from lavila_fast.video.pickled import read_rows
-from lavila_fast.video.seconds import quoted
+from lavila_fast.video.seconds import MOST_SECONDS, quoted
 
 PICKLES = (".pkl", ".pickle")
 
@@ -52,7 +53,10 @@ class Row(NamedTuple):
         try:
             if not isinstance(video, str) or not video.strip():
                 raise ValueError
-            return Clip(video.strip(), seconds_in(start, self.comma), seconds_in(end, self.comma))
+            found = Clip(video.strip(), seconds_in(start, self.comma), seconds_in(end, self.comma))
+            if not max(abs(found.start), abs(found.end)) <= MOST_SECONDS or math.isnan(found.end):
+                raise ValueError
+            return found
         except (ValueError, OverflowError):
             told = f"video {quoted(video)}, start {quoted(start)} and end {quoted(end)} make no row of a pickle"
             raise InputError(f"{self.where}: {told}; write .jsonl or .csv, or name these columns") from None

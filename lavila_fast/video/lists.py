@@ -172,6 +172,7 @@ def _read_csv(path: Place, refuse: Refuse = _raise) -> Iterator[NamedRow]:
             known = [name for name in names if name in _LEARNT or any(name in same for same in _NAMES.values())]
             if len(set(known)) < len(known):
                 raise InputError(f"{path}, line 1: a column is named twice; give each a name of its own")
+            names = _apart(names)
             for row in rows:
                 where = f"{path}, line {rows.line_num}"
                 if len(row) > len(names):
@@ -181,6 +182,16 @@ def _read_csv(path: Place, refuse: Refuse = _raise) -> Iterator[NamedRow]:
                     yield NamedRow(where, dict(zip(names, row, strict=False)), separator != ",")
         except csv.Error as error:
             raise InputError(f"{path}, line {rows.line_num}: not CSV ({error})") from error
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """Names of columns, of which none is lost for its name: a second one gets a number."""
+    taken, found = set(names), []
+    for i, name in enumerate(names):
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        found.append(next(one for one in numbered if one not in taken) if name in names[:i] else name)
+        taken.add(found[-1])
+    return found
 
 
 def _read_jsonl(path: Place, refuse: Refuse = _raise) -> Iterator[NamedRow]:
