@@ -152,6 +152,7 @@ def test_outputs_that_make_no_sense(place: Path, tmp_path: Path) -> None:
     data = ("egtea", "--data", place / "EGTEA")
     assert "is the page; name a .json file" in str(refused(*data, "-o", tmp_path / "r.html"))
     assert "is a folder; name a .json file" in str(refused(*data, "-o", tmp_path))
+    assert "is the folder of features; name a .json file" in str(refused(*data, "-o", tmp_path / "r.features"))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in str(refused(*data, "-o", tmp_path / "file" / "r.json"))
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lavila_fast.cli.choices import PATH, POSITIVE, Number
 from lavila_fast.cli.streams import tell
+from lavila_fast.errors import InputError
 from lavila_fast.shown import many
 
 if TYPE_CHECKING:
@@ -103,6 +104,9 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
     from lavila_fast.exams.run import evaluate as examined
 
     output = _output(given["output"] or Path(f"{benchmark}.json"))
+    features = given["features"] or output.with_suffix(".features")
+    if features.absolute() == output.absolute():
+        raise InputError(f"--output {output}: is the folder of features; name a .json file")
     changes = {name: given[name] for name in _CHANGES if given[name] is not None}
     if "crops" in changes:
         changes["crops"] = int(changes["crops"])
@@ -114,7 +118,7 @@ def run(benchmark: str, model: str, data: Path, **given: Any) -> None:
             bar.update(done - bar.n)
 
         options = Options(
-            features=given["features"] or output.with_suffix(".features"),
+            features=features,
             protocol=given["protocol"],
             changes=changes,
             videos=given["videos"],
@@ -144,7 +148,6 @@ def _output(path: Path) -> Path:
         InputError: that is a folder, or the page's own name.
         StorageError: nothing can be written there.
     """
-    from lavila_fast.errors import InputError
     from lavila_fast.files import storage_error
 
     if path.is_dir() or path.suffix == ".html":
