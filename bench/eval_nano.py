@@ -12,8 +12,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import multiprocessing
 import pickle
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +67,19 @@ class Row:
 
 def shoot(root: Path, films: int) -> list[Row]:
     """Films in EPIC-KITCHENS-100's layout, those that are lacking, and what they show."""
-    rows = []
+    rows, lacking = [], []
     for number in range(films):
         scenes = [make_scene(FIRST + number * PER_FILM + i, split="unseen_seeds") for i in range(PER_FILM)]
         video = f"P01_{number + 1:02}"
         path = root / "video_ht256px" / "P01" / f"{video}.MP4"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
-            film(scenes, path, 320, 240, FPS)
+            lacking.append((scenes, path))
         rows += [Row(video, shown, scene) for shown, scene in zip(ground_truth(scenes), scenes, strict=True)]
+    if lacking:
+        with ProcessPoolExecutor(available_cpus(), multiprocessing.get_context("spawn")) as pool:
+            for drawn in [pool.submit(film, *one, 320, 240, FPS) for one in lacking]:
+                drawn.result()
     return rows
 
 
@@ -162,7 +169,8 @@ def main() -> None:
         found = {task: _compared(given.work, task, given.engines) for task in _TASKS}
     worst = _worst(found)
     about = {"what": "shipped small model, INT8 against its float32 checkpoints", "clips": len(rows), **worst}
-    write_json(given.output, plain({**about, "tasks": found, "machine": machine()}))
+    command = " ".join(["python -m lavila_fast.bench.eval_nano", *sys.argv[1:]])
+    write_json(given.output, plain({"command": command, **about, "tasks": found, "machine": machine()}))
     print(json.dumps(about))
 
 
