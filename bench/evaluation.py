@@ -41,7 +41,7 @@ HEADLINES = {  # key of the last line → section
 
 def dual_section() -> dict[str, Any]:
     """Embeddings of videos and texts, on one thread and in its own time, as `bench.dual` tells it."""
-    return flat_dual(measure(threads=1, repeats=3, peers=True, clock="cpu"))
+    return flat_dual(measure(threads=1, repeats=7, peers=True, clock="cpu"))
 
 
 def flat_dual(told: dict[str, Any]) -> dict[str, Any]:
