@@ -101,6 +101,7 @@ BAD = [
     ("charades_ego", "CharadesEgo", CHARADES, utf16, "not UTF-8 text"),
     ("charades_ego", "CharadesEgo", CHARADES, first_line, "its annotations hold no clips"),
     ("charades_ego", "CharadesEgo", CHARADES, replaced("c002 1.0", "c999 1.0"), "line 2: c999 is no class of"),
+    ("charades_ego", "CharadesEgo", CHARADES, only(b"id,actions,length\nA1,,30\n"), "no video shows an action"),
     ("charades_ego", "CharadesEgo", CLASSES, only(b""), "holds no classes"),
     ("charades_ego", "CharadesEgo", CLASSES, lambda content: b"\xff" + content, "not UTF-8 text"),
     ("ego_mcq", "Ego4D", "egomcq.json", replaced('"v0"', '"../v0"'), "not five timed clips"),

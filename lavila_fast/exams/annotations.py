@@ -151,6 +151,8 @@ def open_charades_ego(folder: DataFolder, protocol: Protocol) -> Exam:
     folder.note(path, len(classes.names))
     path = folder.path("CharadesEgo", "CharadesEgo_v1_test_only1st.csv")
     videos = charades.read_videos(path, classes)
+    if videos and not any(any(one.classes) for one in videos):
+        raise InputError(f"{path}: no video shows an action, so that there is nothing to score; fetch the file again")
     folder.note(path, len(videos))
     library = folder.library("CharadesEgo_v1_480")
     return Several(

@@ -63,7 +63,8 @@ def _asked(result: Result) -> str:
     protocol = result.protocol
     if result.benchmark == "narration":
         sampling = f"temperature {protocol['temperature']:g}, top-p {protocol['top_p']:g}, seed {protocol['seed']}"
-        return f"every {protocol['every']:,}th clip, {many(protocol['samples'], 'sentence')} each, {sampling}"
+        clips = "every clip" if protocol["every"] == 1 else f"one clip of every {protocol['every']:,}"
+        return f"{clips}, {many(protocol['samples'], 'sentence')} each, {sampling}"
     if result.benchmark in ("ek100_mir", "ego_mcq"):
         return f"embeddings {'of unit length' if protocol['normalised'] else 'as the model gives them'}"
     joined = f"texts {protocol['template']}, views joined by {protocol['join']}"
