@@ -2,7 +2,7 @@
 
     python -m lavila_fast.bench.eval_nano --work runs/eval_nano --output bench/results/eval_nano.json
 
-Films of unseen scenes are written as EPIC-KITCHENS-100 and Ego4D have them, with annotations (a minute of a core a film).
+Films of unseen scenes are written as EPIC-KITCHENS-100 and Ego4D have them, with annotations (a minute of a core each).
 The float32 checkpoints are examined by PyTorch, the shipped INT8 bundle by each of its engines, and each pair of
 results is compared. Films and features are kept, so that a run goes on where it was broken off.
 """

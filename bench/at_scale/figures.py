@@ -45,7 +45,7 @@ TARGETS = {  # key of the last line
     "resume_peak_mb": Target("resume", "its memory", 500, unit="MB"),
     "reindex_seconds": Target("reindex", "the same where the index is lost", unit="s"),
     "reindex_peak_mb": Target("reindex", "its memory", unit="MB"),
-    "memory_growth_percent": Target("long_film", "growth of memory over the second half of a long film", 1, unit="%"),
+    "memory_growth_percent": Target("long_film", "a long film: its second half's peak above its first's", 1, unit="%"),
     "s3_vs_local": Target("objects", "a film in object storage at 5 ms against one on the disk", 0.9, least=True),
     "bytes_vs_size": Target("objects", "bytes fetched for each of the film", 1.05),
     "search_windows": Target("search", "windows in an index"),
