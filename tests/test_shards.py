@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from fractions import Fraction
@@ -161,6 +162,10 @@ def test_what_is_no_whole_is_refused() -> None:
     marker.write_text(json.dumps({**json.loads(whole), "digest": "of others"}))
     assert "not shares of the same videos" in refused(*paths)
     marker.write_text(whole)
+    rowed = paths[1].read_bytes()
+    paths[1].write_bytes(rowed[:-5])  # as a copy that was cut off
+    assert re.search(r"s2\.jsonl: holds \d+ of the \d+ clips of .* copy it again", refused(*paths))
+    paths[1].write_bytes(rowed)
     narrate("v", output="other.jsonl", shard=Shard(2, 3), clip_seconds=1.0)
     assert "clips 2 s every 2 s, and now it is 1 s every 1 s" in refused(paths[0], Path("other.jsonl"), paths[2])
     narrate("v", output="half.jsonl", shard=Shard(2, 2))

@@ -131,6 +131,8 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
     names = sorted({name for part in parts for name in part.records})
     for name in names:
         _check_overlaps(parts, name)
+        if not gaps:
+            _check_whole(parts, name)
     first = parts[0]
     kind = replace(output, rows=first.kind)
     _keep_parts(parts, kind)
@@ -190,6 +192,16 @@ def _check_overlaps(parts: Sequence[Part], video: str) -> None:
         if span == other:
             told = f"{video}, {span[0] / 1000:g} s: both in {part.path} and in {then.path}"
             raise InputError(f"{told}; merge shares of one division")
+
+
+def _check_whole(parts: Sequence[Part], video: str) -> None:
+    """See that every part still has the clips that its record of a video counts: a copy may have been cut off."""
+    for part in parts:
+        record = part.records.get(video)
+        there = len(part.done[video]) if video in part.done else 0
+        if record is not None and there < record.clips:
+            told = f"{part.path}: holds {there:,} of the {record.clips:,} clips of {video} that were written"
+            raise InputError(f"{told}; copy it again, or {_AGAIN}, or give --allow-gaps")
 
 
 def _of(part: Part, video: str) -> Iterator[tuple[Span, Part, int]]:
