@@ -209,6 +209,22 @@ def test_embeddings_there_and_back() -> None:
     assert (np.stack(back) == vectors).all()
 
 
+@pytest.mark.usefixtures("folder")
+def test_sentences_that_nobody_scored_are_read_in_every_format() -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    row = {"video": "a.mp4", "start": 0.0, "end": 1.0, "text": "hello"}
+    Path("own.csv").write_text("video,start,end,text\na.mp4,0,1,hello\n")
+    Path("own.jsonl").write_text(json.dumps(row) + "\n")
+    write_table(pa.Table.from_pylist([row]), "own.parquet")
+    for name in ("own.csv", "own.jsonl", "own.parquet"):
+        (read,) = read_table(Path(name)).rows()
+        assert isinstance(read, Narration)
+        assert np.isnan([read.perplexity, read.logprob]).all()
+        assert (read.start, read.end, read.sample, read.text) == (0.0, 1.0, 0, "hello"), name
+
+
 def test_bad_inputs_are_a_line_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Path("n.jsonl").read_bytes()
     Path("torn.jsonl").write_bytes(whole[:-7])
@@ -233,6 +249,15 @@ def test_bad_inputs_are_a_line_each(folder: Path, capsys: pytest.CaptureFixture[
         assert told in refused(capsys, name, "out.jsonl"), name
         assert not Path("out.jsonl").exists()
     assert "is IN itself" in refused(capsys, "n.jsonl", "./n.jsonl")
+    Path("sub").mkdir()
+    Path("link.jsonl").symlink_to("n.jsonl")
+    for name in ("sub/../n.jsonl", "link.jsonl"):
+        assert "is IN itself" in refused(capsys, "n.jsonl", name, "--format", "csv", "--overwrite"), name
+    Path("nan.csv").write_text("video,start,end,text\na.mp4,nan,1,hello\n")
+    assert "line 2: 'nan' as start; write numbers" in refused(capsys, "nan.csv", "out.jsonl")
+    Path("none.jsonl").write_text('{"video": "a.mp4", "start": 0, "end": null, "text": "x"}\n')
+    assert "none of its lines is a row of narrations" in refused(capsys, "none.jsonl", "out.csv")
+    assert not Path("out.csv").exists()
     Path("mine.csv").write_text("mine")
     assert "is there already" in refused(capsys, "n.jsonl", "mine.csv")
     assert Path("mine.csv").read_text() == "mine"

@@ -168,7 +168,7 @@ def place_for(table: Table, output: str, format: str | None, frame_times: bool, 
     place = choose_output(output, format, 1, False, table.kind)
     if place.kind == "stream":
         raise InputError(f"{output}: give a file or a folder")
-    if place.path and place.path.absolute() == table.path.absolute():
+    if place.path and place.path.resolve() == table.path.resolve():
         raise InputError(f"{output}: is IN itself; give another name")
     if csv_safe and table.kind.formats[place.format].safe is None:
         raise InputError(f"--csv-safe: of no use to {place.format}; leave it out, or give --format csv")

@@ -27,6 +27,7 @@ from lavila_fast.video.pickled import read_rows
 Fields = Iterator[tuple[str, dict[str, Any]]]
 """Where a row stands, for messages, and what it holds, as JSON has it."""
 _TELLING = {"narrations": "text", "features": "embedding", "labels": "labels"}  # a column that no other kind has
+_UNSCORED = {"sample": 0, "perplexity": None, "logprob": None}
 _RECORDS, _MOST_NPZ = 1 << 14, 64 << 30
 _BEGIN = 100  # lines that are looked at to tell what a file holds
 
@@ -52,17 +53,26 @@ class Table:
         """Row by row, anew each time.
 
         Raises:
-            InputError: one is none, but for torn lines of JSON.
+            InputError: one is none, but for torn lines of JSON; or these are all.
         """
-        self.torn, lines = 0, self.path.suffix.lower() in _LINES
+        self.torn, some, lines = 0, False, self.path.suffix.lower() in _LINES
         for where, fields in self._fields():
-            row = self.kind.read(fields)
+            row = self.kind.read(self._filled(fields))
             if row is not None:
+                some = True
                 yield row
             elif lines:
                 self.torn += 1
             else:
                 _refuse(where, fields, self.kind)
+        if self.torn and not some:
+            raise InputError(
+                f"{self.path}: none of its lines is a row of {self.kind.name}; give the file that a run wrote"
+            )
+
+    def _filled(self, fields: Any) -> Any:
+        """Sentences that nobody scored may lack what scores them, in every format alike."""
+        return {**_UNSCORED, **fields} if self.kind.name == "narrations" and isinstance(fields, dict) else fields
 
     def clips(self) -> Iterator[list[Row]]:
         """The rows of one clip after the other, in the order of the file."""
@@ -155,7 +165,7 @@ def _unusual(columns: Iterable[str]) -> dict[str, Any]:
 def _narrations_of_csv(path: Path) -> Fields:
     for row in named_rows(path):
         values = _typed(row.where, row.fields, row.comma, ("start", "end", "perplexity", "logprob", "motion"))
-        yield row.where, {"perplexity": None, "logprob": None, **values, "sample": _whole(values.get("sample") or "0")}
+        yield row.where, {**values, "sample": _whole(values.get("sample") or "0")}
 
 
 def _labels_of_csv(path: Path) -> Fields:
@@ -188,7 +198,8 @@ def _typed(where: str, fields: Mapping[str, Any], comma: bool, names: tuple[str,
         values |= {"skipped": values.get("skipped") or None, "unsure": values.get("unsure") == "true"}
         values["windows"] = _whole(values.get("windows"))
     except ValueError as error:
-        raise InputError(f"{where}: {error}; write numbers as a run does") from error
+        told = str(error) or f"{str(values[name])[:30]!r} as {name}"
+        raise InputError(f"{where}: {told}; write numbers as a run does") from error
     return values
 
 
