@@ -15,6 +15,7 @@ pytest.importorskip("lancedb")
 from lavila_fast import DualEncoder
 from lavila_fast.archive.journals.spans import span_of
 from lavila_fast.cli.main import run
+from lavila_fast.search.cut import save
 from lavila_fast.search.fusion import Background, fuse
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.moments import Moment, moments
@@ -127,9 +128,23 @@ def test_moments_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert (own == read_frames(Path("film.mp4"), range(first, 12 * 15))).all()
     assert f"--> 00:00:{12 - begin:06.3f}".replace(".", ",") in cue.read_text()
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1"]) == 2
+    wide = Path("厨" * 80 + "\n.mp4")  # 241 bytes, and a line break
+    shutil.copy("film.mp4", wide)
+    (path,) = save([Moment(wide.name, str(wide), 0.0, 2.0, "x", 0.5, 1.0)], Path("odd"))
+    assert len(path.name.encode()) < 255
+    assert path.is_file()
+    assert path.with_suffix(".srt").is_file()
+    capsys.readouterr()
     Path("film.mp4").unlink()
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1", "-o", "more"]) == 1
     assert "film.mp4: does not exist" in capsys.readouterr().err
+
+
+def test_names_of_clips_hold_no_line_breaks(kitchen_film: Path, tmp_path: Path) -> None:
+    film = tmp_path / "new\nline.mp4"
+    shutil.copy(kitchen_film, film)
+    (path,) = save([Moment(film.name, str(film), 0.0, 2.0, "x", 0.5, 1.0)], tmp_path / "clips")
+    assert path.name == "01_new%0Aline_0.0-2.0.mp4"
 
 
 def test_a_new_table_is_made_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,9 @@ def test_by_date_and_length(capsys: pytest.CaptureFixture[str]) -> None:
         assert bool(found(capsys, text, *words)["moments"]) == there, words
     assert run(["search", "ix", text, "--since", "yesterday"]) == 2
     capsys.readouterr()
+    for words in (("--since", "0001-01-01"), ("--until", "0001-01-01"), ("--until", "9999-12-31")):
+        run(["search", "ix", text, *words])
+        assert "unexpected" not in capsys.readouterr().err
 
 
 def test_a_summary_is_an_edit_list(kitchen: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,6 +153,7 @@ def test_a_summary_is_an_edit_list(kitchen: Path, capsys: pytest.CaptureFixture[
         ("--summarize", text, "--video", "other"): "there is none in the index",
         ("--summarize", text, "--video", "film", "-o", "x.txt"): "writes a .edl or a .json",
         (text, "--image", "a", "--clip", "b"): "give one of them",
+        (text, "--most-seconds", "4"): "is for --summarize",
         ("--clip", "film.mp4@5"): "give FILM@START-END",
     }.items():
         assert run(["search", "ix", *words]) == 2
@@ -203,6 +207,7 @@ def test_an_agent_searches_and_cuts(kitchen: Path) -> None:
                 ("cut", {"video": "../film.mp4", "start": 0, "end": 1}, "is not in the index"),
                 ("cut", {"video": "film.mp4", "start": 0, "end": 1000}, "at most 300 seconds"),
                 ("cut", {"video": "film.mp4", "start": 3, "end": 2}, "the first before the last"),
+                ("cut", {"video": "film.mp4", "start": 900, "end": 902}, "ends at 24 s; give an earlier start"),
             ):
                 answer = await client.call_tool(name, given)
                 assert answer.is_error, given
@@ -223,6 +228,10 @@ def test_without_a_folder_nothing_is_cut(kitchen: Path, monkeypatch: pytest.Monk
             return [tool.name for tool in (await client.list_tools()).tools]
 
     assert asyncio.run(names()) == ["search", "moments"]
+    told = Tools(index, tmp_path / "exact")
+    one, other = told.cut("film.mp4", 22.0, 100), told.cut("film.mp4", 22.04, 100)
+    assert one["ends_at"] == other["ends_at"] == pytest.approx(24, abs=0.1)  # not what was asked for
+    assert one["path"] != other["path"]  # nor is the first one overwritten
     monkeypatch.setattr(module, "MOST_CLIPS", 1)
     own = Tools(index, tmp_path / "cuts")
     own.cut("film.mp4", 0, 1)

@@ -31,13 +31,13 @@ _LONGEST = 255
 _SPELT_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")  # how names of videos spell a byte that is not UTF-8
 
 
-def _safe(name: str) -> str:
+def safe(name: str) -> str:
     """A name that every disk, archive and terminal takes: odd bytes and control characters as ``%1B``."""
     name = _SPELT_BYTE.sub(lambda found: f"%{found[1].upper()}", name)
     return OBEYED.sub(lambda found: quote(found[0].encode("utf-8", "surrogatepass")), name)
 
 
-def _fit(stem: str, suffix: str, longest: int) -> str:
+def fit(stem: str, suffix: str, longest: int = _LONGEST) -> str:
     """A file's name within the bytes that a disk takes; what is cut off is told apart by a digest."""
     name = f"{stem}{suffix}"
     if len(name.encode()) <= longest:
@@ -75,7 +75,7 @@ def name_files(
     keys = {_key(name) for name in taken}
     for spelling in spellings:
         left = {
-            video: _fit(_safe(spelling(video)).strip() or "video", suffix, longest)
+            video: fit(safe(spelling(video)).strip() or "video", suffix, longest)
             for video in videos
             if video not in names
         }

@@ -17,6 +17,8 @@ from lavila_fast.errors import InputError
 from lavila_fast.shown import many, shown
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from lavila_fast.arrays import F32
     from lavila_fast.search.index import Index, Query
     from lavila_fast.search.moments import Moment
@@ -92,6 +94,8 @@ def _check(given: dict[str, Any]) -> None:
         raise InputError("--save-top: give the folder for the clips by -o DIR")
     if given["summarize"] and given["output"] and given["output"].suffix.lower() not in (".edl", ".json"):
         raise InputError(f"{given['output']}: --summarize writes a .edl or a .json; name it so")
+    if given["most_seconds"] is not None and not given["summarize"]:
+        raise InputError("--most-seconds: is for --summarize; give it, or leave this out")
     if given["output"] and not (given["save_top"] or given["summarize"]):
         raise InputError("-o: is for --save-top and --summarize; give one of them, or leave it out")
 
@@ -102,7 +106,7 @@ def _search(opened: Index, query: Query, as_json: bool, given: dict[str, Any]) -
         from lavila_fast.search.cut import save
 
         for path in save(found.moments[: given["save_top"]], given["output"]):
-            tell(str(path), err=True)
+            tell(shown(path), err=True)
     if as_json:
         told = {"sure": found.sure, "stands_out": found.stands_out, "moments": [asdict(one) for one in found.moments]}
         click.echo(json.dumps(told))
@@ -135,10 +139,18 @@ def _query(opened: Index, text: str, given: dict[str, Any]) -> Query:
     from lavila_fast.search.index import Query
 
     kept = {name: given[name] for name in ("mode", "video", "after", "before", "longer", "shorter")}
-    kept |= {name: given[name].timestamp() for name in ("since", "until") if given[name]}
+    kept |= {name: _second(name, given[name]) for name in ("since", "until") if given[name]}
     limit = given["limit"] or (_IN_SUMMARY if given["summarize"] else _USUAL)
     threshold = SURE if given["threshold"] is None else given["threshold"]
     return Query(text, _vector(opened, text, given), threshold=threshold, limit=limit, **kept)
+
+
+def _second(name: str, day: datetime) -> float:
+    """Seconds since 1970 at which a day begins here."""
+    try:
+        return day.timestamp()
+    except (ValueError, OverflowError, OSError) as error:  # the first and the last days there are
+        raise InputError(f"--{name} {day:%Y-%m-%d}: is no day of a file; give a later or an earlier one") from error
 
 
 def _vector(opened: Index, text: str, given: dict[str, Any]) -> F32 | None:

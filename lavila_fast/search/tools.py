@@ -20,6 +20,7 @@ from typing import Any
 
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError
 from lavila_fast.files import storage_error
+from lavila_fast.remote.path import Place, place
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.summary import summarize
 from lavila_fast.video.cut import cut as cut_out
@@ -108,7 +109,11 @@ class Tools:
             raise InputError("start and end: give seconds, the first before the last")
         if end - start > MOST_SECONDS:
             raise InputError(f"a clip is at most {MOST_SECONDS:g} seconds long; give an earlier end")
-        source = self._source(video)
+        source, length = self._source(video)
+        if length is not None:
+            if start >= length:
+                raise InputError(f"{video[:200]}: ends at {length:g} s; give an earlier start")
+            end = min(end, round(length, 3))
         path = self.clips / _name(video, start, end, source)
         if path.name not in self._cut and len(self._cut) >= MOST_CLIPS:
             raise InputError(f"this server has cut {MOST_CLIPS} clips and cuts no more; start it again for others")
@@ -118,12 +123,13 @@ class Tools:
         self._cut.add(path.name)
         return {"path": str(path.absolute()), "begins_at": round(begin, 3), "ends_at": end}
 
-    def _source(self, video: str) -> Path:
-        """Where a video of the index lies."""
-        found = [path for name, path, _ in self.index.store.videos(video) if name == video]
+    def _source(self, video: str) -> tuple[Place, float | None]:
+        """Where a video of the index lies, and its length if that is known."""
+        found = [(path, length) for name, path, length in self.index.store.videos(video) if name == video]
         if not found:
             raise InputError(f"{video[:200]}: is not in the index; give a name as search shows it")
-        return Path(found[0])
+        path, length = found[0]
+        return place(path), length
 
     def _asked(self, query: Query) -> Any:
         self._embedded(query)
@@ -161,12 +167,17 @@ def _told(moment: Any) -> dict[str, Any]:
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in told.items()}
 
 
-def _name(video: str, start: float, end: float, source: Path) -> str:
+def _name(video: str, start: float, end: float, source: Place) -> str:
     """Of a clip's file: nothing of it is an agent's to choose but the stretch."""
     ending = ending_of(source)
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(video).stem[:60]) or "clip"
     digest = hashlib.sha256(video.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{stem}-{digest}_{start:.1f}-{end:.1f}{ending}"
+    return f"{stem}-{digest}_{_exact(start)}-{_exact(end)}{ending}"
+
+
+def _exact(second: float) -> str:
+    """A second in as many figures as tell it from others: ``2.0``, ``2.04``."""
+    return f"{second:.1f}" if round(second, 1) == second else repr(second)
 
 
 def server(tools: Tools) -> Any:
