@@ -115,6 +115,15 @@ def test_tables_that_are_none(text: str, name: str, said: str, films: Path) -> N
         find_manifest([str(films)], table(text, name))
 
 
+def test_a_table_without_videos_is_not_called_damaged(films: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"film": ["0.mp4"]}), "other.parquet")
+    with pytest.raises(InputError, match=r"^other\.parquet: no column 'video' among film; name one so$"):
+        find_manifest([str(films)], "other.parquet")
+
+
 def test_without_input_names_are_paths_or_beside_the_table(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (films / "here.csv").write_text(f"video\n0.mp4\n{films / '1.mp4'}\n{(films / '2.mp4').as_uri()}\n../x.mp4\n")
     found = find_manifest([], str(films / "here.csv"))

@@ -153,6 +153,8 @@ def _parquet(path: Place) -> Iterator[NamedRow]:
                 for values in batch.to_pylist():
                     number += 1
                     yield NamedRow(f"{path}, row {number}", {_lower(name): value for name, value in values.items()})
+    except InputError:
+        raise
     except RemoteError as error:
         raise InputError(f"{path}: {error.what}; {error.todo}") from error
     except OSError as error:
