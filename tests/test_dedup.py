@@ -96,6 +96,8 @@ def test_the_same_bytes_are_a_group_and_nearly_the_same_are_none(capsys: pytest.
         ("exact", "a.mp4", ["a.mp4", "b.mp4"]),
         ("exact", "x.mp4", ["x.mp4", "y.mp4"]),
     ]
+    unknown = [(copy["seconds"], copy["pixels"]) for copy in lines("out.jsonl")[0]["videos"]]
+    assert unknown == [(None, None)] * 2  # and not no seconds
     assert {path: path.read_bytes() for path in before} == before
     assert run(["dedup", ".", "-o", "out.csv"]) == 0
     with Path("out.csv").open() as file:

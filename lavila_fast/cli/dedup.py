@@ -111,6 +111,8 @@ def _write(output: Path, found: Found) -> None:
         listed: list[Group | Passage] = [*found.groups, *found.passages]
         for one in listed:
             values = {name: value for name, value in asdict(one).items() if name != "pairs" or value}
+            for video in values.get("videos", ()):  # 0: nobody looked, and no file is so
+                video |= {name: video[name] or None for name in ("seconds", "pixels")}
             file.write(json.dumps({"kind": values.pop("kind"), **values}).encode() + b"\n")
 
 
