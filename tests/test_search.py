@@ -15,6 +15,7 @@ pytest.importorskip("lancedb")
 from lavila_fast import DualEncoder
 from lavila_fast.archive.journals.spans import span_of
 from lavila_fast.cli.main import run
+from lavila_fast.errors import InputError
 from lavila_fast.search.cut import save
 from lavila_fast.search.fusion import Background, fuse
 from lavila_fast.search.index import Index, Query
@@ -218,6 +219,16 @@ def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.
     }.items():
         assert run(["search", *words]) == 2, words
         assert told in capsys.readouterr().err
+    shutil.copytree(kitchen / "ix", tmp_path / "own")
+    again = ["index", str(ASSETS / "kitchen.mp4"), "-o", str(tmp_path / "own"), "-q"]
+    assert run([*again, "--stride-seconds", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "or remove the index to begin anew" in told
+    assert "--overwrite" not in told  # which `index` has not
+    mute = Store.create(tmp_path / "mute", 2)
+    mute.add([Window("a", "a", "a", 0.0, 2.0, vector=np.ones(2, np.float32))])
+    with pytest.raises(InputError, match="holds no sentences"):
+        Index(tmp_path / "mute", mute, {}, "nano").search(Query("x", mode="text"))
     about = json.loads((kitchen / "ix" / "index.json").read_text())
     shutil.copytree(kitchen / "ix", tmp_path / "other")
     about["run"]["model"] = "nano (0123456789abcdef, native avx2)"

@@ -82,6 +82,11 @@ def index(context: click.Context, /, inputs: tuple[str, ...], into: str, as_json
 
 
 def _run(command: click.Command, words: list[str]) -> int:
-    """Another command; gives its exit code."""
-    code = command.main(words, prog_name=f"lavila-fast {command.name}", standalone_mode=False)
+    """Another command; gives its exit code. InputError: as that command's, with a way out that is ours."""
+    from lavila_fast.archive.journals.journal import BEGIN_ANEW
+
+    try:
+        code = command.main(words, prog_name=f"lavila-fast {command.name}", standalone_mode=False)
+    except InputError as error:  # an index has no such option
+        raise InputError(str(error).replace(BEGIN_ANEW, "remove the index to begin anew")) from error
     return code if isinstance(code, int) else 0

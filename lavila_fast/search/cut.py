@@ -17,7 +17,6 @@ from lavila_fast.remote.path import place
 from lavila_fast.search.moments import Moment
 from lavila_fast.video.cut import cut, ending_of
 
-
 _LONGEST = 200  # bytes of a name, with room for a hidden one beside it
 
 

@@ -179,7 +179,7 @@ class Index:
         """The moments that fit a query best.
 
         Raises:
-            InputError: the query is empty, or of a mode that is none.
+            InputError: the query is empty, of a mode that is none, or for words where no window has any.
         """
         for name in _BOUNDS:
             if not math.isfinite(getattr(query, name) or 0.0):
@@ -192,6 +192,8 @@ class Index:
         seen, stands = self._seen(query, most) if query.mode != "text" else ([], {})
         stands_out = stands[seen[0].video, seen[0].frame] if seen else None
         said = self._said(query, most) if query.mode != "vector" and query.text.strip() else []
+        if query.mode == "text" and not said and self.store.is_mute():
+            raise InputError(f"{self.folder}: holds no sentences; leave --mode text out, or index without --no-narrate")
         found = fuse(seen, said) if seen and said else seen or said
         sure = bool(said) if stands_out is None else stands_out >= query.threshold
         return Found(found[: query.limit], sure, stands_out, stands)

@@ -204,6 +204,10 @@ class Store:
         found = self._table.search(text, query_type="fts", fts_columns="text")
         return self._hits(found, limit, where, "_score", float)
 
+    def is_mute(self) -> bool:
+        """Whether no window has a sentence."""
+        return not self._table.count_rows("text != ''")
+
     def vector_of(self, video: str, second: float) -> F32 | None:
         """The vector of the window that shows a second of a video."""
         where = f"video = {quoted(video)} AND start <= {second!r} AND end > {second!r}"

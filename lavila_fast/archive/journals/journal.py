@@ -38,7 +38,8 @@ FSYNC_SECONDS = 5.0
 _LARGE = 10  # times as many clips as make an index worth while, after which it is written anew
 _OTHER_TEXT = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{")  # marks, UTF-16 and UTF-32
 _AGAIN = "rows may be lost: leave it alone and run the same command again"
-_WAY_OUT = "give another --output, or --overwrite to begin anew"
+BEGIN_ANEW = "--overwrite to begin anew"
+_WAY_OUT = f"give another --output, or {BEGIN_ANEW}"
 
 
 class Journal:
