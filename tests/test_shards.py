@@ -166,6 +166,16 @@ def test_what_is_no_whole_is_refused() -> None:
     paths[1].write_bytes(rowed[:-5])  # as a copy that was cut off
     assert re.search(r"s2\.jsonl: holds \d+ of the \d+ clips of .* copy it again", refused(*paths))
     paths[1].write_bytes(rowed)
+    beside = Path("s2.jsonl.videos.jsonl")
+    records = beside.read_bytes()
+    beside.write_bytes(records[:-5])
+    assert re.search(r"s2\.jsonl\.videos\.jsonl: says nothing of .*, of which there are rows; copy", refused(*paths))
+    beside.unlink()
+    with pytest.raises(InputError, match=r"^s2\.jsonl: .* s2\.jsonl\.videos\.jsonl did not come along; .* copy all"):
+        read_part(paths[1])
+    beside.write_bytes(records)
+    with pytest.raises(InputError, match=r"^gone\.jsonl: does not exist"):
+        read_part(Path("gone.jsonl"))
     narrate("v", output="other.jsonl", shard=Shard(2, 3), clip_seconds=1.0)
     assert "clips 2 s every 2 s, and now it is 1 s every 1 s" in refused(paths[0], Path("other.jsonl"), paths[2])
     narrate("v", output="half.jsonl", shard=Shard(2, 2))

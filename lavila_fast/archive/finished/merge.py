@@ -133,6 +133,8 @@ def merge(parts: Sequence[Part], output: Output, overwrite: bool = False, gaps: 
         _check_overlaps(parts, name)
         if not gaps:
             _check_whole(parts, name)
+    if not gaps:
+        _check_records(parts)
     first = parts[0]
     kind = replace(output, rows=first.kind)
     _keep_parts(parts, kind)
@@ -201,6 +203,15 @@ def _check_whole(parts: Sequence[Part], video: str) -> None:
         there = len(part.done[video]) if video in part.done else 0
         if record is not None and there < record.clips:
             told = f"{part.path}: holds {there:,} of the {record.clips:,} clips of {video} that were written"
+            raise InputError(f"{told}; copy it again, or {_AGAIN}, or give --allow-gaps")
+
+
+def _check_records(parts: Sequence[Part]) -> None:
+    """See that the records beside every part speak for all that it holds: they may have been cut off, too."""
+    for part in parts:
+        unknown = next((video for video in part.done if video not in part.records), None)
+        if unknown is not None:
+            told = f"{records_path(part.path)}: says nothing of {unknown}, of which there are rows"
             raise InputError(f"{told}; copy it again, or {_AGAIN}, or give --allow-gaps")
 
 
@@ -280,6 +291,12 @@ def read_part(path: Path) -> Part:
         samples = _samples(journal, kind)
         found = index.load(journal, samples) or (Done(), 0)
         done = _scan(journal, samples, kind, *found)
+    except FileNotFoundError as error:
+        if not journal.is_file():
+            raise InputError(f"{path}: does not exist; give what --output was given") from error
+        lacking = Path(str(error.filename)).name
+        told = f"is no output of a run, or {lacking} did not come along"
+        raise InputError(f"{path}: {told}; give what --output was given, and copy all of {journal.name}.*") from error
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: is no output of a run ({error}); give what --output was given") from error
     return Part(journal, run, kind, samples, run.pop("shard", None), through, records, done)
