@@ -150,7 +150,9 @@ def _second(name: str, day: datetime) -> float:
     try:
         return day.timestamp()
     except (ValueError, OverflowError, OSError) as error:  # the first and the last days there are
-        raise InputError(f"--{name} {day:%Y-%m-%d}: is no day of a file; give a later or an earlier one") from error
+        raise InputError(
+            f"--{name} {day.date().isoformat()}: is no day of a file; give a later or an earlier one"
+        ) from error
 
 
 def _vector(opened: Index, text: str, given: dict[str, Any]) -> F32 | None:
