@@ -23,7 +23,8 @@ from lavila_fast.errors import InputError, MissingExtraError
 TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 100_000  # rows from which an index of vectors pays
 _OUTSIDE, _MOST_PIECES, _BLOCK = 0.05, 64, 1 << 14  # share of rows, files of a table, rows that are copied at once
-_LIST, _PROBES, _REFINED = 4096, 64, 3  # rows of a list; lists that a query looks at; times as many to compare again
+_LIST, _PROBES, _SHARE = 4096, 64, 4  # rows of a list; lists that a query looks at: so many, or one of so many of all
+_REFINED = 3  # times as many are compared again, by the vectors themselves
 _NEW, _OLD = f"{TABLE}_new", f"{TABLE}_old"
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
 _COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame", "date", "length")
@@ -195,8 +196,8 @@ class Store:
         found = found.distance_type("cosine")
         if exact:
             found = found.bypass_vector_index()
-        elif len(self) >= LARGE:
-            found = found.nprobes(_PROBES).refine_factor(_REFINED)
+        elif (rows := len(self)) >= LARGE:
+            found = found.nprobes(max(_PROBES, rows // (_LIST * _SHARE))).refine_factor(_REFINED)
         return self._hits(found, limit, where, "_distance", lambda distance: 1.0 - distance)
 
     def worded(self, text: str, limit: int, where: str | None = None) -> list[Hit]:
