@@ -22,7 +22,7 @@ from test_archive import CLIPS, RUN, fill, open_journal, sentences
 
 from lavila_fast import files
 from lavila_fast.archive.formats.jsonl import JsonLines
-from lavila_fast.archive.journals import index, journal
+from lavila_fast.archive.journals import index, journal, spans
 from lavila_fast.archive.journals.journal import Journal
 from lavila_fast.archive.journals.rows import parse_row
 from lavila_fast.archive.journals.spans import Columns, Done, DoneClips, span_of
@@ -454,3 +454,19 @@ def test_millions_of_rows_take_little_memory_and_no_time(tmp_path: Path) -> None
     assert not one.has(Clip("v7", 1.0, 3.0))
     assert one.has(Clip("v49", 2.0, 4.0))
     one.close()
+
+
+def test_reading_the_rows_of_many_short_videos_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "_LOOSE", 2000)
+    clips = [(f"v{i // 50 % 400}", (1000 * (i % 50) + i // 20_000, 1000), i) for i in range(40_000)]  # each twice
+    clips.append(clips[7])
+    tracemalloc.start()
+    done = Done()
+    new = [done.read(*one) for one in clips]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    plain = Done()
+    assert new == [plain.add(*one) for one in clips] == [True] * 40_000 + [False]
+    assert list(done) == list(plain)
+    assert all(list(done[video].in_order()) == list(plain[video].in_order()) for video in plain)
+    assert most / len(clips) < 100, most / len(clips)

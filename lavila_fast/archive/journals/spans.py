@@ -20,7 +20,7 @@ from lavila_fast.records import Clip, Row
 Span = tuple[int, int]
 _LONGEST = 2**32 - 1  # milliseconds of a clip that a column takes, 49 days
 _EARLY = 2**31  # milliseconds, 24 days: start and length fit one number
-_MANY = 4096
+_MANY, _LOOSE = 4096, 1 << 18  # clips that lie in dictionaries, ten times as large: of a video, of all in reading
 
 
 def span_of(clip: Clip | Row) -> Span:
@@ -169,6 +169,7 @@ class Done(Mapping[str, DoneClips]):
     def __init__(self) -> None:
         self._places: dict[str, tuple[Shelf, int, int]] = {}
         self._touched: dict[str, DoneClips] = {}
+        self._loose = 0
 
     @classmethod
     def of_columns(cls, names: Sequence[str], counts: Sequence[int], columns: Shelf) -> Done:
@@ -218,6 +219,13 @@ class Done(Mapping[str, DoneClips]):
             self._touched[video] = self[video] if video in self._places else DoneClips(Columns.of({}))
         return self._touched[video].add(span, offset)
 
+    def read(self, video: str, span: Span, offset: int) -> bool:
+        """As `add`, for who goes through rows of many videos: what was added becomes columns from time to time."""
+        self._loose += 1
+        if self._loose > _LOOSE:
+            self.settle()
+        return self.add(video, span, offset)
+
     @property
     def odd(self) -> bool:
         """Whether some clip fits no column."""
@@ -229,3 +237,4 @@ class Done(Mapping[str, DoneClips]):
             parts = [clips.settle() for clips in self._touched.values()]
             self._place(list(self._touched), [len(part) for part in parts], Columns.joined(parts))
             self._touched = {}
+        self._loose = 0
