@@ -213,7 +213,7 @@ def test_what_makes_no_sense_is_one_line(proxy: Proxy, capfd: pytest.CaptureFixt
 @pytest.mark.timeout(1500)
 def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_path: Path) -> None:
     film = write_video(tmp_path / "long.mp4", 480, Fraction(2))
-    settings = ["--temperature", "0.7", "--threads", "1", "--stride-seconds", "0.2"]  # 1,191 windows: many seconds
+    settings = ["--temperature", "0.7", "--threads", "1", "--stride-seconds", "0.05"]  # 4,761 windows: many seconds
     s3_here.upload(proxy.url, "in/long.mp4", film)
     url = f"s3://{BUCKET}/in/long.mp4"
 
@@ -244,5 +244,5 @@ def test_a_killed_run_goes_on_on_another_machine(films: Path, proxy: Proxy, tmp_
     assert run(["narrate", str(film), "-o", "here.jsonl", *settings]) == 0
     there = [json.loads(line) for line in objects(proxy.url)["rows/out.jsonl"].splitlines()]
     here = [json.loads(line) for line in Path("here.jsonl").read_text("utf-8").splitlines()]
-    assert len(there) == 1191
+    assert len(there) == 4761
     assert [{**one, "video": ""} for one in there] == [{**one, "video": ""} for one in here]
