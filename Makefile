@@ -9,7 +9,7 @@
 # make bench-decode  what is wanted against decoding everything, to the bit; whole runs; children against threads
 # make bench-train  the loader against the original's, the loop's own cost, memory over a long run (under 15 minutes)
 # make bench-eval  dual encoders, eval against the bare engine, the rephraser (under 15 minutes)
-# make bench-archive  planning 100,000 films, resuming 18 million windows, a film of ten hours, one pass for two models (an hour)
+# make bench-archive  planning 100,000 films, resuming 18 million windows, a film of ten hours, one pass for two models (a quarter of an hour)
 # make eval-nano  how much of the shipped model INT8 keeps, by eval and eval compare (a quarter of an hour on two cores)
 # make soak   breaks runs on purpose for 40 minutes: kills in every format, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)

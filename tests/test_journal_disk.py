@@ -462,7 +462,7 @@ def test_reading_the_rows_of_many_short_videos_takes_little_memory(monkeypatch: 
     clips.append(clips[7])
     tracemalloc.start()
     done = Done()
-    new = [done.read(*one) for one in clips]
+    new = [done.add_read(*one) for one in clips]
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     plain = Done()

@@ -326,6 +326,6 @@ def _scan(journal: Path, samples: int, kind: Kind, done: Done, known: int) -> Do
     with journal.open("rb") as file:
         file.seek(known)
         for begin, _, rows in whole_clips(file, samples, known, kind.parse):
-            done.read(rows[0].video, span_of(rows[0]), begin)
+            done.add_read(rows[0].video, span_of(rows[0]), begin)
     done.settle()
     return done

@@ -125,7 +125,7 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(known)
             for begin, end, rows in whole_clips(file, self.samples, known, self._kind.parse):
-                if not self.done.read(rows[0].video, span_of(rows[0]), begin):
+                if not self.done.add_read(rows[0].video, span_of(rows[0]), begin):
                     continue
                 found += 1
                 if kept and kept[-1][1] == begin:

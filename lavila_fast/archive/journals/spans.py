@@ -219,7 +219,7 @@ class Done(Mapping[str, DoneClips]):
             self._touched[video] = self[video] if video in self._places else DoneClips(Columns.of({}))
         return self._touched[video].add(span, offset)
 
-    def read(self, video: str, span: Span, offset: int) -> bool:
+    def add_read(self, video: str, span: Span, offset: int) -> bool:
         """As `add`, for who goes through rows of many videos: what was added becomes columns from time to time."""
         self._loose += 1
         if self._loose > _LOOSE:
