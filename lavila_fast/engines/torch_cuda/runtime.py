@@ -112,12 +112,10 @@ class TorchGpuRuntime(SlotRuntime):
         self._sampler = _sampler(self.memory)
         self._encode_any = encoder or keys_values(self.model)
         self._video = torch.float32 if encoder else self.model.visual.cls_token.dtype
-        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": compile_backend}
         self._encode_batch = self._encode_any
         if compile_encoder and encoder is None:
-            mode: dict[str, Any] = {"mode": compile_encoder} if compile_backend == "inductor" else {}
-            self._encode_batch = torch.compile(self._encode_any, **options, **mode)
-        self._decode = torch.compile(self.decoder, **options) if compile_step else self.decoder
+            self._encode_batch = _compiled(self._encode_any, compile_backend, compile_encoder)
+        self._decode = _compiled(self.decoder, compile_backend) if compile_step else self.decoder
         told = "given" if encoder else compile_encoder or "eager"
         self._told: dict[str, Any] = {"precision": precision, "encoder": told, "compiled_step": compile_step}
         self.precision, self.device = precision, str(where)
@@ -224,6 +222,12 @@ class TorchGpuRuntime(SlotRuntime):
                 "slot_bytes": loop.nbytes // loop.slots,
             }
         return about
+
+
+def _compiled(what: Any, backend: str, mode: str = "") -> Any:
+    """As one graph of fixed shapes; modes are inductor's alone."""
+    told: dict[str, Any] = {"mode": mode} if mode and backend == "inductor" else {}
+    return torch.compile(what, fullgraph=True, dynamic=False, backend=backend, **told)
 
 
 def _weight_bytes(model: NarratorModel) -> int:
