@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import watched
 from test_video_coded import write_sound, write_video
 
 import lavila_fast
@@ -298,7 +299,7 @@ def test_kill_9_and_run_again(narrate: Callable[..., int], bundle: Path, videos:
     whole = Path("whole", journal).read_bytes()
     kills = 0
     for share in (0.02, 0.3, 0.6):
-        process = subprocess.Popen(command(bundle, *words, "-o", name), text=True)
+        process = watched.start(command(bundle, *words, "-o", name), text=True)
         wait_for(journal, int(share * len(whole)), process)
         process.kill()
         kills += process.wait() == -signal.SIGKILL
@@ -315,7 +316,7 @@ def test_signals_end_a_run_in_good_order(
 ) -> None:
     output = tmp_path / "out.jsonl"
     words = (videos, "--clip-seconds", 0.1, "--stride-seconds", 0.02, "-o", output)
-    process = subprocess.Popen(command(bundle, *words), text=True, stderr=subprocess.PIPE)
+    process = watched.start(command(bundle, *words), text=True, stderr=subprocess.PIPE)
     wait_for(output, 500, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)

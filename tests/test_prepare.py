@@ -23,6 +23,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import watched
 from test_video_coded import number_of, numbers, write_sound, write_video
 
 from lavila_fast.cli.main import run as command_line
@@ -248,7 +249,7 @@ def test_a_run_that_was_ended_goes_on(
 ) -> None:
     workers = "2" if number == signal.SIGKILL else "1"
     args = ["ego4d", "--data", str(long_film), "-o", str(tmp_path), "--chunk", "1", "--workers", workers]
-    process = subprocess.Popen([*COMMAND, *args], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = watched.start([*COMMAND, *args], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(read_manifest(tmp_path)) < 5 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 
+import watched  # noqa: E402
 from test_video_coded import write_video  # noqa: E402
 
 from lavila_fast.cli.main import run  # noqa: E402
@@ -220,7 +221,7 @@ def test_a_killed_run_goes_on_to_the_bit(home: Path, tmp_path: Path, seconds: fl
     """Killed when its log has three rows of six, and a while."""
     given = command("finetune_mir_tsf_b", home, tmp_path / "run", **LONG)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen([sys.executable, "-m", "lavila_fast", *given], env=env)
+    started = watched.start([sys.executable, "-m", "lavila_fast", *given], env=env)
     log = tmp_path / "run" / "log.jsonl"
     while started.poll() is None and not (log.is_file() and len(log.read_text().splitlines()) >= 3):
         time.sleep(0.01)
