@@ -378,3 +378,27 @@ def test_a_violation_is_exit_code_1_and_names_its_case(tmp_path: Path, monkeypat
     assert done.exit_code == 1
     assert "violation: mutants --case 17: 17-whole0.mp4: a fault" in done.output
     assert json.loads(done.output.splitlines()[-1]) == {"mutants": 1, "violations": 1}
+
+
+def test_minutes_are_shared_out_by_weight_and_no_scenario_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lavila_fast.bench.soak import __main__ as program
+
+    left: dict[str, float] = {}
+
+    class Cases:
+        def __init__(self, plan: Plan, tally: Tally) -> None:
+            self.plan, self.tally = plan, tally
+
+        def run(self) -> None:
+            left[self.tally.name] = self.plan.until - time.monotonic()
+            self.tally.add(cases=int(self.tally.name != "codecs"))
+
+    rows = {name: program.Row(Cases, row.weight) for name, row in program.SCENARIOS.items()}
+    monkeypatch.setattr(program, "SCENARIOS", rows)
+    found = program.soak(dict.fromkeys(rows, 1), minutes=1)
+    whole = 0.0
+    for name in reversed(rows):  # none takes any time here, so that each has its share of the whole minute
+        whole += rows[name].weight
+        assert left[name] == pytest.approx(60 * rows[name].weight / whole, rel=0.02)
+    assert found["codecs"]["violations"] == ["codecs: no case began; give it more --minutes"]
+    assert not any(one["violations"] for name, one in found.items() if name != "codecs")

@@ -47,18 +47,18 @@ class Scenario(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """A scenario: what makes it, and its share of the minutes."""
+    """A scenario: what makes it, and its weight when minutes are shared out."""
 
     make: Callable[[Plan, Tally], Scenario]
-    share: float
+    weight: float
 
 
 SCENARIOS = {
-    "kills": Row(Kills, 0.45),
-    "formats": Row(Formats, 0.75),
-    "faults": Row(Faults, 0.35),
-    "codecs": Row(BadCodecs, 0.12),
-    "mutants": Row(Mutants, 0.08),
+    "kills": Row(Kills, 5),
+    "formats": Row(Formats, 11),
+    "faults": Row(Faults, 4),
+    "codecs": Row(BadCodecs, 1.5),
+    "mutants": Row(Mutants, 1),
 }
 QUICK = {"kills": 3, "formats": 1, "faults": 2, "codecs": 1, "mutants": 40}
 
@@ -73,15 +73,17 @@ def soak(counts: dict[str, int], minutes: float, first: int = 0, alone: bool = F
         alone: Only this case.
         jobs: Cases at once.
     """
-    found, share = {}, sum(SCENARIOS[name].share for name in counts)
-    begun = time.monotonic()
+    found, to_come = {}, dict.fromkeys(counts)
+    end = time.monotonic() + 60 * minutes
     for name, count in counts.items():
-        share -= SCENARIOS[name].share
-        end = begun + 60 * minutes
-        until = end - share * 60 * minutes
         tally, began = Tally(name), time.monotonic()
+        weight = SCENARIOS[name].weight
+        until = began + (end - began) * weight / sum(SCENARIOS[one].weight for one in to_come)
+        del to_come[name]
         with tempfile.TemporaryDirectory(prefix=f"soak-{name}-") as folder:
             SCENARIOS[name].make(Plan(Path(folder), count, first, alone, jobs, until), tally).run()
+        if not tally.counts["cases"] and not tally.skipped:
+            tally.violations.append(f"{name}: no case began; give it more --minutes")
         found[name] = {**tally.to_dict(), "seconds": round(time.monotonic() - began, 1)}
         told = {key: value for key, value in found[name].items() if key != "violations"}
         click.echo(f"{name}: {', '.join(f'{key} {value}' for key, value in told.items())}")
