@@ -17,6 +17,7 @@ from test_video_coded import write_video
 from lavila_fast.archive.accounts.account import account, known
 from lavila_fast.archive.finished.convert import videos_of
 from lavila_fast.archive.finished.merge import merge, read_part
+from lavila_fast.archive.finished.tables import read_table
 from lavila_fast.archive.journals.videos import read_records
 from lavila_fast.archive.outputs import Output
 from lavila_fast.archive.recognise import Wishes
@@ -215,6 +216,16 @@ def test_a_share_that_was_broken_off_goes_on_and_says_when_it_is_through() -> No
     assert read_part(paths[0]).told is not None
 
 
+def ids_in_a_table_alone(source: str) -> list[str | None]:
+    """Of a table that was converted from another, beside which nothing told of its videos."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert run(["convert", source, "alone/1.parquet"]) == 0
+    assert run(["convert", "alone/1.parquet", "alone/2.parquet"]) == 0
+    assert parquet.read_table("alone/2.parquet").equals(parquet.read_table("alone/1.parquet"))
+    found: list[str | None] = parquet.read_table("alone/2.parquet")["video_id"].to_pylist()
+    return found
+
+
 @pytest.mark.usefixtures("place")
 def test_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     paths = [f"s{number}.jsonl" for number in (1, 2)]
@@ -225,7 +236,9 @@ def test_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["clips"] == len(rows("real.jsonl"))
     assert run(["convert", "all.csv", "back.jsonl"]) == 0
     assert rows("back.jsonl") == sorted(rows("real.jsonl"))
-    assert videos_of(Path("all.csv")).id("v/0.mp4") == videos_of(Path("real.jsonl")).id("v/0.mp4")
+    known, real = (videos_of(read_table(Path(name))) for name in ("all.csv", "real.jsonl"))
+    assert known.id("v/0.mp4") == real.id("v/0.mp4") is not None
+    assert ids_in_a_table_alone("real.jsonl") == [real.id(name) for name, *_ in rows("real.jsonl")]
     for bad in ("0/2", "3/2", "x", "1/", "1/100001"):
         assert run(["narrate", "v", "--shard", bad, "-o", "x.jsonl"]) == 2
     assert "give which of how many" in capsys.readouterr().err

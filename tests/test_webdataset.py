@@ -73,7 +73,8 @@ def files(folder: str) -> dict[str, bytes]:
 
 
 def write(folder: str, media: Media, size: int) -> None:
-    assert not Shards(read_table(Path("n.jsonl")), Path(folder), media, videos_of(Path("n.jsonl")), size).write().failed
+    table = read_table(Path("n.jsonl"))
+    assert not Shards(table, Path(folder), media, videos_of(table), size).write().failed
 
 
 @pytest.mark.usefixtures("place")

@@ -141,7 +141,7 @@ def _write_shards(table: Table, output: str, media: Media, part_mb: int | None, 
     if Path(output).is_file() or (Path(output).suffix == ".tar" and not output.endswith("/")):
         raise InputError(f"{output}: shards go into a folder; give a name that ends with a /")
     size = (part_mb or SHARD_MB) << 20
-    done = Shards(table, Path(output), media, videos_of(table.path), size, overwrite).write()
+    done = Shards(table, Path(output), media, videos_of(table), size, overwrite).write()
     for line in done.failed:
         tell(line, err=True, severity="ERROR")
     if as_json:

@@ -86,7 +86,8 @@ def _near(features: Path, firsts: Sequence[Copy], likeness: Likeness, found: Fou
     from lavila_fast.archive.finished.duplicates import Pictures, near
     from lavila_fast.archive.finished.tables import read_table
 
-    table, known = read_table(features), videos_of(features)
+    table = read_table(features)
+    known = videos_of(table)
     if table.kind.name != "features":
         raise InputError(f"{features}: holds {table.kind.name}, not features; give what `lavila-fast embed` wrote")
     by_path = {copy.path: copy.video for copy in firsts}

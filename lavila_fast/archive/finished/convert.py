@@ -41,12 +41,13 @@ class Converted:
     torn: int = 0
 
 
-def videos_of(path: Path) -> Videos:
-    """Who knows the videos of a file of rows: the records beside it, if there are any."""
+def videos_of(table: Table) -> Videos:
+    """Who knows the videos of a file of rows: the records beside it, if there are any, and the rows themselves."""
     try:
-        return KnownVideos(read_records(find_records(str(path))).get)
+        records = read_records(find_records(str(table.path)))
     except (InputError, OSError):
-        return KnownVideos(lambda _: None)
+        records = {}
+    return KnownVideos(records.get, table.ids)
 
 
 def convert(table: Table, output: Output, part_bytes: int | None = None, overwrite: bool = False) -> Converted:
@@ -63,7 +64,7 @@ def convert(table: Table, output: Output, part_bytes: int | None = None, overwri
             that has none.
         StorageError: something cannot be written.
     """
-    output, videos, done = replace(output, rows=table.kind), videos_of(table.path), Converted()
+    output, videos, done = replace(output, rows=table.kind), videos_of(table), Converted()
     clips = _counted(table.clips(), done)
     assert output.path is not None
     if output.kind == "file":

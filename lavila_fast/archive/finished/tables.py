@@ -41,6 +41,7 @@ class Table:
         kind: Of its rows.
         run: The settings that they were made with, as far as the file tells.
         torn: Lines that were no rows, among those that were read.
+        ids: Identities of contents by the names of videos, as far as the rows that were read tell them.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Table:
     run: dict[str, Any]
     _fields: Callable[[], Fields]
     torn: int = field(default=0, init=False)
+    ids: dict[str, str] = field(default_factory=dict, init=False)
 
     def rows(self) -> Iterator[Row]:
         """Row by row, anew each time.
@@ -60,6 +62,7 @@ class Table:
             row = self.kind.read(self._filled(fields))
             if row is not None:
                 some = True
+                self._note_id(row.video, fields)
                 yield row
             elif lines:
                 self.torn += 1
@@ -69,6 +72,10 @@ class Table:
             raise InputError(
                 f"{self.path}: none of its lines is a row of {self.kind.name}; give the file that a run wrote"
             )
+
+    def _note_id(self, video: str, fields: dict[str, Any]) -> None:
+        if isinstance(told := fields.get("video_id"), str) and told:
+            self.ids.setdefault(video, told)
 
     def _filled(self, fields: Any) -> Any:
         """Sentences that nobody scored may lack what scores them, in every format alike."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from types import MappingProxyType
 
 from lavila_fast.archive.journals.videos import VideoRecord
 from lavila_fast.errors import LavilaError
@@ -14,16 +15,23 @@ _FINEST = 1001  # rates are whole, or thousands in so many seconds
 
 
 class KnownVideos:
-    """Videos by their records; the rate of one is asked of the file itself, once."""
+    """Videos by their records; the rate of one is asked of the file itself, once.
 
-    def __init__(self, record: Callable[[str], VideoRecord | None]) -> None:
-        self._record = record
+    Args:
+        record: That of a video.
+        ids: Identities of videos without a record, as rows tell them.
+    """
+
+    def __init__(
+        self, record: Callable[[str], VideoRecord | None], ids: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._record, self._ids = record, ids
         self._rates: dict[str, Fraction | None] = {}
 
     def id(self, video: str) -> str | None:
         """See `Videos.id`."""
         found = self._record(video)
-        return found.id if found else None
+        return found.id if found and found.id else self._ids.get(video)
 
     def path(self, video: str) -> Place:
         """See `Videos.path`."""
