@@ -133,6 +133,12 @@ def _writing_beside(path: Path) -> Iterator[None]:
             os.close(folder)
 
 
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes have left of a file that is not to be written now."""
+    with contextlib.suppress(OSError), _writing_beside(path):
+        pass
+
+
 def _remove(parts: list[Path]) -> None:
     for part in parts:
         with contextlib.suppress(OSError):

@@ -359,6 +359,47 @@ def test_a_signal_that_a_library_turns_into_its_own_error(
     assert narrate(videos / "v2.mp4", "--clip-seconds", 0.1, "-o", "out.jsonl") == 0
 
 
+@pytest.mark.parametrize("where", ["a destructor", "a callback"])
+def test_a_signal_that_a_library_swallows_is_known_and_prints_nothing(where: str) -> None:
+    """PyAV, ctypes and destructors let no exception through: Python would print each with its traceback."""
+    program = """
+import ctypes, os, signal, sys
+from lavila_fast.archive.signals import DeferredSignals, Stopped
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+def called():
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000):
+        pass
+
+signals = DeferredSignals()
+with signals.installed():
+    Dying() if sys.argv[1] == "a destructor" else ctypes.CFUNCTYPE(None)(called)()
+    print("went on", signals.stopped.exit_code)
+    try:
+        with signals():
+            print("written")
+    except Stopped:
+        print("then stopped")
+
+class Faulty:
+    def __del__(self):
+        raise KeyError("another fault")
+
+with signals.installed():
+    Faulty()
+"""
+    done = subprocess.run([sys.executable, "-c", program, where], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["went on 143", "written", "then stopped"]
+    assert "Stopped" not in done.stderr
+    assert "KeyError: 'another fault'" in done.stderr  # others are told
+
+
 def test_the_second_signal_does_not_wait() -> None:
     stuck = """
 import time

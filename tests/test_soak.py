@@ -162,6 +162,14 @@ def test_how_a_run_may_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert runs.narrate(tmp_path / "a", []).unseemly() == ([told] if told else [])
 
 
+def test_temporary_files_but_for_pythons_own_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = "open('7ewz3qvz', 'w').write('blat'), open('7ewz3qvy', 'w').write('film'), os.mkdir('7ewz3qvx')"
+    monkeypatch.setattr(runs, "_NARRATE", [sys.executable, "-c", f"import os; os.chdir(os.environ['TMPDIR']); {left}"])
+    assert runs.narrate(tmp_path / "a", []).code == 0
+    told = ["7ewz3qvx among temporary files", "7ewz3qvy among temporary files"]
+    assert sorted(runs.temporary_left(tmp_path / "a")) == told
+
+
 def test_shared_memory_that_nobody_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     path = runs.SHARED / f"soak-test-{os.getpid()}"
     path.write_bytes(bytes(4096))

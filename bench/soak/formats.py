@@ -23,7 +23,7 @@ from lavila_fast.archive.journals.kinds import KINDS
 from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.kills import Meddle, make_films
 from lavila_fast.bench.soak.outputs import Contents, Setting, contents, lacks
-from lavila_fast.bench.soak.runs import OURS, Ended, Running, shared_files, shared_since
+from lavila_fast.bench.soak.runs import OURS, Ended, Running, shared_files, shared_since, temporary_left
 from lavila_fast.records import Narration
 
 WAYS = ALONE, SHARES, WORKERS = "alone", "shard", "processes"
@@ -203,8 +203,7 @@ class Formats:
         self.meddle(folder)
         self.tally.add(outputs=1)
         wrong = lacks(expected.files, folder, _SETTING)
-        temporary = folder.with_name(f"{folder.name}.tmp")
-        wrong += [f"{path.name} among temporary files" for path in temporary.iterdir()]
+        wrong += temporary_left(folder)
         if not wrong:
             shutil.rmtree(folder)
         return wrong

@@ -19,7 +19,7 @@ from lavila_fast.bench.soak.cases import Plan, Tally, chance, each
 from lavila_fast.bench.soak.films import own_bytes, write_film
 from lavila_fast.bench.soak.outputs import SETTINGS, Contents, Setting, contents, lacks
 from lavila_fast.bench.soak.planted import broken, plant
-from lavila_fast.bench.soak.runs import Ended, Running, narrate, shared_files, shared_since
+from lavila_fast.bench.soak.runs import Ended, Running, narrate, shared_files, shared_since, temporary_left
 
 _SECONDS = (10.0, 4.0, 35.0, 3.0)  # of the films; the third is cut into stretches
 _SIGNALS = (signal.SIGKILL,) * 6 + (signal.SIGTERM, signal.SIGINT) * 2
@@ -74,8 +74,7 @@ class Kills:
         wrong = ended.unseemly() + [f"at the end exit code {ended.code}"] * (ended.code != 0) + ended.errors
         wrong += self._but_parts(lacks(expected.files, folder, setting), locks)
         wrong += [f"{one} in /dev/shm" for one in shared_since(before)]
-        temporary = folder.with_name(f"{case}.tmp")
-        wrong += [f"{path.name} among temporary files" for path in temporary.iterdir()]
+        wrong += temporary_left(folder)
         for what in wrong:
             self.tally.blame(case, f"{setting}, {'' if locks else 'no '}locks: {what}")
         if not wrong:
@@ -129,8 +128,10 @@ class Kills:
         else:
             stop = time.monotonic() + draw.random() * 1.2 * whole.seconds
             _while(run, lambda: time.monotonic() < stop)
-        running = run.kill(number)
-        return run.end(), number if running else None
+        running, ended = run.kill(number), run.end()
+        if ended.code == 0 and number == signal.SIGKILL:  # it had ended, and nobody had been told yet
+            running = False
+        return ended, number if running else None
 
     def _judge(self, case: int, setting: Setting, ended: Ended, killed: signal.Signals | None) -> None:
         if killed is None:

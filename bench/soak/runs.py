@@ -117,6 +117,21 @@ class Running:
         return Ended(code, told, len(left))
 
 
+def temporary_left(folder: Path) -> list[str]:
+    """What runs in a folder have left among their temporary files, a line each.
+
+    But for Python's own trial of where such files may lie: eight letters, which it writes and removes at once.
+    """
+    left = (path for path in folder.with_name(f"{folder.name}.tmp").iterdir())
+    return [f"{path.name} among temporary files" for path in left if not _is_trial(path)]
+
+
+def _is_trial(path: Path) -> bool:
+    return (
+        re.fullmatch(r"[a-z0-9_]{8}", path.name) is not None and path.is_file() and path.read_bytes() in (b"", b"blat")
+    )
+
+
 def narrate(folder: Path, words: Sequence[object], env: Mapping[str, str] | None = None) -> Ended:
     """A run from its beginning to its end."""
     return Running(folder, words, env).end()

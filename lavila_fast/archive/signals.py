@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -32,6 +33,22 @@ def _handlers(handler: Callable[[int, FrameType | None], object] | signal.Handle
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def _quiet_where_swallowed() -> Iterator[None]:
+    """Where a library lets no exception through (a callback, a destructor) Python would print it; `stopped` knows."""
+    before = sys.unraisablehook
+
+    def tell(told: sys.UnraisableHookArgs) -> None:
+        if not isinstance(told.exc_value, Stopped):
+            before(told)
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def at_once() -> contextlib.AbstractContextManager[None]:
@@ -69,6 +86,8 @@ class DeferredSignals:
         if stop := self.stopped:
             raise stop
 
-    def installed(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
         """Take the signals over for the time of the block."""
-        return _handlers(self._handle)
+        with _handlers(self._handle), _quiet_where_swallowed():
+            yield

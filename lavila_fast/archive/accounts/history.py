@@ -23,7 +23,7 @@ from typing import Any
 from lavila_fast.archive.journals.journal import ACCOUNT, SUFFIX
 from lavila_fast.archive.run import Summary
 from lavila_fast.errors import InputError, StorageError
-from lavila_fast.files import write_json
+from lavila_fast.files import remove_parts, write_json
 from lavila_fast.machine import available_cpus
 
 SCHEMA, MOST = 1, 100
@@ -186,6 +186,8 @@ class History:
         def told(ended: str) -> None:
             if last.clips or last.copied or last.decoded or not self.runs:
                 self.note(cost_of(began, last, engine, ended))
+            elif ended != GOES_ON:
+                remove_parts(self.path)
 
         def heard(summary: Summary) -> None:
             nonlocal last
