@@ -20,7 +20,9 @@ from click.testing import CliRunner
 from lavila_fast.cli.rephrase import rephrase
 from lavila_fast.errors import InputError, LavilaError, ServerError
 from lavila_fast.rephrase import server as module
-from lavila_fast.rephrase.server import Ask, Server, candidates_in
+from lavila_fast.rephrase.answers import candidates_in, reason_in
+from lavila_fast.rephrase.run import MOST_REFUSED
+from lavila_fast.rephrase.server import Ask, Server
 
 KEY = "sk-secret-of-the-test"
 THINGS = "cup bowl plate pan knife fork spoon bottle glass kettle box apple".split()  # noqa: SIM905
@@ -168,6 +170,98 @@ def test_a_server_that_stays_busy_is_not_called_dead(arguments: list[str], stub:
         run([*arguments, "--limit", "1"])
 
 
+def refusing(stub: Stub, refused: Any, answer: tuple[int, Any] = (400, {"error": {"message": "too sharp"}})) -> None:
+    answered = stub.paraphrase
+    stub.answer = lambda body: answer if refused(body["messages"][0]["content"]) else answered(body)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refused_sentence_costs_itself(arguments: list[str], stub: Stub, tmp_path: Path, status: int) -> None:
+    refusing(stub, lambda text: "knife" in text or "fork" in text, (status, {"error": {"message": "too sharp\x1b"}}))
+    result = run(arguments, code=1)
+    told = json.loads(result.stdout)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.removeprefix("error: ") for line in lines] == told["refused"]
+    assert f"/v1: refuses 'The person lifts the knife.' ({status} " in lines[0]
+    assert r"too sharp\x1b); it has no paraphrases" in lines[0]
+    assert "refused: 2 sentences" in result.stderr
+    assert [len(row["paraphrases"]) for row in rows_of(tmp_path / "out.jsonl")] == [2, 2, 2, 2, 0, 0, *[2] * 6] * 2
+    assert len(stub.asked) == 12
+    again = json.loads(run([*arguments, "-q"], code=1).stdout)  # they are asked again, no others are
+    assert (again["known"], len(again["refused"]), len(stub.asked)) == (10, 2, 14)
+    stub.answer = stub.paraphrase
+    assert json.loads(run(arguments).stdout)["refused"] == []
+    assert [len(row["paraphrases"]) for row in rows_of(tmp_path / "out.jsonl")] == [2] * 24
+
+
+def test_refused_at_last_is_told_too(arguments: list[str], stub: Stub) -> None:
+    refusing(stub, lambda text: "apple" in text)
+    result = run([*arguments, "-q", "--workers", "1"], code=1)
+    assert result.stderr.count("\n") == len(json.loads(result.stdout)["refused"]) == 1
+
+
+def test_the_key_in_a_refusal_is_not_told(arguments: list[str], stub: Stub, monkeypatch: Any) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    refusing(stub, lambda text: "cup" in text, (400, {"error": f"{KEY} may not"}))
+    result = run(arguments, code=1)
+    assert "Bad Request … may not" in result.stderr
+    assert KEY not in result.output
+
+
+def test_few_sentences_all_refused(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    refusing(stub, lambda text: True)
+    assert len(json.loads(run(arguments, code=3).stdout)["refused"]) == 12
+    assert [row["paraphrases"] for row in rows_of(tmp_path / "out.jsonl")] == [[]] * 24
+    assert run([*arguments, "--limit", "1"], code=1)
+
+
+def many_rows(tmp_path: Path, count: int) -> None:
+    rows = ({"text": f"#C C lifts the cup {number}"} for number in range(count))
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_server_that_refuses_everything(arguments: list[str], stub: Stub, tmp_path: Path, capsys: Any) -> None:
+    many_rows(tmp_path, 400)
+    refusing(stub, lambda text: True, (400, {"detail": [{"loc": ["body"], "msg": "max_tokens is too large"}]}))
+    with pytest.raises(
+        ServerError, match=r"/v1: refuses 20 sentences .*max_tokens is too large\); check --m"
+    ) as raised:
+        run([*arguments, "--workers", "1"])
+    assert "\n" not in str(raised.value)
+    assert len(stub.asked) == MOST_REFUSED
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_server_that_begins_to_refuse_everything(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    many_rows(tmp_path, 400)
+    refusing(stub, lambda text: len(stub.asked) > 8)
+    with pytest.raises(ServerError, match=r"refuses 28 sentences .*; 8 of 400 sentences are kept in"):
+        run([*arguments, "--workers", "1"])
+    with pytest.raises(ServerError, match="refuses 28 sentences"):
+        run([*arguments, "--workers", "1"])
+    assert len(stub.asked) == 8 + 2 * 28
+
+
+def test_many_refused_before_do_not_end_a_run(arguments: list[str], stub: Stub, tmp_path: Path) -> None:
+    many_rows(tmp_path, 100)
+    refusing(stub, lambda text: int(text.rpartition(" ")[2].rstrip(".")) >= 60)
+    for known in (0, 60):
+        told = json.loads(run([*arguments, "--workers", "1"], code=1).stdout)
+        assert (told["known"], len(told["refused"])) == (known, 40)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_is_wrong_for_all_ends_it_at_once(arguments: list[str], stub: Stub, status: int) -> None:
+    stub.answer = lambda body: (status, {})
+    with pytest.raises(
+        ServerError, match=rf"the server says {status} .*; check --server, --model and the key"
+    ) as raised:
+        run([*arguments, "--workers", "1"])
+    assert "\n" not in str(raised.value)
+    assert len(stub.asked) <= 2  # the worker may have begun another
+
+
 def test_ctrl_c_does_not_wait_for_a_slow_server(arguments: list[str], stub: Stub) -> None:
     answered = threading.Event()
     stub.answer = lambda body: ((answered.wait(60) and 200) or 500, {})
@@ -297,3 +391,23 @@ def test_lists_lose_their_numbers() -> None:
 def test_identity_tells_prompts_apart() -> None:
     assert Ask("http://x/v1", "m", "a {}").identity != Ask("http://x/v1", "m", "b {}").identity
     assert Server(Ask("http://x/v1/", "m", "{}")).ask.identity == Ask("http://x/v1", "m", "{}").identity
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"error": {"message": "filtered", "code": "content_filter"}}, "filtered"),
+        ({"error": "too long"}, "too long"),
+        ({"object": "error", "message": "too long"}, "too long"),
+        ({"detail": [{"loc": ["body"], "msg": "too long"}]}, "too long"),
+        ({"error": {"message": None}, "detail": "why"}, "why"),
+        ({"error": 7}, ""),
+        (None, ""),
+    ],
+)
+def test_reasons_have_many_shapes(content: Any, reason: str) -> None:
+    assert reason_in(json.dumps(content).encode()) == reason
+
+
+def test_reasons_that_are_none() -> None:
+    assert [reason_in(one) for one in (b"<html>", b"", b"\xff", b"[" * 100_000, b'{"error":' * 900 + b"1")] == [""] * 5

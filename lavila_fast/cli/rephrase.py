@@ -19,6 +19,7 @@ import click
 from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice, Number
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import InputError
+from lavila_fast.shown import many
 
 if TYPE_CHECKING:
     from lavila_fast.rephrase.cache import Cache
@@ -68,6 +69,9 @@ def rephrase(source: Path, output: Path, **given: Any) -> None:
     pickles. Each different sentence is asked for once; what was found is kept on disk, so the same command goes on
     after a crash or Ctrl-C. Candidates that repeat the sentence or each other, or lose its person, verb or object, are
     left out and counted. A pickle is what `lavila-fast train` reads in place of ego4d_train.pkl.
+
+    A sentence that a server refuses (400, 413, 422) costs one line and has no paraphrases; the next run asks for it
+    again. Exit codes: 1 if any was refused, 3 if all of several were.
     """
     from lavila_fast.rephrase.outputs import check_output
     from lavila_fast.rephrase.run import Job, rephrase
@@ -78,13 +82,14 @@ def rephrase(source: Path, output: Path, **given: Any) -> None:
         raise InputError(f"{source}: no such file; give narrations as .jsonl, .csv, .parquet or .pkl")
     if output.exists() and output.samefile(source):
         raise InputError(f"{output}: is what is read; give another -o")
-    with _opened(given) as (model, cache), _progress(given["quiet"]) as said:
-        counts = rephrase(job, model, cache, said)
+    with _opened(given) as (model, cache), _progress(given["quiet"]) as (said, refused):
+        counts = rephrase(job, model, cache, said, refused)
     told = {**counts.to_dict(), "output": str(output)}
     if given["as_json"]:
         click.echo(json.dumps(told))
     if not given["quiet"]:
         _say(counts, told)
+    click.get_current_context().exit(counts.exit_code)
 
 
 @contextlib.contextmanager
@@ -134,8 +139,8 @@ def _loaded(name: str, search: Any, given: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, a line every half minute elsewhere."""
+def _progress(quiet: bool) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """A bar on a terminal, a line every half minute elsewhere; and lines about refused sentences."""
     from tqdm import tqdm
 
     show = not quiet and sys.stderr.isatty()
@@ -150,7 +155,11 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
                 last = time.monotonic()
                 tell(f"{done}/{total} sentences, {done / (last - began):.2f} sentences/s", err=True)
 
-        yield said
+        def refused(line: str) -> None:
+            with bar.external_write_mode(file=sys.stderr):
+                tell(line, err=True, severity="ERROR", event="lavila.sentence.refused")
+
+        yield said, refused
 
 
 def _say(counts: Counts, told: dict[str, Any]) -> None:
@@ -162,5 +171,7 @@ def _say(counts: Counts, told: dict[str, Any]) -> None:
     dropped = ", ".join(f"{count} {reason}" for reason, count in told["dropped"].items() if count)
     if dropped:
         tell(f"left out: {dropped}", err=True)
+    if counts.refused:
+        tell(f"refused: {many(len(counts.refused), 'sentence')}; run the same command again to ask for them", err=True)
     if counts.unsure:
         tell(f"not asked for: {counts.unsure} texts that are empty, overlong or #unsure", err=True)

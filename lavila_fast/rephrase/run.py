@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lavila_fast.errors import InputError, ServerError
 from lavila_fast.rephrase.cache import Cache
@@ -19,6 +19,21 @@ from lavila_fast.rephrase.marks import Marked
 from lavila_fast.rephrase.outputs import Kind, Rephrased, check_output, write_rephrased
 from lavila_fast.rephrase.sources import Row, read_narrated
 
+MOST_REFUSED = 20
+"""As many refusals in a row more than sentences that were ever answered say that it is not the sentences."""
+
+
+class Refused(NamedTuple):
+    """In place of candidates: a sentence that is not taken, which says nothing about others.
+
+    Attributes:
+        by: Who refuses it.
+        why: In a few words.
+    """
+
+    by: str
+    why: str
+
 
 class Model(Protocol):
     """What paraphrases sentences."""
@@ -26,7 +41,7 @@ class Model(Protocol):
     def batches(self, sentences: Sequence[str]) -> Iterator[list[str]]:
         """All of them, in the groups in which they are best asked."""
 
-    def paraphrase(self, sentences: Sequence[str]) -> list[list[str]]:
+    def paraphrase(self, sentences: Sequence[str]) -> Sequence[list[str] | Refused]:
         """Candidates of each, the best first."""
 
 
@@ -69,6 +84,7 @@ class Counts:
         kept: Of the candidates.
         without: Different texts of which no candidate stayed.
         dropped: Other candidates, by reason.
+        refused: A line about each sentence that was refused; a later run asks for it again.
         seconds: In the model.
     """
 
@@ -81,7 +97,15 @@ class Counts:
     kept: int = 0
     without: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0; 1 if a sentence was refused; 3 if all of several were."""
+        if not self.refused:
+            return 0
+        return 3 if len(self.refused) == self.sentences > 1 else 1
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, and sentences a second that went through the model."""
@@ -92,7 +116,11 @@ class Counts:
 
 
 def rephrase(
-    job: Job, model: Model, cache: Cache, said: Callable[[int, int], None] = lambda done, total: None
+    job: Job,
+    model: Model,
+    cache: Cache,
+    said: Callable[[int, int], None] = lambda done, total: None,
+    refused: Callable[[str], None] = lambda line: None,
 ) -> Counts:
     """Do it.
 
@@ -101,6 +129,7 @@ def rephrase(
         model: Asked for sentences that the cache does not know.
         cache: Keeps what the model says, batch by batch.
         said: Told sentences done and to be done.
+        refused: Told a line about each sentence that is refused.
 
     Raises:
         LavilaError: the input, the model or the output fails; what the model has said so far stays in the cache.
@@ -111,7 +140,9 @@ def rephrase(
     todo = cache.missing(sentences)
     counts.sentences, counts.known = len(sentences), len(sentences) - len(todo)
     began = time.perf_counter()
-    _ask(model, cache, todo, said)
+    for line in _ask(model, cache, todo, counts.known, said):
+        counts.refused.append(line)
+        refused(line)
     counts.seconds = time.perf_counter() - began
     kind = Kind(job.column, list(names), job.top, job.with_source)
     write_rephrased(job.output, _rephrased(job, cache, counts), kind)
@@ -138,18 +169,49 @@ def _sentences(job: Job, counts: Counts, names: dict[str, None]) -> list[str]:
     return list(found)
 
 
-def _ask(model: Model, cache: Cache, todo: Sequence[str], said: Callable[[int, int], None]) -> None:
-    done = 0
+def _ask(
+    model: Model, cache: Cache, todo: Sequence[str], known: int, said: Callable[[int, int], None]
+) -> Iterator[str]:
+    """Ask for all of them; a line about each that is refused, once others are answered or no more are to be asked for.
+
+    Raises:
+        ServerError: the model fails, or refuses so many one after another that it is not for the sentences' sake.
+    """
+    done, answered, waiting = 0, 0, list[tuple[str, Refused]]()
     try:
         for batch in model.batches(todo):
-            cache.put(batch, model.paraphrase(batch))
-            done += len(batch)
+            found, refused = _answers(model, batch)
+            cache.put(list(found), list(found.values()))
+            done, answered, waiting = done + len(batch), answered + len(found), waiting + refused
             said(done, len(todo))
+            if found:
+                yield from _lines(waiting)
+                waiting = []
+            elif len(waiting) >= MOST_REFUSED + known + answered:
+                by, why = waiting[-1][1]
+                told = f"{by}: refuses {len(waiting)} sentences one after another ({why})"
+                raise ServerError(f"{told}; check --model, --prompt and --max-tokens")
     except ServerError as error:
-        if not done:
+        if not answered:
             raise
-        kept = f"{done} of {len(todo)} sentences are kept in {cache.path}, run the same command again to go on"
+        kept = f"{answered} of {len(todo)} sentences are kept in {cache.path}, run the same command again to go on"
         raise ServerError(f"{error}; {kept}") from error
+    yield from _lines(waiting)
+
+
+def _answers(model: Model, batch: Sequence[str]) -> tuple[dict[str, list[str]], list[tuple[str, Refused]]]:
+    found, refused = dict[str, list[str]](), list[tuple[str, Refused]]()
+    for sentence, answer in zip(batch, model.paraphrase(batch), strict=True):
+        if isinstance(answer, Refused):
+            refused.append((sentence, answer))
+        else:
+            found[sentence] = answer
+    return found, refused
+
+
+def _lines(refused: Sequence[tuple[str, Refused]]) -> Iterator[str]:
+    for sentence, (by, why) in refused:
+        yield f"{by}: refuses {sentence!r} ({why}); it has no paraphrases, run the same command again to ask for it"
 
 
 def _rephrased(job: Job, cache: Cache, counts: Counts) -> Iterator[Rephrased]:

@@ -13,27 +13,29 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
 from lavila_fast.errors import InputError, ServerError
+from lavila_fast.rephrase.answers import candidates_in, reason_in
+from lavila_fast.rephrase.run import Refused
 from lavila_fast.shown import shown
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS, MOST_BYTES, MOST_PROMPT = 4, 1 << 20, 1 << 20
 _BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 _BUSY = (408, 409, 429)
-_LISTED = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):])\s+")
+_REFUSED = (400, 413, 422)
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Server:
         key = os.environ.get(key_variable, "").strip()
         if not (key.isascii() and key.isprintable()):  # said here, for who sends it would tell the key
             raise InputError(f"{key_variable}: holds odd characters, so it is no key; set it again")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key, self._headers = key, {"Authorization": f"Bearer {key}"} if key else {}
 
     def batches(self, sentences: Sequence[str]) -> Iterator[list[str]]:
         """See `run.Model`: what is lost when the process is killed is at most one."""
@@ -123,15 +125,15 @@ class Server:
         while batch := list(itertools.islice(rest, 4 * self.workers)):
             yield batch
 
-    def paraphrase(self, sentences: Sequence[str]) -> list[list[str]]:
-        """Candidates of each sentence.
+    def paraphrase(self, sentences: Sequence[str]) -> list[list[str] | Refused]:
+        """Candidates of each sentence that it does not refuse.
 
         Raises:
-            ServerError: it cannot be reached, refuses, or answers something else.
+            ServerError: it cannot be reached, refuses whatever it is asked, or answers something else.
         """
         return _side_by_side(self._candidates, sentences, self.workers)
 
-    def _candidates(self, sentence: str) -> list[str]:
+    def _candidates(self, sentence: str) -> list[str] | Refused:
         body = {
             "model": self.ask.model,
             "messages": [{"role": "user", "content": self.ask.prompt.replace("{}", sentence)}],
@@ -141,7 +143,7 @@ class Server:
         }
         for attempt in range(ATTEMPTS):
             try:
-                return candidates_in(self._post(body))
+                return self._post(body)
             except _BROKEN_LINE as error:
                 if attempt == ATTEMPTS - 1:
                     todo = "wait, or lower --workers" if isinstance(error, _BusyError) else "see that it runs"
@@ -154,33 +156,36 @@ class Server:
                 raise ServerError(f"{self.ask.url}: {what}; give its address up to /v1") from error
         raise AssertionError
 
-    def _post(self, body: dict[str, Any]) -> Any:
+    def _post(self, body: dict[str, Any]) -> list[str] | Refused:
         url = f"{self.ask.url.rstrip('/')}/chat/completions"
         how: dict[str, Any] = {"headers": self._headers, "stream": True, "allow_redirects": False}
         # A redirect would carry sentences, and perhaps the key, elsewhere.
         with requests.post(url, json=body, timeout=self.timeout, **how) as answer:
             if answer.status_code in _BUSY or answer.status_code >= 500:
                 raise _BusyError(f"it says {answer.status_code} {answer.reason}")
-            if answer.status_code != 200:
+            if answer.status_code not in (200, *_REFUSED):
                 told = f"{self.ask.url}: the server says {answer.status_code} {shown(answer.reason)}"
                 raise ServerError(f"{told}; check --server, --model and the key")
             content = answer.raw.read(MOST_BYTES + 1, decode_content=True)
         if len(content) > MOST_BYTES:
             raise ServerError(f"{self.ask.url}: an answer of more than {MOST_BYTES >> 20} MiB; check --model")
-        return json.loads(content)
+        if answer.status_code != 200:
+            why = " ".join(f"{answer.status_code} {answer.reason} {reason_in(content)}".split())
+            return Refused(self.ask.url, shown(why.replace(self._key, "…") if self._key else why)[:300])
+        return candidates_in(json.loads(content))
 
 
 class _BusyError(requests.ConnectionError):
     """It is there, and does not answer now."""
 
 
-def _side_by_side(ask: Callable[[str], list[str]], sentences: Sequence[str], workers: int) -> list[list[str]]:
+def _side_by_side(ask: Callable[[str], _Found], sentences: Sequence[str], workers: int) -> list[_Found]:
     """Answers in the order of sentences; the first error ends it.
 
     Threads are daemons, which a pool's are not: who is stopped, or has failed, does not wait for a slow server.
     """
     todo: SimpleQueue[tuple[int, str]] = SimpleQueue()
-    done: SimpleQueue[tuple[int, list[str] | BaseException]] = SimpleQueue()
+    done: SimpleQueue[tuple[int, _Found | BaseException]] = SimpleQueue()
     for pair in enumerate(sentences):
         todo.put(pair)
 
@@ -195,7 +200,7 @@ def _side_by_side(ask: Callable[[str], list[str]], sentences: Sequence[str], wor
 
     for _ in range(min(workers, len(sentences))):
         threading.Thread(target=work, daemon=True).start()
-    found: dict[int, list[str]] = {}
+    found: dict[int, _Found] = {}
     try:
         while len(found) < len(sentences):
             number, answer = done.get()
@@ -207,23 +212,6 @@ def _side_by_side(ask: Callable[[str], list[str]], sentences: Sequence[str], wor
             while True:
                 todo.get_nowait()
     return [found[number] for number in range(len(sentences))]
-
-
-def candidates_in(answer: Any) -> list[str]:
-    """Lines of all choices of an answer, without the numbers or dots of a list.
-
-    Raises:
-        ValueError, KeyError, TypeError: it is no answer of chat completions.
-    """
-    found = []
-    for choice in answer["choices"]:
-        content = choice["message"]["content"]
-        if content is not None and not isinstance(content, str):
-            raise ValueError("content is no text")
-        text = (content or "").encode("utf-8", "replace").decode("utf-8")  # halves of characters no file can hold
-        lines = (_LISTED.sub("", line).strip().strip('"“”') for line in text.splitlines())
-        found += [line for line in lines if line]
-    return found
 
 
 def _why(error: BaseException) -> str:

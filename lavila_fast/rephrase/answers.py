@@ -1,0 +1,42 @@
+"""What the answers of an OpenAI-style server say: candidates, or why a sentence is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import Any
+
+_LISTED = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):])\s+")
+
+
+def candidates_in(answer: Any) -> list[str]:
+    """Lines of all choices of an answer, without the numbers or dots of a list.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is no answer of chat completions.
+    """
+    found = []
+    for choice in answer["choices"]:
+        content = choice["message"]["content"]
+        if content is not None and not isinstance(content, str):
+            raise ValueError("content is no text")
+        text = (content or "").encode("utf-8", "replace").decode("utf-8")  # halves of characters no file can hold
+        lines = (_LISTED.sub("", line).strip().strip('"“”') for line in text.splitlines())
+        found += [line for line in lines if line]
+    return found
+
+
+def reason_in(content: bytes) -> str:
+    """What a refusal says of itself, in any of the ways that servers have; "" if that cannot be told."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return _said(json.loads(content))
+    return ""
+
+
+def _said(told: Any) -> str:
+    if isinstance(told, dict):
+        told = [told.get(name) for name in ("error", "message", "detail", "msg")]
+    if isinstance(told, list):
+        return next(filter(None, map(_said, told)), "")
+    return told if isinstance(told, str) else ""
