@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 from lavila_fast.cli.rephrase import rephrase
 from lavila_fast.errors import InputError, LavilaError, ServerError
 from lavila_fast.rephrase import server as module
-from lavila_fast.rephrase.answers import candidates_in, reason_in
+from lavila_fast.rephrase.answers import candidates_in, reason_in, seconds_told
 from lavila_fast.rephrase.run import MOST_REFUSED
 from lavila_fast.rephrase.server import Ask, Server
 
@@ -30,12 +31,13 @@ ROWS = [{"video": "a", "start": i, "end": i + 1, "text": f"#C C lifts the {one}"
 
 
 class Stub:
-    """A server; `answer` makes (status, body) of a request's JSON."""
+    """A server; `answer` makes (status, body) of a request's JSON, `more` are headers of its answers."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.pause = 0.0
+        self.more: dict[str, str] = {}
         self.answer = self.paraphrase
         stub = self
 
@@ -49,6 +51,8 @@ class Stub:
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(raw)))
+                for header in stub.more.items():
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(raw)
 
@@ -168,6 +172,46 @@ def test_a_server_that_stays_busy_is_not_called_dead(arguments: list[str], stub:
     stub.answer = lambda body: (429, {})
     with pytest.raises(ServerError, match=r"no answer \(it says 429 Too Many Requests\); wait, or lower --workers"):
         run([*arguments, "--limit", "1"])
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: found.append(seconds) if seconds else None)
+    return found
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("told", "waited"), [("7", [7]), ("7.5", [7.5]), ("86400", [60]), ("0", [1]), ("soon", [1]), ("", [1]), ("-3", [1])]
+)
+def test_a_busy_server_says_how_long(
+    arguments: list[str], stub: Stub, waits: list[float], status: int, told: str, waited: list[float]
+) -> None:
+    answered, stub.more = stub.answer, {"Retry-After": told}
+    stub.answer = lambda body: (status, {}) if len(stub.asked) == 1 else answered(body)
+    assert json.loads(run([*arguments, "--limit", "1"]).stdout)["kept"] == 2
+    assert waits == waited
+
+
+def test_a_busy_server_says_until_when(arguments: list[str], stub: Stub, waits: list[float]) -> None:
+    answered, stub.more = stub.answer, {"Retry-After": formatdate(time.time() + 30, usegmt=True)}
+    stub.answer = lambda body: (429, {}) if len(stub.asked) == 1 else answered(body)
+    run([*arguments, "--limit", "1"])
+    assert 20 < waits[0] <= 30
+
+
+def test_without_a_word_the_pause_doubles(arguments: list[str], stub: Stub, waits: list[float]) -> None:
+    stub.answer = lambda body: (503, {})
+    with pytest.raises(ServerError, match="it says 503"):
+        run([*arguments, "--limit", "1"])
+    assert waits == [1, 2, 4]
+
+
+def test_seconds_are_told_in_many_ways() -> None:
+    told = {"12": 12, " 3 ": 3, "9" * 400: float("inf"), formatdate(0, usegmt=True): 0, "nan": 0, "1e3": 0, "٣": 0}
+    told |= {"Mon, 99 Foo 2020 00:00:00 GMT": 0, f"Mon, 01 Jan {'9' * 40} 00:00:00 GMT": 0}
+    assert {one: seconds_told(one) for one in told} == told
 
 
 def refusing(stub: Stub, refused: Any, answer: tuple[int, Any] = (400, {"error": {"message": "too sharp"}})) -> None:

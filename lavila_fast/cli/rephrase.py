@@ -70,8 +70,9 @@ def rephrase(source: Path, output: Path, **given: Any) -> None:
     after a crash or Ctrl-C. Candidates that repeat the sentence or each other, or lose its person, verb or object, are
     left out and counted. A pickle is what `lavila-fast train` reads in place of ego4d_train.pkl.
 
-    A sentence that a server refuses (400, 413, 422) costs one line and has no paraphrases; the next run asks for it
-    again. Exit codes: 1 if any was refused, 3 if all of several were.
+    A server that is busy is asked four times, each time after the seconds of its Retry-After, at most 60. A sentence
+    that it refuses (400, 413, 422) costs one line and has no paraphrases; the next run asks for it again. Exit codes:
+    1 if any was refused, 3 if all of several were.
     """
     from lavila_fast.rephrase.outputs import check_output
     from lavila_fast.rephrase.run import Job, rephrase

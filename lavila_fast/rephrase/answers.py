@@ -1,13 +1,16 @@
-"""What the answers of an OpenAI-style server say: candidates, or why a sentence is refused."""
+"""What the answers of an OpenAI-style server say: candidates, why a sentence is refused, how long to wait."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 _LISTED = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,2}[.):])\s+")
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?")
 
 
 def candidates_in(answer: Any) -> list[str]:
@@ -40,3 +43,12 @@ def _said(told: Any) -> str:
     if isinstance(told, list):
         return next(filter(None, map(_said, told)), "")
     return told if isinstance(told, str) else ""
+
+
+def seconds_told(told: str) -> float:
+    """What a `Retry-After` says (RFC 9110, 10.2.3), seconds or a date; 0 if that is past or nothing of the kind."""
+    if _SECONDS.fullmatch(told.strip()):
+        return float(told)
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return max(parsedate_to_datetime(told).timestamp() - time.time(), 0.0)
+    return 0.0

@@ -26,12 +26,14 @@ import requests
 import urllib3
 
 from lavila_fast.errors import InputError, ServerError
-from lavila_fast.rephrase.answers import candidates_in, reason_in
+from lavila_fast.rephrase.answers import candidates_in, reason_in, seconds_told
 from lavila_fast.rephrase.run import Refused
 from lavila_fast.shown import shown
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS, MOST_BYTES, MOST_PROMPT = 4, 1 << 20, 1 << 20
+MOST_WAIT = 60.0
+"""Seconds that a busy server's `Retry-After` is followed for; by most limits' next minute it may be asked again."""
 _BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 _BUSY = (408, 409, 429)
 _REFUSED = (400, 413, 422)
@@ -108,7 +110,7 @@ class Server:
             workers: Requests at a time.
             key_variable: The environment variable that holds a key; no header is sent where it is not set.
             timeout: Seconds for an answer.
-            pause: Seconds before it is tried again, doubled each time.
+            pause: Seconds before it is tried again, doubled each time; more if the server says so.
 
         Raises:
             InputError: the variable holds no key.
@@ -148,7 +150,8 @@ class Server:
                 if attempt == ATTEMPTS - 1:
                     todo = "wait, or lower --workers" if isinstance(error, _BusyError) else "see that it runs"
                     raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); {todo}") from error
-                time.sleep(self.pause * 2**attempt)
+                told = error.wait if isinstance(error, _BusyError) else 0.0
+                time.sleep(max(told, self.pause * 2**attempt))
             except requests.RequestException as error:
                 raise ServerError(f"{self.ask.url}: cannot be asked ({_why(error)}); check --server") from error
             except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -162,7 +165,7 @@ class Server:
         # A redirect would carry sentences, and perhaps the key, elsewhere.
         with requests.post(url, json=body, timeout=self.timeout, **how) as answer:
             if answer.status_code in _BUSY or answer.status_code >= 500:
-                raise _BusyError(f"it says {answer.status_code} {answer.reason}")
+                raise _BusyError(answer)
             if answer.status_code not in (200, *_REFUSED):
                 told = f"{self.ask.url}: the server says {answer.status_code} {shown(answer.reason)}"
                 raise ServerError(f"{told}; check --server, --model and the key")
@@ -176,7 +179,15 @@ class Server:
 
 
 class _BusyError(requests.ConnectionError):
-    """It is there, and does not answer now."""
+    """It is there, and does not answer now.
+
+    Attributes:
+        wait: Seconds in which it wants to be left alone.
+    """
+
+    def __init__(self, answer: requests.Response) -> None:
+        super().__init__(f"it says {answer.status_code} {answer.reason}")
+        self.wait = min(seconds_told(answer.headers.get("Retry-After", "")), MOST_WAIT)
 
 
 def _side_by_side(ask: Callable[[str], _Found], sentences: Sequence[str], workers: int) -> list[_Found]:
