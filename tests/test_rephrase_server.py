@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -31,13 +32,17 @@ ROWS = [{"video": "a", "start": i, "end": i + 1, "text": f"#C C lifts the {one}"
 
 
 class Stub:
-    """A server; `answer` makes (status, body) of a request's JSON, `more` are headers of its answers."""
+    """A server; `answer` makes (status, body) of a request's JSON, `more` are headers of its answers.
+
+    `beat` is seconds between two bytes from `drips` on, the "head" or the "body"; `left` is set when nobody reads on.
+    """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.pause = 0.0
         self.more: dict[str, str] = {}
+        self.drips, self.beat, self.left = "", 0.0, threading.Event()
         self.answer = self.paraphrase
         stub = self
 
@@ -49,12 +54,23 @@ class Stub:
                 time.sleep(stub.pause)
                 status, content = stub.answer(body)
                 raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+                if stub.drips == "head":
+                    self.drip(b"HTTP/1.0 200 OK\r\n\r\n" + raw)
+                    return
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(raw)))
                 for header in stub.more.items():
                     self.send_header(*header)
                 self.end_headers()
-                self.wfile.write(raw)
+                self.drip(raw) if stub.drips else self.wfile.write(raw)
+
+            def drip(self, raw: bytes) -> None:
+                with contextlib.suppress(OSError):
+                    for at in range(len(raw)):
+                        self.wfile.write(raw[at : at + 1])
+                        threading.Event().wait(stub.beat)
+                    return
+                stub.left.set()
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -304,6 +320,28 @@ def test_what_is_wrong_for_all_ends_it_at_once(arguments: list[str], stub: Stub,
         run([*arguments, "--workers", "1"])
     assert "\n" not in str(raised.value)
     assert len(stub.asked) <= 2  # the worker may have begun another
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_an_answer_that_drips(arguments: list[str], stub: Stub, part: str) -> None:
+    stub.drips, stub.beat = part, 0.1
+    began = time.monotonic()
+    with pytest.raises(ServerError, match=r"no answer \(not whole within 0\.4 s\); .*give it longer by --timeout"):
+        run([*arguments, "--limit", "1", "--timeout", "0.4"])
+    assert time.monotonic() - began < 20  # each of four would take that long
+
+
+def test_a_dripping_server_is_let_go(arguments: list[str], stub: Stub) -> None:
+    stub.drips, stub.beat = "body", 0.001
+    stub.answer = lambda body: (200, b" " * 100_000)
+    with pytest.raises(ServerError, match="not whole"):
+        run([*arguments, "--limit", "1", "--timeout", "0.3"])
+    assert stub.left.wait(60)
+
+
+def test_a_slow_answer_in_time(arguments: list[str], stub: Stub) -> None:
+    stub.drips, stub.beat = "body", 0.001
+    assert json.loads(run([*arguments, "--limit", "1"]).stdout)["kept"] == 2
 
 
 def test_ctrl_c_does_not_wait_for_a_slow_server(arguments: list[str], stub: Stub) -> None:

@@ -56,6 +56,13 @@ def _precisions() -> tuple[str, ...]:
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="With --server: requests at a time."
 )
+@click.option(
+    "--timeout",
+    type=Number(min=0.1, max=86_400),
+    default=120.0,
+    show_default=True,
+    help="With --server: seconds for a whole answer.",
+)
 @click.option("--column", default="text", show_default=True, help="Of the sentences, in JSONL, CSV and Parquet.")
 @click.option("--limit", type=POSITIVE, help="Only the first rows of IN.")
 @click.option("--no-source", is_flag=True, help="Leave the sentences themselves out of a pickle.")
@@ -111,7 +118,7 @@ def _server(given: dict[str, Any]) -> tuple[Model, str, dict[str, Any]]:
     samples, longest = given["samples"] or 1, given["max_tokens"] or 512
     prompt = read_prompt(given["prompt"])
     ask = Ask(given["server"], given["model"], prompt, samples, given["temperature"], longest)
-    return Server(ask, given["workers"], given["key_env"]), ask.identity, ask.settings()
+    return Server(ask, given["workers"], given["key_env"], given["timeout"]), ask.identity, ask.settings()
 
 
 def _seq2seq(given: dict[str, Any]) -> tuple[Model, str, dict[str, Any]]:

@@ -34,7 +34,9 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 ATTEMPTS, MOST_BYTES, MOST_PROMPT = 4, 1 << 20, 1 << 20
 MOST_WAIT = 60.0
 """Seconds that a busy server's `Retry-After` is followed for; by most limits' next minute it may be asked again."""
+_PIECE = 512
 _BROKEN_LINE = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+_LATE = (requests.Timeout, urllib3.exceptions.TimeoutError)
 _BUSY = (408, 409, 429)
 _REFUSED = (400, 413, 422)
 _Found = TypeVar("_Found")
@@ -109,7 +111,7 @@ class Server:
             ask: What and where.
             workers: Requests at a time.
             key_variable: The environment variable that holds a key; no header is sent where it is not set.
-            timeout: Seconds for an answer.
+            timeout: Seconds for a whole answer.
             pause: Seconds before it is tried again, doubled each time; more if the server says so.
 
         Raises:
@@ -145,11 +147,10 @@ class Server:
         }
         for attempt in range(ATTEMPTS):
             try:
-                return self._post(body)
+                return _within(self.timeout, lambda: self._post(body))
             except _BROKEN_LINE as error:
                 if attempt == ATTEMPTS - 1:
-                    todo = "wait, or lower --workers" if isinstance(error, _BusyError) else "see that it runs"
-                    raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); {todo}") from error
+                    raise ServerError(f"{self.ask.url}: no answer ({_why(error)}); {_way_out(error)}") from error
                 told = error.wait if isinstance(error, _BusyError) else 0.0
                 time.sleep(max(told, self.pause * 2**attempt))
             except requests.RequestException as error:
@@ -160,6 +161,7 @@ class Server:
         raise AssertionError
 
     def _post(self, body: dict[str, Any]) -> list[str] | Refused:
+        until = time.monotonic() + self.timeout
         url = f"{self.ask.url.rstrip('/')}/chat/completions"
         how: dict[str, Any] = {"headers": self._headers, "stream": True, "allow_redirects": False}
         # A redirect would carry sentences, and perhaps the key, elsewhere.
@@ -169,13 +171,22 @@ class Server:
             if answer.status_code not in (200, *_REFUSED):
                 told = f"{self.ask.url}: the server says {answer.status_code} {shown(answer.reason)}"
                 raise ServerError(f"{told}; check --server, --model and the key")
-            content = answer.raw.read(MOST_BYTES + 1, decode_content=True)
-        if len(content) > MOST_BYTES:
-            raise ServerError(f"{self.ask.url}: an answer of more than {MOST_BYTES >> 20} MiB; check --model")
+            content = self._whole(answer, until)
         if answer.status_code != 200:
             why = " ".join(f"{answer.status_code} {answer.reason} {reason_in(content)}".split())
             return Refused(self.ask.url, shown(why.replace(self._key, "…") if self._key else why)[:300])
         return candidates_in(json.loads(content))
+
+    def _whole(self, answer: requests.Response, until: float) -> bytes:
+        """All of an answer; nothing more of it once nobody waits for it."""
+        content = bytearray()
+        for piece in answer.raw.stream(_PIECE, decode_content=True):
+            content += piece
+            if len(content) > MOST_BYTES:
+                raise ServerError(f"{self.ask.url}: an answer of more than {MOST_BYTES >> 20} MiB; check --model")
+            if time.monotonic() > until:
+                raise _late(self.timeout)
+        return bytes(content)
 
 
 class _BusyError(requests.ConnectionError):
@@ -188,6 +199,34 @@ class _BusyError(requests.ConnectionError):
     def __init__(self, answer: requests.Response) -> None:
         super().__init__(f"it says {answer.status_code} {answer.reason}")
         self.wait = min(seconds_told(answer.headers.get("Retry-After", "")), MOST_WAIT)
+
+
+def _within(seconds: float, ask: Callable[[], _Found]) -> _Found:
+    """What is found in so many seconds: a socket's own patience begins anew with each byte.
+
+    Raises:
+        requests.Timeout: nothing by then; who looks for it is left behind, a daemon.
+    """
+    done: SimpleQueue[_Found | BaseException] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put(ask())
+        except BaseException as error:  # whatever it is, who waits is told
+            done.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        found = done.get(timeout=seconds)
+    except Empty:
+        found = _late(seconds)
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def _late(seconds: float) -> requests.Timeout:
+    return requests.Timeout(f"not whole within {seconds:g} s")
 
 
 def _side_by_side(ask: Callable[[str], _Found], sentences: Sequence[str], workers: int) -> list[_Found]:
@@ -223,6 +262,12 @@ def _side_by_side(ask: Callable[[str], _Found], sentences: Sequence[str], worker
             while True:
                 todo.get_nowait()
     return [found[number] for number in range(len(sentences))]
+
+
+def _way_out(error: BaseException) -> str:
+    if isinstance(error, _BusyError):
+        return "wait, or lower --workers"
+    return "see that it runs, or give it longer by --timeout" if isinstance(error, _LATE) else "see that it runs"
 
 
 def _why(error: BaseException) -> str:
