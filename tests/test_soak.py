@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -160,6 +161,22 @@ def test_how_a_run_may_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(runs, "_NARRATE", [sys.executable, "-c", program])
     monkeypatch.setattr(runs, "_LONGEST", 2.0)
     assert runs.narrate(tmp_path / "a", []).unseemly() == ([told] if told else [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="handles there are no numbers")
+def test_a_worker_whose_run_is_killed_while_python_starts_it_says_so_at_length() -> None:
+    here, there = os.pipe()
+    os.close(there)
+    program = f"from multiprocessing.spawn import spawn_main; spawn_main(pipe_handle={here})"
+    start = [sys.executable, "-c", program, "--multiprocessing-fork"]
+    with os.fdopen(here):
+        told = subprocess.run(start, pass_fds=[here], capture_output=True, text=True).stderr
+    assert "Traceback" in told
+    ours = told.replace("EOFError", f'File "{runs.__file__}", line 3\nEOFError', 1)
+    blamed = ["traceback: EOFError: Ran out of input"]
+    assert runs.Ended(-signal.SIGKILL, told, 0).unseemly() == []
+    assert runs.Ended(-signal.SIGKILL, ours, 0).unseemly() == blamed
+    assert runs.Ended(0, told, 0).unseemly() == blamed
 
 
 def test_temporary_files_but_for_pythons_own_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

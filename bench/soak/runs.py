@@ -22,6 +22,7 @@ _NARRATE = [*OURS, "narrate", "--threads", "1", "--temperature", "0", "--quiet"]
 _HOME = str(Path(errors.__file__).resolve().parents[1])
 _OURS = re.compile(re.escape(f"{_HOME}/lavila_fast/") + "(?!__init__|__main__)")
 _MARK = "LAVILA_SOAK_RUN"
+_UNTOLD = ("EOFError: Ran out of input", "_pickle.UnpicklingError: pickle data was truncated")
 _LONGEST = 180.0  # seconds; all of these runs are short, on a busy machine too
 _GONE = (
     20.0  # seconds until the processes of a killed run are gone: those just started hear of it once they have loaded
@@ -54,7 +55,7 @@ class Ended:
         """What no run may do, whatever happens to it."""
         found = [f"{self.left} of its processes are left"] if self.left else []
         found += ["did not end in time"] if self.code is None else []
-        if "Traceback" in self.told and not self.barely_begun:
+        if "Traceback" in self.told and not self.barely_begun and not self.orphaned:
             found.append(f"traceback: {self.told.strip().splitlines()[-1]}")
         return found + [line for line in self.errors if "unexpected" in line]
 
@@ -62,6 +63,12 @@ class Ended:
     def barely_begun(self) -> bool:
         """Whether Ctrl-C came while Python itself was starting, which says so at length."""
         return self.told.rstrip().endswith("KeyboardInterrupt") and not _OURS.search(self.told)
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the run was killed while Python began a worker, which then says at length that it is alone."""
+        killed = self.code == -signal.SIGKILL and not _OURS.search(self.told)
+        return killed and self.told.rstrip().endswith(_UNTOLD)
 
 
 class Running:
