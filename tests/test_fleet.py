@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
@@ -350,6 +351,20 @@ def test_workers_for_which_a_cluster_has_no_room(films: Path, one: bytes, two_no
     assert out.read_bytes() == one
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_that_lacks_a_package(
+    films: Path, two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = ModuleType("lacking_there")
+    monkeypatch.setitem(sys.modules, "lacking_there", here)
+    monkeypatch.setattr(here, "Model", type("Model", (), {"__module__": "lacking_there"}), raising=False)
+    cluster = Cluster(two_nodes.address, cpus=1, gpus=0)
+    fleet = Fleet(lambda place: cluster.start(task(here.Model())), 2, 2)
+    with pytest.raises(LavilaError, match="No module named 'lacking_there'; install the same packages where they run"):
+        narrate(films, f"{tmp_path}/out.jsonl", fleet)
+
+
 def test_a_worker_that_has_not_begun_is_asked_nothing(films: Path, one: bytes, tmp_path: Path) -> None:
     class Late(Here):
         """Of the second place, for which there never is room."""
@@ -378,6 +393,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster as Nodes
 
+    ray.shutdown()  # of a cluster that a test before may have left
     nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         nodes.add_node(num_cpus=2)

@@ -134,10 +134,7 @@ class Fleet:
         except WorkerLost as lost:
             if not self._mourn(place, link, lost):
                 raise
-            what = f"{_TRIES} workers ended one after the other while they opened the model, the last by {lost.how}"
-            yield Seen(
-                clips[0], NO_FRAMES, error=pack_error(LavilaError(f"{what}; take fewer of them, see --processes"))
-            )
+            yield Seen(clips[0], NO_FRAMES, error=pack_error(_unopened(lost.how)))
         except LavilaError as error:
             yield Seen(clips[0], NO_FRAMES, error=pack_error(error))
         finally:
@@ -197,3 +194,11 @@ class Fleet:
             self._unopened += not lost.opened
         link.close()
         return self._unopened >= _TRIES
+
+
+def _unopened(how: str) -> LavilaError:
+    """What to say when no worker comes as far as to have a model."""
+    lacking = "ModuleNotFoundError" in how or "ImportError" in how
+    todo = "install the same packages where they run" if lacking else "take fewer of them, see --processes"
+    what = f"{_TRIES} workers ended one after the other while they opened the model"
+    return LavilaError(f"{what}, the last by {how}; {todo}")
