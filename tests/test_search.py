@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_an_index_grows_and_forgets(capsys: pytest.CaptureFixture[str]) -> None:
     store = Store.open(Path("ix"), 128)
     rows = [Window("film.mp4", "of another content", "film.mp4", 0.0, 2.0, vector=np.ones(128, np.float32))]
     store.add(rows)  # as a file that was replaced leaves, or a killed run
-    store.drop([next(key for key in store.counts() if key[1] == "twin.mp4")])
+    store.drop([next(key for key in store.held() if key[1] == "twin.mp4")])
     shutil.copytree("ix", "lost")
     shutil.rmtree("lost/table")
     assert run(["search", "lost", "x"]) == 2
@@ -139,6 +140,25 @@ def test_moments_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     Path("film.mp4").unlink()
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1", "-o", "more"]) == 1
     assert "film.mp4: does not exist" in capsys.readouterr().err
+
+
+def test_a_film_that_was_moved_or_touched_is_known_where_it_is_now(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "moved").mkdir()
+    shutil.move("film.mp4", "moved/film.mp4")
+    monkeypatch.chdir("moved")  # so its name stays
+    before = Path("../ix/features.jsonl").read_bytes()
+    for date in (1, 2):
+        os.utime("film.mp4", (86400 * date,) * 2)
+        assert run(["index", "film.mp4", "-o", "../ix", "--threads", "1", "-q"]) == 0
+        assert Path("../ix/features.jsonl").read_bytes() == before  # nothing was embedded again
+        words = ["search", "../ix", "--like", "film.mp4@5", "--mode", "vector", "--json"]
+        run([*words, "--save-top", "1", "-o", "clips"])
+        (found,) = {one["path"] for one in json.loads(capsys.readouterr().out)["moments"]}
+        assert found == str((place / "moved" / "film.mp4").resolve())
+        assert {held.date for held in Store.open(Path("../ix"), 128).held().values()} == {86400.0 * date}
+    assert len(list(Path("clips").glob("*.mp4"))) == 1
 
 
 def test_names_of_clips_hold_no_line_breaks(kitchen_film: Path, tmp_path: Path) -> None:

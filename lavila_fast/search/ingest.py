@@ -1,7 +1,8 @@
 """From the outputs of a run, narrations and embeddings of the same windows, to the table of an index.
 
 What is in the table is asked of the table itself, so that a killed run leaves nothing to repair: a video whose windows
-are not all there is taken out and put in again, one that is gone or has another content is taken out.
+are not all there, or whose file was moved or touched since, is taken out and put in again, one that is gone or has
+another content is taken out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from lavila_fast.archive.finished.merge import Part, read_part
 from lavila_fast.archive.journals.videos import VideoRecord
 from lavila_fast.records import ClipEmbedding, Narration
-from lavila_fast.search.store import BATCH, Store, Window
+from lavila_fast.search.store import BATCH, Held, Store, Window
 
 
 @dataclass
@@ -41,16 +42,16 @@ def ingest(store: Store, embeddings: Path, narrations: Path | None) -> Ingested:
         narrations: What `narrate -o` was given; None: windows have no sentences.
     """
     vectors, texts = read_part(embeddings), read_part(narrations) if narrations else None
-    there, told = store.counts(), Ingested()
-    wanted = {(_id(one), name): len(vectors.done.get(name, ())) for name, one in vectors.records.items()}
-    for key in [key for key, count in wanted.items() if "still" in vectors.run and there.get(key, 0) != count]:
+    there, told = store.held(), Ingested()
+    wanted = {_key(one): Held(len(vectors.done.get(name, ())), *_file(one)) for name, one in vectors.records.items()}
+    for key in [key for key, one in wanted.items() if "still" in vectors.run and there.get(key) != one]:
         still = vectors.skipped(key[1])
-        wanted[key], told.still = wanted[key] - still, told.still + still
-    wanted = {key: count for key, count in wanted.items() if count}
-    stale = [key for key, count in there.items() if wanted.get(key) != count]
+        wanted[key], told.still = wanted[key]._replace(windows=wanted[key].windows - still), told.still + still
+    wanted = {key: one for key, one in wanted.items() if one.windows}
+    stale = [key for key, one in there.items() if wanted.get(key) != one]
     store.drop(stale)
     told.dropped = len(stale)
-    fresh = [key for key, count in wanted.items() if there.get(key) != count]
+    fresh = [key for key, one in wanted.items() if there.get(key) != one]
     told.videos = len(fresh)
     some: list[Window] = []
     for _, name in fresh:
@@ -67,12 +68,18 @@ def ingest(store: Store, embeddings: Path, narrations: Path | None) -> Ingested:
     return told
 
 
-def _id(record: VideoRecord) -> str:
-    return record.id or f"name {record.video}"
+def _key(record: VideoRecord) -> tuple[str, str]:
+    return record.id or f"name {record.video}", record.video
+
+
+def _file(record: VideoRecord) -> tuple[str, float | None]:
+    """Where it lies, and when it was last changed."""
+    return record.path, record.mtime / 1e9 if record.mtime > 0 else None
 
 
 def _windows(vectors: Part, texts: Part | None, name: str) -> Iterator[Window]:
     record = vectors.records[name]
+    (key, _), (path, date) = _key(record), _file(record)
     said = texts.done.get(name) if texts else None
     for span, offset in vectors.done[name].in_order():
         (row,) = vectors.rows(offset)
@@ -83,14 +90,14 @@ def _windows(vectors: Part, texts: Part | None, name: str) -> Iterator[Window]:
         best = _best(texts, at) if texts and at is not None else None
         yield Window(
             name,
-            _id(record),
-            record.path,
+            key,
+            path,
             row.start,
             row.end,
             best.text if best else "",
             best.perplexity if best and best.perplexity == best.perplexity else None,
             row.frames[len(row.frames) // 2] if row.frames else (row.start + row.end) / 2,
-            record.mtime / 1e9 if record.mtime > 0 else None,
+            date,
             record.duration,
             row.embedding,
         )

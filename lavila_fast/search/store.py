@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,14 @@ class Hit:
     score: float
 
 
+class Held(NamedTuple):
+    """How many windows of a video are there, and what they say of its file: see `Window`."""
+
+    windows: int
+    path: str
+    date: float | None
+
+
 class Store:
     """An open table."""
 
@@ -117,12 +125,14 @@ class Store:
         """How many windows."""
         return int(self._table.count_rows())
 
-    def counts(self) -> dict[tuple[str, str], int]:
-        """(Identity, name) of each video that is there → windows."""
-        found: dict[tuple[str, str], int] = {}
-        for batch in self._table.search().select(["video_id", "video"]).to_batches(1 << 16):
-            for one in zip(*(batch.column(name).to_pylist() for name in ("video_id", "video")), strict=True):
-                found[one] = found.get(one, 0) + 1
+    def held(self) -> dict[tuple[str, str], Held]:
+        """(Identity, name) of each video that is there → what of it is."""
+        found: dict[tuple[str, str], Held] = {}
+        names = ("video_id", "video", "path", "date")
+        for batch in self._table.search().select([*names]).to_batches(1 << 16):
+            for key, name, path, date in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
+                before = found.get((key, name))
+                found[key, name] = Held((before.windows if before else 0) + 1, path, date)
         return found
 
     def add(self, rows: Sequence[Window]) -> None:
