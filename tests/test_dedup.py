@@ -143,6 +143,15 @@ def test_what_cannot_be_compared_is_said(capsys: pytest.CaptureFixture[str]) -> 
         (["-o", "new.jsonl", "--share", "0.5"], "no use without --features"),
         (["-o", "new.jsonl", "--features", "none.jsonl"], "of none of these videos"),
         (["-o", "new.jsonl", "--features", "n.jsonl"], "holds narrations, not features"),
+        (
+            ["-o", "./f.jsonl", "--features", "f.jsonl", "--overwrite"],
+            "f.jsonl: is what --features reads; give another",
+        ),
+        (["-o", "new.jsonl", "--features", "s3://bucket/f.jsonl"], "s3://bucket/f.jsonl: lies elsewhere"),
+        (
+            ["-o", "s3://bucket/new.jsonl"],
+            "s3://bucket/new.jsonl: lies elsewhere; give a file or folder of this machine",
+        ),
     ):
         assert run(["dedup", ".", *words]) == 2
         (said,) = capsys.readouterr().err.splitlines()
@@ -150,6 +159,17 @@ def test_what_cannot_be_compared_is_said(capsys: pytest.CaptureFixture[str]) -> 
         assert not Path("new.jsonl").exists()
     assert run(["dedup", "a.mp4", "gone.mp4", "-o", "new.jsonl"]) == 1
     assert "gone.mp4: does not exist" in capsys.readouterr().err
+    assert not Path("s3:").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_empty_files_are_no_copies_of_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("0.mp4", "00.mp4"):
+        Path(name).touch()
+    assert run(["dedup", "0.mp4", "00.mp4", "-o", "new.jsonl", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["exact"] == 0
+    assert told["failed"] == [f"{name}: is empty (0 bytes); fetch the file again" for name in ("0.mp4", "00.mp4")]
 
 
 @pytest.mark.usefixtures("place")

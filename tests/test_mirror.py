@@ -198,6 +198,8 @@ def test_what_makes_no_sense_is_one_line(proxy: Proxy, capfd: pytest.CaptureFixt
         (["narrate", "x.mp4", "-o", "https://host/out.jsonl"], "nothing is written to web servers"),
         (["narrate", "x.mp4", "-o", "ftp://host/out.jsonl"], "nothing is read from ftp://"),
         (["index", "x.mp4", "-o", f"s3://{BUCKET}/index"], "an index is a folder here"),
+        (["narrate", "x.mp4", "-o", f"s3://{BUCKET}"], f"s3://{BUCKET}: give a file, such as s3://{BUCKET}/narrations"),
+        (["narrate", "x.mp4", "-o", "s3://"], "s3://: names no file"),
         (["narrate", "x.mp4", "-o", "s3://no-such-bucket/out.jsonl"], "x.mp4"),
     ):
         assert run(words) in (1, 2)
@@ -205,6 +207,8 @@ def test_what_makes_no_sense_is_one_line(proxy: Proxy, capfd: pytest.CaptureFixt
         assert said in err
         assert len([line for line in err.splitlines() if line.startswith("error: ")]) >= 1
     proxy.faults.forbid = True
+    assert run(["narrate", "--manifest", f"s3://{BUCKET}/m.csv", "-o", "m.jsonl"]) == 2
+    assert f"error: s3://{BUCKET}/m.csv: forbidden (403); check the credentials" in capfd.readouterr().err
     assert run(["narrate", "x.mp4", "-o", OUT]) == 2
     assert f"error: {OUT}: forbidden (403); check the credentials" in capfd.readouterr().err
 

@@ -213,6 +213,9 @@ def test_what_does_not_pass_is_one_line(proxy: Proxy, monkeypatch: pytest.Monkey
         find_videos(["s3://no-such-bucket/"])
     with pytest.raises(InputError, match=r"nothing is read from ftp://"):
         find_videos(["ftp://host/film.mp4"])
+    for nothing in ("s3://", "http://", "s3:///", "file://"):
+        with pytest.raises(InputError, match=rf"^{nothing}: names no file; give one such as"):
+            find_videos([nothing])
     proxy.faults.forbid = True
     with pytest.raises(InputError, match=r"^s3://films/small/: forbidden \(403\); check the credentials"):
         find_videos([f"{ROOT}/small/"])
@@ -374,6 +377,65 @@ def test_web_servers(films: Path, proxy: Proxy) -> None:
     http.shutdown()
     http.server_close()
     assert "its server gives no ranges of it; fetch the file and give that" in summary.failed[0]
+
+
+class _Odd(BaseHTTPRequestHandler):
+    """A web server that answers each file in another wrong way."""
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/").removesuffix(".mp4")
+        told = {
+            "huge": (206, {"Content-Range": f"bytes 0-0/{10**30}"}),
+            "nowhere": (302, {}),  # and no Location
+            "not-416": (416, {"Content-Range": "bytes */500"}),
+            "to-disk": (302, {"Location": "file:///etc/passwd"}),
+            "to-bucket": (302, {"Location": "s3://films/small/0.mp4"}),
+        }[name]
+        self.send_response(told[0])
+        for header, value in {**told[1], "Content-Length": "0"}.items():
+            self.send_header(header, value)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_web_servers_that_answer_oddly_are_a_line_each(proxy: Proxy) -> None:
+    http = ThreadingHTTPServer(("127.0.0.1", 0), _Odd)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{http.server_port}"
+    urls = [f"{address}/{name}.mp4" for name in ("huge", "nowhere", "not-416", "to-disk", "to-bucket")]
+    urls += ["http://127.0.0.1:99999/a.mp4", "http:///a.mp4"]
+    summary, _ = narrate(*urls, output="out.jsonl")
+    http.shutdown()
+    http.server_close()
+    told = dict(line.split(": ", 1) for line in summary.failed)
+    assert set(told) == set(urls)
+    assert all("its server gives no ranges of it; fetch" in told[url] for url in urls[:2])
+    assert "was refused (HTTP 416" in told[urls[2]]
+    assert all("cannot be read (Invalid" in told[url] and told[url].endswith("; check the URL") for url in urls[3:])
+
+
+def test_keys_of_a_bucket_are_spelt_as_they_are(films: Path, proxy: Proxy) -> None:
+    keys = ["odd/100%41.mp4", "odd/a#b.mp4", "odd/what?.mp4", "odd/with space.mp4", "odd/ü.mp4"]
+    for number, key in enumerate(keys):
+        upload(proxy.url, key, films / "small" / f"{'deep/' if number % 4 > 1 else ''}{number % 4}.mp4")
+    found = find_videos([f"{ROOT}/odd/"])
+    assert [job.source.name for job in found.jobs] == [f"{ROOT}/{key}" for key in keys]
+    assert found.notes == []
+    assert [RemotePath(f"{ROOT}/{key}").name for key in keys] == [key.removeprefix("odd/") for key in keys]
+    for key in keys:
+        assert narrate(f"{ROOT}/{key}", output="each.jsonl")[0].exit_code == 0
+    assert len(texts("each.jsonl")) == 5 * len(keys)
+
+
+def test_an_answer_that_breaks_off_makes_no_noise(films: Path, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    import gc
+
+    proxy.faults.cut = 3
+    assert len(place(f"{ROOT}/large.mp4").open("rb").read()) == (films / "large.mp4").stat().st_size
+    gc.collect()
+    assert proxy.faults.cut == 0
+    assert "Unclosed" not in caplog.text
 
 
 def test_blocks_are_bounded_and_right_for_all_readers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ class Mirror:
             raise InputError(f"{self.shown}: nothing is written to web servers; give s3://BUCKET/NAME, or a file")
         self._store = store(url)
         self._base, _, self._name = url.rpartition("/")
+        if self._base.endswith("/"):  # a bucket, and nothing in it
+            raise InputError(f"{self.shown}: give a file, such as {self.shown}/narrations.jsonl, or {self.shown}/")
         own = self._name or self._base.rpartition("/")[2] or "output"
         digest = hashlib.blake2b(self.shown.encode(), digest_size=6).hexdigest()
         parent = work or Path(platformdirs.user_cache_dir("lavila_fast")) / "outputs"

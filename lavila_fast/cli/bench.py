@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.streams import tell
 from lavila_fast.engines.choose import engine_help
 from lavila_fast.errors import InputError, MissingExtraError, StorageError
@@ -48,10 +48,10 @@ class _Batches(click.ParamType):  # type: ignore[type-arg]
 @click.option("--samples", type=POSITIVE, default=10, show_default=True, help="Sentences a clip.")
 @click.option("--tokens", type=POSITIVE, help="Tokens of a sentence on average.  [default: the model's limit]")
 @click.option("--repeats", type=POSITIVE, default=10, show_default=True, help="Of the latency.")
-@click.option("--video", type=click.Path(path_type=Path), help="Narrate this file too.  [default: the shipped clip]")
+@click.option("--video", type=PATH, help="Narrate this file too.  [default: the shipped clip]")
 @click.option("--tokenizer", metavar="PATH", help="Vocabulary of a checkpoint, where it does not lie beside it.")
 @click.option("--memory/--no-memory", default=True, help="Peak memory, in a process of its own.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON here, a page and a plot beside it.")
+@click.option("-o", "--output", type=PATH, help="Write JSON here, a page and a plot beside it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def bench(output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:

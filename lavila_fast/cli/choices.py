@@ -10,7 +10,24 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+from lavila_fast.errors import InputError
+from lavila_fast.remote.urls import is_url, local_of, shown_url
+
+
+class LocalPath(click.Path):
+    """A file or folder here; a URL is refused, for as a path it would be a folder called ``s3:``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A path. InputError: it is a URL of something elsewhere."""
+        if is_url(value):
+            local = local_of(value)
+            if local is None:
+                raise InputError(f"{shown_url(value)}: lies elsewhere; give a file or folder of this machine")
+            value = local
+        return super().convert(value, param, ctx)
+
+
+PATH = LocalPath(path_type=Path)
 
 
 class _Positive(click.IntRange):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.embed import open_dual
 from lavila_fast.cli.run_options import machinery, places
 from lavila_fast.cli.running import perform
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lavila_fast.archive.labelling import Labelling
     from lavila_fast.classifier import Classifier
     from lavila_fast.dual_encoder import DualEncoder
-
-_FILE = click.Path(path_type=Path)
 
 
 def _formats() -> tuple[str, ...]:
@@ -35,7 +33,7 @@ def _formats() -> tuple[str, ...]:
     "label_files",
     metavar="FILE",
     multiple=True,
-    type=_FILE,
+    type=PATH,
     help="Text file, a label a line. A dual encoder needs it; to a classifier it gives names, once a head.",
 )
 @click.option(

@@ -52,6 +52,8 @@ def dedup(context: click.Context, /, inputs: tuple[str, ...], output: Path, as_j
         raise InputError(f"{output}: give a name that ends in .jsonl or .csv")
     if output.exists() and not given["overwrite"]:
         raise InputError(f"{output}: is there already; give another name, or --overwrite it")
+    if given["features"] and os.path.realpath(output) == os.path.realpath(given["features"]):
+        raise InputError(f"{output}: is what --features reads; give another name")
     for name in ("cosine", "share"):
         if given[name] is not None and given["features"] is None:
             raise InputError(f"--{name}: of no use without --features FILE; leave it out")

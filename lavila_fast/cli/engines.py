@@ -17,7 +17,7 @@ import click
 
 from lavila_fast.bundle.engine_key import AOT, BUILDERS, FOLDER, graph_hash, misfits, read_key, this_machine
 from lavila_fast.bundle.manifest import MANIFEST, Bundle, open_bundle
-from lavila_fast.cli.choices import POSITIVE
+from lavila_fast.cli.choices import PATH, POSITIVE
 from lavila_fast.cli.streams import tell
 from lavila_fast.errors import BundleError, InputError, LavilaError, MissingExtraError
 from lavila_fast.files import sha256
@@ -25,7 +25,7 @@ from lavila_fast.files import sha256
 if TYPE_CHECKING:
     from lavila_fast.models.narrator import NarratorModel
 
-_BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+_BUNDLE = click.argument("bundle", type=PATH)
 
 
 @click.group()
@@ -40,11 +40,11 @@ def engines() -> None:
     type=click.Choice(("tensorrt", "tensorrt_rtx", "torch_tensorrt", AOT)),
     help="Default: tensorrt_rtx for bundles exported for rtx, else tensorrt.",
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), help=f"The model, for {AOT} and torch_tensorrt.")
+@click.option("--checkpoint", type=PATH, help=f"The model, for {AOT} and torch_tensorrt.")
 @click.option("--axis", "axes", multiple=True, metavar="NAME=MIN,OPT,MAX", help="Sizes of an axis, e.g. clips=1,8,16.")
 @click.option("--gpu", "capabilities", multiple=True, help="For tensorrt_rtx: compute capability, e.g. 8.9.")
 @click.option("--workspace-mib", type=POSITIVE, help="Most scratch memory on the GPU.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="File of timings.  [default: in the bundle]")
+@click.option("--timing-cache", type=PATH, help="File of timings.  [default: in the bundle]")
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRTs of the same major version too.")
 @click.option("--hardware-compatible", is_flag=True, help="Run on every GPU from Ampere on.")
 @click.option("--device", default="cpu", show_default=True, help=f"For {AOT}: cpu or cuda.")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import click
 
 from lavila_fast import download
-from lavila_fast.cli.choices import PATH
+from lavila_fast.cli.choices import PATH, LocalPath
 from lavila_fast.cli.streams import tell
 from lavila_fast.config import to_dict
 from lavila_fast.errors import InputError
@@ -37,7 +37,7 @@ from lavila_fast.presets import (
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 _DIR = click.option(
-    "--dir", "folder", type=click.Path(file_okay=False, path_type=Path), help="Folder of the files; default: the cache."
+    "--dir", "folder", type=LocalPath(file_okay=False, path_type=Path), help="Folder of the files; default: the cache."
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from lavila_fast.cli.choices import Number
+from lavila_fast.cli.choices import PATH, Number
 from lavila_fast.cli.plan import duration
 from lavila_fast.cli.streams import tell
 from lavila_fast.shown import many, shown
@@ -21,7 +21,7 @@ from lavila_fast.shown import many, shown
 @click.command()
 @click.argument("outputs", metavar="OUTPUT...", nargs=-1, required=True)
 @click.option("--price", type=Number(min=0), help="Of a machine for an hour; says the cost of 1,000 hours.")
-@click.option("--html", metavar="PAGE", type=click.Path(path_type=Path), help="Write a page with plots, too.")
+@click.option("--html", metavar="PAGE", type=PATH, help="Write a page with plots, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def report(outputs: tuple[str, ...], price: float | None, html: Path | None, as_json: bool) -> None:
     """Give the account of OUTPUT over all runs on it: hours, failures, speed, stages, efficiency, cost.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from lavila_fast import log
-from lavila_fast.cli.choices import POSITIVE, LazyChoice, Number
+from lavila_fast.cli.choices import PATH, POSITIVE, LazyChoice, LocalPath, Number
 from lavila_fast.engines.choose import engine_help, precisions
 from lavila_fast.video.names import DECODERS
 
@@ -78,7 +78,7 @@ def places(formats: Callable[[], tuple[str, ...]], required: bool = False) -> Ca
                 "--clips",
                 "clip_list",
                 metavar="LIST",
-                type=click.Path(path_type=Path),
+                type=PATH,
                 help="Take the clips of this CSV, JSONL or pickle; INPUT is the folder of the videos it names.",
             ),
             manifest,
@@ -278,7 +278,7 @@ machinery = _all(
         click.option(
             "--work",
             metavar="DIR",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=LocalPath(path_type=Path, file_okay=False),
             help="Where an output that lies elsewhere (-o s3://…) is made.  [default: a cache]",
         ),
         click.option(

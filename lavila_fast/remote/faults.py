@@ -98,6 +98,8 @@ def understood(error: BaseException) -> RemoteError:
         return RemoteError(f"the server is busy (HTTP {status})", _AGAIN, passing=True)
     if status:
         return RemoteError(f"was refused (HTTP {status}: {said})", "check bucket, name and endpoint")
+    if isinstance(error, ValueError):  # an address that is none, or leads to one
+        return RemoteError(f"cannot be read ({said})", "check the URL")
     if any(part in name for name in names for part in _AWAY_NAMES):
         return RemoteError("its server cannot be reached", f"check the network and the endpoint, then {_AGAIN}", True)
     if any(part in name for name in names for part in _CUT_NAMES) or isinstance(error, (OSError, TimeoutError)):

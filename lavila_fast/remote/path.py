@@ -24,7 +24,7 @@ from lavila_fast.errors import LavilaError
 from lavila_fast.remote.blocks import BLOCK, shared_blocks
 from lavila_fast.remote.faults import FEW_TRIES, RemoteError
 from lavila_fast.remote.stores import Seen, look
-from lavila_fast.remote.urls import is_url, local_of, shown_url
+from lavila_fast.remote.urls import WEB, is_url, local_of, shown_url
 
 _AT_ONCE = 32  # files that are asked for
 Fetch = Callable[["RemotePath", int], bytes]
@@ -69,7 +69,10 @@ class RemotePath:
 
     @property
     def _pure(self) -> PurePosixPath:
-        return PurePosixPath(unquote(self._shown.partition("://")[2].partition("?")[0]))
+        scheme, _, rest = self._shown.partition("://")
+        if scheme in WEB:
+            return PurePosixPath(unquote(rest.partition("?")[0]))
+        return PurePosixPath(rest.partition("?versionId=")[0])  # a key in a bucket is spelt as it is
 
     @property
     def name(self) -> str:

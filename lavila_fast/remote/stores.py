@@ -23,6 +23,7 @@ CONNECT_SECONDS, READ_SECONDS = 5.0, 20.0
 _EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
 _EXTRAS |= {"hf": ("huggingface_hub", "hf"), "memory": ("fsspec", "remote")}
 _BLOCK = 1 << 16
+_MOST_BYTES = 1 << 60  # that a file has; more is a server's mistake
 _NO_RANGES = "its server gives no ranges of it"
 
 
@@ -104,18 +105,22 @@ class WebStore:
     def look(self, url: str) -> Seen | None:
         """See `Store`: one byte is asked for, as signed URLs allow nothing but that they are read."""
         with self._get(url, {"Range": "bytes=0-0"}) as answer:
-            if answer.status_code == 416:
+            if answer.status_code == 416 and self._is_empty(answer):
                 return self._seen(answer, 0)
             answer.raise_for_status()
             return self._seen(answer, self._total(answer))
 
     def _total(self, answer: Any) -> int:
         told = re.fullmatch(r"bytes 0-0/(\d+)", answer.headers.get("Content-Range", "").strip())
-        if answer.status_code == 206 and told:
+        if answer.status_code == 206 and told and int(told[1]) < _MOST_BYTES:
             return int(told[1])
-        if answer.headers.get("Content-Length") == "0":
+        if answer.status_code == 200 and answer.headers.get("Content-Length") == "0":
             return 0
         raise RemoteError(_NO_RANGES, "fetch the file and give that")
+
+    def _is_empty(self, answer: Any) -> bool:
+        """Whether there is no first byte because there is none at all."""
+        return str(answer.headers.get("Content-Range", "bytes */0")).strip() == "bytes */0"
 
     def _seen(self, answer: Any, size: int) -> Seen:
         from email.utils import parsedate_to_datetime
@@ -256,7 +261,14 @@ class S3Store(FsspecStore):
         if seen.tag:
             asked["IfMatch"] = seen.tag
         answer = self._files.call_s3("get_object", **asked)
-        data: bytes = sync(self._files.loop, answer["Body"].read, timeout=4 * READ_SECONDS)
+        data: bytes = sync(self._files.loop, _body, answer["Body"], timeout=4 * READ_SECONDS)
+        return data
+
+
+async def _body(body: Any) -> bytes:
+    """All of an answer; one that breaks off is closed, or its library complains when it is collected."""
+    async with body:
+        data: bytes = await body.read()
         return data
 
 

@@ -34,6 +34,8 @@ def scheme_of(url: str) -> str:
     """
     found = _URL.match(url)
     scheme = found[1].lower() if found else ""
+    if found and not url[found.end() :].strip("" if scheme == "file" else "/"):
+        raise InputError(f"{url}: names no file; give one such as s3://BUCKET/NAME or https://HOST/NAME")
     if "::" in url or scheme not in SCHEMES:
         what = "chains of URLs are not read" if "::" in url else f"nothing is read from {scheme}://"
         raise InputError(
@@ -53,8 +55,10 @@ def local_of(url: str) -> Path | None:
 
 
 def shown_url(url: str) -> str:
-    """The URL as it is shown and written, which is also its name: without what opens doors."""
-    scheme, _, rest = url.partition("://")
+    """The URL as it is shown and written, which is also its name: without what opens doors; other words stay."""
+    scheme, sign, rest = url.partition("://")
+    if not sign:
+        return url
     host, slash, path = rest.partition("/")
     host = host.rpartition("@")[2]
     if scheme.lower() in WEB:

@@ -21,6 +21,7 @@ from lavila_fast.arrays import F32
 from lavila_fast.dual_encoder import DualEncoder
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.records import Clip
+from lavila_fast.remote.path import place
 from lavila_fast.video.opening import MOST_PIXELS
 from lavila_fast.video.sources import VideoSource
 
@@ -82,7 +83,7 @@ def looks_of_clip(encoder: DualEncoder, asked: str) -> F32:
         VideoError: the film cannot be read there.
     """
     path, start, end = parse_clip(asked)
-    source = VideoSource(path, Path(path))
+    source = VideoSource(path, place(path))
     for row in encoder.embed_clips(encoder.read(source, [Clip(path, start, end)]), 1):
         return row.embedding
     raise VideoError(path, f"has no pictures from {start:g} to {end:g} s", "give seconds that it has")

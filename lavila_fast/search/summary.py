@@ -19,6 +19,7 @@ from lavila_fast.archive.formats.markers import BEGINS, USUAL_RATE, picture, tim
 from lavila_fast.archive.formats.writer import encode, one_line
 from lavila_fast.errors import InputError, VideoError
 from lavila_fast.files import write_bytes
+from lavila_fast.remote.path import place
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.moments import Moment
 from lavila_fast.video.probe import probe
@@ -100,7 +101,7 @@ def write_edl(found: Summary, path: Path) -> None:
         StorageError: it cannot be written.
     """
     try:
-        info = probe(Path(found.path))
+        info = probe(place(found.path))
         rate = Fraction(info.fps).limit_denominator(1001)
     except VideoError:
         rate = USUAL_RATE

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 from lavila_fast.errors import InputError
 from lavila_fast.records import Clip
+from lavila_fast.remote.faults import RemoteError
 from lavila_fast.remote.path import Place, place
 from lavila_fast.video.pickled import read_rows
 from lavila_fast.video.seconds import MOST_SECONDS, quoted
@@ -247,6 +248,8 @@ def _readable(path: Place) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except RemoteError as error:
+        raise InputError(f"{path}: {error.what}; {error.todo}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 

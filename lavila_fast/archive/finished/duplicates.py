@@ -170,7 +170,7 @@ def exact(videos: Iterable[tuple[str, Path]], found: Found) -> list[Copy]:
     every = []
     for name, path in videos:
         try:
-            every.append(Copy(name, os.path.realpath(path), stamp_of(path).size))
+            every.append(Copy(name, os.path.realpath(path), _size(path)))
         except VideoError as error:
             found.failed.append(str(error))
     groups: Iterable[list[Copy]] = _by(every, lambda copy: copy.size)
@@ -185,6 +185,13 @@ def exact(videos: Iterable[tuple[str, Path]], found: Found) -> list[Copy]:
             found.groups.append(Group("exact", first.video, why, (first, *others)))
     found.groups.sort(key=lambda group: group.keep)
     return sorted(firsts, key=lambda copy: copy.video)
+
+
+def _size(path: Path) -> int:
+    """Bytes. VideoError: it cannot be read, or has none: nothings are no copies of each other."""
+    if not (size := stamp_of(path).size):
+        raise VideoError(path, "is empty (0 bytes)", "fetch the file again")
+    return size
 
 
 def _by(copies: Iterable[Copy], key: Any) -> list[list[Copy]]:
