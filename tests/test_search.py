@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lavila_fast import DualEncoder
 from lavila_fast.archive.journals.spans import span_of
 from lavila_fast.cli.main import run
 from lavila_fast.errors import InputError
+from lavila_fast.files import locked
 from lavila_fast.search.cut import save
 from lavila_fast.search.fusion import Background, fuse
 from lavila_fast.search.index import Index, Query
@@ -28,6 +30,13 @@ from lavila_fast.video.reader import read_frames
 
 ASSETS = Path(__file__).resolve().parent.parent / "lavila_fast" / "assets"
 SHOWN = [json.loads(line) for line in (ASSETS / "kitchen.jsonl").read_text("utf-8").splitlines()]
+
+
+def saved(found: list[Moment], folder: Path) -> list[Path]:
+    """Clips of moments, all of which can be cut."""
+    paths = list(save(found, folder))
+    assert all(isinstance(path, Path) for path in paths), paths
+    return [path for path in paths if isinstance(path, Path)]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +141,7 @@ def test_moments_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["search", "ix", SHOWN[5]["text"], "--save-top", "1"]) == 2
     wide = Path("厨" * 80 + "\n.mp4")  # 241 bytes, and a line break
     shutil.copy("film.mp4", wide)
-    (path,) = save([Moment(wide.name, str(wide), 0.0, 2.0, "x", 0.5, 1.0)], Path("odd"))
+    (path,) = saved([Moment(wide.name, str(wide), 0.0, 2.0, "x", 0.5, 1.0)], Path("odd"))
     assert len(path.name.encode()) < 255
     assert path.is_file()
     assert path.with_suffix(".srt").is_file()
@@ -161,10 +170,127 @@ def test_a_film_that_was_moved_or_touched_is_known_where_it_is_now(
     assert len(list(Path("clips").glob("*.mp4"))) == 1
 
 
+@pytest.mark.usefixtures("place")
+def test_a_lost_film_costs_its_own_clips(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy("film.mp4", "twin.mp4")
+    assert run(["index", "film.mp4", "twin.mp4", "-o", "ix", "--threads", "1", "-q"]) == 0
+    words = ["search", "ix", SHOWN[5]["text"], "--threshold", "0", "-n", "4", "--save-top", "4", "-o", "clips"]
+    assert run(words) == 0
+    clips = len(list(Path("clips").glob("*.mp4")))
+    shutil.rmtree("clips")
+    for spoil, said in (
+        (lambda film: film.unlink(), "film.mp4: does not exist; check the path"),
+        (
+            lambda film: film.write_bytes(b"another film"),
+            "film.mp4: is not the video that was indexed; run lavila-fast",
+        ),
+    ):
+        spoil(Path("film.mp4"))
+        capsys.readouterr()
+        assert run(words) == 1
+        told = capsys.readouterr()
+        assert sum(said in line for line in told.err.splitlines()) == 1  # whatever number of its moments
+        assert SHOWN[5]["text"] in told.out
+        assert 0 < len(list(Path("clips").glob("*twin_*.mp4"))) == len(list(Path("clips").glob("*.mp4"))) < clips
+
+
+@pytest.mark.usefixtures("place")
+def test_sentences_that_come_later_are_put_in(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["index", "film.mp4", "-o", "mute", "--threads", "1", "-q", "--json"]
+    asked = ["search", "mute", "knife", "--mode", "text", "--json"]
+    assert run([*words, "--no-narrate"]) == 0
+    assert run(asked) == 2
+    assert "or index without --no-narrate" in capsys.readouterr().err
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["added"] == 12
+    for more in ((), ("--no-narrate",)):  # and they stay
+        assert run([*words, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["added"] == 0
+        assert run(asked) == 0
+        assert len(json.loads(capsys.readouterr().out)["moments"]) > 0
+
+
+@pytest.mark.usefixtures("place")
+def test_a_damaged_index_says_how_it_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*words: str) -> str:
+        assert run([*words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    again = ["index", "film.mp4", "-o", "broken", "--threads", "1", "-q"]
+    lance = Path("broken/table/windows.lance")
+    for damage in (
+        lambda: shutil.rmtree(lance / "data"),
+        lambda: shutil.rmtree(lance / "_versions"),
+        lambda: [file.write_bytes(b"x" * 100) for file in (lance / "_versions").iterdir()],
+        lambda: [file.write_bytes(file.read_bytes()[:200]) for file in (lance / "data").iterdir()],
+    ):
+        shutil.rmtree("broken", ignore_errors=True)
+        shutil.copytree("ix", "broken")
+        damage()
+        for words in (["search", "broken", SHOWN[2]["text"]], again):
+            assert "broken: its table is damaged (" in (line := told(*words))
+            assert "remove broken/table and run lavila-fast index again with the same -o" in line
+        shutil.rmtree("broken/table")
+        assert run(again) == 0
+        assert run(["search", "broken", SHOWN[2]["text"]]) == 0
+    for about in ("[]", '{"model": "nano"}', "\0"):  # who says nothing is passed over
+        Path("broken/index.json").write_text(about)
+        assert "holds no index; make one" in told("search", "broken", SHOWN[2]["text"])
+        assert run(again) == 0
+        assert run(["search", "broken", SHOWN[2]["text"]]) == 0
+
+
+def test_who_has_a_table_open_sees_what_others_make_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lavila_fast.search.store._FRESH", timedelta(0))
+    random = np.random.default_rng(0)
+
+    def rows(video: str) -> list[Window]:
+        vectors = random.standard_normal((40, 8)).astype(np.float32)
+        return [Window(video, video, video, i, i + 1, "an onion", vector=one) for i, one in enumerate(vectors)]
+
+    writer = Store.create(tmp_path, 8)
+    writer.add(rows("a.mp4"))
+    writer.settle()
+    reader = Store.open(tmp_path, 8)
+    writer.add(rows("b.mp4"))
+    assert len(reader) == 80
+    reader.nearest(np.ones(8, np.float32), 5)
+    writer.compact()  # the files that the reader knows are gone
+    writer.settle()
+    assert len(reader.nearest(np.ones(8, np.float32), 100)) == len(reader.worded("onion", 100)) == 80
+    assert len(reader.sample(100)) == 80
+    assert [film.video for film in reader.videos("b")] == ["b.mp4"]
+    (tmp_path / "table").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="holds no index; make one"):
+        reader.nearest(np.ones(8, np.float32), 5)
+    assert not (tmp_path / "table").exists()  # who reads makes nothing
+    (tmp_path / "away").rename(tmp_path / "table")
+    assert len(reader.nearest(np.ones(8, np.float32), 5)) == 5
+
+
+def test_a_table_is_open_while_it_takes_the_place_of_another(tmp_path: Path) -> None:
+    store = Store.create(tmp_path, 8)
+    store.add([Window("a.mp4", "a", "a", 0, 1, vector=np.ones(8, np.float32))])
+    table = tmp_path / "table" / "windows.lance"
+    table.rename(table.with_name("windows_old.lance"))  # as for a moment while somebody compacts it
+    assert len(Store.open(tmp_path, 8)) == 1
+    assert not table.exists()  # it is not for who reads to put it back
+    assert Store.there(tmp_path)
+    assert table.exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_two_never_write_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(Path("ix/table"), InputError("x")):
+        assert run(["index", "film.mp4", "-o", "ix", "--threads", "1", "-q"]) == 1
+    assert "ix: another lavila-fast is writing its table; run the same command again" in capsys.readouterr().err
+
+
 def test_names_of_clips_hold_no_line_breaks(kitchen_film: Path, tmp_path: Path) -> None:
     film = tmp_path / "new\nline.mp4"
     shutil.copy(kitchen_film, film)
-    (path,) = save([Moment(film.name, str(film), 0.0, 2.0, "x", 0.5, 1.0)], tmp_path / "clips")
+    (path,) = saved([Moment(film.name, str(film), 0.0, 2.0, "x", 0.5, 1.0)], tmp_path / "clips")
     assert path.name == "01_new%0Aline_0.0-2.0.mp4"
 
 
@@ -255,6 +381,12 @@ def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "other" / "index.json").write_text(json.dumps(about))
     assert run(["search", str(tmp_path / "other"), "x"]) == 2
     assert "was begun with model nano (0123456789abcdef" in capsys.readouterr().err
+    about["model"] = "gone/bundle"
+    (tmp_path / "other" / "index.json").write_text(json.dumps(about))
+    assert run(["search", str(tmp_path / "other"), "x"]) == 2
+    assert f"; or say by --model where that of {tmp_path / 'other'} is now" in capsys.readouterr().err
+    assert run(["mcp", str(kitchen / "ix"), "--model", "gone/bundle"]) == 2  # before an agent asks
+    assert "error: gone/bundle: no such file or folder" in capsys.readouterr().err
 
 
 def window(start: float, score: float, video: str = "a") -> Hit:

@@ -81,7 +81,12 @@ def test_pictures_are_upright_and_nothing_else_is_a_picture(tmp_path: Path) -> N
     for name in ("a.png", "b.webp", "c.bmp", "d.gif"):
         Image.fromarray(shown).save(tmp_path / name)
         assert read_image(tmp_path / name).shape == (40, 60, 3)
-    for name, content in {"text.jpg": b"no picture", "empty.png": b"", "list.png": b"#EXTM3U\n/etc/passwd\n"}.items():
+    for name, content in {
+        "text.jpg": b"no picture",
+        "empty.png": b"",
+        "list.png": b"#EXTM3U\n/etc/passwd\n",
+        "head.png": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(VideoError, match=f"{name}: .*; give a JPEG"):
             read_image(tmp_path / name)
@@ -203,6 +208,7 @@ def test_an_agent_searches_and_cuts(kitchen: Path) -> None:
                 ("search", {"query": " "}, "say what to look for"),
                 ("search", {"query": "x", "since": "May"}, "give YYYY-MM-DD"),
                 ("moments", {"query": "x", "video": "other"}, "there is none in the index"),
+                ("moments", {"query": "x", "video": ""}, "video: give a name as search shows it"),
                 ("cut", {"video": "/etc/passwd", "start": 0, "end": 1}, "is not in the index"),
                 ("cut", {"video": "../film.mp4", "start": 0, "end": 1}, "is not in the index"),
                 ("cut", {"video": "film.mp4", "start": 0, "end": 1000}, "at most 300 seconds"),

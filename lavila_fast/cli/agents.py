@@ -25,5 +25,6 @@ def mcp(index: Path, clips: Path | None, model: str | None, threads: int) -> Non
 
     opened = Index.open(index)
     if model:
+        opened.encoder(model, threads)  # what is wrong with it is said before an agent asks
         opened.model = model
     serve(opened, clips, threads)

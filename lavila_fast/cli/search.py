@@ -62,7 +62,7 @@ def search(index: Path, text: str, as_json: bool, **given: Any) -> None:
     """Find moments in INDEX that TEXT describes, such as "#C C cuts the onion".
 
     Exit code 1 if nothing stands out from the archive at large: the best there is is shown all the same, and said to be
-    no confident match.
+    no confident match. So it is if of --save-top a moment cannot be cut.
 
     \b
     Examples:
@@ -102,17 +102,28 @@ def _check(given: dict[str, Any]) -> None:
 
 def _search(opened: Index, query: Query, as_json: bool, given: dict[str, Any]) -> bool:
     found = opened.search(query)
-    if given["save_top"]:
-        from lavila_fast.search.cut import save
-
-        for path in save(found.moments[: given["save_top"]], given["output"]):
-            tell(shown(path), err=True)
+    saved = not given["save_top"] or _save(found.moments[: given["save_top"]], given["output"])
     if as_json:
         told = {"sure": found.sure, "stands_out": found.stands_out, "moments": [asdict(one) for one in found.moments]}
         click.echo(json.dumps(told))
     else:
         tell("\n".join(map(shown, _lines(found.moments, found.sure))))
-    return found.sure
+    return found.sure and saved
+
+
+def _save(found: Sequence[Moment], folder: Path) -> bool:
+    """Cut moments out; gives whether all are there. A video that is lost is told once."""
+    from lavila_fast.errors import VideoError
+    from lavila_fast.search.cut import save
+
+    failed: set[str] = set()
+    for one in save(found, folder):
+        line = f"error: {one}" if isinstance(one, VideoError) else str(one)
+        if line not in failed:
+            tell(shown(line), err=True)
+        if isinstance(one, VideoError):
+            failed.add(line)
+    return not failed
 
 
 def _summarize(opened: Index, query: Query, as_json: bool, given: dict[str, Any]) -> bool:

@@ -21,8 +21,8 @@ from lavila_fast.archive.finished.merge import read_part
 from lavila_fast.archive.journals.identity import difference
 from lavila_fast.arrays import F32
 from lavila_fast.dual_encoder import DualEncoder
-from lavila_fast.errors import InputError
-from lavila_fast.files import write_json
+from lavila_fast.errors import InputError, ModelNotFoundError, StorageError
+from lavila_fast.files import locked, storage_error, write_json
 from lavila_fast.search.fusion import SAMPLE, SURE, Background, fuse
 from lavila_fast.search.ingest import Ingested, ingest
 from lavila_fast.search.moments import Moment, moments
@@ -125,25 +125,30 @@ class Index:
         """The index in a folder.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or its table is damaged.
         """
         try:
-            about = json.loads((folder / ABOUT).read_bytes())
-            run, model = dict(about["run"]), str(about["model"])
-            dim = int(run["dim"])
+            run, model = _about(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
-        return cls(folder, Store.open(folder, dim), run, model)
+        return cls(folder, Store.open(folder, int(run["dim"])), run, model)
 
     @classmethod
     def update(cls, folder: Path, model: str, embeddings: Path, narrations: Path | None) -> tuple[Index, Ingested]:
         """Bring an index up to what outputs of runs hold; make it, if there is none.
 
         Raises:
-            InputError: it is of another model or other windows.
+            InputError: it is of another model or other windows, or its table is damaged.
+            StorageError: it cannot be written, or another process writes it.
         """
+        taken = StorageError(f"{folder}: another lavila-fast is writing its table; run the same command again later")
+        with storage_error(folder / "table"), locked(folder / "table", taken):
+            return cls._update(folder, model, embeddings, narrations)
+
+    @classmethod
+    def _update(cls, folder: Path, model: str, embeddings: Path, narrations: Path | None) -> tuple[Index, Ingested]:
         run = read_part(embeddings).run
-        if (folder / ABOUT).is_file():
+        if _is_told(folder):
             if not Store.there(folder):  # lost, and made of what lies beside it
                 Store.create(folder, int(run["dim"]))
             index = cls.open(folder)
@@ -163,7 +168,12 @@ class Index:
         """
         name = model or self.model
         if name not in self._open:
-            opened = DualEncoder.from_pretrained(name, threads=threads)
+            try:
+                opened = DualEncoder.from_pretrained(name, threads=threads)
+            except ModelNotFoundError as error:
+                if model:
+                    raise
+                raise InputError(f"{error}; or say by --model where that of {self.folder} is now") from error
             now: Mapping[str, Any] = {**self.run, "model": f"{name} ({opened.fingerprint})"}
             if told := difference(self.run, now):
                 raise InputError(f"{self.folder}: {told}; give the model that it was made with by --model")
@@ -211,3 +221,22 @@ class Index:
 
     def _said(self, query: Query, most: int) -> list[Moment]:
         return moments(self.store.worded(query.text, most, query.where()), most, _GROWS)
+
+
+def _about(folder: Path) -> tuple[dict[str, Any], str]:
+    """Settings of the run that embedded the windows of an index, and its model.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: nothing says so.
+    """
+    about = json.loads((folder / ABOUT).read_bytes())
+    run = dict(about["run"])
+    return {**run, "dim": int(run["dim"])}, str(about["model"])
+
+
+def _is_told(folder: Path) -> bool:
+    """Whether something says what the index in a folder is of; a file that says nothing is made again."""
+    try:
+        return bool(_about(folder))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False

@@ -7,11 +7,12 @@ another content is taken out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lavila_fast.archive.finished.merge import Part, read_part
+from lavila_fast.archive.journals.spans import Span
 from lavila_fast.archive.journals.videos import VideoRecord
 from lavila_fast.records import ClipEmbedding, Narration
 from lavila_fast.search.store import BATCH, Held, Store, Window
@@ -43,10 +44,14 @@ def ingest(store: Store, embeddings: Path, narrations: Path | None) -> Ingested:
     """
     vectors, texts = read_part(embeddings), read_part(narrations) if narrations else None
     there, told = store.held(), Ingested()
-    wanted = {_key(one): Held(len(vectors.done.get(name, ())), *_file(one)) for name, one in vectors.records.items()}
+    wanted = {_key(one): Held(len(vectors.done.get(name, ())), 0, *_file(one)) for name, one in vectors.records.items()}
     for key in [key for key, one in wanted.items() if "still" in vectors.run and there.get(key) != one]:
         still = vectors.skipped(key[1])
         wanted[key], told.still = wanted[key]._replace(windows=wanted[key].windows - still), told.still + still
+    wanted = {
+        key: one._replace(said=_said(texts, vectors.done.get(key[1], ()), key[1], there.get(key)))
+        for key, one in wanted.items()
+    }
     wanted = {key: one for key, one in wanted.items() if one.windows}
     stale = [key for key, one in there.items() if wanted.get(key) != one]
     store.drop(stale)
@@ -66,6 +71,17 @@ def ingest(store: Store, embeddings: Path, narrations: Path | None) -> Ingested:
     if told.added or told.dropped:
         store.settle()
     return told
+
+
+def _said(texts: Part | None, shown: Container[Span], name: str, held: Held | None) -> int:
+    """How many windows of a video have sentences; where nobody narrated, as many as have them by now."""
+    if held is None or texts is None:
+        return held.said if held else 0
+    clips = texts.done.get(name, ())
+    if held.said == len(clips):  # as nearly all: no row is read
+        return held.said
+    own = texts.done[name].in_order() if clips else ()
+    return sum(bool(_best(texts, offset).text) for span, offset in own if span in shown)
 
 
 def _key(record: VideoRecord) -> tuple[str, str]:

@@ -63,7 +63,9 @@ def read_image(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
                 raise VideoError(path, "holds no picture", _TODO)
             stream = container.streams.video[0]
             size = stream.codec_context.width * stream.codec_context.height
-            if not 0 < size <= MOST_PIXELS:
+            if not size:  # nothing that could be looked at says how large
+                raise VideoError(path, "is no picture that can be read", _TODO)
+            if size > MOST_PIXELS:
                 raise VideoError(path, f"has a picture of {size:,} pixels", "give a smaller one")
             frame = next(iter(container.decode(stream)), None)
             if frame is None or frame.width * frame.height > MOST_PIXELS:

@@ -25,6 +25,7 @@ class Moment:
         score: Of that window: its cosine with the query where pictures were compared, else BM25 of its words.
         frame: Second that shows it.
         windows: How many it is made of.
+        video_id: Identity of the video's content; "" where nobody says.
     """
 
     video: str
@@ -35,6 +36,7 @@ class Moment:
     score: float
     frame: float
     windows: int = 1
+    video_id: str = ""
 
     def overlap(self, start: float, end: float) -> float:
         """Temporal IoU with another stretch of the same video."""
@@ -84,4 +86,5 @@ def _joins(one: Hit, other: Hit, bound: float, forward: bool = False) -> bool:
 def _moment(hits: Sequence[Hit], best: Hit) -> Moment:
     own = best.window
     end = max(hit.window.end for hit in hits)
-    return Moment(own.video, own.path, hits[0].window.start, end, own.text, best.score, own.frame, len(hits))
+    start = hits[0].window.start
+    return Moment(own.video, own.path, start, end, own.text, best.score, own.frame, len(hits), own.video_id)

@@ -7,18 +7,21 @@ store.nearest(vector, 50), store.worded("onion", 50)
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from lavila_fast.arrays import F32
-from lavila_fast.errors import InputError, MissingExtraError
+from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError
 
 TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 100_000  # rows from which an index of vectors pays
@@ -27,6 +30,10 @@ _LIST, _PROBES, _SHARE = 4096, 64, 4  # rows of a list; lists that a query looks
 _REFINED = 3  # times as many are compared again, by the vectors themselves
 _NEW, _OLD = f"{TABLE}_new", f"{TABLE}_old"
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
+_FRESH = timedelta(seconds=1)  # who has it open sees what others have added so long ago
+_TROUBLE = (RuntimeError, ValueError, OSError)  # what LanceDB raises, whatever is the matter
+_PLACES = re.compile(r", \S+\.rs:\d+:\d+")  # of its own source
+T = TypeVar("T")
 _COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame", "date", "length")
 
 
@@ -70,11 +77,21 @@ class Hit:
 
 
 class Held(NamedTuple):
-    """How many windows of a video are there, and what they say of its file: see `Window`."""
+    """How many windows of a video are there, how many have sentences, and what they say of its file: see `Window`."""
 
     windows: int
+    said: int
     path: str
     date: float | None
+
+
+class Film(NamedTuple):
+    """A video that windows are of; see `Window`."""
+
+    video: str
+    path: str
+    length: float | None
+    video_id: str
 
 
 class Store:
@@ -85,11 +102,16 @@ class Store:
 
     @staticmethod
     def there(folder: Path) -> bool:
-        """Whether there is a table that this version reads."""
-        _mend(folder)
-        if not _table_path(folder, TABLE).is_dir():
-            return False
-        return {*_COLUMNS, "vector"} <= set(_connect(folder).open_table(TABLE).schema.names)
+        """Whether there is a table that this version reads, once what a killed writer has left is put right.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        with _sound(folder):
+            _mend(folder)
+            if not _table_path(folder, TABLE).is_dir():
+                return False
+            return {*_COLUMNS, "vector"} <= set(_opened(folder).schema.names)
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Store:
@@ -100,39 +122,59 @@ class Store:
         types = (text, text, text, number, number, text, number, number, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
         schema, mode = pyarrow.schema(columns), _mode(folder, TABLE)
-        return cls(_connect(folder).create_table(TABLE, schema=schema, mode=mode), dim, folder)
+        with _sound(folder):
+            return cls(_connect(folder).create_table(TABLE, schema=schema, mode=mode), dim, folder)
 
     @classmethod
     def open(cls, folder: Path, dim: int) -> Store:
         """The table that is there.
 
         Raises:
-            InputError: there is none, or of other vectors.
+            InputError: there is none, it is damaged, or of other vectors.
         """
-        _mend(folder)
-        try:
-            table = _connect(folder).open_table(TABLE)
+        with _sound(folder):
+            table = _patiently(lambda: _opened(folder))
             there = table.schema.field("vector").type.list_size
-        except (ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
-            raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
         if not set(_COLUMNS) <= set(table.schema.names):
             raise InputError(f"{folder}: was made by an earlier version; run lavila-fast index again with the same -o")
         if there != dim:
             raise InputError(f"{folder}: its vectors have {there} numbers, the model's {dim}; index again")
         return cls(table, dim, folder)
 
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """What the table answers. Somebody may have made it anew since it was opened: then it is opened again.
+
+        Raises:
+            InputError: it is damaged.
+        """
+
+        def again() -> T:
+            self._table = _opened(self._folder)
+            return question(self._table)
+
+        try:
+            return question(self._table)
+        except _TROUBLE:
+            with _sound(self._folder):
+                return _patiently(again)
+
     def __len__(self) -> int:
         """How many windows."""
-        return int(self._table.count_rows())
+        return self._ask(lambda table: int(table.count_rows()))
 
     def held(self) -> dict[tuple[str, str], Held]:
         """(Identity, name) of each video that is there → what of it is."""
         found: dict[tuple[str, str], Held] = {}
-        names = ("video_id", "video", "path", "date")
-        for batch in self._table.search().select([*names]).to_batches(1 << 16):
-            for key, name, path, date in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                before = found.get((key, name))
-                found[key, name] = Held((before.windows if before else 0) + 1, path, date)
+        columns = {name: name for name in ("video_id", "video", "path", "date")} | {"said": "text != ''"}
+
+        def add(table: Any) -> None:
+            found.clear()
+            for batch in table.search().select(columns).to_batches(1 << 16):
+                for key, name, *file, said in zip(*(batch.column(one).to_pylist() for one in columns), strict=True):
+                    windows, sentences, *_ = found.get((key, name), (0, 0))
+                    found[key, name] = Held(windows + 1, sentences + said, *file)
+
+        self._ask(add)
         return found
 
     def add(self, rows: Sequence[Window]) -> None:
@@ -143,21 +185,26 @@ class Store:
         vectors = np.stack([row.vector for row in rows if row.vector is not None]).astype(np.float16)
         columns = [pyarrow.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _COLUMNS]
         columns.append(pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), self.dim))
-        self._table.add(pyarrow.Table.from_arrays(columns, schema=schema))
+        with _sound(self._folder):
+            self._table.add(pyarrow.Table.from_arrays(columns, schema=schema))
 
     def drop(self, videos: Sequence[tuple[str, str]]) -> None:
         """Take videos out, by identity and name."""
         for some in _some(videos, 500):
             told = " OR ".join(f"(video_id = {quoted(one)} AND video = {quoted(name)})" for one, name in some)
-            self._table.delete(told)
+            with _sound(self._folder):
+                self._table.delete(told)
 
     def settle(self) -> None:
         """Make what speeds searches up, after rows were added, and forget what the table was before.
 
         Of large tables, indexes are made anew only when enough rows lie outside them, which are compared one by one.
         """
-        if not len(self):
-            return
+        if len(self):
+            with _sound(self._folder):
+                self._settle()
+
+    def _settle(self) -> None:
         from lancedb.index import FTS, IvfSq
 
         large, words = len(self) >= LARGE, FTS(with_position=False)
@@ -202,52 +249,105 @@ class Store:
 
     def nearest(self, vector: F32, limit: int, where: str | None = None, exact: bool = False) -> list[Hit]:
         """Windows whose vectors are nearest; scores are cosines. `exact` compares all, whatever the size."""
-        found = self._table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
-        found = found.distance_type("cosine")
-        if exact:
-            found = found.bypass_vector_index()
-        elif (rows := len(self)) >= LARGE:
-            found = found.nprobes(max(_PROBES, rows // (_LIST * _SHARE))).refine_factor(_REFINED)
-        return self._hits(found, limit, where, "_distance", lambda distance: 1.0 - distance)
+        rows = len(self)
+
+        def ask(table: Any) -> list[Hit]:
+            found = table.search(np.asarray(vector, np.float32), vector_column_name="vector", query_type="vector")
+            found = found.distance_type("cosine")
+            if exact:
+                found = found.bypass_vector_index()
+            elif rows >= LARGE:
+                found = found.nprobes(max(_PROBES, rows // (_LIST * _SHARE))).refine_factor(_REFINED)
+            return _hits(found, limit, where, "_distance", lambda distance: 1.0 - distance)
+
+        return self._ask(ask)
 
     def worded(self, text: str, limit: int, where: str | None = None) -> list[Hit]:
         """Windows whose sentences have these words; scores are BM25's."""
-        found = self._table.search(text, query_type="fts", fts_columns="text")
-        return self._hits(found, limit, where, "_score", float)
+
+        def ask(table: Any) -> list[Hit]:
+            return _hits(table.search(text, query_type="fts", fts_columns="text"), limit, where, "_score", float)
+
+        return self._ask(ask)
 
     def is_mute(self) -> bool:
         """Whether no window has a sentence."""
-        return not self._table.count_rows("text != ''")
+        return self._ask(lambda table: not table.count_rows("text != ''"))
 
     def vector_of(self, video: str, second: float) -> F32 | None:
         """The vector of the window that shows a second of a video."""
         where = f"video = {quoted(video)} AND start <= {second!r} AND end > {second!r}"
-        rows = self._table.search().where(where).select(["vector"]).limit(1).to_list()
+        rows = self._ask(lambda table: table.search().where(where).select(["vector"]).limit(1).to_list())
         return np.asarray(rows[0]["vector"], np.float32) if rows else None
 
-    def videos(self, part: str) -> list[tuple[str, str, float | None]]:
-        """Name, path and length of each video that has this in its name, in order of their names."""
-        found = self._table.search().where(f"contains(video, {quoted(part)})").select(["video", "path", "length"])
-        rows: dict[str, tuple[str, str, float | None]] = {}
-        for batch in found.to_batches(1 << 16):
-            for one in zip(*(batch.column(name).to_pylist() for name in ("video", "path", "length")), strict=True):
-                rows[one[0]] = one
+    def videos(self, part: str) -> list[Film]:
+        """Each video that has this in its name, in order of their names."""
+        rows: dict[str, Film] = {}
+
+        def add(table: Any) -> None:
+            found = table.search().where(f"contains(video, {quoted(part)})").select([*Film._fields])
+            for batch in found.to_batches(1 << 16):
+                for one in zip(*(batch.column(name).to_pylist() for name in Film._fields), strict=True):
+                    rows[one[0]] = Film(*one)
+
+        self._ask(add)
         return [rows[name] for name in sorted(rows)]
 
     def sample(self, count: int) -> F32:
         """Vectors of some windows, spread over the table, (N, E)."""
-        rows = len(self)
-        if not rows:
+
+        def ask(table: Any) -> Any:
+            rows = table.count_rows()
+            places = np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(int)).tolist()
+            return table.take_offsets(places).select(["vector"]).to_arrow()["vector"].combine_chunks() if rows else ()
+
+        column = self._ask(ask)
+        if not len(column):
             return np.empty((0, self.dim), np.float32)
-        places = np.unique(np.linspace(0, rows - 1, min(count, rows)).astype(int)).tolist()
-        column = self._table.take_offsets(places).select(["vector"]).to_arrow()["vector"].combine_chunks()
         return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(column), self.dim)
 
-    def _hits(self, found: Any, limit: int, where: str | None, column: str, score: Any) -> list[Hit]:
-        if where:
-            found = found.where(where, prefilter=True)
-        rows = found.limit(limit).select([*_COLUMNS, column]).to_list()
-        return [Hit(Window(**{name: row[name] for name in _COLUMNS}), score(row[column])) for row in rows]
+
+def _hits(found: Any, limit: int, where: str | None, column: str, score: Any) -> list[Hit]:
+    if where:
+        found = found.where(where, prefilter=True)
+    rows = found.limit(limit).select([*_COLUMNS, column]).to_list()
+    return [Hit(Window(**{name: row[name] for name in _COLUMNS}), score(row[column])) for row in rows]
+
+
+class _NoTable(OSError):
+    """There is no table."""
+
+
+@contextlib.contextmanager
+def _sound(folder: Path) -> Iterator[None]:
+    """What LanceDB says of a table that it cannot read or write becomes a line.
+
+    Raises:
+        InputError: the table is damaged, or there is none.
+        StorageError: the disk is full, or not this user's.
+    """
+    try:
+        yield
+    except LavilaError:
+        raise
+    except _NoTable as error:
+        raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
+    except _TROUBLE as error:
+        told = _PLACES.sub("", " ".join(str(error).split()))[:200]
+        if found := re.search("no space left on device|disk quota exceeded|permission denied|read-only", told, re.I):
+            todo = "make room, or give this user the right to write there, and run the same command again"
+            raise StorageError(f"{folder}: its table cannot be used ({found[0].lower()}); {todo}") from error
+        todo = "and run lavila-fast index again with the same -o: nothing is embedded again"
+        raise InputError(f"{folder}: its table is damaged ({told}); remove {folder / _PLACE} {todo}") from error
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Do something that a table spoils while somebody puts it in another's place, a few times if it must be."""
+    for pause in (0.05, 0.2, 0.5):
+        with contextlib.suppress(*_TROUBLE):
+            return action()
+        time.sleep(pause)
+    return action()
 
 
 def _table_path(folder: Path, name: str) -> Path:
@@ -259,8 +359,16 @@ def _mode(folder: Path, name: str) -> str:
     return "overwrite" if _table_path(folder, name).exists() else "create"
 
 
+def _opened(folder: Path) -> Any:
+    """The table, or while there is none the one that it is about to take the place of."""
+    name = next((one for one in (TABLE, _OLD) if _table_path(folder, one).is_dir()), None)
+    if name is None:  # to connect would make a folder
+        raise _NoTable
+    return _connect(folder).open_table(name)
+
+
 def _mend(folder: Path) -> None:
-    """Put a table back that somebody who compacted it has left under its other name."""
+    """Put a table back that somebody who was killed while he compacted it has left under its other name."""
     table, old = _table_path(folder, TABLE), _table_path(folder, _OLD)
     if not table.exists() and old.is_dir():
         old.rename(table)
@@ -293,4 +401,4 @@ def _connect(folder: Path) -> Any:
     require_search()
     import lancedb
 
-    return lancedb.connect(folder / _PLACE)
+    return lancedb.connect(folder / _PLACE, read_consistency_interval=_FRESH)

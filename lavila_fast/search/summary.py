@@ -22,6 +22,7 @@ from lavila_fast.files import write_bytes
 from lavila_fast.remote.path import place
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.moments import Moment
+from lavila_fast.search.store import Film
 from lavila_fast.video.probe import probe
 
 _MOST = 999  # events that an EDL has numbers for
@@ -70,8 +71,8 @@ def summarize(index: Index, query: Query, most_seconds: float | None = None) -> 
     """
     if not query.video:
         raise InputError("--summarize: name the video by --video NAME")
-    name, path, length = _one_video(index, query.video)
-    found = index.search(replace(query, video=None, only=name))
+    film = _one_video(index, query.video)
+    found = index.search(replace(query, video=None, only=film.video))
     taken: list[Moment] = []
     for moment in found.moments if found.sure else ():
         room = most_seconds is None or sum(one.end - one.start for one in [*taken, moment]) <= most_seconds
@@ -81,11 +82,11 @@ def summarize(index: Index, query: Query, most_seconds: float | None = None) -> 
         if room and apart and stands >= query.threshold:
             taken.append(moment)
     ordered = sorted(taken, key=lambda one: one.start)
-    return Summary(query.text, name, path, ordered, bool(ordered), length)
+    return Summary(query.text, film.video, film.path, ordered, bool(ordered), film.length)
 
 
-def _one_video(index: Index, part: str) -> tuple[str, str, float | None]:
-    """Name, path and length of the video that is called so, or has this in its name."""
+def _one_video(index: Index, part: str) -> Film:
+    """The video that is called so, or has this in its name."""
     names = index.store.videos(part)
     exact = [one for one in names if one[0] == part]
     if exact or len(names) == 1:

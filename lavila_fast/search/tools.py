@@ -20,7 +20,8 @@ from typing import Any
 
 from lavila_fast.errors import InputError, LavilaError, MissingExtraError
 from lavila_fast.files import storage_error
-from lavila_fast.remote.path import Place, place
+from lavila_fast.remote.path import Place
+from lavila_fast.search.cut import indexed
 from lavila_fast.search.index import Index, Query
 from lavila_fast.search.summary import summarize
 from lavila_fast.video.cut import cut as cut_out
@@ -86,6 +87,8 @@ class Tools:
         """
         if most_seconds is not None and not most_seconds > 0:
             raise InputError("most_seconds: give a number over 0")
+        if not video:
+            raise InputError("video: give a name as search shows it")
         self._embedded(asked := Query(_words(query), limit=MOST_MOMENTS, video=video))
         found = summarize(self.index, asked, most_seconds)
         return {
@@ -125,11 +128,10 @@ class Tools:
 
     def _source(self, video: str) -> tuple[Place, float | None]:
         """Where a video of the index lies, and its length if that is known."""
-        found = [(path, length) for name, path, length in self.index.store.videos(video) if name == video]
-        if not found:
+        found = next((one for one in self.index.store.videos(video) if one.video == video), None)
+        if found is None:
             raise InputError(f"{video[:200]}: is not in the index; give a name as search shows it")
-        path, length = found[0]
-        return place(path), length
+        return indexed(found.path, found.video_id), found.length
 
     def _asked(self, query: Query) -> Any:
         self._embedded(query)
@@ -163,7 +165,7 @@ def _date(name: str, text: str) -> float:
 
 
 def _told(moment: Any) -> dict[str, Any]:
-    told = {name: value for name, value in asdict(moment).items() if name != "path"}
+    told = {name: value for name, value in asdict(moment).items() if name not in ("path", "video_id")}
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in told.items()}
 
 
