@@ -113,6 +113,18 @@ def test_files_that_somebody_tidied_away_here_are_fetched_and_not_removed_there(
     assert objects(proxy.url).keys() == there.keys()
 
 
+def test_what_somebody_removed_there_is_put_again(films: Path, proxy: Proxy) -> None:
+    assert on_machine("a", films) == (0, 15)
+    before = objects(proxy.url)
+    for gone in ("rows/out.jsonl", "rows/out.jsonl.run.json"):
+        client(proxy.url).delete_object(Bucket=BUCKET, Key=gone)
+        assert on_machine("a", films) == (15, 0)
+        assert objects(proxy.url)[gone] == before[gone]
+    s3_here.restore(proxy.url, {})
+    assert on_machine("a", films) == (15, 0)
+    assert objects(proxy.url).keys() == before.keys()
+
+
 @pytest.mark.parametrize("status", [403, 507, 400])
 def test_what_cannot_be_written_there_is_kept_here(status: int, films: Path, proxy: Proxy) -> None:
     proxy.faults.read_only = status

@@ -170,6 +170,7 @@ def test_every_format_takes_segments_and_tables_keep_what_they_say() -> None:
     ("words", "line"),
     [
         (["n.jsonl", "-o", "n.jsonl"], "is IN itself"),
+        (["n.jsonl", "-o", "./f.jsonl", "--features", "f.jsonl", "--overwrite"], "is what --features reads"),
         (["f.jsonl", "-o", "s.jsonl"], "holds features, not narrations"),
         (["n.jsonl", "-o", "s.jsonl", "--features", "n.jsonl"], "holds narrations, not features"),
         (["n.jsonl", "-o", "s.jsonl", "--cosine", "0.5"], "no use without --features"),

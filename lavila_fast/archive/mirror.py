@@ -222,6 +222,8 @@ class Mirror:
         there = dict(self._there())
         changed = {name for name, seen in there.items() if not self._is_known(name, seen)}
         if not changed:
+            for name in self._known.keys() - there.keys():  # somebody has removed it there: it is put again
+                self._known.pop(name)
             for name in there.keys() - {path.name for path in self._files()}:  # somebody has tidied up here
                 self._take(name, there[name])
             self._write_state()

@@ -80,6 +80,8 @@ def segments(source: Path, output: str, format: str | None, as_json: bool, **giv
     features = read_table(given["features"]) if given["features"] else None
     table = Segmented.of(read_table(source), rules, features)
     place = place_for(table, output, format, False, given["csv_safe"])
+    if features and place.path and place.path.resolve() == features.path.resolve():
+        raise InputError(f"{output}: is what --features reads; give another name")
     done = convert(table, place, None, given["overwrite"])
     if as_json:
         told = {"windows": table.windows, "segments": done.rows, "videos": done.videos, "files": done.files}
