@@ -157,6 +157,9 @@ def test_what_cannot_be_compared_is_said(capsys: pytest.CaptureFixture[str]) -> 
         (said,) = capsys.readouterr().err.splitlines()
         assert line in said
         assert not Path("new.jsonl").exists()
+    for words in (["dedup", "", "-o", "new.jsonl"], ["merge", "", "-o", "m.jsonl"], ["narrate", "--manifest", ""]):
+        assert run(words) == 2  # not this folder
+        assert "without a name; name a" in capsys.readouterr().err
     assert run(["dedup", "a.mp4", "gone.mp4", "-o", "new.jsonl"]) == 1
     assert "gone.mp4: does not exist" in capsys.readouterr().err
     assert not Path("s3:").exists()

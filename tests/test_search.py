@@ -381,6 +381,9 @@ def test_bad_input_is_a_line_each(kitchen: Path, tmp_path: Path, capsys: pytest.
     (tmp_path / "other" / "index.json").write_text(json.dumps(about))
     assert run(["search", str(tmp_path / "other"), "x"]) == 2
     assert "was begun with model nano (0123456789abcdef" in capsys.readouterr().err
+    for words in (["index", "x", "-o", ""], ["search", "", "x"], ["index", "", "-o", str(tmp_path / "new")]):
+        assert run(words) == 2
+        assert "without a name; name a" in capsys.readouterr().err
     about["model"] = "gone/bundle"
     (tmp_path / "other" / "index.json").write_text(json.dumps(about))
     assert run(["search", str(tmp_path / "other"), "x"]) == 2

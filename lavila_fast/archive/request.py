@@ -136,7 +136,7 @@ class Request:
         Raises:
             InputError: there are none.
         """
-        if self.manifest:
+        if self.manifest is not None:
             return find_manifest(self.inputs, self.manifest)
         return find_clips(self.inputs, self.clip_list) if self.clip_list else find_videos(self.inputs)
 

@@ -15,10 +15,12 @@ from lavila_fast.remote.urls import is_url, local_of, shown_url
 
 
 class LocalPath(click.Path):
-    """A file or folder here; a URL is refused, for as a path it would be a folder called ``s3:``."""
+    """A file or folder here; refused is what would be another one as a path: a URL, or no name at all."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A path. InputError: it is a URL of something elsewhere."""
+        """A path. InputError: it is a URL of something elsewhere, or has no name."""
+        if value == "":  # as of a shell's variable that is not set; as a path it would be this folder
+            raise InputError("a path without a name; name a file or a folder, such as ./")
         if is_url(value):
             local = local_of(value)
             if local is None:

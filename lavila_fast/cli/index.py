@@ -51,6 +51,8 @@ def index(context: click.Context, /, inputs: tuple[str, ...], into: str, as_json
     from lavila_fast.search.store import require_search
 
     require_inputs(inputs, given["manifest"])
+    if not into:
+        raise InputError("an index without a name; name a folder as -o, such as ./")
     if is_url(into):
         raise InputError(f"{shown_url(into)}: an index is a folder here; give one, and copy it")
     output = Path(into)

@@ -228,8 +228,10 @@ def find_videos(inputs: Sequence[str]) -> FoundInputs:
     """The videos that the inputs stand for, each once, whatever its names.
 
     Raises:
-        InputError: they stand for nothing at all.
+        InputError: they stand for nothing at all, or one has no name.
     """
+    if "" in inputs:  # as of a shell's variable that is not set; as a path it would be this folder
+        raise InputError("an INPUT without a name; name a file or a folder, such as ./")
     found, left_out = FoundInputs(), _LeftOut()
     seen: dict[str, VideoSource] = {}
     for word in dict.fromkeys(inputs):

@@ -66,6 +66,8 @@ def find_manifest(inputs: Sequence[str], manifest: str) -> FoundInputs:
             no folder.
         MissingExtraError: the package is lacking that reads it.
     """
+    if not manifest:
+        raise InputError("a manifest without a name; name a .csv, .jsonl or .parquet")
     found, places = FoundInputs(), _Places(inputs, manifest)
     rows = list(_rows(manifest, lambda error: found.failed.append(str(error))))
     videos = places.find(rows, found)
