@@ -26,7 +26,7 @@ from lavila_fast.errors import InputError, LavilaError, MissingExtraError, Stora
 TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 100_000  # rows from which an index of vectors pays
 _OUTSIDE, _MOST_PIECES, _BLOCK = 0.05, 64, 1 << 14  # share of rows, files of a table, rows that are copied at once
-_LIST, _PROBES, _SHARE = 4096, 64, 4  # rows of a list; lists that a query looks at: so many, or one of so many of all
+_LIST, _PROBES, _SHARE = 4096, 64, 2  # rows of a list; lists that a query looks at: so many, or one of so many of all
 _REFINED = 3  # times as many are compared again, by the vectors themselves
 _NEW, _OLD = f"{TABLE}_new", f"{TABLE}_old"
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
