@@ -530,6 +530,8 @@ def test_status_of_a_good_run_is_zero(place: Path, capsys: pytest.CaptureFixture
     assert run(["status", "out.csv"]) == 0
     assert capsys.readouterr().out == "3 videos: 3 done\n9 clips\n"
     assert find_records("out.csv").name == "out.csv.videos.jsonl"
+    with pytest.raises(InputError, match="an output without a name"):
+        find_records("")
 
 
 def test_hostile_records_are_no_records() -> None:

@@ -117,6 +117,8 @@ def find_records(output: str) -> Path:
     """
     if is_url(output):
         raise InputError(f"{shown_url(output)}: give the folder where it was made, which the run has said, or a copy")
+    if not output:  # as of a shell's variable that is not set; as a path it would be this folder
+        raise InputError("an output without a name; give what --output was given, such as ./")
     path = Path(output)
     named = records_path(Path(os.path.realpath(path)))
     in_folder = [path / f"{kind.name}{journal}{ENDING}" for journal in ("", ".jsonl") for kind in KINDS]
