@@ -116,6 +116,17 @@ def test_a_part_that_fails_is_told_and_keeps_its_rows(tmp_path: Path, bare: dict
     assert len(json.loads((tmp_path / "out" / "machine.json").read_text())["rows"]) == 5
 
 
+def test_all_parts_are_loaded_without_what_decodes() -> None:
+    """Machines with a GPU often have torch and triton, and no more."""
+    stems = {path.stem for path in (ROOT / "bench" / "gpu").glob("[a-z]*.py")} - {"decoding"}
+    names = sorted(f"lavila_fast.bench.gpu.{stem}" for stem in stems)
+    lacking = "import sys; sys.modules |= dict.fromkeys(('av', 'platformdirs'))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{lacking}; import {', '.join(names)}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_part_that_takes_too_long_is_ended() -> None:
     found = run_part("attention", True, 0.2)
     assert (found["failed"], found["rows"], found["took_s"] < 10) == ("took longer than 0 s", [], True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from lavila_fast.errors import InputError
 from lavila_fast.train.batch import TrainingBatch
-from lavila_fast.train.datasets.samples import Source
+
+if TYPE_CHECKING:
+    from lavila_fast.train.datasets.samples import Source
 
 Numbers = dict[str, Tensor]
 
