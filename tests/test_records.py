@@ -346,6 +346,27 @@ def test_clips_of_substitutes_are_marked_counted_and_made_again_if_asked(place: 
     assert records()["cut.mp4"].damaged == 1
 
 
+def test_a_damaged_film_stays_one_though_what_failed_is_tried_again(place: Path) -> None:
+    """All its windows have rows, so there is nothing to be read, and nothing is known to be better."""
+    film = noisy(Path("film.mp4"))
+    content = bytearray(film.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 20_000] = Random(3).randbytes(20_000)
+    film.write_bytes(content)
+    first, _ = narrate(film, output=OUT)
+    record = records()["film.mp4"]
+    assert (record.status, record.code, damaged_rows() > 0, record.coverage) == ("partial", "damaged", True, 1.0)
+    for wishes in (Wishes(), Wishes(retry_failed=True)):
+        again, scribe = narrate(film, output=OUT, wishes=wishes)
+        assert (again.exit_code, scribe.written) == (1, 0)
+        assert again.failed == [f"{first.failed[0]} (as before; --retry-damaged tries again)"]
+    assert records()["film.mp4"] == record
+    film.rename("moved.mp4")
+    (told,) = narrate("moved.mp4", output=OUT)[0].failed
+    assert told.startswith("moved.mp4: damaged pieces skipped")
+    again, scribe = narrate("moved.mp4", output=OUT, wishes=Wishes(retry_damaged=True))
+    assert (again.exit_code, scribe.written > 0, records()["moved.mp4"].code) == (1, True, "damaged")
+
+
 def test_substitutes_of_a_run_that_was_killed_are_counted(place: Path) -> None:
     cut(Path("cut.mp4"))
     narrate("cut.mp4", output=OUT)

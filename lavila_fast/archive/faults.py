@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lavila_fast.errors import InputError, LavilaError, StorageError, VideoError
 
-DISK, MISSING, TWIN, NETWORK = "disk", "missing", "twin", "network"
+DISK, MISSING, TWIN, NETWORK, DAMAGED = "disk", "missing", "twin", "network", "damaged"
 _WORDS = {  # what a `VideoError` says → the word; the first that is found counts
     "does not exist": MISSING,
     "permission denied": "denied",
@@ -35,12 +35,12 @@ _WORDS = {  # what a `VideoError` says → the word; the first that is found cou
     "needed more than": "memory",
     "ends at": "truncated",
     "is missing": "truncated",
-    "damaged pieces": "damaged",
-    "could not be read": "damaged",
+    "damaged pieces": DAMAGED,
+    "could not be read": DAMAGED,
 }
 PASSING = {DISK, NETWORK}
 """Not the file's fault: another time, or from another disk, it may be read."""
-LASTING = {"empty", "not-a-video", "codec", "no-frames", "truncated", "damaged"}
+LASTING = {"empty", "not-a-video", "codec", "no-frames", "truncated", DAMAGED}
 """A file that failed so fails so again, until it changes."""
 
 

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from lavila_fast.archive.faults import LASTING
+from lavila_fast.archive.faults import DAMAGED, LASTING
 from lavila_fast.archive.journals.journal import Journal
 from lavila_fast.archive.journals.videos import DONE, Records, VideoRecord
 from lavila_fast.archive.sources.inputs import FoundInputs, Job
@@ -78,6 +78,10 @@ class Look:
             return False
         return not full or (record.full == self.full if record.full else record.stamp == self.stamp)
 
+    def _own(self, error: str | None, before: str) -> str | None:
+        """What was wrong with a file, under the name that it has now."""
+        return f"{self.name}{error[len(before) :]}" if error and error.startswith(f"{before}: ") else error
+
     def noted(self, record: VideoRecord | None = None) -> VideoRecord:
         """The record, or a new one, with what the file is now; as it was where nobody can tell."""
         if record and record.id and self.id is None:
@@ -97,6 +101,7 @@ class Look:
             id=self.id,
             video=self.name,
             path=self.path,
+            error=self._own(record.error, record.video),
             full=self.full or record.full,
             size=seen.size,
             mtime=seen.mtime,
@@ -258,9 +263,10 @@ class _Recogniser:
         record = self._records.get(look.name) if look.source else None
         if record is None or look.trouble or record.id is None or not self._complete(look, record):
             self._found.todo.append(look)
-        elif record.error and record.code in LASTING and not self._retried(look):
+        elif record.error and record.code in LASTING and not self._retried(look, record):
             self._found.finished.append(look.name)
-            self._found.failed.append(f"{record.error} (as before; --retry-failed tries again)")
+            option = "--retry-damaged" if record.damaged else "--retry-failed"
+            self._found.failed.append(f"{record.error} (as before; {option} tries again)")
         elif record.status == DONE:
             self._found.finished.append(look.name)
         else:
@@ -274,6 +280,9 @@ class _Recogniser:
             return False
         return record.clips == self._journal.done.count(look.name)
 
-    def _retried(self, look: Look) -> bool:
+    def _retried(self, look: Look, record: VideoRecord) -> bool:
+        """Whether a video in trouble is tried again; one whose clips are all there only if damaged ones are to go."""
+        if record.code == DAMAGED and record.damaged:
+            return self._wants_sound(look, record)
         before = look.mine
         return self._wishes.retry_failed or self._touched(look, before) or (before is None)
