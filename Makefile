@@ -33,6 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 NATIVE := $(wildcard kernels/csrc/* kernels/csrc/cuda/*) kernels/csrc
 $(DEMO)/.made: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PYTHON) -m venv $(DEMO)
+	@echo "installing, and compiling the native engine where there is a C++ compiler: a minute or two"
 	$(DEMO)/bin/python $(PIP) --editable .
 	touch $@
 

@@ -61,13 +61,16 @@ _PLOT_STYLE: Any = {
 }
 
 
+BEGINS = "<!DOCTYPE html>"
+
+
 def svg(draw: Any, name: str, width: float = 5.2, height: float = 2.6) -> str:
     """Draw on fresh axes and give the picture as an ``<svg>`` element."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "export") from error
+        raise MissingExtraError("matplotlib", "plots") from error
     with mpl.rc_context({**_PLOT_STYLE, "svg.hashsalt": name}):
         figure = Figure((width, height), layout="constrained")
         draw(figure.add_subplot())
@@ -84,7 +87,7 @@ def svg(draw: Any, name: str, width: float = 5.2, height: float = 2.6) -> str:
 def document(title: str, body: str) -> str:
     """A whole page of a body that is HTML already."""
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'{BEGINS}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )

@@ -211,6 +211,13 @@ def test_a_run_is_compared_with_its_engine(tmp_path: Path, monkeypatch: pytest.M
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+    assert run(["report", OUT, "--html", "page.html"]) == 0  # a page takes a page's place, and no other
+    for name in (OUT, "film.mp4"):
+        before = Path(name).read_bytes()
+        capsys.readouterr()
+        assert run(["report", OUT, "--html", name]) == 2
+        assert f"{name}: is there already, and no page of a report; give another --html" in capsys.readouterr().err
+        assert Path(name).read_bytes() == before
     assert run(["report", OUT]) == 0
     assert "of the clips that the engine alone does" in capsys.readouterr().out
     assert run(["report", "features.npz"]) == 0  # it has a history of its own

@@ -151,6 +151,11 @@ def test_a_summary_is_an_edit_list(kitchen: Path, capsys: pytest.CaptureFixture[
     every = summarize(index, Query(text, video="film.mp4", threshold=-100.0, limit=50))
     assert every.seconds == pytest.approx(24, abs=0.1)
     assert all(a.end <= b.start for a, b in zip(every.moments, every.moments[1:], strict=False))
+    before = Path("cut.edl").read_bytes()
+    assert run(["search", "ix", "--summarize", text, "--video", "film", "-o", "cut.edl"]) == 2
+    assert "cut.edl: is there already; give another name, or --overwrite it" in capsys.readouterr().err
+    assert run(["search", "ix", "--summarize", text, "--video", "film", "-o", "cut.edl", "--overwrite"]) == 0
+    assert Path("cut.edl").read_bytes() == before
     short = summarize(index, Query(text, video="film.mp4", threshold=-100.0, limit=50), most_seconds=4)
     assert 0 < short.seconds <= 4
     for words, line in {
@@ -159,6 +164,7 @@ def test_a_summary_is_an_edit_list(kitchen: Path, capsys: pytest.CaptureFixture[
         ("--summarize", text, "--video", "film", "-o", "x.txt"): "writes a .edl or a .json",
         (text, "--image", "a", "--clip", "b"): "give one of them",
         (text, "--most-seconds", "4"): "is for --summarize",
+        (text, "--overwrite"): "is for the file of --summarize",
         ("--clip", "film.mp4@5"): "give FILM@START-END",
     }.items():
         assert run(["search", "ix", *words]) == 2

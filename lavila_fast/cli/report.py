@@ -15,6 +15,7 @@ import click
 from lavila_fast.cli.choices import PATH, Number
 from lavila_fast.cli.plan import duration
 from lavila_fast.cli.streams import tell
+from lavila_fast.errors import InputError
 from lavila_fast.shown import many, shown
 
 
@@ -31,6 +32,8 @@ def report(outputs: tuple[str, ...], price: float | None, html: Path | None, as_
     """
     from lavila_fast.archive.accounts.account import account, known
 
+    if html:
+        _require_page(html)
     told = account([known(output) for output in outputs], price)
     if html:
         from lavila_fast.archive.accounts.page import render
@@ -41,6 +44,21 @@ def report(outputs: tuple[str, ...], price: float | None, html: Path | None, as_
         click.echo(json.dumps(told))
     else:
         tell("\n".join(map(shown, lines(told))))
+
+
+def _require_page(path: Path) -> None:
+    """See that a page takes no other place than a page's. InputError: it would."""
+    from lavila_fast.page import BEGINS
+
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(BEGINS))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path}: no page can be written there ({error.strerror}); give another --html") from error
+    if begins != BEGINS.encode():
+        raise InputError(f"{path}: is there already, and no page of a report; give another --html")
 
 
 def lines(told: dict[str, Any]) -> list[str]:

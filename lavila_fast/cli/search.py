@@ -57,6 +57,7 @@ _USUAL, _IN_SUMMARY = 5, 50  # moments
 @click.option("--summarize", is_flag=True, help="All moments of one --video that answer, in the order of the film.")
 @click.option("--most-seconds", type=_SECONDS, help="Of --summarize: how long they may be together.")
 @click.option("-o", "--output", type=PATH, metavar="PATH", help="Folder for --save-top; .edl or .json for --summarize.")
+@click.option("--overwrite", is_flag=True, help="The file that --summarize writes may be there, and goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def search(index: Path, text: str, as_json: bool, **given: Any) -> None:
     """Find moments in INDEX that TEXT describes, such as "#C C cuts the onion".
@@ -94,6 +95,10 @@ def _check(given: dict[str, Any]) -> None:
         raise InputError("--save-top: give the folder for the clips by -o DIR")
     if given["summarize"] and given["output"] and given["output"].suffix.lower() not in (".edl", ".json"):
         raise InputError(f"{given['output']}: --summarize writes a .edl or a .json; name it so")
+    if given["summarize"] and given["output"] and given["output"].exists() and not given["overwrite"]:
+        raise InputError(f"{given['output']}: is there already; give another name, or --overwrite it")
+    if given["overwrite"] and not (given["summarize"] and given["output"]):
+        raise InputError("--overwrite: is for the file of --summarize; leave it out")
     if given["most_seconds"] is not None and not given["summarize"]:
         raise InputError("--most-seconds: is for --summarize; give it, or leave this out")
     if given["output"] and not (given["save_top"] or given["summarize"]):

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def server(tools: Tools) -> Any:
 
         return asked
 
-    found = MCPServer("lavila-fast", instructions=ABOUT, log_level="WARNING")
+    found = MCPServer("lavila-fast", version=version("lavila-fast"), instructions=ABOUT, log_level="WARNING")
     offered: list[Callable[..., Any]] = [tools.search, tools.moments, *([tools.cut] if tools.clips else [])]
     for tool in offered:
         found.add_tool(guarded(tool))
