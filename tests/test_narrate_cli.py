@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -25,7 +26,7 @@ from test_video_coded import write_sound, write_video
 
 import lavila_fast
 from lavila_fast.archive.journals.journal import Journal
-from lavila_fast.cli.main import run
+from lavila_fast.cli.main import cli, run
 from lavila_fast.cli.narrate import options_of
 from lavila_fast.engines.sampling import Warp
 from lavila_fast.errors import InputError
@@ -518,6 +519,16 @@ def test_a_reader_that_leaves_early_is_no_error(bundle: Path, videos: Path) -> N
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def test_the_list_of_commands_is_whole_and_says_what_each_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    for name in cli.commands:
+        (line,) = re.findall(rf"^  {name}  +(.+)$", told, re.M)
+        assert len(line) > 15
+        assert not line.endswith("...")
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def test_by_date_and_length(capsys: pytest.CaptureFixture[str]) -> None:
         assert bool(found(capsys, text, *words)["moments"]) == there, words
     assert run(["search", "ix", text, "--since", "yesterday"]) == 2
     capsys.readouterr()
+    assert run(["search", "ix", text, "--since", "gestern"]) == 2
+    assert "'gestern' is no day; write 2026-05-31, or" in capsys.readouterr().err
     for words in (("--since", "0001-01-01"), ("--until", "0001-01-01"), ("--until", "9999-12-31")):
         run(["search", "ix", text, *words])
         assert "unexpected" not in capsys.readouterr().err

@@ -47,6 +47,7 @@ def _with_shards() -> list[str]:
 @click.option(
     "--part-mb",
     type=click.IntRange(1),
+    metavar="MB",
     help="Parts of about so many megabytes instead of a file a video; of webdataset, its shards.  [there: 1024]",
 )
 @click.option(

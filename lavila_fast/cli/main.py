@@ -51,7 +51,16 @@ from lavila_fast.errors import LavilaError
 
 
 class _Commands(click.Group):
-    """A group that ends with 0 when nobody reads its output any more; left to itself, click ends with 1."""
+    """A group that ends with 0 when nobody reads its output any more; left to itself, click ends with 1.
+
+    Its commands are listed in sections, in the order in which people need them.
+    """
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What each command is for, a line each."""
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", told) for command, told in commands.items()])
 
     def make_context(self, *given: Any, **named: Any) -> click.Context:
         """Read the options; ``--help`` and ``--version`` print here."""
@@ -79,36 +88,53 @@ def cli() -> None:
     """Narrate video: a file goes in, timed sentences come out.
 
     \b
-    lavila-fast demo                    see it work
-    lavila-fast doctor                  what this machine can run, and what is missing
-    lavila-fast plan archive/           how long an archive will take here
-    lavila-fast narrate holiday.mp4     print what happens in a video
-    lavila-fast classify FILM --labels FILE   which of your labels it shows, window by window
-    lavila-fast embed FILM -o PATH      windows as vectors, to search and to cluster
-    lavila-fast status OUTPUT           what became of the videos of a run
-    lavila-fast report OUTPUT           what it cost, how fast it was, what failed and why
-    lavila-fast index FILM... -o INDEX   make an archive searchable; search INDEX "a sentence" finds moments
-    lavila-fast convert IN OUT          what a run has written, in another format
-    lavila-fast merge PART... -o OUT    outputs of several machines (--shard) as one
-    lavila-fast segments IN -o OUT      neighbouring windows that say the same as one
-    lavila-fast dedup FILM... -o FILE   a list of videos that are there more than once
-    lavila-fast export MODEL -o FOLDER  make a checkpoint into a bundle that runs fast, without torch
-    lavila-fast parity FOLDER           how faithful a bundle is, against its checkpoint
-    lavila-fast bench FOLDER            how fast it is on this machine
-    lavila-fast eval BENCHMARK          how good a model is at an egocentric benchmark
-    lavila-fast train --list            what can be trained, on which data
+    lavila-fast narrate holiday.mp4
+    lavila-fast narrate videos/ -o narrations.jsonl
+    lavila-fast narrate --help
     """  # noqa: D301
 
 
-_COMMANDS = (
-    *(demo, doctor, plan, narrate, classify, embed, status, report, convert, merge, segments, dedup),
-    *(index, search, mcp),
-    *(models, export, parity, bench, evaluate, engines),
-    *(train, prepare_data, narrations, rephrase),
-)
+SECTIONS: dict[str, dict[click.Command, str]] = {
+    "Before": {
+        demo: "see it work, on a clip that comes with the package",
+        doctor: "what this machine can run, and what is missing",
+        plan: "how long an archive will take here, and what cannot be read",
+    },
+    "Archives": {
+        narrate: "what happens in videos, sentence by sentence",
+        classify: "which of your labels they show, window by window",
+        embed: "windows as vectors, to search and to cluster",
+        status: "what became of the videos of a run",
+        report: "what runs cost, how fast they were, what failed and why",
+        convert: "what a run has written, in another format",
+        merge: "outputs of several machines (--shard) as one",
+        segments: "neighbouring windows that say the same as one",
+        dedup: "a list of videos that are there more than once",
+    },
+    "Finding moments": {
+        index: "make an archive searchable",
+        search: "moments that a sentence, a picture or a clip describes",
+        mcp: "the same for agents",
+    },
+    "Models": {
+        models: "list, fetch and convert LaViLa's checkpoints",
+        export: "make a checkpoint into a bundle that runs fast, without torch",
+        engines: "build a bundle's TensorRT engines on the machine that runs them",
+        parity: "how faithful a bundle is, against its checkpoint",
+        bench: "how fast a model is on this machine",
+    },
+    "Research": {
+        evaluate: "how good a model is at an egocentric benchmark",
+        train: "train a model; --list says which",
+        prepare_data: "videos as training reads them fastest",
+        narrations: "narrations of a run as training data",
+        rephrase: "narrations in other words, as training data",
+    },
+}
 
-for command in _COMMANDS:
-    cli.add_command(command)
+for _commands in SECTIONS.values():
+    for command in _commands:
+        cli.add_command(command)
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

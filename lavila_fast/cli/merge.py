@@ -24,7 +24,12 @@ from lavila_fast.shown import many
 @click.argument("parts", metavar="PART...", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", required=True, metavar="PATH", help="A file for all videos, or a folder.")
 @click.option("--format", type=LazyChoice(formats), help="Default: as in PATH.")
-@click.option("--part-mb", type=click.IntRange(1), help="In a folder: parts of about so many MB, not a file a video.")
+@click.option(
+    "--part-mb",
+    type=click.IntRange(1),
+    metavar="MB",
+    help="In a folder: parts of about so many MB, not a file a video.",
+)
 @click.option("--allow-gaps", is_flag=True, help="Write what is there, though shares are lacking or not through.")
 @click.option("--overwrite", is_flag=True, help="What PATH holds may go.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")

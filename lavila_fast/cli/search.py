@@ -24,7 +24,18 @@ if TYPE_CHECKING:
     from lavila_fast.search.moments import Moment
 
 
-_DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
+class _Day(click.DateTime):
+    """A day, or a second of one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A time, or a usage error that says how days are written."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is no day; write 2026-05-31, or 2026-05-31T18:00:00", param, ctx)
+
+
+_DATE = _Day(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 _SECONDS = Number(min=0)
 _USUAL, _IN_SUMMARY = 5, 50  # moments
 
@@ -46,11 +57,13 @@ _USUAL, _IN_SUMMARY = 5, 50  # moments
 @click.option("--video", help="Only in videos whose names contain this.")
 @click.option("--after", type=_SECONDS, help="Only from this second of a video on.")
 @click.option("--before", type=_SECONDS, help="Only up to this second of a video.")
-@click.option("--since", type=_DATE, help="Only in videos last changed on this day or later.")
-@click.option("--until", type=_DATE, help="Only in videos last changed before this day.")
+@click.option("--since", type=_DATE, metavar="DAY", help="Only in videos last changed on this day or later.")
+@click.option("--until", type=_DATE, metavar="DAY", help="Only in videos last changed before this day.")
 @click.option("--longer", type=_SECONDS, help="Only in videos of at least so many seconds.")
 @click.option("--shorter", type=_SECONDS, help="Only in videos of at most so many seconds.")
-@click.option("--threshold", type=Number(), help="By how many spreads a match stands out.  [default: 4]")
+@click.option(
+    "--threshold", type=Number(), metavar="SPREADS", help="By how many spreads a match stands out.  [default: 4]"
+)
 @click.option("--model", help="Where the index's dual encoder is now.  [default: where it was]")
 @click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Threads of the model.")
 @click.option("--save-top", type=POSITIVE, metavar="N", help="Cut the best N moments out of their videos, into -o.")
