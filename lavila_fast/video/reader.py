@@ -165,7 +165,7 @@ def _report(source: VideoSource, clips: int, health: Health) -> None:
     if health.lost:
         problems.append(f"{health.lost} of {clips} clips could not be read")
     if problems:
-        todo = f"the other clips are done; {REFETCH}" if health.lost < clips else REFETCH
+        todo = f"the other clips are sound; {REFETCH}" if health.lost < clips else REFETCH
         raise VideoError(source.path, ", ".join(problems), todo)
 
 
