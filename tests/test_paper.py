@@ -56,7 +56,7 @@ def test_annotations_are_apart_and_nothing_is_learnt_that_is_tested(tmp_path: Pa
     material = Material(tmp_path, TOY)
     material.annotate(1)
     human, rest, full = (read_narrations(material.data / f"{name}_1.pkl") for name in ("human", "rest", "full"))
-    assert (len(human), len(rest), len(full)) == (6, 42, 48)
+    assert (len(human), len(rest), len(full)) == (8, 56, 64)
     assert {row[:3] for row in human} | {row[:3] for row in rest} == {row[:3] for row in full}
     assert all(row.texts == ("",) for row in rest)
     scenes = [one for video in range(TOY.videos) for one in material.scenes(video)]
