@@ -242,7 +242,7 @@ def test_a_damaged_index_says_how_it_is_made_again(capsys: pytest.CaptureFixture
 
 
 def test_who_has_a_table_open_sees_what_others_make_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lavila_fast.search.store._FRESH", timedelta(0))
+    monkeypatch.setattr("lavila_fast.search.lance._FRESH", timedelta(0))
     random = np.random.default_rng(0)
 
     def rows(video: str) -> list[Window]:

@@ -48,7 +48,7 @@ def index(context: click.Context, /, inputs: tuple[str, ...], into: str, as_json
     from lavila_fast.cli.embed import embed
     from lavila_fast.cli.narrate import narrate
     from lavila_fast.search.index import EMBEDDINGS, NARRATIONS, Index
-    from lavila_fast.search.store import require_search
+    from lavila_fast.search.lance import require_search
 
     require_inputs(inputs, given["manifest"])
     if not into:

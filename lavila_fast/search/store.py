@@ -7,11 +7,6 @@ store.nearest(vector, 50), store.worded("onion", 50)
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,18 +16,27 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lavila_fast.arrays import F32
-from lavila_fast.errors import InputError, LavilaError, MissingExtraError, StorageError
+from lavila_fast.errors import InputError
+from lavila_fast.search.lance import (
+    NEW,
+    TABLE,
+    TROUBLE,
+    connect,
+    mend,
+    mode_of,
+    open_table,
+    patiently,
+    put_in_place,
+    sound,
+    table_path,
+)
 
-TABLE, _PLACE, BATCH = "windows", "table", 20_000  # rows that are added at once: a table of small pieces is slow
+BATCH = 20_000  # rows that are added at once: a table of small pieces is slow
 LARGE = 100_000  # rows from which an index of vectors pays
 _OUTSIDE, _MOST_PIECES, _BLOCK = 0.05, 64, 1 << 14  # share of rows, files of a table, rows that are copied at once
 _LIST, _PROBES, _SHARE = 4096, 64, 2  # rows of a list; lists that a query looks at: so many, or one of so many of all
 _REFINED = 3  # times as many are compared again, by the vectors themselves
-_NEW, _OLD = f"{TABLE}_new", f"{TABLE}_old"
 _KEPT = timedelta(days=1)  # for who still reads what the table was before
-_FRESH = timedelta(seconds=1)  # who has it open sees what others have added so long ago
-_TROUBLE = (RuntimeError, ValueError, OSError)  # what LanceDB raises, whatever is the matter
-_PLACES = re.compile(r", \S+\.rs:\d+:\d+")  # of its own source
 T = TypeVar("T")
 _COLUMNS = ("video", "video_id", "path", "start", "end", "text", "perplexity", "frame", "date", "length")
 
@@ -107,11 +111,11 @@ class Store:
         Raises:
             InputError: it is damaged.
         """
-        with _sound(folder):
-            _mend(folder)
-            if not _table_path(folder, TABLE).is_dir():
+        with sound(folder):
+            mend(folder)
+            if not table_path(folder, TABLE).is_dir():
                 return False
-            return {*_COLUMNS, "vector"} <= set(_opened(folder).schema.names)
+            return {*_COLUMNS, "vector"} <= set(open_table(folder).schema.names)
 
     @classmethod
     def create(cls, folder: Path, dim: int) -> Store:
@@ -121,9 +125,9 @@ class Store:
         text, number = pyarrow.string(), pyarrow.float64()
         types = (text, text, text, number, number, text, number, number, number, number)
         columns = [*zip(_COLUMNS, types, strict=True), ("vector", pyarrow.list_(pyarrow.float16(), dim))]
-        schema, mode = pyarrow.schema(columns), _mode(folder, TABLE)
-        with _sound(folder):
-            return cls(_connect(folder).create_table(TABLE, schema=schema, mode=mode), dim, folder)
+        schema, mode = pyarrow.schema(columns), mode_of(folder, TABLE)
+        with sound(folder):
+            return cls(connect(folder).create_table(TABLE, schema=schema, mode=mode), dim, folder)
 
     @classmethod
     def open(cls, folder: Path, dim: int) -> Store:
@@ -132,8 +136,8 @@ class Store:
         Raises:
             InputError: there is none, it is damaged, or of other vectors.
         """
-        with _sound(folder):
-            table = _patiently(lambda: _opened(folder))
+        with sound(folder):
+            table = patiently(lambda: open_table(folder))
             there = table.schema.field("vector").type.list_size
         if not set(_COLUMNS) <= set(table.schema.names):
             raise InputError(f"{folder}: was made by an earlier version; run lavila-fast index again with the same -o")
@@ -149,14 +153,14 @@ class Store:
         """
 
         def again() -> T:
-            self._table = _opened(self._folder)
+            self._table = open_table(self._folder)
             return question(self._table)
 
         try:
             return question(self._table)
-        except _TROUBLE:
-            with _sound(self._folder):
-                return _patiently(again)
+        except TROUBLE:
+            with sound(self._folder):
+                return patiently(again)
 
     def __len__(self) -> int:
         """How many windows."""
@@ -185,14 +189,14 @@ class Store:
         vectors = np.stack([row.vector for row in rows if row.vector is not None]).astype(np.float16)
         columns = [pyarrow.array([getattr(row, name) for row in rows], schema.field(name).type) for name in _COLUMNS]
         columns.append(pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), self.dim))
-        with _sound(self._folder):
+        with sound(self._folder):
             self._table.add(pyarrow.Table.from_arrays(columns, schema=schema))
 
     def drop(self, videos: Sequence[tuple[str, str]]) -> None:
         """Take videos out, by identity and name."""
         for some in _some(videos, 500):
             told = " OR ".join(f"(video_id = {quoted(one)} AND video = {quoted(name)})" for one, name in some)
-            with _sound(self._folder):
+            with sound(self._folder):
                 self._table.delete(told)
 
     def settle(self) -> None:
@@ -201,7 +205,7 @@ class Store:
         Of large tables, indexes are made anew only when enough rows lie outside them, which are compared one by one.
         """
         if len(self):
-            with _sound(self._folder):
+            with sound(self._folder):
                 self._settle()
 
     def _settle(self) -> None:
@@ -236,16 +240,12 @@ class Store:
         """
         import pyarrow
 
-        connection, schema = _connect(self._folder), self._table.schema
+        connection, schema = connect(self._folder), self._table.schema
         blocks = (block.select(schema.names) for block in self._table.search().to_batches(_BLOCK))
         reader = pyarrow.RecordBatchReader.from_batches(schema, blocks)
-        connection.create_table(_NEW, data=reader, schema=schema, mode=_mode(self._folder, _NEW))
-        table, new, old = (_table_path(self._folder, name) for name in (TABLE, _NEW, _OLD))
-        shutil.rmtree(old, ignore_errors=True)
-        table.rename(old)
-        new.rename(table)
-        shutil.rmtree(old, ignore_errors=True)
-        self._table = _connect(self._folder).open_table(TABLE)
+        connection.create_table(NEW, data=reader, schema=schema, mode=mode_of(self._folder, NEW))
+        put_in_place(self._folder)
+        self._table = connect(self._folder).open_table(TABLE)
 
     def nearest(self, vector: F32, limit: int, where: str | None = None, exact: bool = False) -> list[Hit]:
         """Windows whose vectors are nearest; scores are cosines. `exact` compares all, whatever the size."""
@@ -314,66 +314,6 @@ def _hits(found: Any, limit: int, where: str | None, column: str, score: Any) ->
     return [Hit(Window(**{name: row[name] for name in _COLUMNS}), score(row[column])) for row in rows]
 
 
-class _NoTable(OSError):
-    """There is no table."""
-
-
-@contextlib.contextmanager
-def _sound(folder: Path) -> Iterator[None]:
-    """What LanceDB says of a table that it cannot read or write becomes a line.
-
-    Raises:
-        InputError: the table is damaged, or there is none.
-        StorageError: the disk is full, or not this user's.
-    """
-    try:
-        yield
-    except LavilaError:
-        raise
-    except _NoTable as error:
-        raise InputError(f"{folder}: holds no index; make one: lavila-fast index INPUT -o {folder}") from error
-    except _TROUBLE as error:
-        told = _PLACES.sub("", " ".join(str(error).split()))[:200]
-        if found := re.search("no space left on device|disk quota exceeded|permission denied|read-only", told, re.I):
-            todo = "make room, or give this user the right to write there, and run the same command again"
-            raise StorageError(f"{folder}: its table cannot be used ({found[0].lower()}); {todo}") from error
-        todo = "and run lavila-fast index again with the same -o: nothing is embedded again"
-        raise InputError(f"{folder}: its table is damaged ({told}); remove {folder / _PLACE} {todo}") from error
-
-
-def _patiently(action: Callable[[], T]) -> T:
-    """Do something that a table spoils while somebody puts it in another's place, a few times if it must be."""
-    for pause in (0.05, 0.2, 0.5):
-        with contextlib.suppress(*_TROUBLE):
-            return action()
-        time.sleep(pause)
-    return action()
-
-
-def _table_path(folder: Path, name: str) -> Path:
-    return folder / _PLACE / f"{name}.lance"
-
-
-def _mode(folder: Path, name: str) -> str:
-    """How to make a table in place of any: LanceDB warns where there is nothing to overwrite."""
-    return "overwrite" if _table_path(folder, name).exists() else "create"
-
-
-def _opened(folder: Path) -> Any:
-    """The table, or while there is none the one that it is about to take the place of."""
-    name = next((one for one in (TABLE, _OLD) if _table_path(folder, one).is_dir()), None)
-    if name is None:  # to connect would make a folder
-        raise _NoTable
-    return _connect(folder).open_table(name)
-
-
-def _mend(folder: Path) -> None:
-    """Put a table back that somebody who was killed while he compacted it has left under its other name."""
-    table, old = _table_path(folder, TABLE), _table_path(folder, _OLD)
-    if not table.exists() and old.is_dir():
-        old.rename(table)
-
-
 def quoted(text: str) -> str:
     """Text as SQL has it."""
     return "'" + text.replace("'", "''") + "'"
@@ -382,23 +322,3 @@ def quoted(text: str) -> str:
 def _some(items: Sequence[Any], count: int) -> Iterator[Sequence[Any]]:
     for at in range(0, len(items), count):
         yield items[at : at + count]
-
-
-def require_search() -> None:
-    """See that there can be an index.
-
-    Raises:
-        MissingExtraError: there cannot.
-    """
-    os.environ.setdefault("LANCEDB_LOG", "error")  # read when it is imported; its warnings are of nothing a user did
-    try:
-        import lancedb  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("lancedb", "search") from error
-
-
-def _connect(folder: Path) -> Any:
-    require_search()
-    import lancedb
-
-    return lancedb.connect(folder / _PLACE, read_consistency_interval=_FRESH)
